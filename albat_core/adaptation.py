@@ -1,0 +1,153 @@
+"""The adaptation set and its split into training, validation and test documents."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.errors import InputError
+from albat_core.records import (
+    EXAMPLE_SCHEMA,
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    Example,
+    read_table,
+    table_to_examples,
+    write_table,
+)
+from albat_core.shards import Part, parts_of
+from albat_core.stage import Runtime, StageConfig
+
+STAGE = "adaptation"
+STAGE_VERSION = 1
+ROLES = (TRAIN, VALIDATION, TEST, UNUSED)
+
+
+class SplitConfig(StageConfig):
+    """How the documents of the adaptation set are divided; never rows of one document."""
+
+    test: float = Field(0.2, ge=0, lt=1)
+    """Share of the documents held out for the evaluation, in [0, 1); 0 where `heldout` is given."""
+    folds: int = Field(5, ge=2, le=100)
+    """One in so many of the remaining documents validates: it stops training, and is not trained
+    on."""
+    use: float = Field(1.0, gt=0, le=1)
+    """Share of the documents left after the test split that is used, in (0, 1]; for learning
+    curves."""
+
+
+def assign_roles(documents: Sequence[str], config: SplitConfig, seed: int) -> dict[str, str]:
+    """Return the role of each distinct document.
+
+    Documents are ordered by a hash, so that a document that is added moves few others, and the
+    documents of a smaller ``use`` are among those of a larger one.
+
+    Raises:
+        InputError: there are fewer documents than the split needs.
+    """
+    ranked = sorted(
+        set(documents),
+        key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(),
+    )
+    tests = max(math.ceil(config.test * len(ranked)), 1) if config.test > 0 else 0
+    rest = ranked[tests:]
+    used = rest[: max(round(config.use * len(rest)), 1)] if rest else []
+    if len(used) < config.folds:
+        raise InputError(
+            f"expected at least {config.folds} documents to train and validate on "
+            f"(split.folds), got {len(used)} of {len(ranked)}",
+            where="adaptation",
+            remedy="give more documents, or lower split.folds, split.test or raise split.use; "
+            "rows of one document count once (document_column)",
+        )
+    validation = max(len(used) // config.folds, 1)
+    roles = dict.fromkeys(ranked[:tests], TEST)
+    roles |= dict.fromkeys(rest[len(used) :], UNUSED)
+    # validation documents are spread over the order, so that they too nest as `use` grows
+    for place, name in enumerate(used):
+        chosen = place % config.folds == 0 and place // config.folds < validation
+        roles[name] = VALIDATION if chosen else TRAIN
+    return roles
+
+
+def split_adaptation(
+    shards: Sequence[ArtifactRef],
+    heldout: Sequence[ArtifactRef],
+    config: SplitConfig,
+    seed: int,
+    runtime: Runtime,
+) -> ArtifactRef:
+    """Divide the adaptation set by document; one Parquet file a role.
+
+    Args:
+        shards: the adaptation set's shards.
+        heldout: shards of documents that are for the evaluation only; may be empty.
+        config: the shares.
+        seed: decides which documents go where.
+        runtime: where artifacts are kept.
+
+    Raises:
+        InputError: too few documents, or one of them is in both sets.
+    """
+    store = ArtifactStore(runtime.root)
+    own, other = parts_of(store, shards), parts_of(store, heldout)
+
+    def build(folder: Path) -> Built:
+        table = _read(store, own)
+        test_only = _read(store, other)
+        roles = assign_roles(table["document"].to_pylist(), config, seed)
+        if common := sorted(set(roles) & set(test_only["document"].to_pylist())):
+            raise InputError(
+                f"document {common[0]!r} and {len(common) - 1} more are in both sets",
+                where="adaptation and heldout",
+                remedy="remove them from one: held-out documents must not be trained on",
+            )
+        role_column = pa.array([roles[name] for name in table["document"].to_pylist()])
+        facts = {}
+        for role in ROLES:
+            rows = table.filter(pc.equal(role_column, role))
+            if role == TEST:
+                rows = pa.concat_tables([rows, test_only])
+            facts[role] = {
+                "rows": rows.num_rows,
+                "documents": len(set(rows["document"].to_pylist())),
+            }
+            write_table(rows, folder / f"{role}.parquet")
+        if not facts[TEST]["rows"]:
+            raise InputError(
+                "expected held-out documents for the evaluation, got none",
+                where="split.test",
+                remedy="raise split.test above 0 or give heldout",
+            )
+        return Built(rows=table.num_rows + test_only.num_rows, facts=facts)
+
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json") | {"seed": seed},
+        {"parts": [p.sha256 for p in own], "heldout": [p.sha256 for p in other]},
+        build,
+    )
+
+
+def _read(store: ArtifactStore, parts: Sequence[Part]) -> pa.Table:
+    tables = [read_table(store.folder(p.shards) / p.name) for p in parts]
+    return pa.concat_tables([EXAMPLE_SCHEMA.empty_table(), *tables])
+
+
+def read_role(store: ArtifactStore, adaptation: ArtifactRef, role: str) -> list[Example]:
+    """Return the examples of one role, in the order of the source."""
+    return table_to_examples(read_table(store.folder(adaptation) / f"{role}.parquet"))
+
+
+def role_digest(store: ArtifactStore, adaptation: ArtifactRef, role: str) -> str:
+    """Return a digest of one role's rows, so that what reads only them depends only on them."""
+    files = {f.path: f.sha256 for f in store.manifest(adaptation).files}
+    return files[f"{role}.parquet"]

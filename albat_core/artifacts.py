@@ -1,0 +1,296 @@
+"""Artifacts: immutable results under the key of what made them, valid once a manifest says so.
+
+Layout below the root::
+
+    <stage>/<key>/<attempt>/...    files, written by one attempt
+    <stage>/<key>/manifest.json    written last, in one piece; names the attempt it vouches for
+    latest/<stage>/<family>.json   a hint: the newest artifact of a family, safe to lose
+
+A run that is killed leaves files without a manifest, which nothing reads.
+"""
+
+import errno
+import json
+import logging
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from albat_core import storage
+from albat_core.errors import AlbatError, ArtifactError
+from albat_core.stage import stage_key
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+_VERSIONS_KEPT = (
+    "albat",
+    "torch",
+    "transformers",
+    "peft",
+    "faiss-cpu",
+    "faiss-gpu-cu12",
+    "pyarrow",
+    "numpy",
+)
+
+
+class ArtifactRef(BaseModel):
+    """Names an artifact: small, JSON, the same wherever it is passed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    key: str
+    reused: bool = False
+    """Whether this run found it finished; says nothing of the artifact itself."""
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.key}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ArtifactRef) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+class ArtifactFile(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact is: how it was made, from what, and which files it has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest_schema: int = MANIFEST_SCHEMA
+    stage: str
+    stage_version: int
+    key: str
+    attempt: str
+    created: str
+    """UTC, ISO 8601."""
+    seconds: float
+    """Wall-clock seconds it took to make."""
+    rows: int
+    """Rows of data in it."""
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    facts: dict[str, Any]
+    """What the stage measured or counted, by name."""
+    files: tuple[ArtifactFile, ...]
+    versions: dict[str, str]
+    """Library versions that made it."""
+
+
+class Built(BaseModel):
+    """What a stage's builder returns beside the files it wrote."""
+
+    rows: int = 0
+    facts: dict[str, Any] = {}
+
+
+class ArtifactStore:
+    """The artifacts below one root, a local folder or a remote prefix."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root if storage.is_remote(root) else str(Path(root).expanduser().resolve())
+        self._seen: dict[str, Manifest] = {}  # artifacts are immutable: looked at once
+
+    def produce(
+        self,
+        stage: str,
+        stage_version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        build: Callable[[Path], Built],
+    ) -> ArtifactRef:
+        """Return the artifact of these inputs, made by ``build`` only if none is finished.
+
+        Args:
+            stage: the stage's name.
+            stage_version: raised when equal inputs would give different output.
+            config: what is configured, JSON values.
+            inputs: what is read: artifact keys and fingerprints by role, JSON values.
+            build: writes the artifact's files into the empty folder that it is given.
+
+        Raises:
+            StorageFullError: there is no room for it.
+        """
+        key = stage_key(stage, stage_version, config, inputs)
+        if self.find(ArtifactRef(stage=stage, key=key)) is not None:
+            logger.info("reused %s/%s", stage, key)
+            return ArtifactRef(stage=stage, key=key, reused=True)
+        began = time.perf_counter()
+        draft = self._draft_folder()
+        try:
+            built = build(draft)
+            files = tuple(
+                ArtifactFile(
+                    path=file.relative_to(draft).as_posix(),
+                    bytes=file.stat().st_size,
+                    sha256=storage.digest(file),
+                )
+                for file in sorted(draft.rglob("*"))
+                if file.is_file()
+            )
+            attempt = uuid.uuid4().hex[:8]
+            storage.upload(draft, storage.join(self.root, stage, key, attempt))
+            manifest = Manifest(
+                stage=stage,
+                stage_version=stage_version,
+                key=key,
+                attempt=attempt,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=round(time.perf_counter() - began, 3),
+                rows=built.rows,
+                config=dict(config),
+                inputs=dict(inputs),
+                facts=built.facts,
+                files=files,
+                versions=_library_versions(),
+            )
+            storage.write_bytes(
+                storage.join(self.root, stage, key, MANIFEST),
+                manifest.model_dump_json(indent=1).encode(),
+            )
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise storage.no_space(str(draft)) from error
+            raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        logger.info("made %s/%s in %.1f s", stage, key, manifest.seconds)
+        return ArtifactRef(stage=stage, key=key)
+
+    def find(self, ref: ArtifactRef) -> Manifest | None:
+        """Return the manifest of a finished artifact, or None where files of it are lost."""
+        try:
+            content = storage.read_bytes(storage.join(self.root, ref.stage, ref.key, MANIFEST))
+        except FileNotFoundError:
+            return None
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValidationError:
+            logger.warning("%s has a manifest that cannot be read: it is made again", ref)
+            return None
+        present = storage.file_sizes(self._folder_uri(manifest)) if manifest.files else {}
+        lost = [file.path for file in manifest.files if present.get(file.path) != file.bytes]
+        if lost:
+            logger.warning("%s has lost or changed %s: it is made again", ref, ", ".join(lost))
+            return None
+        return manifest
+
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        """Return an artifact's manifest.
+
+        Raises:
+            ArtifactError: it is not there or not whole.
+        """
+        manifest = self._seen.get(str(ref)) or self.find(ref)
+        if manifest is None:
+            raise ArtifactError(
+                "expected a finished artifact, found none",
+                where=f"{ref} below {self.root}",
+                remedy="run the stage that makes it again",
+            )
+        self._seen[str(ref)] = manifest
+        return manifest
+
+    def folder(self, ref: ArtifactRef) -> Path:
+        """Return a local folder with the artifact's files, fetched first where it is remote."""
+        manifest = self.manifest(ref)
+        cache = Path(tempfile.gettempdir()) / "albat-artifacts" / ref.stage / ref.key
+        return storage.download(self._folder_uri(manifest), cache / manifest.attempt)
+
+    def changed_files(self, ref: ArtifactRef) -> list[str]:
+        """Return the files whose content no longer has the digest that the manifest gives."""
+        folder, manifest = self.folder(ref), self.manifest(ref)
+        return [f.path for f in manifest.files if storage.digest(folder / f.path) != f.sha256]
+
+    def resolve(self, name: str) -> ArtifactRef:
+        """Return the one artifact that ``name`` means: ``stage/key``, a key, or how one begins.
+
+        Raises:
+            ArtifactError: none or several match.
+        """
+        stage, _, start = name.rpartition("/")
+        refs = [r for r in self.all_refs() if r.key.startswith(start) and stage in ("", r.stage)]
+        if len(refs) != 1:
+            found = ", ".join(map(str, refs[:5])) or "none"
+            raise ArtifactError(
+                f"expected one artifact named {name!r}, found {found}",
+                where=self.root,
+                remedy="give more of the key, or another --root",
+            )
+        return refs[0]
+
+    def all_refs(self) -> Iterator[ArtifactRef]:
+        """Yield every finished artifact below the root."""
+        for path in sorted(storage.file_sizes(self.root)):
+            parts = path.split("/")
+            if len(parts) == 3 and parts[2] == MANIFEST:
+                yield ArtifactRef(stage=parts[0], key=parts[1])
+
+    def latest(self, stage: str, family: str) -> ArtifactRef | None:
+        """Return the newest artifact of a family whose parts may be reused, if one is known."""
+        try:
+            content = json.loads(storage.read_bytes(self._latest_uri(stage, family)))
+            ref = ArtifactRef(stage=stage, key=content["key"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+        return ref if self.find(ref) else None
+
+    def set_latest(self, family: str, ref: ArtifactRef) -> None:
+        """Note ``ref`` as the newest of its family."""
+        uri = self._latest_uri(ref.stage, family)
+        storage.write_bytes(uri, json.dumps({"key": ref.key}).encode())
+
+    def _latest_uri(self, stage: str, family: str) -> str:
+        return storage.join(self.root, "latest", stage, f"{family}.json")
+
+    def _folder_uri(self, manifest: Manifest) -> str:
+        return storage.join(self.root, manifest.stage, manifest.key, manifest.attempt)
+
+    def _draft_folder(self) -> Path:
+        """Return a new empty folder, on the root's own disk where that is local."""
+        if storage.is_remote(self.root):
+            return Path(tempfile.mkdtemp(prefix="albat-draft-"))
+        drafts = Path(self.root) / "drafts"
+        try:
+            drafts.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=drafts))
+            folder.chmod(drafts.stat().st_mode)  # mkdtemp's 0700 would hide it from other users
+            return folder
+        except OSError as error:
+            raise AlbatError(
+                f"expected a folder that can be written ({error.strerror})",
+                where=self.root,
+                remedy="set another --root",
+            ) from error
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONS_KEPT:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

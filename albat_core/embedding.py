@@ -1,0 +1,184 @@
+"""Embeddings: the backbone's own representation of every example."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from albat_core.adaptation import read_role, role_digest
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones.base import Backbone, BackboneConfig, Encoded, length_batches
+from albat_core.errors import BackboneError
+from albat_core.progress import track
+from albat_core.records import TRAIN, read_table, write_table
+from albat_core.shards import Part, iterate_part
+from albat_core.stage import Runtime, StageConfig, stage_key
+
+STAGE = "embeddings"
+QUERY_STAGE = "queries"
+STAGE_VERSION = 1
+VECTORS = "embeddings.npy"
+QUERY_IDS = "queries.parquet"
+
+
+class EmbeddingConfig(StageConfig):
+    """How embeddings are computed."""
+
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens in a batch, padding included. More fills a GPU; the memory needed grows with it."""
+
+
+class EmbeddedPart(BaseModel):
+    """A part of the corpus and the embeddings of its rows, in the same order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: Part
+    embeddings: ArtifactRef
+
+    @property
+    def reused(self) -> bool:
+        """Whether the embeddings were found finished."""
+        return self.embeddings.reused
+
+
+def embed_examples(
+    backbone: Backbone, encoded: Sequence[Encoded], batch_tokens: int, label: str
+) -> NDArray[np.float32]:
+    """Return the embeddings of encoded examples, (n, d) float32, in order.
+
+    Raises:
+        BackboneError: a value is not finite.
+    """
+    vectors: NDArray[np.float32] | None = None
+    with track(label, len(encoded), "examples") as advance:
+        for batch in length_batches([e.length for e in encoded], batch_tokens):
+            found = backbone.embed([encoded[i] for i in batch]).numpy()
+            if vectors is None:
+                vectors = np.empty((len(encoded), found.shape[1]), dtype=np.float32)
+            vectors[batch] = found
+            advance(len(batch))
+    assert vectors is not None  # parts and adaptation sets are never empty
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise BackboneError(
+            "expected finite embeddings, got NaN or infinity",
+            where=f"example {encoded[row].example_id}",
+            remedy="check the backbone's weights, or set backbone.dtype to float32",
+        )
+    return vectors
+
+
+def embed_part(
+    part: Part,
+    label: str,
+    backbone_config: BackboneConfig,
+    config: EmbeddingConfig,
+    runtime: Runtime,
+) -> EmbeddedPart:
+    """Embed one part of the corpus; keyed by its content, so equal parts are embedded once.
+
+    Args:
+        part: what is embedded.
+        label: names the progress line.
+        backbone_config: what embeds it.
+        config: how.
+        runtime: where and with what.
+    """
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        with open_backbone(backbone_config, runtime) as backbone:
+            encoded = [e for rows in iterate_part(store, part) for e in backbone.encode(rows)]
+            vectors = embed_examples(backbone, encoded, config.batch_tokens, f"embed {label}")
+        np.save(folder / VECTORS, vectors)
+        return Built(
+            rows=len(vectors),
+            facts={"dimension": vectors.shape[1], "tokens": sum(e.length for e in encoded)},
+        )
+
+    ref = store.produce(
+        STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json"),
+        {"part": part.sha256, "backbone": backbone_identity(backbone_config)},
+        build,
+    )
+    return EmbeddedPart(part=part, embeddings=ref)
+
+
+def embed_queries(
+    adaptation: ArtifactRef,
+    backbone_config: BackboneConfig,
+    config: EmbeddingConfig,
+    runtime: Runtime,
+) -> ArtifactRef:
+    """Embed the training examples of the adaptation set.
+
+    Rows that an earlier set had are not embedded again. They are computed one at a time, so that
+    a row's embedding does not depend on which rows are beside it, bit for bit.
+    """
+    store = ArtifactStore(runtime.root)
+    identity = backbone_identity(backbone_config)
+    family = stage_key(QUERY_STAGE, STAGE_VERSION, config.model_dump(mode="json"), identity)
+
+    def build(folder: Path) -> Built:
+        examples = read_role(store, adaptation, TRAIN)
+        digests = [e.digest() for e in examples]
+        known = _known_rows(store, family)
+        fresh = [i for i, name in enumerate(digests) if name not in known]
+        if fresh:
+            with open_backbone(backbone_config, runtime) as backbone:
+                encoded = backbone.encode([examples[i] for i in fresh])
+                computed = embed_examples(backbone, encoded, 1, "embed adaptation rows")
+            known |= {digests[i]: row for i, row in zip(fresh, computed, strict=True)}
+        vectors = np.stack([known[name] for name in digests])
+        np.save(folder / VECTORS, vectors)
+        ids = pa.table({"example_id": [e.example_id for e in examples], "digest": digests})
+        write_table(ids, folder / QUERY_IDS)
+        reused = len(examples) - len(fresh)
+        return Built(
+            rows=len(examples),
+            facts={
+                "dimension": vectors.shape[1],
+                "embedded_rows": len(fresh),
+                "reused_rows": reused,
+            },
+        )
+
+    ref = store.produce(
+        QUERY_STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json"),
+        {"rows": role_digest(store, adaptation, TRAIN), "backbone": identity},
+        build,
+    )
+    store.set_latest(family, ref)
+    return ref
+
+
+def _known_rows(store: ArtifactStore, family: str) -> dict[str, NDArray[np.float32]]:
+    latest = store.latest(QUERY_STAGE, family)
+    if latest is None:
+        return {}
+    digests = read_table(store.folder(latest) / QUERY_IDS)["digest"].to_pylist()
+    return dict(zip(digests, load_vectors(store, latest), strict=True))
+
+
+def load_queries(store: ArtifactStore, ref: ArtifactRef) -> tuple[list[str], NDArray[np.float32]]:
+    """Return ids and embeddings (n, d) float32 of the adaptation examples."""
+    folder = store.folder(ref)
+    ids = read_table(folder / QUERY_IDS)["example_id"].to_pylist()
+    return ids, np.load(folder / VECTORS, allow_pickle=False)
+
+
+def load_vectors(store: ArtifactStore, ref: ArtifactRef) -> NDArray[np.float32]:
+    """Return a part's embeddings (n, d) float32, mapped from the file rather than read."""
+    vectors: NDArray[np.float32] = np.load(
+        store.folder(ref) / VECTORS, mmap_mode="r", allow_pickle=False
+    )
+    return vectors

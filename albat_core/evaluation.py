@@ -1,0 +1,120 @@
+"""What an adapter is worth: losses on held-out documents, with intervals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from albat_core.adaptation import read_role, role_digest
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones.base import BackboneConfig, adapted
+from albat_core.errors import BackboneError
+from albat_core.losses import example_losses
+from albat_core.records import LOSS_SCHEMA, TEST, read_table, write_table
+from albat_core.seeding import numpy_generator
+from albat_core.stage import Runtime, StageConfig
+
+STAGE = "evaluation"
+STAGE_VERSION = 1
+LOSSES = "losses.parquet"
+
+Floats = NDArray[np.float64]
+
+
+class EvaluationConfig(StageConfig):
+    """How adapters are compared on the held-out documents."""
+
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens in a batch, padding included."""
+
+
+def evaluate(
+    adapter: ArtifactRef | None,
+    adaptation: ArtifactRef,
+    backbone_config: BackboneConfig,
+    config: EvaluationConfig,
+    runtime: Runtime,
+    label: str = "evaluate",
+) -> ArtifactRef:
+    """Measure the loss of every held-out example with an adapter (None: without).
+
+    Raises:
+        BackboneError: the adapter was made for another backbone, or a loss is not finite.
+    """
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        examples = read_role(store, adaptation, TEST)
+        with (
+            open_backbone(backbone_config, runtime) as backbone,
+            adapted(backbone, store.folder(adapter) if adapter else None),
+        ):
+            encoded = backbone.encode(examples)
+            totals, units = example_losses(backbone, encoded, config.batch_tokens, label)
+        if not np.isfinite(totals).all():
+            worst = examples[int(np.flatnonzero(~np.isfinite(totals))[0])].example_id
+            raise BackboneError(
+                "expected finite losses, got NaN or infinity",
+                where=f"example {worst}",
+                remedy="check the adapter and the backbone's weights",
+            )
+        columns = [
+            [e.example_id for e in examples],
+            [e.document for e in examples],
+            totals,
+            units,
+        ]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, LOSS_SCHEMA, strict=True)]
+        write_table(pa.Table.from_arrays(arrays, schema=LOSS_SCHEMA), folder / LOSSES)
+        return Built(rows=len(examples), facts={"loss": float(totals.sum() / units.sum())})
+
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json"),
+        {
+            "adapter": adapter.key if adapter else None,
+            "heldout": role_digest(store, adaptation, TEST),
+            "backbone": backbone_identity(backbone_config),
+        },
+        build,
+    )
+
+
+def document_losses(store: ArtifactStore, evaluation: ArtifactRef) -> tuple[Floats, Floats]:
+    """Return total loss in nats and units of each held-out document, (n_documents,), by name."""
+    table = read_table(store.folder(evaluation) / LOSSES)
+    grouped = table.group_by("document").aggregate([("loss", "sum"), ("units", "sum")])
+    grouped = grouped.sort_by("document")
+    return (
+        grouped["loss_sum"].to_numpy().astype(np.float64),
+        grouped["units_sum"].to_numpy().astype(np.float64),
+    )
+
+
+def bootstrap_interval(
+    totals: Sequence[Floats], units: Floats, seed: int, draws: int = 2000
+) -> tuple[float, float, float]:
+    """Return a loss, or the difference of two, with its 95% percentile interval over documents.
+
+    Documents are drawn with replacement, whole and paired: both arms see the same draw.
+
+    Args:
+        totals: one or two of (n_documents,), nats; the second is subtracted.
+        units: (n_documents,), the same for both.
+        seed: of the generator.
+        draws: bootstrap samples.
+
+    Returns:
+        value, low and high, nats per unit.
+    """
+    difference = totals[0] - totals[1] if len(totals) == 2 else totals[0]
+    generator = numpy_generator(seed, "bootstrap")
+    drawn = generator.integers(0, len(units), size=(draws, len(units)))
+    samples = difference[drawn].sum(axis=1) / units[drawn].sum(axis=1)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(difference.sum() / units.sum()), float(low), float(high)

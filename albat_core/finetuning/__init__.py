@@ -1,0 +1,1 @@
+"""Fine-tuning: one training loop for every modality and every arm."""

@@ -1,0 +1,113 @@
+"""An adapter trained on a mixture, as an artifact."""
+
+import time
+from pathlib import Path
+
+from albat_core import storage
+from albat_core.adaptation import read_role, role_digest
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones.base import BackboneConfig
+from albat_core.dataset import read_mixture
+from albat_core.finetuning.checkpoint import CheckpointFile
+from albat_core.finetuning.trainer import FinetuneConfig, Trainer
+from albat_core.records import VALIDATION
+from albat_core.seeding import derive_seed
+from albat_core.stage import Runtime, stage_key
+
+STAGE = "adapter"
+STAGE_VERSION = 1
+
+
+def finetune(
+    mixture: ArtifactRef,
+    adaptation: ArtifactRef,
+    backbone_config: BackboneConfig,
+    config: FinetuneConfig,
+    seed: int,
+    runtime: Runtime,
+    label: str = "fine-tune",
+) -> ArtifactRef:
+    """Train an adapter on a mixture and keep it at its best step on the validation documents.
+
+    A run that was interrupted goes on from its last checkpoint, with the same result.
+
+    Args:
+        mixture: what is trained on; the surrogate is trained on adaptation rows alone.
+        adaptation: whose validation rows decide the best step.
+        backbone_config: what is adapted.
+        config: how.
+        seed: of every draw.
+        runtime: where and with what.
+        label: names the progress line.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    store = ArtifactStore(runtime.root)
+    inputs = {
+        "mixture": mixture.key,
+        "validation": role_digest(store, adaptation, VALIDATION),
+        "backbone": backbone_identity(backbone_config),
+    }
+    knobs = config.model_dump(mode="json") | {"seed": seed}
+    key = stage_key(STAGE, STAGE_VERSION, knobs, inputs)
+    checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
+
+    def build(folder: Path) -> Built:
+        began = time.perf_counter()
+        rows = read_mixture(store, mixture)
+        with open_backbone(backbone_config, runtime) as backbone:
+            backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
+            validation = backbone.encode(read_role(store, adaptation, VALIDATION))
+            trainer = Trainer(
+                backbone,
+                rows,
+                validation,
+                config,
+                derive_seed(seed, "training"),
+                checkpoint,
+                runtime.checkpoint_seconds,
+            )
+            state = trainer.train(label)
+            parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
+            backbone.save_adapter(folder)
+        facts = {
+            "steps": state.step,
+            "best_step": state.best_step,
+            "validation_loss": state.best_loss,
+            "history": state.history,
+            "parameters": parameters,
+            "adaptation_rows": len(rows.adaptation),
+            "backbone_rows": len(rows.backbone),
+            "alpha": rows.alpha,
+            "training_seconds": round(time.perf_counter() - began, 3),
+        }
+        (folder / "README.md").write_text(_card(backbone_config, facts))
+        return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
+
+    ref = store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
+    checkpoint.remove()
+    return ref
+
+
+def _card(backbone: BackboneConfig, facts: dict[str, object]) -> str:
+    return f"""---
+base_model: {backbone.path}
+library_name: peft
+tags: [lora, albat]
+---
+# LoRA adapter
+
+Trained by albat on {facts["adaptation_rows"]} adaptation rows and {facts["backbone_rows"]} rows of
+the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["best_step"]} of
+{facts["steps"]}, validation loss {facts["validation_loss"]:.4f} nats per token.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+backbone = AutoModelForCausalLM.from_pretrained({backbone.path!r})
+model = PeftModel.from_pretrained(backbone, "path/to/this/folder")
+```
+"""

@@ -1,0 +1,213 @@
+"""The only training loop: an adapter on a weighted mixture, stopped on validation documents."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from albat_core.backbones.base import AdapterConfig, Backbone, Encoded, length_batches
+from albat_core.dataset import Mixture
+from albat_core.errors import Interrupted, TrainingError
+from albat_core.finetuning.checkpoint import CheckpointFile, Tensors, TrainingState
+from albat_core.finetuning.sampler import MixtureSampler
+from albat_core.losses import example_losses
+from albat_core.progress import track
+from albat_core.seeding import derive_seed
+from albat_core.stage import StageConfig
+
+
+class FinetuneConfig(StageConfig):
+    """How an adapter is trained."""
+
+    adapter: AdapterConfig = AdapterConfig()
+    """The adapter's shape."""
+    steps: int = Field(600, ge=1)
+    """Optimizer steps at most."""
+    batch_size: int = Field(16, ge=1)
+    """Examples in an optimizer step."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens computed at once, padding included; larger batches accumulate gradients."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Highest learning rate of AdamW."""
+    warmup: int = Field(20, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate falls after warm-up: to a tenth along a cosine, or not at all."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    evaluate_every: int = Field(25, ge=1)
+    """Steps between looks at the validation documents; the best adapter is kept."""
+    patience: int = Field(6, ge=1)
+    """Looks without a new best after which training stops."""
+
+
+def learning_rate(config: FinetuneConfig, step: int) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+class Trainer:
+    """Trains the adapter attached to a backbone, and leaves it at its best step.
+
+    Args:
+        backbone: with a new adapter attached.
+        mixture: what is trained on.
+        validation: examples that decide which step is best.
+        config: how.
+        seed: of every draw.
+        checkpoint: where the state is kept for a run that is interrupted.
+        checkpoint_seconds: how often.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mixture: Mixture,
+        validation: Sequence[Encoded],
+        config: FinetuneConfig,
+        seed: int,
+        checkpoint: CheckpointFile,
+        checkpoint_seconds: float,
+    ) -> None:
+        self._backbone = backbone
+        self._adaptation = backbone.encode(mixture.adaptation)
+        self._corpus = backbone.encode(mixture.backbone)
+        self._validation = validation
+        self._config = config
+        self._seed = seed
+        self._checkpoint = checkpoint
+        self._checkpoint_seconds = checkpoint_seconds
+        self._sampler = MixtureSampler(
+            len(mixture.adaptation), mixture.weights, mixture.alpha, config.batch_size, seed
+        )
+        self._parameters = backbone.adapter_parameters()
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def train(self, label: str) -> TrainingState:
+        """Train to the end and return what was measured.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        state = self._restore()
+        config = self._config
+        saved = time.monotonic()
+        with track(label, config.steps, "steps") as advance, self._kept_if_stopped(state):
+            advance(state.step)
+            if not state.history:
+                self._evaluate(state)
+            while state.step < config.steps and not self._stalled(state):
+                state.recent.append(self._step(state.step))
+                state.step += 1
+                advance(1)
+                if state.step % config.evaluate_every == 0 or state.step == config.steps:
+                    self._evaluate(state)
+                if time.monotonic() - saved > self._checkpoint_seconds:
+                    self._checkpoint.write(self._snapshot(state))
+                    saved = time.monotonic()
+        self._set(state.best_parameters)
+        return state
+
+    @contextmanager
+    def _kept_if_stopped(self, state: TrainingState) -> Iterator[None]:
+        """Write a checkpoint when a person stops the run, which happens between two steps."""
+        try:
+            yield
+        except Interrupted:
+            if state.step:
+                self._checkpoint.write(self._snapshot(state))
+            raise
+
+    def _step(self, step: int) -> float:
+        """Take one optimizer step; return the batch's mean loss in nats per unit."""
+        own, other = self._sampler.batch(step)
+        batch = [self._adaptation[i] for i in own] + [self._corpus[i] for i in other]
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, step)
+        self._backbone.training(True)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self._seed, "dropout", step))
+            for positions in length_batches([e.length for e in batch], self._config.batch_tokens):
+                mean = self._backbone.losses([batch[i] for i in positions]).mean.sum() / len(batch)
+                torch.autograd.backward(mean)
+                loss += float(mean.detach())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"expected a finite loss, got {loss} at step {step}",
+                where="examples " + ", ".join(e.example_id for e in batch[:4]) + ", …",
+                remedy="lower finetune.learning_rate, or set backbone.dtype to float32",
+            )
+        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
+        self._optimizer.step()
+        return loss
+
+    def _evaluate(self, state: TrainingState) -> None:
+        """Measure the validation loss, and keep the adapter if it is the best yet."""
+        self._backbone.training(False)
+        totals, units = example_losses(self._backbone, self._validation, self._config.batch_tokens)
+        loss = float(totals.sum() / units.sum())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"expected a finite validation loss, got {loss} at step {state.step}",
+                where="validation documents",
+                remedy="lower finetune.learning_rate, or set backbone.dtype to float32",
+            )
+        measured = {"step": float(state.step), "validation": loss}
+        if state.recent:
+            measured["train"] = sum(state.recent) / len(state.recent)
+            state.recent = []
+        state.history.append(measured)
+        if loss < state.best_loss:
+            state.best_step, state.best_loss = state.step, loss
+            state.best_parameters = self._copy()
+
+    def _stalled(self, state: TrainingState) -> bool:
+        waited = state.step - state.best_step
+        return waited >= self._config.patience * self._config.evaluate_every
+
+    def _copy(self) -> Tensors:
+        return {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def _set(self, values: Tensors) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    def _snapshot(self, state: TrainingState) -> TrainingState:
+        """Return the state with the adapter and the optimizer's moments in it."""
+        state.parameters = self._copy()
+        state.moments = {
+            f"{moment}/{name}": self._optimizer.state[p][key]
+            for name, p in self._parameters.items()
+            for moment, key in (("first", "exp_avg"), ("second", "exp_avg_sq"))
+        }
+        return state
+
+    def _restore(self) -> TrainingState:
+        """Return the state to start from: the checkpoint's, where there is one that fits."""
+        state = self._checkpoint.read()
+        if state is None or set(state.parameters) != set(self._parameters):
+            return TrainingState()
+        self._set(state.parameters)
+        for name, parameter in self._parameters.items():
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": state.moments[f"first/{name}"].to(parameter.device),
+                "exp_avg_sq": state.moments[f"second/{name}"].to(parameter.device),
+            }
+        return state

@@ -1,0 +1,156 @@
+"""Selection and weights: which candidates go into the mixture, and how much each counts."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.records import (
+    CANDIDATE_SCHEMA,
+    SCORE_SCHEMA,
+    SELECTION_SCHEMA,
+    read_table,
+    write_table,
+)
+from albat_core.retrieval import CANDIDATES, NEIGHBOURS
+from albat_core.scoring import SCORES
+from albat_core.stage import Runtime, StageConfig
+
+STAGE = "selection"
+STAGE_VERSION = 1
+SELECTION = "selection.parquet"
+
+Floats = NDArray[np.float64]
+
+
+class MixtureConfig(StageConfig):
+    """How much backbone data is mixed in, and which."""
+
+    alpha: float = Field(0.5, ge=0, lt=1)
+    """Mixing weight: share of the backbone data in the objective, in [0, 1)."""
+    rows: int = Field(2000, ge=1)
+    """Backbone rows selected at most."""
+    select: Literal["turns", "top"] = "turns"
+    """`turns`: each adaptation example in turn takes its best-scored neighbour, so that all are
+    served; `top`: the best scores, whoever they serve."""
+    ess: float = Field(0.5, gt=0, le=1)
+    """Effective sample size of the weights over the rows selected, in (0, 1]; 1: all the same."""
+
+
+def effective_sample_size(weights: Floats) -> float:
+    """Return ESS = 1 / sum w^2 of weights (n,) that sum to 1; in [1, n]."""
+    return float(1 / np.square(weights).sum())
+
+
+def exponential_weights(scores: Floats, ess: float) -> tuple[Floats, float]:
+    """Return w = exp(s / tau) / sum exp(s / tau) with the tau at which ESS = ess * n.
+
+    Args:
+        scores: (n,), higher is better.
+        ess: target share, in (0, 1].
+
+    Returns:
+        weights (n,), which sum to 1, and tau; infinite where all weights are equal.
+    """
+    weights = np.full(len(scores), 1 / len(scores))
+    if ess >= 1 or np.ptp(scores) == 0:
+        return weights, np.inf
+    shifted = scores - scores.max()
+    # ESS grows with tau, from the number of equally best scores to n: bisect log tau
+    low, high = np.log(scores.std()) - 12, np.log(scores.std()) + 12
+    for _ in range(60):
+        middle = (low + high) / 2
+        weights = np.exp(shifted / np.exp(middle))
+        weights /= weights.sum()
+        if effective_sample_size(weights) < ess * len(scores):
+            low = middle
+        else:
+            high = middle
+    return weights, float(np.exp(middle))
+
+
+def best_by_turns(
+    queries: NDArray[np.int64], candidates: NDArray[np.int64], scores: Floats, limit: int
+) -> list[int]:
+    """Let each query in turn take its best-scored neighbour that none has taken.
+
+    Args:
+        queries: (n_pairs,) int64, query of each neighbour pair.
+        candidates: (n_pairs,) int64, candidate of each pair.
+        scores: (n_candidates,).
+        limit: candidates to take at most.
+
+    Returns:
+        candidates taken, in order.
+    """
+    order = np.lexsort((candidates, -scores[candidates], queries))
+    lists: list[list[int]] = []
+    last = -1
+    for pair in order:
+        if queries[pair] != last:
+            lists.append([])
+            last = queries[pair]
+        lists[-1].append(int(candidates[pair]))
+    taken: dict[int, None] = {}
+    queues = [iter(row) for row in lists]
+    while queues and len(taken) < limit:
+        alive = []
+        for queue in queues:
+            pick = next((c for c in queue if c not in taken), None)
+            if pick is None:
+                continue
+            if len(taken) < limit:
+                taken[pick] = None
+            alive.append(queue)
+        queues = alive
+    return list(taken)
+
+
+def select(
+    candidates: ArtifactRef, scores: ArtifactRef, config: MixtureConfig, runtime: Runtime
+) -> ArtifactRef:
+    """Choose among scored candidates and weigh them; alpha plays no part yet."""
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        table = read_table(store.folder(scores) / SCORES)
+        values = table["score"].to_numpy().astype(np.float64)
+        if config.select == "turns":
+            pairs = read_table(store.folder(candidates) / NEIGHBOURS)
+            queries = pairs["query"].combine_chunks().dictionary_encode().indices.to_numpy()
+            chosen = best_by_turns(
+                queries.astype(np.int64), pairs["candidate"].to_numpy(), values, config.rows
+            )
+        else:
+            chosen = np.argsort(-values, kind="stable")[: config.rows].tolist()
+        weights, tau = exponential_weights(values[chosen], config.ess)
+        return _write(table.take(pa.array(chosen)), weights, {"tau": tau}, folder)
+
+    knobs = config.model_dump(mode="json", exclude={"alpha"})
+    inputs = {"candidates": candidates.key, "scores": scores.key}
+    return store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
+
+
+def select_all(candidates: ArtifactRef, runtime: Runtime) -> ArtifactRef:
+    """Take every candidate with the same weight, for the random baseline."""
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        table = read_table(store.folder(candidates) / CANDIDATES)
+        for field in list(SCORE_SCHEMA)[len(CANDIDATE_SCHEMA) :]:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        return _write(table, np.full(table.num_rows, 1 / table.num_rows), {}, folder)
+
+    return store.produce(STAGE, STAGE_VERSION, {}, {"candidates": candidates.key}, build)
+
+
+def _write(chosen: pa.Table, weights: Floats, facts: dict[str, float], folder: Path) -> Built:
+    chosen = chosen.append_column(SELECTION_SCHEMA.field("weight"), pa.array(weights))
+    write_table(chosen.cast(SELECTION_SCHEMA), folder / SELECTION)
+    finite = {name: value for name, value in facts.items() if np.isfinite(value)}
+    ess = effective_sample_size(weights)
+    return Built(rows=chosen.num_rows, facts=finite | {"effective_sample_size": ess})

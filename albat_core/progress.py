@@ -1,0 +1,56 @@
+"""Progress of long work: the core tells a reporter, whoever shows it installs one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+Advance = Callable[[int], None]
+
+
+class Reporter(Protocol):
+    """Shows progress; called from several threads at once."""
+
+    def track(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Show work of ``total`` ``unit``s; what it gives is called with each amount done.
+
+        It may raise ``Interrupted`` from that call, where a person asked to stop.
+        """
+
+    def announce(self, stage: str, rows: int, seconds: float, reused: bool) -> None:
+        """Show that a stage is finished, after so many seconds of this run."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def track(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Count for nobody."""
+        del label, total, unit
+        return nullcontext(lambda _done: None)
+
+    def announce(self, stage: str, rows: int, seconds: float, reused: bool) -> None:
+        """Tell nobody."""
+
+
+_reporter: Reporter = Silent()
+
+
+@contextmanager
+def reporting_to(reporter: Reporter) -> Iterator[None]:
+    """Send all progress of this process to ``reporter`` while the context lasts."""
+    global _reporter  # noqa: PLW0603 - worker threads must see it too, so no context variable
+    before, _reporter = _reporter, reporter
+    try:
+        yield
+    finally:
+        _reporter = before
+
+
+def track(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+    """Open a progress line, see ``Reporter.track``."""
+    return _reporter.track(label, total, unit)
+
+
+def announce(stage: str, rows: int, seconds: float, reused: bool) -> None:
+    """Tell that a stage is finished, see ``Reporter.announce``."""
+    _reporter.announce(stage, rows, seconds, reused)

@@ -1,0 +1,85 @@
+"""Numbers in the words of the report; what is not there or not finite is a dash."""
+
+import math
+
+from albat_core.report.content import Interval
+
+NOTHING = "–"
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """Return ``2.521``, with a true minus sign."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    text = f"{value:,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Return ``+0.241``, ``−0.020`` or ``0.000``."""
+    text = fixed(value, digits)
+    return f"+{text}" if text.strip("0.,") and text[0] not in f"−{NOTHING}" else text
+
+
+def between(interval: Interval | None, digits: int = 3) -> str:
+    """Return ``2.471 to 2.569``: words, because a dash between negative numbers misleads."""
+    if interval is None:
+        return NOTHING
+    return f"{fixed(interval.low, digits)} to {fixed(interval.high, digits)}"
+
+
+def rounded(value: float | None) -> str:
+    """Return a number that may have any size with three significant digits."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if abs(value) >= 1e7:
+        power = math.floor(math.log10(abs(value)))
+        return f"{fixed(value / 10.0**power, 1)}e{power}"
+    if abs(value) >= 1000:
+        return fixed(value, 0)
+    return f"{value:.3g}".replace("-", "−")
+
+
+def whole(value: int | float | None) -> str:
+    """Return ``45,310``."""
+    return fixed(value, 0)
+
+
+def percent(share: float | None) -> str:
+    """Return ``62%``, ``4.1%`` or ``0.31%``: two digits that say something."""
+    if share is None or not math.isfinite(share):
+        return NOTHING
+    size = abs(share)
+    if 0.99 < size < 1:
+        return fixed(math.floor(1000 * share) / 10, 1) + "%"  # nearly all is not all
+    digits = 0 if size >= 0.1 or size == 0 else 1 if size >= 0.01 else 2
+    if 0 < size < 0.00005:
+        return "< 0.01%"
+    return fixed(100 * share, digits) + "%"
+
+
+def times(factor: float | None) -> str:
+    """Return ``×9.4``, ``×0.31`` or, where there is next to nothing, ``< ×0.01``."""
+    if factor is None or not math.isfinite(factor):
+        return NOTHING
+    if 0 < factor < 0.01:
+        return "< ×0.01"
+    digits = 0 if factor >= 100 or factor == 0 else 1 if factor >= 1 else 2
+    return "×" + fixed(factor, digits)
+
+
+def duration(seconds: float | None) -> str:
+    """Return ``0.4 s``, ``48 s``, ``3 min 05 s`` or ``1 h 04 min``."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return NOTHING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"

@@ -1,0 +1,169 @@
+"""Candidates: corpus examples near the adaptation examples, taken in turns, or drawn at random."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.embedding import load_queries
+from albat_core.errors import InputError
+from albat_core.index import CorpusIndex, load_index
+from albat_core.records import CANDIDATE_SCHEMA, read_table, write_table
+from albat_core.seeding import numpy_generator
+from albat_core.shards import part_path
+from albat_core.stage import Runtime, StageConfig
+
+STAGE = "candidates"
+STAGE_VERSION = 1
+CANDIDATES, NEIGHBOURS = "candidates.parquet", "neighbours.parquet"
+
+NEIGHBOUR_SCHEMA = pa.schema(
+    [
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("candidate", pa.int64(), nullable=False),  # row of the candidates
+        pa.field("similarity", pa.float32(), nullable=False),
+    ]
+)
+
+
+class RetrievalConfig(StageConfig):
+    """How many corpus examples are looked at."""
+
+    neighbours: int = Field(64, ge=1, le=2048)
+    """Neighbours retrieved per adaptation example."""
+    candidates: int = Field(20_000, ge=1)
+    """Most candidates kept over all adaptation examples."""
+
+
+def take_turns(
+    positions: NDArray[np.int64], similarities: NDArray[np.float32], limit: int
+) -> tuple[list[int], list[int]]:
+    """Let each query in turn take its nearest row that none has taken.
+
+    Args:
+        positions: (n_queries, k) int64 rows, nearest first, -1 where there is none.
+        similarities: (n_queries, k) float32; the more similar query goes first in a round.
+        limit: rows to take at most.
+
+    Returns:
+        the rows taken and the round (from 0) in which each was, in order.
+    """
+    taken: dict[int, int] = {}
+    following = np.zeros(len(positions), dtype=np.int64)
+    order = np.argsort(-similarities[:, 0], kind="stable")
+    turn, progress = 0, True
+    while progress and len(taken) < limit:
+        progress = False
+        for query in order:
+            row = positions[query]
+            while following[query] < len(row) and (
+                row[following[query]] < 0 or int(row[following[query]]) in taken
+            ):
+                following[query] += 1
+            if following[query] < len(row) and len(taken) < limit:
+                taken[int(row[following[query]])] = turn
+                progress = True
+        turn += 1
+    return list(taken), list(taken.values())
+
+
+def retrieve_candidates(
+    index_ref: ArtifactRef,
+    queries_ref: ArtifactRef,
+    config: RetrievalConfig,
+    runtime: Runtime,
+) -> ArtifactRef:
+    """Find the corpus examples nearest to each adaptation example."""
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        corpus = load_index(store, index_ref, runtime)
+        ids, vectors = load_queries(store, queries_ref)
+        k = min(config.neighbours, corpus.rows)
+        similarities, positions = corpus.index.search(corpus.space.project(vectors), k)
+        taken, turns = take_turns(positions, similarities, config.candidates)
+        if not taken:
+            raise InputError(
+                "expected neighbours in the corpus, found none",
+                where=str(index_ref),
+                remedy="raise index.probes, or set index.kind to flat",
+            )
+        place = {row: number for number, row in enumerate(taken)}
+        pairs = [
+            (query, place[int(row)], float(similarity))
+            for query in range(len(ids))
+            for row, similarity in zip(positions[query], similarities[query], strict=True)
+            if int(row) in place
+        ]
+        nearest: dict[int, tuple[float, int]] = {}
+        for query, candidate, similarity in pairs:
+            if similarity > nearest.get(candidate, (-np.inf, 0))[0]:
+                nearest[candidate] = (similarity, query)
+        best = [nearest[number] for number in range(len(taken))]
+        table = _candidates(
+            store, corpus, taken, turns, [ids[q] for _, q in best], [s for s, _ in best]
+        )
+        write_table(table, folder / CANDIDATES)
+        columns = zip(*((ids[q], c, s) for q, c, s in pairs), strict=True)
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, NEIGHBOUR_SCHEMA, strict=True)]
+        write_table(pa.Table.from_arrays(arrays, schema=NEIGHBOUR_SCHEMA), folder / NEIGHBOURS)
+        return Built(
+            rows=len(taken), facts={"queries": len(ids), "neighbours": k, "turns": max(turns) + 1}
+        )
+
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json"),
+        {"index": index_ref.key, "queries": queries_ref.key},
+        build,
+    )
+
+
+def draw_candidates(
+    index_ref: ArtifactRef, selection_ref: ArtifactRef, seed: int, runtime: Runtime
+) -> ArtifactRef:
+    """Draw as many corpus examples evenly at random as a selection has, for the random baseline."""
+    store = ArtifactStore(runtime.root)
+    count = store.manifest(selection_ref).rows
+
+    def build(folder: Path) -> Built:
+        corpus = load_index(store, index_ref, runtime)
+        drawn = numpy_generator(seed, "random candidates").permutation(corpus.rows)[:count]
+        nothing = [None] * len(drawn)
+        table = _candidates(store, corpus, drawn.tolist(), [0] * len(drawn), nothing, nothing)
+        write_table(table, folder / CANDIDATES)
+        write_table(NEIGHBOUR_SCHEMA.empty_table(), folder / NEIGHBOURS)
+        return Built(rows=len(drawn))
+
+    return store.produce(
+        STAGE, STAGE_VERSION, {"random": count, "seed": seed}, {"index": index_ref.key}, build
+    )
+
+
+def _candidates(
+    store: ArtifactStore,
+    corpus: CorpusIndex,
+    rows: Sequence[int],
+    turns: Sequence[int],
+    nearest: Sequence[str | None],
+    similarities: Sequence[float | None],
+) -> pa.Table:
+    """Return the table of candidates, with their names read from the shards."""
+    shards, places = corpus.locate(rows)
+    names = {
+        address: read_table(part_path(store, address), ["example_id", "source"])
+        for address in set(shards)
+    }
+    located = list(zip(shards, places, strict=True))
+    ids, sources = (
+        [names[shard][column][row].as_py() for shard, row in located]
+        for column in ("example_id", "source")
+    )
+    columns = [ids, sources, shards, places, turns, nearest, similarities]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, CANDIDATE_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA)

@@ -1,0 +1,268 @@
+"""Sources of rows: how one is configured, and how its rows become examples."""
+
+import json
+from functools import lru_cache
+from string import Formatter
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from albat_core.errors import InputError
+from albat_core.readers import Row
+from albat_core.records import Example
+from albat_core.stage import StageConfig
+
+Column = Annotated[str, Field(min_length=1)]
+
+
+class SourceConfig(StageConfig):
+    """One source of rows: files of one layout, and which columns make an example.
+
+    What a row trains on is given in one of four ways: ``text_column``; ``template``;
+    ``prompt_template`` with ``answer_template``; or ``messages_column``.
+    """
+
+    path: str | tuple[str, ...]
+    """Files, folders or globs, local or `s3://`; folders are read with all below them."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "dataset"] = "auto"
+    """Format of the files; `auto` goes by their endings, compressed ones included."""
+    name: str | None = Field(None, min_length=1)
+    """Label of the source, and the beginning of ids made from file names. Default: the file's
+    name without endings, or the folder's for text and saved datasets."""
+    id_column: Column | None = None
+    """Column with each row's unique id, text or number. Default: "file:row", rows from 0."""
+    document_column: Column | None = None
+    """Column naming what a row is part of; splits and `share` keep documents whole. Default, and
+    where null: the row itself."""
+    source_column: Column | None = None
+    """Column with each row's source. Default, and where null: `name`."""
+    text_column: Column | None = None
+    """Column with the text. Default: `text`; text files are their own."""
+    template: str | None = None
+    """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`."""
+    prompt_template: str | None = None
+    """Beginning of the text, made of columns, that carries no loss."""
+    answer_template: str | None = None
+    """Rest of the text, made of columns, that carries the loss."""
+    messages_column: Column | None = None
+    """Column with a chat: a list of {role, content}, or JSON of one. Loss on the assistant's."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Share of the documents used, in (0, 1]; drawn by a hash of the document's name, so a
+    document stays in as others are added and as the share grows."""
+    overlong: Literal["split", "refuse"] = "split"
+    """What to do with rows over the backbone's max_length: cut into pieces, or raise an error."""
+    on_null: Literal["skip", "refuse"] = "skip"
+    """What to do with rows whose text is null or blank: skip and count, or raise an error."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if not self.paths or not all(path.strip() for path in self.paths):
+            problems.append("path names nothing: give a file, a folder or a glob")
+        if (self.prompt_template is None) != (self.answer_template is None):
+            problems.append("prompt_template and answer_template need each other: give both")
+        kinds = [
+            name
+            for name in ("text_column", "template", "prompt_template", "messages_column")
+            if getattr(self, name) is not None
+        ]
+        if len(kinds) > 1:
+            problems.append(f"{' and '.join(kinds)} exclude each other: give one of them")
+        for field in ("template", "prompt_template", "answer_template"):
+            template = getattr(self, field)
+            if template is None:
+                continue
+            try:
+                named = any(column for _, column in template_parts(template))
+            except ValueError as error:
+                problems.append(f"{field} {template!r} cannot be read: {error}")
+            else:
+                if not named and field != "prompt_template":
+                    problems.append(f"{field} {template!r} names no column: write {{column}}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All of ``path``."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns that are read, each with the field that names it."""
+        wanted = {}
+        for field in ("prompt_template", "answer_template", "template"):
+            for _, column in template_parts(getattr(self, field) or ""):
+                if column is not None:
+                    wanted[column] = field
+        for field in ("messages_column", "text_column"):
+            if column := getattr(self, field):
+                wanted[column] = field
+        if not wanted:
+            wanted["text"] = "text_column"
+        for field in ("id_column", "document_column", "source_column"):
+            if column := getattr(self, field):
+                wanted.setdefault(column, field)
+        return wanted
+
+
+@lru_cache(maxsize=64)
+def template_parts(template: str) -> list[tuple[str, str | None]]:
+    """Return the template's literal texts, each with the column that follows (None: none).
+
+    Raises:
+        ValueError: braces do not pair, or hold other than a column's name.
+    """
+    parts = []
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{error}; write {{{{ or }}}} for a brace in the text") from error
+    for literal, column, layout, conversion in parsed:
+        if column is not None and (not column.strip() or layout or conversion):
+            raise ValueError("braces hold a column's name only; write {{ for a brace in the text")
+        parts.append((literal, column))
+    return parts
+
+
+def as_example(
+    row: Row, config: SourceConfig, name: str, document: str, label: str, where: str
+) -> Example:
+    """Return the example that a row makes, with neither text nor messages where it has none.
+
+    Args:
+        row: the source's columns.
+        config: says which column is what.
+        name: its id where no column gives one.
+        document: its document where no column gives one; blank for the row itself.
+        label: its source where no column gives one.
+        where: the row's place, "file:row".
+
+    Raises:
+        InputError: a column has what cannot be used.
+    """
+    example_id, source = name, label
+    if config.id_column:
+        example_id = _label(row, config.id_column, "id_column", where)
+    if config.document_column and not _blank(row[config.document_column]):
+        document = _label(row, config.document_column, "document_column", where)
+    if config.source_column and not _blank(row[config.source_column]):
+        source = _label(row, config.source_column, "source_column", where)
+    text, prompt, messages = _content(row, config, where)
+    example = Example(example_id, document or example_id, source, text, prompt, messages)
+    _refuse_surrogates(example, where)
+    return example
+
+
+def _content(
+    row: Row, config: SourceConfig, where: str
+) -> tuple[str | None, str | None, tuple[dict[str, str], ...] | None]:
+    """Return text, prompt and messages of a row; all None where it has none."""
+    if config.messages_column:
+        return None, None, _messages(row[config.messages_column], where)
+    if config.answer_template is not None:
+        prompt = _fill(config.prompt_template or "", row, where)
+        answer = _fill(config.answer_template, row, where)
+        if prompt is None or answer is None:
+            return None, None, None
+        return prompt + answer, prompt, None
+    if config.template is not None:
+        return _fill(config.template, row, where), None, None
+    column = config.text_column or "text"
+    text = row[column]
+    if _blank(text):
+        return None, None, None
+    if not isinstance(text, str):
+        raise InputError(
+            f"expected text in column {column!r}, got {type(text).__name__}",
+            where=where,
+            remedy="write the column as text, or print it in a template",
+        )
+    return text, None, None
+
+
+def _blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _fill(template: str, row: Row, where: str) -> str | None:
+    """Return a template with a row's values; None where one is null or all are blank."""
+    text, blank, columns = "", True, 0
+    for literal, column in template_parts(template):
+        text += literal
+        if column is None:
+            continue
+        value = row[column]
+        if value is None:
+            return None
+        if not isinstance(value, str | int | float):
+            raise InputError(
+                f"expected text or a number in column {column!r}, got {type(value).__name__}",
+                where=where,
+                remedy="leave it out of the template, or write the column as text",
+            )
+        columns += 1
+        blank = blank and _blank(value)
+        text += str(value)
+    return None if columns and blank else text
+
+
+def _label(row: Row, column: str, field: str, where: str) -> str:
+    value = row[column]
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or _blank(value):
+        found = "a blank" if isinstance(value, str) else "null" if value is None else repr(value)
+        raise InputError(
+            f"expected text or a number in {field} {column!r}, got {found}",
+            where=where,
+            remedy=f"fill the column, or drop {field}",
+        )
+    return str(value)
+
+
+def _messages(value: Any, where: str) -> tuple[dict[str, str], ...] | None:
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise _misshapen(f"text that is not JSON ({error})", where) from error
+    if _blank(value) or value == []:
+        return None
+    if not isinstance(value, list):
+        raise _misshapen(type(value).__name__, where)
+    for turn, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise _misshapen(f"{type(message).__name__} as message {turn}", where)
+        for key in ("role", "content"):
+            if key not in message:
+                raise _misshapen(f"message {turn} with {', '.join(message) or 'nothing'}", where)
+            if not isinstance(message[key], str):
+                found = type(message[key]).__name__
+                raise _misshapen(f"message {turn} whose {key} is {found}", where)
+        if _blank(message["role"]):
+            raise _misshapen(f"message {turn} with a blank role", where)
+    if all(_blank(message["content"]) for message in value):
+        return None
+    return tuple({"role": m["role"], "content": m["content"]} for m in value)
+
+
+def _misshapen(found: str, where: str) -> InputError:
+    return InputError(
+        f"expected a list of messages, each with role and content as text, got {found}",
+        where=where,
+        remedy='write it as [{"role": "user", "content": "..."}, ...]',
+    )
+
+
+def _refuse_surrogates(example: Example, where: str) -> None:
+    """Raise where JSON's escapes gave half of a character, which UTF-8 cannot write."""
+    words = [example.example_id, example.document, example.source, example.text or ""]
+    words += [word for message in example.messages or () for word in message.values()]
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"expected Unicode, got half of a surrogate pair ({error.object[error.start]!a})",
+            where=where,
+            remedy="write the row again from well-formed text",
+        ) from error

@@ -1,0 +1,51 @@
+"""What every stage shares: frozen configuration, run-time knobs, and the key of its result."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StageConfig(BaseModel):
+    """Configuration that changes a result; part of the key of what the stage makes."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Runtime(BaseModel):
+    """Knobs that change where and how fast work is done but not its result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    root: str = Field(".albat", min_length=1)
+    """Where artifacts are kept: a folder or an `s3://bucket/prefix`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on; `auto` takes the GPU where there is one."""
+    workers: int = Field(2, ge=1, le=256)
+    """Shards read or embedded at once; models themselves run one at a time on a device."""
+    checkpoint_seconds: float = Field(30.0, gt=0)
+    """Seconds between checkpoints of a training run, from which it goes on if interrupted."""
+
+
+def canonical_json(value: Any) -> str:
+    """Return ``value`` as JSON with sorted keys: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def stage_key(
+    stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> str:
+    """Return the content address of a stage's result, 32 hexadecimal digits.
+
+    Args:
+        stage: the stage's name.
+        version: its ``STAGE_VERSION``; raised when equal inputs would give different output.
+        config: everything configured that changes the result, JSON values only.
+        inputs: keys of artifacts and fingerprints of files read, by role.
+    """
+    identity = {"stage": stage, "version": version, "config": config, "inputs": inputs}
+    return hashlib.blake2b(canonical_json(identity).encode(), digest_size=16).hexdigest()

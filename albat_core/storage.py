@@ -1,0 +1,251 @@
+"""Files, local or remote: the one place that knows URI schemes (fsspec)."""
+
+import errno
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+
+from albat_core.errors import InputError, StorageFullError, TransientError
+
+_BLOCK = 4 << 20
+# Remote stores whose botocore checks are refused by compatible servers on ranged reads.
+_S3_OPTIONS = {
+    "config_kwargs": {
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+}
+
+
+def is_remote(uri: str) -> bool:
+    """Tell whether ``uri`` names something outside this machine's file system."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return the fsspec file system of ``uri`` and its path on it.
+
+    Raises:
+        InputError: the scheme is unknown or its library is missing.
+    """
+    options = _S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"expected a local path or an s3:// address, got {uri!r} ({error})",
+            remedy="use a path, or an address of a scheme that fsspec knows",
+        ) from error
+    return fs, str(path)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append ``parts`` to ``uri``."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turn what storage raises into errors that say what to do."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise no_space(uri) from error
+        if is_remote(uri):
+            raise TransientError(
+                f"storage did not answer as expected ({type(error).__name__}: {error})",
+                where=uri,
+                remedy="check address, credentials and network; what was finished is kept",
+            ) from error
+        raise
+
+
+def no_space(uri: str) -> StorageFullError:
+    """Return the error for a full disk at ``uri``."""
+    folder = Path(uri)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return StorageFullError(
+        f"no space left: {free / 1e6:.0f} MB are free",
+        where=uri,
+        remedy="free some space or set another --root, and run the same command again: "
+        "what was finished is kept",
+    )
+
+
+def exists(uri: str) -> bool:
+    """Tell whether a file or folder is there."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        return bool(fs.exists(path))
+
+
+@contextmanager
+def open_binary(uri: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file for reading; ``decompress`` by its ending (.gz, .bz2, .xz, .zst)."""
+    with _explained(uri):
+        fs, path = filesystem(uri)
+        zstd = decompress and path.lower().endswith(".zst")  # fsspec would need one more library
+        with fs.open(path, "rb", compression="infer" if decompress and not zstd else None) as file:
+            yield pa.CompressedInputStream(file, "zstd") if zstd else file
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return a whole small file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with open_binary(uri) as file:
+        return file.read()
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a small file so that a reader sees all of it or none."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        if is_remote(uri):
+            fs.pipe_file(path, content)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def list_files(uri: str) -> list[str]:
+    """Return the files that ``uri`` names, sorted: itself, a folder's (recursively) or a glob's.
+
+    Names that start with a dot or an underscore are passed over, as readers of data sets do.
+    """
+    fs, path = filesystem(uri)
+    scheme = uri.split("://", 1)[0] + "://" if is_remote(uri) else ""
+    with _explained(uri):
+        pattern = glob.has_magic(path) and not fs.exists(path)  # a name may have [ in it
+        if pattern:
+            found = [name for name in fs.glob(path) if not fs.isdir(name)]
+        elif fs.isfile(path):
+            return [uri]
+        else:
+            found = fs.find(path)
+        hidden = (".", "_")
+        base = len(path.rstrip("/"))
+        return sorted(
+            scheme + str(name).removeprefix(scheme)
+            for name in found
+            if pattern
+            or not any(part.startswith(hidden) for part in str(name)[base:].split("/") if part)
+        )
+
+
+def size(uri: str) -> int:
+    """Return a file's size in bytes."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        return int(fs.size(path))
+
+
+def file_sizes(uri: str) -> dict[str, int]:
+    """Return path (relative to ``uri``) and bytes of every file below a folder, by one listing."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        found = fs.find(path, detail=True)
+    base = len(path.rstrip("/")) + 1
+    return {str(name)[base:]: int(entry["size"]) for name, entry in found.items()}
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a local file, hexadecimal."""
+    running = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            running.update(block)
+    return running.hexdigest()
+
+
+def fingerprint(uri: str) -> str:
+    """Return what changes when a file's content changes.
+
+    Local files are read (SHA-256); of remote ones the store's own tag and size are taken.
+    """
+    if not is_remote(uri):
+        return digest(Path(filesystem(uri)[1]))
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        details = fs.info(path)
+    tag = details.get("ETag") or details.get("etag") or details.get("LastModified") or fs.ukey(path)
+    return hashlib.sha256(f"{tag}|{details['size']}".encode()).hexdigest()
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Bring a finished local folder to ``uri``: moved where that is possible, else copied."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        if is_remote(uri):
+            for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+                fs.put_file(str(file), join(path, file.relative_to(folder).as_posix()))
+        else:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(str(folder), path)
+
+
+def replace_tree(local: Path, uri: str) -> None:
+    """Copy a local folder to ``uri`` in place of what is there."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        if is_remote(uri):
+            remove(uri)
+            for file in sorted(p for p in local.rglob("*") if p.is_file()):
+                fs.put_file(str(file), join(path, file.relative_to(local).as_posix()))
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            shutil.copytree(local, fresh, dirs_exist_ok=True)
+            remove(uri)
+            fresh.replace(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def download(uri: str, folder: Path) -> Path:
+    """Return a local folder with what lies under ``uri``; local ones are returned as they are."""
+    fs, path = filesystem(uri)
+    if not is_remote(uri):
+        return Path(path)
+    with _explained(uri):
+        for name, length in file_sizes(uri).items():
+            target = folder / name
+            if not (target.exists() and target.stat().st_size == length):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(join(path, name), f"{target}.part")
+                Path(f"{target}.part").replace(target)
+    return folder
+
+
+def remove(uri: str) -> None:
+    """Remove a file or folder and what is in it, if it is there."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)

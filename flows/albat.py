@@ -1,0 +1,106 @@
+"""The flows that a person starts: the whole chain, or up to one of its stages."""
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from albat_core.artifacts import ArtifactRef
+from albat_core.report.writing import StageRun
+from flows.chain import ALBAT, Chain
+from flows.config import RunConfig
+
+_RUN_NAME = "{config.name}"
+
+
+class FlowResult(BaseModel):
+    """What a flow came to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact: ArtifactRef
+    """What was asked for."""
+    stages: tuple[StageRun, ...]
+    """What was computed or reused on the way."""
+    places: dict[str, str] = {}
+    """Where results were put for people, by name."""
+
+
+@flow(flow_run_name=_RUN_NAME, persist_result=False, name="albat")
+def albat(config: RunConfig) -> FlowResult:
+    """Run the whole chain, from the corpus to the report.
+
+    Args:
+        config: all that the run is made of.
+    """
+    chain = Chain(config)
+    report = chain.report
+    return FlowResult(artifact=report, places=chain.export(), stages=tuple(chain.stages))
+
+
+@flow(flow_run_name=_RUN_NAME, persist_result=False, name="embed")
+def embed(config: RunConfig) -> FlowResult:
+    """Embed corpus and adaptation set.
+
+    Args:
+        config: all that the run is made of.
+    """
+    chain = Chain(config)
+    _, queries = chain.embeddings, chain.queries
+    return FlowResult(artifact=queries, stages=tuple(chain.stages))
+
+
+@flow(flow_run_name=_RUN_NAME, persist_result=False, name="index")
+def index(config: RunConfig) -> FlowResult:
+    """Index the corpus.
+
+    Args:
+        config: all that the run is made of.
+    """
+    chain = Chain(config)
+    return FlowResult(artifact=chain.index, stages=tuple(chain.stages))
+
+
+@flow(flow_run_name=_RUN_NAME, persist_result=False, name="select")
+def select(config: RunConfig) -> FlowResult:
+    """Select and weigh corpus examples.
+
+    Args:
+        config: all that the run is made of.
+    """
+    chain = Chain(config)
+    return FlowResult(artifact=chain.selection, stages=tuple(chain.stages))
+
+
+@flow(flow_run_name=_RUN_NAME, persist_result=False, name="materialize")
+def materialize(config: RunConfig) -> FlowResult:
+    """Write the weighted mixture to Parquet.
+
+    Args:
+        config: all that the run is made of.
+    """
+    chain = Chain(config)
+    return FlowResult(artifact=chain.mixture(ALBAT), stages=tuple(chain.stages))
+
+
+@flow(flow_run_name=_RUN_NAME, persist_result=False, name="finetune")
+def finetune(config: RunConfig) -> FlowResult:
+    """Train the adapter on the mixture.
+
+    Args:
+        config: all that the run is made of.
+    """
+    chain = Chain(config)
+    adapter = chain.adapter(ALBAT)
+    assert adapter is not None  # only the untouched arm has none
+    return FlowResult(artifact=adapter, stages=tuple(chain.stages))
+
+
+@flow(flow_run_name=_RUN_NAME, persist_result=False, name="evaluate")
+def evaluate(config: RunConfig) -> FlowResult:
+    """Compare all arms on the held-out documents.
+
+    Args:
+        config: all that the run is made of.
+    """
+    chain = Chain(config)
+    albat_arm = next(arm for arm in chain.arms if arm.name == ALBAT)
+    return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))

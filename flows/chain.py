@@ -1,0 +1,246 @@
+"""The chain of stages, each computed when asked for: read it as a table of contents."""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from prefect import Task
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore
+from albat_core.embedding import EmbeddedPart
+from albat_core.finetuning.trainer import FinetuneConfig
+from albat_core.progress import announce
+from albat_core.report.writing import ArmRun, RunArtifacts, StageRun
+from albat_core.sources import SourceConfig
+from flows.config import RunConfig
+from tasks.adaptation import split_adaptation
+from tasks.corpus import find_files, list_parts, make_shards
+from tasks.dataset import write_mixture
+from tasks.embedding import embed_part, embed_queries
+from tasks.evaluation import evaluate
+from tasks.finetuning import finetune
+from tasks.index import build_index
+from tasks.mixture import select, select_all
+from tasks.report import export_run, write_report
+from tasks.retrieval import draw_candidates, retrieve_candidates
+from tasks.scoring import score_candidates
+
+UNTOUCHED, ADAPTATION_ONLY, RANDOM, ALBAT = "untouched", "adaptation_only", "random", "albat"
+LABELS = {
+    UNTOUCHED: "Backbone untouched",
+    ADAPTATION_ONLY: "Adaptation data only",
+    RANDOM: "With random corpus rows",
+    ALBAT: "ALBAT",
+}
+
+
+class Chain:
+    """A run's stages by name; asking for one computes what it needs, or finds it finished.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._runtime = config.runtime
+        self._store = ArtifactStore(config.runtime.root)
+        self._backbone = config.backbone
+        self.stages: list[StageRun] = []
+        self._evaluations: dict[str, ArtifactRef] = {}
+        self._adapters: dict[str, ArtifactRef] = {}
+
+    @cached_property
+    def corpus(self) -> list[ArtifactRef]:
+        """Shards of the corpus, by file."""
+        return self._shards(self._config.corpus, "cut corpus")
+
+    @cached_property
+    def adaptation(self) -> ArtifactRef:
+        """The adaptation set, split by document."""
+        own = self._shards(self._config.adaptation, "cut adaptation set")
+        heldout = self._shards(self._config.heldout, "cut held-out documents")
+        c = self._config
+        return self._run(
+            "split by document", split_adaptation, own, heldout, c.split, c.seed, self._runtime
+        )
+
+    @cached_property
+    def embeddings(self) -> list[EmbeddedPart]:
+        """Embeddings of the corpus, by part."""
+        parts = list_parts.submit(self.corpus, self._runtime).result()
+        c = self._config
+        return self._map(
+            "embed corpus",
+            embed_part,
+            [(part, f"shard {n + 1}/{len(parts)}") for n, part in enumerate(parts)],
+            self._backbone, c.embedding, self._runtime,
+        )  # fmt: skip
+
+    @cached_property
+    def queries(self) -> ArtifactRef:
+        """Embeddings of the adaptation examples."""
+        c = self._config
+        return self._run(
+            "embed adaptation set",
+            embed_queries, self.adaptation, self._backbone, c.embedding, self._runtime,
+        )  # fmt: skip
+
+    @cached_property
+    def index(self) -> ArtifactRef:
+        """The index over the corpus."""
+        c = self._config
+        return self._run("index", build_index, self.embeddings, c.index, c.seed, self._runtime)
+
+    @cached_property
+    def candidates(self) -> ArtifactRef:
+        """Corpus examples near the adaptation examples."""
+        c = self._config
+        return self._run(
+            "retrieve", retrieve_candidates, self.index, self.queries, c.retrieval, self._runtime
+        )
+
+    @cached_property
+    def surrogate(self) -> ArtifactRef:
+        """An adapter trained on the adaptation set alone."""
+        return self._finetune("surrogate", self.mixture(ADAPTATION_ONLY), self._config.surrogate)
+
+    @cached_property
+    def scores(self) -> ArtifactRef:
+        """Scores of the candidates."""
+        c = self._config
+        return self._run(
+            "score",
+            score_candidates,
+            self.candidates, self.surrogate, self._backbone, c.scoring, self._runtime,
+        )  # fmt: skip
+
+    @cached_property
+    def selection(self) -> ArtifactRef:
+        """Candidates selected and weighed."""
+        c = self._config
+        return self._run("select", select, self.candidates, self.scores, c.mixture, self._runtime)
+
+    @cached_property
+    def random_selection(self) -> ArtifactRef:
+        """As many random corpus examples."""
+        drawn = self._run(
+            "draw random rows",
+            draw_candidates, self.index, self.selection, self._config.seed, self._runtime,
+        )  # fmt: skip
+        return self._run("take random rows", select_all, drawn, self._runtime)
+
+    def mixture(self, arm: str) -> ArtifactRef:
+        """Return what an arm is trained on."""
+        selection: ArtifactRef | None = None
+        if arm == RANDOM:
+            selection = self.random_selection
+        elif arm == ALBAT:
+            selection = self.selection
+        c = self._config
+        return self._run(
+            f"write mixture: {LABELS[arm]}",
+            write_mixture,
+            self.adaptation, selection, c.mixture.alpha, c.dataset, self._runtime, LABELS[arm],
+        )  # fmt: skip
+
+    def adapter(self, arm: str) -> ArtifactRef | None:
+        """Return the adapter of an arm; none for the untouched backbone."""
+        if arm == UNTOUCHED:
+            return None
+        if arm not in self._adapters:
+            self._adapters[arm] = self._finetune(
+                LABELS[arm], self.mixture(arm), self._config.finetune
+            )
+        return self._adapters[arm]
+
+    def evaluation(self, arm: str) -> ArtifactRef:
+        """Return the held-out losses of an arm."""
+        if arm not in self._evaluations:
+            c = self._config
+            self._evaluations[arm] = self._run(
+                f"evaluate: {LABELS[arm]}",
+                evaluate,
+                self.adapter(arm), self.adaptation, self._backbone, c.evaluation, self._runtime,
+                LABELS[arm],
+            )  # fmt: skip
+        return self._evaluations[arm]
+
+    @cached_property
+    def arms(self) -> list[ArmRun]:
+        """Every arm that is compared, trained and evaluated, once all is selected."""
+        _ = self.selection
+        names = [UNTOUCHED, *self._config.baselines, ALBAT]
+        return [
+            ArmRun(
+                name=name,
+                label=LABELS[name],
+                evaluation=self.evaluation(name),
+                adapter=self.adapter(name),
+            )
+            for name in names
+        ]
+
+    @cached_property
+    def artifacts(self) -> RunArtifacts:
+        """References to all that the report tells of."""
+        arms = self.arms
+        return RunArtifacts(
+            corpus=self.corpus,
+            adaptation=self.adaptation,
+            index=self.index,
+            candidates=self.candidates,
+            scores=self.scores,
+            selection=self.selection,
+            mixture=self.mixture(ALBAT),
+            arms=arms,
+            stages=self.stages,
+        )
+
+    @cached_property
+    def report(self) -> ArtifactRef:
+        """The page about the run."""
+        run = self.artifacts
+        return self._run(
+            "report", write_report, run, self._config, self._config.seed, self._runtime
+        )
+
+    def export(self) -> dict[str, str]:
+        """Put report, adapter and mixture where the run's output is wanted; return their paths."""
+        c = self._config
+        return export_run.submit(
+            self.artifacts, self.report, f"{c.output.rstrip('/')}/{c.name}", self._runtime
+        ).result()
+
+    def _finetune(self, label: str, mixture: ArtifactRef, config: FinetuneConfig) -> ArtifactRef:
+        c = self._config
+        return self._run(
+            f"fine-tune: {label}",
+            finetune,
+            mixture, self.adaptation, self._backbone, config, c.seed, self._runtime, label,
+        )  # fmt: skip
+
+    def _shards(self, sources: Sequence[SourceConfig], label: str) -> list[ArtifactRef]:
+        files = find_files.submit(list(sources)).result()
+        return self._map(
+            label, make_shards, [(f,) for f in files],
+            self._backbone, self._config.shards, self._runtime,
+        )  # fmt: skip
+
+    def _run(self, label: str, task: Task[Any, Any], *args: Any) -> Any:
+        """Run a stage's task to its end and note it."""
+        return self._map(label, task, [()], *args)[0]
+
+    def _map(self, label: str, task: Task[Any, Any], each: list[Any], *args: Any) -> list[Any]:
+        """Run a stage's task on every item, several at once, and note it."""
+        began = time.perf_counter()
+        futures = [task.submit(*item, *args) for item in each]
+        results: list[Any] = [future.result() for future in futures]
+        refs: list[ArtifactRef] = [r.embeddings if isinstance(r, EmbeddedPart) else r for r in results]
+        if refs and not any(stage.label == label for stage in self.stages):
+            stage = StageRun(label=label, refs=refs)
+            self.stages.append(stage)
+            rows = sum(self._store.manifest(ref).rows for ref in refs)
+            announce(label, rows, time.perf_counter() - began, stage.reused)
+        return results

@@ -1,0 +1,320 @@
+"""The `albat` command."""
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from albat_core.errors import AlbatError, ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from flows.albat import FlowResult
+    from flows.config import RunConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Find, in a backbone's own pretraining data, the examples that help your small "
+    "adaptation set; fine-tune on the weighted mixture; learn what it was worth.\n\n"
+    "Start with **albat demo**, then **albat init** and **albat check**. Everything that is "
+    "computed is kept and found again: a command that was stopped goes on where it was.",
+)
+
+_ALL, _STAGES, _LOOK = "The whole chain", "One stage, with what it needs", "Look and prepare"
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
+Root = Annotated[
+    str | None, typer.Option(help="Folder or s3:// prefix for artifacts. [config: .albat]")
+]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu or cuda. [config: auto]", metavar="DEVICE")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's logs.")]
+
+# Set before Prefect is imported. An address of a server that a person set is left alone.
+_PREFECT_SETTINGS = {
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+}
+
+
+def prepare_environment(verbose: bool = False) -> None:
+    """Set what Prefect and the libraries read from the environment, where it is not set."""
+    settings = dict(_PREFECT_SETTINGS)
+    if verbose:
+        settings["PREFECT_LOGGING_LEVEL"] = "INFO"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # what libraries say to each other is not for the person at the terminal
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    loopback = "127.0.0.1,localhost"
+    for name in ("NO_PROXY", "no_proxy"):  # a proxy must not stand before the embedded server
+        there = os.environ.get(name, "")
+        if "127.0.0.1" not in there:
+            os.environ[name] = f"{there},{loopback}" if there else loopback
+
+
+@contextmanager
+def _embedded_server() -> Iterator[None]:
+    """Start Prefect's server while the libraries are imported, unless one is configured."""
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+    from prefect.settings.context import temporary_settings
+
+    if PREFECT_API_URL.value() is not None:
+        yield
+        return
+    server = SubprocessASGIServer()
+    starting = threading.Thread(target=server.start, daemon=True)
+    starting.start()
+    import flows.albat  # noqa: F401 - takes as long as the server's start
+
+    starting.join()
+    try:
+        # the heartbeat is for workers' runs; here its thread would hold every end for a second
+        with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+    finally:
+        server.stop()
+
+
+def _load(config: str, root: str | None, device: str | None) -> "RunConfig":
+    from flows.config import load_config
+
+    overrides = {"root": root, "device": device}
+    return load_config(config, {k: v for k, v in overrides.items() if v is not None})
+
+
+def _run(name: str, config: str, root: str | None, device: str | None, verbose: bool) -> None:
+    """Run one of the flows in this process, after looking for mistakes."""
+    prepare_environment(verbose)
+    from flows.console import TerminalReporter, console, show_places, show_results
+
+    with console.status("checking the configuration"):
+        run = _load(config, root, device)
+        _refuse_mistakes(run)
+    with TerminalReporter() as reporter, console.status("") as status:
+        status.update("starting Prefect")
+        with _embedded_server(), _stop_on_ctrl_c(reporter):
+            status.stop()
+            result = _run_flow(name, run, reporter)
+    if name == "albat":
+        from albat_core.artifacts import ArtifactStore
+        from albat_core.report.writing import read_results
+
+        show_results(read_results(ArtifactStore(run.runtime.root), result.artifact))
+        show_places(result.places)
+    else:
+        from albat_core.artifacts import ArtifactStore
+
+        folder = ArtifactStore(run.runtime.root).folder(result.artifact)
+        show_places({result.artifact.stage: str(result.artifact), "folder": str(folder)})
+
+
+def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from albat_core.progress import reporting_to
+    from flows import albat as flows
+
+    started: Any = getattr(flows, name)
+    runner: Any = ThreadPoolTaskRunner(max_workers=run.runtime.workers)
+    with reporting_to(reporter):
+        result: FlowResult = started.with_options(task_runner=runner)(run)
+    return result
+
+
+def _refuse_mistakes(run: "RunConfig") -> None:
+    from flows.checks import find_mistakes
+
+    if mistakes := find_mistakes(run):
+        raise ConfigError(
+            f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
+            + "\n\n".join(str(m) for m in mistakes)
+        )
+
+
+@contextmanager
+def _stop_on_ctrl_c(reporter: Any) -> Iterator[None]:
+    """End at the next step on the first Ctrl-C, at once on the second."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        reporter.stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@app.command(rich_help_panel=_ALL)
+def demo(root: Root = None, device: Device = None, verbose: Verbose = False) -> None:
+    """Adapt a small language model to cancer texts, on a tenth of them.
+
+    Uses the backbone, its corpus and the adaptation data that come with the repository.
+    """
+    config = Path(__file__).parent.parent / "examples" / "text" / "demo.yaml"
+    if not config.is_file():
+        raise ConfigError(
+            "expected the examples of the repository, found none",
+            where=str(config),
+            remedy="run the demo from a clone of the repository",
+        )
+    _run("albat", str(config), root, device, verbose)
+
+
+@app.command(rich_help_panel=_ALL)
+def run(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Run the whole chain: corpus to report."""
+    _run("albat", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=_STAGES)
+def embed(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Embed corpus and adaptation set."""
+    _run("embed", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=_STAGES)
+def index(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Index the corpus for nearest-neighbour search."""
+    _run("index", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=_STAGES)
+def select(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Select and weigh corpus examples."""
+    _run("select", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=_STAGES)
+def materialize(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Write the weighted mixture to Parquet."""
+    _run("materialize", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=_STAGES)
+def finetune(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Train the adapter on the mixture."""
+    _run("finetune", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=_STAGES)
+def evaluate(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Compare all arms on the held-out documents."""
+    _run("evaluate", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=_LOOK)
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("albat.yaml"),
+) -> None:
+    """Write a commented starter configuration."""
+    prepare_environment()
+    from flows.config import starter_config
+    from flows.console import console
+
+    if path.exists():
+        raise ConfigError("the file is there already", where=str(path), remedy="name another")
+    path.write_text(starter_config())
+    console.print(f"wrote [cyan]{path}[/]; set its paths, then run [bold]albat check {path}[/]")
+
+
+@app.command(rich_help_panel=_LOOK)
+def check(config: ConfigPath, root: Root = None, device: Device = None) -> None:
+    """Look for all mistakes in a configuration and its inputs, in seconds."""
+    prepare_environment()
+    from flows.checks import find_mistakes
+    from flows.console import console, show_error
+
+    with console.status("checking"):
+        mistakes = find_mistakes(_load(config, root, device))
+    for mistake in mistakes:
+        show_error(mistake)
+    if mistakes:
+        raise typer.Exit(1)
+    console.print("[green]✓[/] no mistakes found")
+
+
+@app.command(rich_help_panel=_LOOK)
+def show(
+    ref: Annotated[
+        str, typer.Argument(help="`stage/key`, or how a key begins; none: list all.")
+    ] = "",
+    root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = ".albat",
+    verify: Annotated[bool, typer.Option(help="Compute the files' digests again.")] = False,
+) -> None:
+    """Say what an artifact is: stage, config, inputs, rows, size, digests."""
+    prepare_environment()
+    from albat_core.artifacts import ArtifactStore
+    from albat_core.errors import ArtifactError
+    from flows.console import console, show_artifact
+
+    store = ArtifactStore(root)
+    if not ref:
+        for each in store.all_refs():
+            manifest = store.manifest(each)
+            console.print(f"{each}  [dim]{manifest.created}  {manifest.rows:,} rows[/]")
+        return
+    found = store.resolve(ref)
+    show_artifact(found, store.manifest(found), store)
+    if verify:
+        if changed := store.changed_files(found):
+            raise ArtifactError(
+                f"expected unchanged files, {', '.join(changed)} changed",
+                where=str(found),
+                remedy="remove the artifact's folder and run again",
+            )
+        console.print("\n[green]✓[/] all digests are as the manifest says")
+
+
+def main() -> None:
+    """Run the command; errors that a person can act on are printed without a traceback."""
+    try:
+        app()
+    except Interrupted:
+        typer.secho("stopped: run the same command again to go on", fg="yellow", err=True)
+        sys.exit(130)
+    except AlbatError as error:
+        from flows.console import show_error
+
+        show_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("stopped at once; what was finished is kept", fg="yellow", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What a person sees in the terminal: progress, stages, results."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.errors import AlbatError, Interrupted
+from albat_core.progress import Advance
+from albat_core.report.content import Interval, ReportContent
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, or nothing while it is not known."""
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("", style="dim")
+        return Text(f"{speed:,.{0 if speed >= 20 else 1}f} {task.fields['unit']}/s", style="dim")
+
+
+class TerminalReporter:
+    """Shows bars for work under way, and a line for each stage that is finished."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(style="cyan"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28, complete_style="cyan"),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> "TerminalReporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stop(self) -> None:
+        """Let work under way end at its next step."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            console.print("[yellow]stopping at the next step; what is finished is kept[/]")
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show a bar; see ``albat_core.progress.Reporter``."""
+        task = self._progress.add_task(escape(label), total=total, unit=unit) if label else None
+
+        def advance(done: int) -> None:
+            if self._stopping.is_set():
+                raise Interrupted("stopped", remedy="run the same command again to go on")
+            if task is not None:
+                self._progress.advance(task, done)
+
+        try:
+            yield advance
+        finally:
+            if task is not None:
+                self._progress.remove_task(task)
+
+    def announce(self, stage: str, rows: int, seconds: float, reused: bool) -> None:
+        """Print a finished stage."""
+        mark, time = ("[blue]=[/]", "reused") if reused else ("[green]✓[/]", f"{seconds:.1f} s")
+        self._progress.console.print(
+            f" {mark} {escape(stage):<42}[dim]{rows:>9,} rows {time:>9}[/]"
+        )
+
+
+def show_error(error: AlbatError) -> None:
+    """Print an error: what, where, and what to do."""
+    where = f"[bold]{escape(error.where)}[/]: " if error.where else ""
+    errors.print(f"[red]error:[/] {where}{escape(error.message)}")
+    if error.remedy:
+        errors.print(f"  [cyan]→ {escape(error.remedy)}[/]")
+
+
+def _shown(interval: Interval, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return (
+        f"{interval.value:{sign}.3f} [dim]\\[{interval.low:{sign}.3f}, "
+        f"{interval.high:{sign}.3f}][/]"
+    )
+
+
+def show_results(results: ReportContent) -> None:
+    """Print the comparison of the arms."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
+    table.add_column("held-out documents")
+    table.add_column("loss, nats/token [95%]", justify="right")
+    table.add_column("gain over adaptation only", justify="right")
+    table.add_column("backbone rows", justify="right")
+    table.add_column("best step", justify="right")
+    for arm in results.arms:
+        table.add_row(
+            escape(arm.label),
+            _shown(arm.loss),
+            _shown(arm.gain, signed=True) if arm.gain else "",
+            f"{arm.backbone_rows:,}" if arm.backbone_rows else "",
+            str(arm.best_step) if arm.best_step is not None else "",
+            style="bold cyan" if arm.name == "albat" else "",
+        )
+    console.print()
+    console.print(table)
+    console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
+
+
+def show_places(places: dict[str, str]) -> None:
+    """Print where results are."""
+    for name, place in places.items():
+        console.print(f"  {name:<9} [cyan]{escape(place)}[/]", soft_wrap=True)
+
+
+def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) -> None:
+    """Print what an artifact is."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    size = sum(file.bytes for file in manifest.files)
+    entries = {
+        "artifact": str(ref),
+        "folder": str(Path(str(store.folder(ref)))),
+        "made": f"{manifest.created}, in {manifest.seconds:.1f} s",
+        "rows": f"{manifest.rows:,}",
+        "size": f"{size:,} bytes in {len(manifest.files)} files",
+        "stage version": str(manifest.stage_version),
+        **{f"config.{k}": str(v) for k, v in manifest.config.items()},
+        **{f"input.{k}": str(v) for k, v in manifest.inputs.items()},
+        **{f"fact.{k}": str(v) for k, v in manifest.facts.items() if k != "history"},
+        "libraries": ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
+    }
+    for name, value in entries.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+    files = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
+    for column in ("file", "bytes", "sha256"):
+        files.add_column(column, justify="right" if column == "bytes" else "left")
+    for file in manifest.files:
+        files.add_row(escape(file.path), f"{file.bytes:,}", file.sha256)
+    console.print()
+    console.print(files, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Thin Prefect tasks, named after the core module that they lift."""
