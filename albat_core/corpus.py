@@ -17,23 +17,12 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import input_fingerprint, open_splitter
 from albat_core.backbones.base import BackboneConfig
 from albat_core.errors import AlbatError, InputError
-from albat_core.input_files import InputFile, find_files, find_problems
+from albat_core.input_files import InputFile, find_problems
 from albat_core.progress import track
 from albat_core.readers import COMPRESSED, HEAD, Advance, stream_rows
 from albat_core.records import Example, examples_to_table, read_table, write_table
 from albat_core.sources import SourceConfig, as_example
 from albat_core.stage import Runtime, StageConfig
-
-__all__ = [
-    "InputFile",
-    "ShardConfig",
-    "SourceConfig",
-    "check_source",
-    "find_files",
-    "make_shards",
-    "read_rows",
-    "refuse_duplicates",
-]
 
 STAGE = "shards"
 STAGE_VERSION = 1  # bump when equal inputs would give different output

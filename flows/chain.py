@@ -237,7 +237,7 @@ class Chain:
         began = time.perf_counter()
         futures = [task.submit(*item, *args) for item in each]
         results: list[Any] = [future.result() for future in futures]
-        refs: list[ArtifactRef] = [r.embeddings if isinstance(r, EmbeddedPart) else r for r in results]
+        refs: list[ArtifactRef] = [getattr(r, "embeddings", r) for r in results]
         if refs and not any(stage.label == label for stage in self.stages):
             stage = StageRun(label=label, refs=refs)
             self.stages.append(stage)

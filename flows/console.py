@@ -113,19 +113,17 @@ def _shown(interval: Interval, signed: bool = False) -> str:
 
 def show_results(results: ReportContent) -> None:
     """Print the comparison of the arms."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
-    table.add_column("held-out documents")
-    table.add_column("loss, nats/token [95%]", justify="right")
-    table.add_column("gain over adaptation only", justify="right")
-    table.add_column("backbone rows", justify="right")
-    table.add_column("best step", justify="right")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("held-out, nats/token", no_wrap=True)
+    table.add_column("loss [95%]", justify="right", no_wrap=True)
+    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
     for arm in results.arms:
         table.add_row(
             escape(arm.label),
             _shown(arm.loss),
             _shown(arm.gain, signed=True) if arm.gain else "",
-            f"{arm.backbone_rows:,}" if arm.backbone_rows else "",
-            str(arm.best_step) if arm.best_step is not None else "",
+            f"{arm.adaptation_rows + arm.backbone_rows:,}",
             style="bold cyan" if arm.name == "albat" else "",
         )
     console.print()

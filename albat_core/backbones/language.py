@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch.nn.functional as F
 
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, Encoded, Losses
 from albat_core.backbones.folder import backbone_folder
+from albat_core.backbones.text import TextEncoder, unreadable
 from albat_core.errors import BackboneError, InputError
 from albat_core.records import Example
 
 ADAPTER_NOTE = "albat.json"  # beside the adapter: which backbone it was made for
-_SHORTEST_ANSWER = 4  # tokens of answer that must fit behind a prompt
 
 
 def load_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
@@ -50,7 +49,7 @@ def check_backbone(config: BackboneConfig) -> None:
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise _unreadable("model", folder, error) from error
+        raise unreadable("model", folder, error) from error
     text_config = model_config.get_text_config()
     vocabulary = text_config.vocab_size
     tokens = max(encoder.tokenizer.get_vocab().values()) + 1
@@ -67,161 +66,6 @@ def check_backbone(config: BackboneConfig) -> None:
             where=config.path,
             remedy=f"set backbone.max_length to {longest} or less",
         )
-
-
-class TextEncoder:
-    """Turns examples into tokens, with the mask that says which of them carry loss.
-
-    Args:
-        config: names the tokenizer's folder and the longest sequence.
-    """
-
-    def __init__(self, config: BackboneConfig) -> None:
-        from transformers import AutoTokenizer
-
-        folder = backbone_folder(config)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=config.trust_remote_code
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise _unreadable("tokenizer", folder, error) from error
-        if not self.tokenizer.is_fast:
-            raise BackboneError(
-                "expected a tokenizer that maps tokens to characters, got a slow one",
-                where=str(folder),
-                remedy="save the model with a fast tokenizer (tokenizer.json)",
-            )
-        self.where = str(folder)
-        self.max_length = config.max_length
-        self._specials = len(self.tokenizer("")["input_ids"]) + 1  # and the end of the text
-
-    def tokens(self, example: Example) -> tuple[list[int], list[bool]]:
-        """Return token ids and, for each, whether predicting it is part of the loss.
-
-        A text ends with the end-of-text token unless it ``continues``; loss falls on all tokens
-        but the first, or on those behind the prompt, or on the assistant's turns.
-        """
-        if example.messages is not None:
-            return self._chat_tokens(example)
-        text = example.text or ""
-        encoded = self.tokenizer(text, return_offsets_mapping=example.prompt is not None)
-        ids = list(encoded["input_ids"])
-        if example.prompt is None:
-            mask = [True] * len(ids)
-        else:
-            starts_at = len(example.prompt)
-            mask = [end > starts_at for _, end in encoded["offset_mapping"]]
-        end_of_text = self.tokenizer.eos_token_id
-        if not example.continues and end_of_text is not None and ids[-1:] != [end_of_text]:
-            ids.append(end_of_text)
-            mask.append(True)
-        mask[:1] = [False] * len(mask[:1])
-        return ids, mask
-
-    def _chat_tokens(self, example: Example) -> tuple[list[int], list[bool]]:
-        messages = list(example.messages or ())
-        if not self.tokenizer.chat_template:
-            raise BackboneError(
-                "expected a chat template for rows of messages, the tokenizer has none",
-                where=self.where,
-                remedy="use a chat model, or template / prompt_template columns instead",
-            )
-        ids: list[int] = []
-        mask: list[bool] = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            asked = self._render(messages[:turn], generation=True)
-            answered = self._render(messages[: turn + 1], generation=False)
-            if answered[: len(asked)] != asked or asked[: len(ids)] != ids:
-                raise BackboneError(
-                    "expected a chat template that only appends as a chat goes on",
-                    where=f"{self.where}, example {example.example_id}",
-                    remedy="use prompt_template and answer_template instead of messages",
-                )
-            mask += [False] * (len(asked) - len(ids)) + [True] * (len(answered) - len(asked))
-            ids = answered
-        mask[:1] = [False] * len(mask[:1])
-        return ids, mask
-
-    def _render(self, messages: list[dict[str, str]], *, generation: bool) -> list[int]:
-        if not messages:
-            return []
-        rendered = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=generation, return_dict=True
-        )
-        return list(rendered["input_ids"])
-
-    def pieces(self, example: Example) -> list[Example]:
-        """Cut an example into ones of at most ``max_length`` tokens; itself where it fits.
-
-        Text is cut between words. A prompt/answer row keeps its prompt in front of the answer's
-        first part; what is left of the answer follows as text. A chat loses its last turns.
-        Nothing is returned where a prompt leaves no room for an answer.
-        """
-        ids, mask = self.tokens(example)
-        if not any(mask):
-            return []
-        if len(ids) <= self.max_length:
-            return [example]
-        if example.messages is not None:
-            return self._shorter_chat(example)
-        text = example.text or ""
-        spans = self._spans(text)
-        if example.prompt is not None:
-            first_end = spans[0][1]
-            answer_tokens = sum(self.tokens(replace(example, text=text[:first_end]))[1])
-            if first_end <= len(example.prompt) or answer_tokens < _SHORTEST_ANSWER:
-                return []
-        return [
-            replace(
-                example,
-                example_id=f"{example.example_id}#{number}",
-                text=text[start:end],
-                prompt=example.prompt if number == 0 else None,
-                continues=number < len(spans) - 1,
-            )
-            for number, (start, end) in enumerate(spans)
-        ]
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Return the character spans of consecutive pieces."""
-        room = self.max_length - self._specials
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        spans, first, start = [], 0, 0
-        while first < len(offsets):
-            last = first + room
-            if last >= len(offsets):
-                spans.append((start, len(text)))
-                break
-            # a cut between words gives the same tokens when the piece is encoded alone
-            for cut in range(last, max(first + room // 2, first), -1):
-                if text[offsets[cut][0] - 1].isspace() or text[offsets[cut][0]].isspace():
-                    last = cut
-                    break
-            end = offsets[last][0]
-            if text[end - 1] == " ":
-                end -= 1  # the space belongs to the word behind it, as tokenizers have it
-            end = max(end, start + 1)
-            spans.append((start, end))
-            first, start = last, end
-        return spans
-
-    def _shorter_chat(self, example: Example) -> list[Example]:
-        messages = list(example.messages or ())
-        while messages:
-            messages.pop()
-            if messages and messages[-1]["role"] == "assistant":
-                shorter = replace(
-                    example, example_id=f"{example.example_id}#0", messages=tuple(messages)
-                )
-                ids, mask = self.tokens(shorter)
-                if len(ids) <= self.max_length and any(mask):
-                    return [shorter]
-        return []
 
 
 class LanguageBackbone:
@@ -251,7 +95,7 @@ class LanguageBackbone:
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise _unreadable("model", folder, error) from error
+            raise unreadable("model", folder, error) from error
         if missing := sorted(loading["missing_keys"]):
             raise BackboneError(
                 f"expected weights for every layer, none for {', '.join(missing[:3])}"
@@ -361,7 +205,7 @@ class LanguageBackbone:
         try:
             self._adapted = PeftModel.from_pretrained(self._model, folder)
         except (RuntimeError, ValueError, OSError) as error:
-            raise _unreadable("adapter", folder, error) from error
+            raise unreadable("adapter", folder, error) from error
         self._adapted.eval()
 
     def save_adapter(self, folder: Path) -> None:
@@ -404,13 +248,3 @@ def _disabled(model: Any) -> Iterator[None]:
 
 def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear)
-
-
-def _unreadable(what: str, folder: Path, error: Exception) -> BackboneError:
-    reason = str(error).strip().splitlines()
-    return BackboneError(
-        f"expected a {what} that transformers can load ({type(error).__name__}: "
-        f"{reason[0] if reason else 'no reason given'})",
-        where=str(folder),
-        remedy="check that the folder is complete; code in it runs only with trust_remote_code",
-    )

@@ -62,7 +62,8 @@ _TAG = re.compile(r"<[^<>]+>")
 _ID = re.compile(r'\sid="([^"]+)"')
 _REFERENCE = re.compile(r'(url\(#|href="#)([^)"]+)')
 _FAMILY = re.compile(r"font-family: [^;\"]+;? ?")
-_SHORTHAND = re.compile(r"font: ((?:\w+ )*)([\d.]+px) [^;\"]+")
+# Matplotlib 3.10 writes weight, size and family in one; later releases write them one by one.
+_SHORTHAND = re.compile(r"font: (\d+ )?([\d.]+px) [^;\"]+")
 _COLOUR = re.compile("|".join(_VARIABLES))
 
 
@@ -134,11 +135,16 @@ def _inline(document: str, name: str) -> str:
     def clean(found: re.Match[str]) -> str:
         tag = _ID.sub(lambda i: f' id="{name}-{i[1]}"' if i[1] in kept else "", found[0])
         tag = _REFERENCE.sub(rf"\1{name}-\2", tag).replace("xlink:href", "href")
-        tag = _SHORTHAND.sub(r"font-size: \2", _FAMILY.sub("", tag))
+        tag = _FAMILY.sub("", _SHORTHAND.sub(_separate, tag))
         return _COLOUR.sub(lambda c: f"var({_VARIABLES[c[0]]})", tag)
 
     # Only inside tags: matplotlib escapes the text between them, and text may say anything.
     return re.sub(r"\s*\n\s*", "\n", _TAG.sub(clean, body))
+
+
+def _separate(font: re.Match[str]) -> str:
+    weight = f"font-weight: {font[1].strip()}; " if font[1] else ""
+    return f"{weight}font-size: {font[2]}"
 
 
 def write(axes: Any, text: str, at: tuple[float, float], **style: Any) -> None:
@@ -185,7 +191,7 @@ def row_label(axes: Any, text: str, row: int, *, stacked: bool, bold: bool) -> N
     """Write a row's name: left of the axes, or above the row where there is no room."""
     style = {"within": "row", "fontweight": "bold" if bold else "normal"}
     if stacked:
-        name = one_line(text, 34)
+        name = one_line(text, 38)
         write(axes, name, (0.0, float(row)), shift=(0, 16), **style)
         return
     lines = two_lines(text, 25)
@@ -225,20 +231,27 @@ def limits(values: Iterable[float], room: float) -> tuple[float, float]:
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return the positions moved as little as needed to stand ``gap`` apart in [low, high].
+    """Return the positions moved as little as can be to stand ``gap`` apart in [low, high].
 
-    Order is kept. Where there is no room for all, the gap is made smaller.
+    Order is kept, and the sum of squared moves is least. Where there is no room for all, the
+    gap is made smaller.
     """
     if len(positions) > 1:
         gap = min(gap, (high - low) / (len(positions) - 1))
     order = sorted(range(len(positions)), key=lambda i: positions[i])
-    placed = list(positions)
-    floor = low
-    for i in order:
-        placed[i] = max(placed[i], floor)
-        floor = placed[i] + gap
-    ceiling = high
-    for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
+    # With i gaps taken off the i-th, "a gap apart" becomes "not descending": isotonic regression,
+    # solved by merging neighbours that descend into blocks at their mean.
+    blocks: list[tuple[float, int]] = []
+    for rank, i in enumerate(order):
+        mean, size = positions[i] - rank * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, members = blocks.pop()
+            mean = (before * members + mean * size) / (members + size)
+            size += members
+        blocks.append((mean, size))
+    room = high - gap * max(len(positions) - 1, 0)
+    levels = [min(max(mean, low), room) for mean, size in blocks for _ in range(size)]
+    placed = [0.0] * len(positions)
+    for rank, i in enumerate(order):
+        placed[i] = levels[rank] + rank * gap
     return placed

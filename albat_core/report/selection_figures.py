@@ -50,8 +50,8 @@ def sources(shares: Sequence[SourceShare], width: int) -> Markup | None:
         for row, share in enumerate(shares):
             gained = share.weight >= share.corpus
             ends = [share.corpus, share.weight]
-            line = drawing.ARM_ALBAT if gained else POOL
-            axes.plot(ends, [row, row], color=line, linewidth=2.2, solid_capstyle="round")
+            line, stroke = (drawing.ARM_ALBAT, 2.2) if gained else (MUTED, 1.0)
+            axes.plot(ends, [row, row], color=line, linewidth=stroke, solid_capstyle="round")
             dot = {"marker": "o", "markeredgewidth": 2, "clip_on": False}
             axes.plot([share.corpus], [row], color=MUTED, mfc=PAPER, markersize=8, **dot)
             axes.plot([share.weight], [row], color=drawing.ARM_ALBAT, markersize=9, **dot)

@@ -25,7 +25,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 def between(interval: Interval | None, digits: int = 3) -> str:
     """Return ``2.471 to 2.569``: words, because a dash between negative numbers misleads."""
-    if interval is None:
+    if interval is None or not (math.isfinite(interval.low) or math.isfinite(interval.high)):
         return NOTHING
     return f"{fixed(interval.low, digits)} to {fixed(interval.high, digits)}"
 

@@ -1,8 +1,14 @@
 """The report page: what must stand in it, what must not, and that it is the same each time."""
 
+import base64
+import hashlib
+import os
 import random
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -206,3 +212,317 @@ class Elements(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+
+
+def rows_of(html: str, caption: str) -> list[str]:
+    """The rows' words of the table in the region of that name."""
+    table = re.search(rf'aria-label="{caption}">\s*<table>(.*?)</table>', html, re.DOTALL)
+    assert table, caption
+    body = table[1].split("<tbody>")[1]
+    return [" ".join(" ".join(Elements(row).words).split()) for row in body.split("</tr>")[:-1]]
+
+
+def charts_of(html: str) -> list[str]:
+    return re.findall(r"<svg class=\"chart.*?</svg>", html, re.DOTALL)
+
+
+def test_every_arm_stands_in_the_table_with_its_interval(html: str, content: ReportContent) -> None:
+    rows = rows_of(html, "Arms")
+    assert len(rows) == 4
+    for arm_, row in zip(content.arms, rows, strict=True):
+        assert arm_.label in row
+        assert wording.fixed(arm_.loss.value) in row
+        assert f"{arm_.loss.low:.3f} to {arm_.loss.high:.3f}" in row
+    assert "+0.240" in rows[3] and "0.221 to 0.259" in rows[3] and "12.4" in rows[3]
+    assert "214 + 1,738" in rows[3] and "300 of 400" in rows[3] and "6 min 56 s" in rows[3]
+    assert "lowest loss" in rows[3] and not any("lowest loss" in row for row in rows[:3])
+    assert "−0.780" in rows[0]
+
+
+def test_the_charts_of_arms_name_and_measure_each_arm(content: ReportContent) -> None:
+    widths = {"untouched": 0.02, "adaptation_only": 0.04, "random": 0.06, "albat": 0.08}
+    arms = [
+        a.model_copy(update={"loss": around(a.loss.value, widths[a.name])}) for a in content.arms
+    ]
+    for width in (WIDE, NARROW):
+        drawn = figures.arms(arms, "albat", width)
+        assert drawn is not None
+        lengths = []
+        for arm_, name in zip(arms, ("untouched", "adaptation", "random", "albat"), strict=True):
+            line = (
+                rf'd="M ([\d.]+) [\d.]+ ?\nL ([\d.]+) [\d.]+ ?\n" [^>]*stroke: var\(--arm-{name}\)'
+            )
+            ends = re.search(line, drawn)
+            assert ends, (width, name)
+            lengths.append((float(ends[2]) - float(ends[1])) / widths[arm_.name])
+            assert wording.between(arm_.loss) in drawn
+        assert lengths == pytest.approx([lengths[0]] * 4, rel=1e-3)
+        words = Elements(drawn).words
+        assert all(any(a.label in word for word in words) for a in arms)
+        assert "+0.240" in words and "◂ −0.780" in words
+
+
+def test_what_was_selected_mixed_and_timed_is_told(html: str) -> None:
+    words = " ".join(" ".join(Elements(html).words).split())
+    for told in (
+        "Of 42,419 corpus rows 7,655 became candidates",
+        "1,738 were selected. Their weights differ: they count as 1,403 rows",
+        "50% selected rows (α = 0.50)",
+        "Not computed in this run.",
+        "517 long rows were cut up",
+        "The stages made in this run took 22 min 34 s.",
+        "which saved 10 min 13 s",
+        "embedding/3fa9c1d2e07b44 and 8 more",
+        "target_ess: 0.5",
+        "2.9.1",
+        "8 GiB, no GPU",
+        "2026-03-14 09:26 UTC",
+        "recall@64 1.000",
+    ):
+        assert told in words, told
+    sources = rows_of(html, "Sources")
+    assert sources[0].startswith("SeniorHealth") and "×13.1" in sources[0]
+    assert len(sources) == len(SOURCES)
+    assert html.count('<article class="card">') == 9
+    assert "not selected" in words and "(×7.3 an equal share)" in words
+
+
+def test_a_known_multiplier_is_shown_with_its_interval() -> None:
+    html = page.render(sample(multiplier=Interval(value=3.12, low=2.2, high=4.5)))
+    assert html.count("×3.1") == 2 and "2.2 to 4.5" in html
+    assert "Not computed" not in html
+
+
+def test_text_of_the_data_never_becomes_markup(content: ReportContent) -> None:
+    example = content.selection.most_useful[0].model_copy(
+        update={"text": SCRIPT + " word" * 200, "source": SCRIPT, "nearest_text": SCRIPT,
+                "example_id": SCRIPT, "nearest_id": '" onclick="x'}
+    )  # fmt: skip
+    source = SourceCount(source=SCRIPT, corpus=50_000, candidates=1, selected=1, weight=0.5)
+    selection = content.selection.model_copy(
+        update={"most_useful": (example,), "scorer": SCRIPT,
+                "sources": (source, *content.selection.sources)}
+    )  # fmt: skip
+    hostile = page.render(
+        sample(
+            title=SCRIPT,
+            headline=SCRIPT,
+            created=SCRIPT,
+            machine=SCRIPT,
+            arms=tuple(a.model_copy(update={"label": SCRIPT}) for a in content.arms),
+            curves=tuple(c.model_copy(update={"label": SCRIPT}) for c in content.curves),
+            selection=selection,
+            splits={SCRIPT: 3},
+            index={SCRIPT: SCRIPT},
+            inputs=(InputCount(name=SCRIPT, role=SCRIPT, rows=1, examples=1, notes=(SCRIPT,)),),
+            stages=(content.stages[0].model_copy(update={"label": SCRIPT, "artifact": SCRIPT}),),
+            config_yaml=SCRIPT + "</code></pre>",
+            versions={SCRIPT: SCRIPT},
+        )
+    )
+    assert SCRIPT not in hostile
+    found = Elements(hostile).found
+    assert [tag for tag, _ in found].count("script") == 1
+    assert not any(name.startswith("on") for _, attributes in found for name in attributes)
+    in_charts = [word for svg in charts_of(hostile) for word in Elements(svg).words]
+    assert any(SCRIPT[:8] in word for word in in_charts)
+
+
+def test_labels_that_look_like_formulas_or_styles_are_shown_as_they_are() -> None:
+    names = ["$x_1$ and $\\frac$", 'style="fill: #a1ba00" id="a"', "中文 עברית", "a\x00b\nc"]
+    shares = [selection_figures.SourceShare(name, 0.1, 0.2, 2.0) for name in names]
+    drawn = selection_figures.sources(shares, NARROW)
+    assert drawn is not None
+    words = Elements(drawn).words
+    for name in [*names[:3], "a b c", "×2.0"]:
+        assert name in words, name
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_script(html: str) -> None:
+    elements = Elements(html)
+    for tag, attributes in elements.found:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
+            target = attributes.get(name)
+            assert target is None or target.startswith("#") or target == "data:,", (tag, target)
+    assert "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+    assert not re.search("https?:", html)  # nor a namespace: HTML needs none
+    script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+
+
+def test_equal_content_gives_the_same_page_whatever_the_process(
+    html: str, content: ReportContent
+) -> None:
+    with matplotlib.rc_context({"font.size": 31, "svg.fonttype": "path", "axes.grid": True}):
+        before = dict(matplotlib.rcParams)
+        assert page.render(content) == html
+        assert dict(matplotlib.rcParams) == before
+    program = (
+        "import sys; from albat_core.report.page import render;"
+        "from albat_core.report.content import ReportContent as C;"
+        "sys.stdout.buffer.write(render(C.model_validate_json(sys.stdin.read())).encode())"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        input=content.model_dump_json().encode(),
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
+    assert other.stdout.decode() == html
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(html: str) -> None:
+    ids = [a["id"] for _, a in Elements(html).found if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'(?:url\(|href=")#([^)"]+)', html)
+    assert targets and set(targets) <= set(ids)
+
+
+def variables(css: str) -> dict[str, str]:
+    return dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6}|rgb[^;]+);", css))
+
+
+def test_charts_take_every_colour_from_the_page_in_light_and_dark(html: str) -> None:
+    light, dark = variables(str(page._own("page.css"))), variables(str(page._own("dark.css")))
+    assert set(light) == set(dark)
+    charts = charts_of(html)
+    assert len(charts) == 8  # three in two widths, two in one
+    for svg in charts:
+        tags = "".join(re.findall(r"<[^>]*>", svg))
+        assert not re.search("#[0-9a-fA-F]{6}|rgb|font-family|<style", tags)
+        assert set(re.findall(r"var\((--[\w-]+)\)", tags)) <= set(light)
+
+
+@pytest.mark.parametrize("sheet", ["page.css", "dark.css"])
+def test_writing_and_lines_stand_out_from_the_paper(sheet: str) -> None:
+    colours = variables(str(page._own(sheet)))
+
+    def luminance(name: str) -> float:
+        parts = [int(colours[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for paper in ("--paper", "--card"):
+        for name in colours:
+            least = {"--ink": 7, "--muted": 4.5, "--accent": 4.5}.get(name, 3)
+            if name in ("--ink", "--muted", "--accent") or name.startswith("--arm"):
+                low, high = sorted((luminance(name), luminance(paper)))
+                assert (high + 0.05) / (low + 0.05) >= least, (name, paper)  # WCAG 2.2
+
+
+def bare(**changes: Any) -> ReportContent:
+    """A report of a run of which next to nothing is known."""
+    nothing = Selection(
+        scorer="random", corpus_rows=0, candidates=0, selected=0, effective_sample_size=0.0,
+        sources=(), candidate_scores=(), selected_scores=(), selected_weights=(),
+        most_useful=(), least_useful=(),
+    )  # fmt: skip
+    empty: dict[str, Any] = {
+        "arms": (), "curves": (), "selection": nothing, "splits": {}, "inputs": (), "index": {},
+        "stages": (), "versions": {}, "config_yaml": "",
+    }  # fmt: skip
+    return sample(**(empty | changes))
+
+
+def test_a_run_of_which_nothing_is_known_is_told_so() -> None:
+    html = page.render(bare())
+    for told in (
+        "No arm was evaluated",
+        "No learning curves were recorded",
+        "Nothing was selected",
+        "No times were recorded",
+        "No inputs were counted",
+    ):
+        assert told in html
+    assert charts_of(html) == [] and "None" not in html and "nan" not in html.split("<body>")[1]
+
+
+def test_parts_that_are_missing_leave_the_others_standing(content: ReportContent) -> None:
+    nan = float("nan")
+    alone = arm("albat", "ALBAT", 2.52, None)
+    broken = alone.model_copy(
+        update={"name": "random", "label": "Broken", "loss": around(nan, nan),
+                "perplexity": float("inf")}
+    )  # fmt: skip
+    unranked = content.selection.model_copy(
+        update={
+            "candidate_scores": (),
+            "selected_scores": (),
+            "most_useful": (shown(3, useful=True).model_copy(
+                update={"score": None, "weight": None, "similarity": None}),),
+        }
+    )  # fmt: skip
+    point = Curve(arm="albat", label="ALBAT", best_step=5, points=(CurvePoint(step=5),))
+    html = page.render(bare(arms=(alone, broken), curves=(point,), selection=unranked))
+    rows = rows_of(html, "Arms")
+    assert "2.520" in rows[0] and "lowest loss" in rows[0]
+    assert "Broken" in rows[1] and "– to –" not in rows[1] and "nan" not in rows[1]
+    assert "the lowest. 95% interval 2.470 to 2.570" in html  # no gain: the loss is the number
+    assert "No learning curves were recorded" in html and "they were not ranked" in html
+    assert "not known" in html
+
+
+def test_no_clear_difference_is_called_that(content: ReportContent) -> None:
+    close = content.arms[3].model_copy(update={"gain": around(0.01, 0.03)})
+    html = page.render(bare(arms=(content.arms[1], close)))
+    assert html.count("no clear difference") == 2 and 'class="number big even"' in html
+
+
+def test_the_best_arm_is_not_the_reference_with_more_data(content: ReportContent) -> None:
+    everything = arm("all_data", "All adaptation data", 2.2, 0.56)
+    best = page.best_arm([*content.arms, everything])
+    assert best is not None and best.name == "albat"
+    assert page.best_arm([everything]) == everything
+    assert page.best_arm([]) is None
+
+
+def test_enrichment_is_share_of_weight_over_share_of_corpus(content: ReportContent) -> None:
+    shares = {share.source: share for _, share in page.source_shares(content.selection)}
+    assert shares["CDC"].enrichment == pytest.approx(0.026 / (270 / 42_419))
+    many = [selection_figures.SourceShare(str(i), 0.01, 0.02, 2.0) for i in range(50)]
+    drawn = page.charted(many)
+    assert len(drawn) < 20 and drawn[-1].source.endswith("other sources")
+    assert sum(s.weight for s in drawn) == pytest.approx(1.0)
+    assert drawn[-1].enrichment == pytest.approx(2.0)
+
+
+def test_long_text_is_folded_and_the_longest_cut() -> None:
+    assert page.passage("short") == page.Passage("short", "", 0)
+    text = "word " * 300
+    folded = page.passage(text)
+    assert folded.text == text and folded.left_out == 0
+    assert len(folded.excerpt) < 430 and folded.excerpt.endswith("word …")
+    assert page.passage("x" * 20_000).left_out == 8000
+
+
+def test_numbers_in_words() -> None:
+    nan, around_zero = float("nan"), Interval(value=0, low=-0.1, high=0.1)
+    made = {
+        wording.fixed: {-0.0001: "0.000", -1234.5: "−1,234.500", nan: "–"},
+        wording.signed: {0.24: "+0.240", -0.24: "−0.240", 0.0001: "0.000", None: "–"},
+        wording.rounded: {12.4286: "12.4", 1234.6: "1,235", 3.2e9: "3.2e9", -0.5: "−0.5"},
+        wording.percent: {0.62: "62%", 0.9987: "99.8%", 0.0031: "0.31%", 1e-9: "< 0.01%"},
+        wording.times: {9.42: "×9.4", 0.001: "< ×0.01", 130.4: "×130", None: "–"},
+        wording.duration: {0.42: "0.4 s", 59.9: "1 min 00 s", 3725: "1 h 02 min", nan: "–"},
+    }
+    for say, expected in made.items():
+        for value, words in expected.items():
+            assert say(value) == words, (say.__name__, value)
+    assert wording.between(around_zero, 1) == "−0.1 to 0.1"
+
+
+def test_labels_are_spread_without_changing_their_order() -> None:
+    placed = drawing.spread([5.0, 4.0, 90.0, 99.0], 18, 0, 100)
+    assert placed[1] < placed[0] < placed[2] < placed[3]
+    assert min(b - a for a, b in pairwise(sorted(placed))) >= 18 - 1e-9
+    assert min(placed) >= 0 and max(placed) <= 100
+    assert drawing.spread([50.0, 52.0], 18, 0, 100) == pytest.approx([42.0, 60.0])
+    assert drawing.spread([30.0, 70.0], 18, 0, 100) == [30.0, 70.0]
+    crowded = drawing.spread([50.0] * 11, 18, 0, 100)
+    assert sorted(crowded) == pytest.approx([10.0 * i for i in range(11)])
+    assert drawing.two_lines("Adaptation + random rows", 14) == ["Adaptation +", "random rows"]
+    assert drawing.two_lines("x" * 60, 14) == ["x" * 14, "x" * 13 + "…"]

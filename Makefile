@@ -1,0 +1,32 @@
+# Everything runs in .venv, which `make setup` fills with the pinned versions.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint bench clean
+
+help: ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/ready ## Install what everything needs.
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	touch $@
+
+demo: .venv/ready ## Run the whole chain on the example, and name report and adapter.
+	$(BIN)/albat demo
+
+test: .venv/ready ## Run all tests.
+	$(BIN)/pytest
+
+lint: .venv/ready ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready ## Measure speed and memory; print the figures.
+	$(BIN)/python -m bench.speed
+
+clean: ## Remove what runs and tests made, but not the environment.
+	rm -rf .albat runs .pytest_cache .mypy_cache .ruff_cache

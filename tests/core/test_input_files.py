@@ -1,0 +1,175 @@
+"""Files of a source: found, named, grouped, fingerprinted."""
+
+import gzip
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from albat_core.input_files import InputFile, find_files
+from albat_core.records import Example
+from albat_core.sources import SourceConfig
+from tests.core.row_files import (
+    ROWS,
+    only,
+    refused,
+    rows_of,
+    write_jsonl,
+    write_parquet,
+    write_texts,
+)
+
+
+def test_text_folder_is_one_document_a_file(tmp_path: Path) -> None:
+    folder = write_texts(tmp_path / "notes", ["b.md", "a.txt"])
+    write_texts(folder / "sub", ["c.txt"])
+    (folder / "d.txt.gz").write_bytes(gzip.compress(b" \n"))
+    (folder / ".hidden.txt").write_text("no")
+    assert rows_of(folder) == [
+        Example("a.txt:0", "a.txt", "notes", text="text of a.txt"),
+        Example("b.md:0", "b.md", "notes", text="text of b.md"),
+        Example("d.txt.gz:0", "d.txt.gz", "notes", text=None),
+        Example("sub/c.txt:0", "sub/c.txt", "notes", text="text of c.txt"),
+    ]
+    assert rows_of(folder / "a.txt")[0].source == "a"
+
+
+def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data" / "corpus.jsonl", ROWS)
+    said = refused(lambda: rows_of(tmp_path / "data" / "corpsu.jsonl"))
+    assert f"did you mean {tmp_path / 'data' / 'corpus.jsonl'}?" in said
+    said = refused(lambda: rows_of(tmp_path / "dtaa" / "corpus.jsonl"))
+    assert f"did you mean {tmp_path / 'data'}?" in said
+    said = refused(lambda: rows_of(tmp_path / "zzz" / "corpus.jsonl"))
+    assert f"{tmp_path} is there, but has no 'zzz'" in said
+
+
+def test_what_a_folder_may_not_be(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "found none" in refused(lambda: rows_of(empty))
+    assert "found none" in refused(lambda: rows_of(tmp_path / "*.jsonl"))
+    mixed = tmp_path / "mixed"
+    write_jsonl(mixed / "a.jsonl", ROWS)
+    write_texts(mixed, ["README.md"])
+    said = refused(lambda: rows_of(mixed))
+    assert "rows or text documents" in said
+    assert "README.md" in said
+    assert len(rows_of(mixed, format="jsonl")) == 3
+    assert [e.text for e in rows_of(mixed, format="text")] == ["text of README.md"]
+    assert "found only .jsonl, .md" in refused(lambda: rows_of(mixed, format="parquet"))
+    odd = write_texts(tmp_path / "odd", ["a.docx", "b.parquet.gz", "c.txt"])
+    said = refused(lambda: rows_of(odd))
+    assert "got a.docx, b.parquet.gz" in said
+    assert "c.txt" not in said
+
+
+def test_text_files_have_no_columns(tmp_path: Path) -> None:
+    folder = write_texts(tmp_path / "t", ["a.txt"])
+    said = refused(lambda: rows_of(folder, text_column="body", id_column="x"))
+    assert "text_column and id_column is set" in said
+
+
+def test_names_are_paths_below_folder_or_glob(tmp_path: Path) -> None:
+    for name in ("en/train.jsonl", "en/deep/more.jsonl", "fr/train.jsonl"):
+        write_jsonl(tmp_path / name, ROWS[:1])
+    names = lambda *paths: [  # noqa: E731
+        file.names[0] for file in find_files(SourceConfig(path=tuple(map(str, paths))))
+    ]
+    assert names(tmp_path) == ["en/deep/more.jsonl", "en/train.jsonl", "fr/train.jsonl"]
+    assert names(tmp_path / "*" / "train.jsonl") == ["en/train.jsonl", "fr/train.jsonl"]
+    assert names(tmp_path / "en") == ["deep/more.jsonl", "train.jsonl"]
+    assert names(tmp_path / "en" / "train.jsonl") == ["train.jsonl"]
+    # equal names are told apart; a file named twice is read once
+    assert names(tmp_path / "fr" / "train.jsonl", tmp_path / "en") == [
+        "fr/train.jsonl",
+        "deep/more.jsonl",
+        "en/train.jsonl",
+    ]
+    assert names(tmp_path / "en", tmp_path / "en" / "train.jsonl") == [
+        "deep/more.jsonl",
+        "train.jsonl",
+    ]
+
+
+def test_relative_paths_and_names_with_brackets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "x[1]" / "r[2].jsonl", ROWS[:1])
+    monkeypatch.chdir(tmp_path)
+    for path in ("x[1]", "x[1]/r[2].jsonl"):
+        file = only(SourceConfig(path=path))
+        assert file.names == ("r[2].jsonl",)
+        assert file.uris == (str(tmp_path / "x[1]" / "r[2].jsonl"),)
+
+
+def test_input_file_survives_json(tmp_path: Path) -> None:
+    write_texts(tmp_path / "t", [f"{i}.txt" for i in range(100)])
+    for file in find_files(SourceConfig(path=(str(tmp_path / "t"),), share=0.5)):
+        assert InputFile.model_validate_json(file.model_dump_json()) == file
+
+
+def test_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a" / "r.jsonl", ROWS)
+    print_of = lambda p: only(SourceConfig(path=str(p))).fingerprint  # noqa: E731
+    first = print_of(path)
+    assert print_of(write_jsonl(tmp_path / "b" / "r.jsonl", ROWS)) == first
+    assert print_of(write_jsonl(tmp_path / "a" / "s.jsonl", ROWS)) != first
+    assert print_of(write_jsonl(path, ROWS[:2])) != first
+
+
+def test_groups_of_text_files_are_content_defined(tmp_path: Path) -> None:
+    names = [f"{i:04d}.txt" for i in range(1500)]
+    folder = write_texts(tmp_path / "t", names)
+    source = SourceConfig(path=str(folder))
+    before = find_files(source)
+    assert [name for file in before for name in file.names] == names
+    assert 1500 / 512 < len(before) < 100
+    assert max(len(file.names) for file in before) <= 512
+
+    (folder / "0700b.txt").write_text("one more")
+    after = find_files(source)
+    old, new = ({f.fingerprint for f in files} for files in (before, after))
+    assert len(old - new) == 1
+    assert 1 <= len(new - old) <= 2  # two if the new name itself ends a group
+    assert sum(len(f.names) for f in after) == 1501
+
+    (folder / "0700b.txt").write_text("changed")
+    changed = {f.fingerprint for f in find_files(source)}
+    assert len(changed - new) == 1
+
+
+def test_small_text_folders_have_an_entry_a_file(tmp_path: Path) -> None:
+    folder = write_texts(tmp_path / "t", [f"{i:02d}.txt" for i in range(64)])
+    assert len(find_files(SourceConfig(path=str(folder)))) == 64
+    write_texts(folder, ["64.txt"])
+    assert len(find_files(SourceConfig(path=str(folder)))) < 10
+
+
+def test_remote_paths(tmp_path: Path) -> None:
+    remote = fsspec.filesystem("memory")
+    remote.pipe_file("/pool/wiki/en/a.jsonl", b'{"text": "a"}\n')
+    remote.pipe_file("/pool/wiki/b.jsonl.gz", gzip.compress(b'{"text": "b"}\n'))
+    remote.pipe_file("/pool/notes/n.txt", b"note")
+    table = write_parquet(tmp_path / "t.parquet", ROWS).read_bytes()
+    remote.pipe_file("/pool/t.parquet", table)
+    try:
+        assert rows_of("memory://pool/wiki/") == [
+            Example("b.jsonl.gz:0", "b.jsonl.gz:0", "b", text="b"),
+            Example("en/a.jsonl:0", "en/a.jsonl:0", "a", text="a"),
+        ]
+        assert rows_of("memory://pool/*/*.txt")[0] == Example(
+            "notes/n.txt:0", "notes/n.txt", "pool", text="note"
+        )
+        assert rows_of("memory://pool/notes")[0].source == "notes"
+        assert [e.example_id for e in rows_of("memory://pool/t.parquet")] == [
+            f"t.parquet:{row}" for row in range(3)
+        ]
+        source = SourceConfig(path="memory://pool/t.parquet")
+        first = only(source).fingerprint
+        remote.pipe_file("/pool/t.parquet", table + b" ")
+        assert only(source).fingerprint != first
+        assert "truncated" in refused(lambda: rows_of("memory://pool/t.parquet"))
+        assert "none" in refused(lambda: rows_of("memory://pool/nothing.jsonl"))
+    finally:
+        remote.rm("/pool", recursive=True)

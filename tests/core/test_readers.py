@@ -1,0 +1,228 @@
+"""Readers: every format gives the same rows, and damage is named."""
+
+import bz2
+import gzip
+import io
+import lzma
+import random
+import string
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from albat_core.corpus import read_rows
+from albat_core.records import Example
+from albat_core.sources import SourceConfig
+from tests.core.row_files import ROWS, only, refused, rows_of, write_csv, write_jsonl, write_parquet
+
+
+def test_every_table_format_gives_the_same_examples(tmp_path: Path) -> None:
+    fields = {"id_column": "id", "document_column": "page", "name": "pages"}
+    expected = [
+        Example("7", "a", "pages", text=ROWS[0]["text"]),
+        Example("8", "a", "pages", text=ROWS[1]["text"]),
+        Example("9", "b", "pages", text=None),
+    ]
+    jsonl = write_jsonl(tmp_path / "r.jsonl", ROWS)
+    paths = [
+        jsonl,
+        write_csv(tmp_path / "r.csv", ROWS),
+        write_parquet(tmp_path / "r.parquet", ROWS),
+    ]
+    raw = jsonl.read_bytes()
+    packed = {
+        "gz": gzip.compress(raw),
+        "bz2": bz2.compress(raw),
+        "xz": lzma.compress(raw),
+        "zst": pa.Codec("zstd").compress(raw, asbytes=True),
+    }
+    for ending, content in packed.items():
+        paths.append(tmp_path / f"r.jsonl.{ending}")
+        paths[-1].write_bytes(content)
+    paths.append(tmp_path / "r.csv.gz")
+    paths[-1].write_bytes(gzip.compress((tmp_path / "r.csv").read_bytes()))
+    for path in paths:
+        assert rows_of(path, **fields) == expected, path.name
+
+
+def test_byte_order_marks_are_taken_off(tmp_path: Path) -> None:
+    for name, content in {"r.jsonl": '{"text": "a"}\n', "r.csv": "text\na\n", "r.txt": "a"}.items():
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert [e.text for e in rows_of(tmp_path / name)] == ["a"], name
+
+
+def test_saved_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "pages"
+    chats = [[{"role": "user", "content": row["page"]}] for row in ROWS]
+    saved = datasets.Dataset.from_list([{**r, "chat": c} for r, c in zip(ROWS, chats, strict=True)])
+    saved.save_to_disk(folder, num_shards=2)
+    (folder / "cache-1234.arrow").write_bytes(b"left by a map")  # not in state.json
+    got = rows_of(folder, id_column="id")
+    assert [(e.example_id, e.source, e.text) for e in got] == [
+        ("7", "pages", ROWS[0]["text"]),
+        ("8", "pages", ROWS[1]["text"]),
+        ("9", "pages", None),
+    ]
+    assert [e.document for e in rows_of(folder)] == [
+        "data-00000-of-00002.arrow:0",
+        "data-00000-of-00002.arrow:1",
+        "data-00001-of-00002.arrow:0",
+    ]
+    assert rows_of(folder, messages_column="chat")[0].messages == (
+        {"role": "user", "content": "a"},
+    )
+    datasets.DatasetDict(train=saved, test=saved).save_to_disk(tmp_path / "both")
+    said = refused(lambda: rows_of(tmp_path / "both"))
+    assert "test, train" in said
+    assert len(rows_of(tmp_path / "both" / "train")) == 3
+    (folder / "data-00001-of-00002.arrow").unlink()
+    assert "incomplete" in refused(lambda: rows_of(folder))
+
+
+def test_arrow_file_format_is_read_too(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    path = tmp_path / "r.arrow"
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert [e.text for e in rows_of(path)] == [ROWS[0]["text"], ROWS[1]["text"], None]
+
+
+def test_explicit_format_reads_files_of_any_ending(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.json", ROWS)
+    assert len(rows_of(path, format="jsonl")) == 3
+    assert len(rows_of(tmp_path / "*.json", format="jsonl")) == 3
+
+
+def test_jsonl_rows_may_leave_out_nulls(tmp_path: Path) -> None:
+    rows = [{"id": 1}, {"id": 2, "text": "b"}, {"id": 3}, {"text": "d", "id": 4}]
+    got = rows_of(write_jsonl(tmp_path / "r.jsonl", rows), id_column="id")
+    assert [(e.example_id, e.text) for e in got] == [
+        ("1", None),
+        ("2", "b"),
+        ("3", None),
+        ("4", "d"),
+    ]
+
+
+def test_rows_are_streamed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"text": "a"}\n' * 1000 + "broken\n")
+    rows = read_rows(only(SourceConfig(path=str(path))))
+    assert sum(1 for _, _ in zip(range(1000), rows, strict=False)) == 1000
+    assert "line 1001" in refused(lambda: next(rows))
+
+
+def test_one_huge_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    words = random.Random(0).choices(string.ascii_letters, k=2000)
+    rows = [{"text": f"{i}" + "".join(words), "unread": "".join(words)} for i in range(10_000)]
+    path = tmp_path / "r.parquet"
+    pq.write_table(
+        pa.Table.from_pylist(rows), path, row_group_size=20_000, compression="none",
+        use_dictionary=False,
+    )  # fmt: skip
+    del rows
+    file = only(SourceConfig(path=str(path)))
+    before = pa.total_allocated_bytes()
+    stream = read_rows(file)
+    next(stream)
+    assert path.stat().st_size > 40e6
+    assert pa.total_allocated_bytes() - before < 6e6
+    assert sum(1 for _ in stream) == 9_999
+
+
+def bad_files(tmp_path: Path) -> dict[str, tuple[bytes, dict, list[str]]]:
+    parquet = write_parquet(tmp_path / "good", ROWS * 500).read_bytes()
+    table = pa.Table.from_pylist(ROWS * 500)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    flipped = bytearray(parquet)
+    flipped[4 : len(flipped) // 2] = bytes(len(flipped) // 2 - 4)
+    return {
+        "a.parquet": (b'{"text": "a"}\n', {}, ["expected Parquet", "something else"]),
+        "b.parquet": (parquet[:-9], {}, ["expected Parquet", "truncated"]),
+        "c.parquet": (bytes(flipped), {}, ["damaged"]),
+        "d.parquet": (b"", {}, ["expected Parquet", "an empty file"]),
+        "a.arrow": (parquet, {}, ["expected Arrow, found Parquet"]),
+        "b.arrow": (sink.getvalue()[:-5000], {}, ["damaged or truncated"]),
+        "a.jsonl": (parquet, {}, ["expected JSON lines in UTF-8, found Parquet"]),
+        "b.jsonl": (b'{"text": "a"}\n[1]\n', {}, ["line 2 is a JSON list"]),
+        "c.jsonl": (b'{"text": "a"}\n{"text": \n', {}, ["line 2 is not JSON"]),
+        "d.jsonl": (b'[{"text": "a"},\n{"text": "b"}]\n', {}, ["line 1", "one JSON array"]),
+        "e.jsonl": (b'{"text": "a"}\n{"text": "\xe4"}\n', {}, ["UTF-8", "0xe4", "line 2"]),
+        "f.jsonl": (b'{"text": "a"}\n' * 99999 + b"\0\n", {}, ["NUL", "line 100000"]),
+        "g.jsonl": (b'{"text": "\\ud83d."}\n', {}, ["g.jsonl:0", "surrogate"]),
+        "h.jsonl": ('{"text": "a"}'.encode("utf-16"), {}, ["UTF-16"]),
+        "i.jsonl": (gzip.compress(b"{}"), {}, ["found gzip", "ending"]),
+        "a.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 99)[:-12], {}, ["truncated"]),
+        "b.jsonl.gz": (b'{"text": "a"}\n', {}, ["damaged", "gzip"]),
+        "c.jsonl.zst": (b'{"text": "a"}\n', {}, ["damaged"]),
+        "d.jsonl.bz2": (b'{"text": "a"}\n', {}, ["damaged"]),
+        "a.csv": (b"text,n\na,1\nb,2,3\n", {}, ["2 fields", "line 3 has 3"]),
+        "b.csv": (b'text\n"a\n', {}, ["not CSV"]),
+        "c.csv": (b"text,text\na,b\n", {}, ["header has 2"]),
+        "d.csv": (b"text\na\0\n", {}, ["NUL"]),
+        "e.csv": (b"text\nb\xff\n", {}, ["0xff", "line 2"]),
+        "a.txt": (b"ab\xe4", {}, ["0xe4", "byte 2"]),
+        "b.txt": (b"ab\0", {}, ["NUL byte at byte 2"]),
+    }
+
+
+def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
+    for name, (content, fields, said) in bad_files(tmp_path).items():
+        path = tmp_path / "bad" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        message = refused(lambda: rows_of(path, **fields))  # noqa: B023
+        assert str(path) in message
+        for word in said:
+            assert word in message, (name, message)
+
+
+def test_texts_that_begin_like_another_format_are_read(tmp_path: Path) -> None:
+    for name in ("PAR1", "BZh", "ARROW1"):
+        (tmp_path / "a.txt").write_text(f"{name} is how it begins")
+        assert rows_of(tmp_path / "a.txt")[0].text == f"{name} is how it begins"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"text_column": "txt"},
+            [
+                "text_column names column 'txt'",
+                "'id', 'page', 'text', 'year'",
+                "did you mean 'text'",
+            ],
+        ),
+        ({"template": "{text} {yaer}"}, ["template names column 'yaer'", "mean 'year'"]),
+        (
+            {"id_column": "zz", "document_column": "pgae"},
+            ["id_column names column 'zz' and document_column names column 'pgae'", "mean 'page'"],
+        ),
+        ({"messages_column": "zz"}, ["set messages_column to what it has"]),
+    ],
+)
+def test_missing_columns(tmp_path: Path, ending: str, fields: dict, said: list[str]) -> None:
+    path = tmp_path / f"r.{ending}"
+    if ending == "arrow":
+        table = pa.Table.from_pylist(ROWS)
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[ending](path, ROWS)
+    message = refused(lambda: rows_of(path, **fields))
+    for word in said:
+        assert word in message
+
+
+def test_file_that_is_gone(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "r.jsonl", ROWS)
+    file = only(SourceConfig(path=str(path)))
+    path.unlink()
+    assert "No such file" in refused(lambda: list(read_rows(file)))

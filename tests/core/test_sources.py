@@ -1,0 +1,130 @@
+"""Sources: their configuration, and the examples that rows become."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from albat_core.records import Example
+from albat_core.sources import SourceConfig
+from tests.core.row_files import refused, rows_of, write_csv, write_jsonl, write_parquet
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"text_column": "t", "template": "{a}"}, "text_column and template exclude each other"),
+        ({"messages_column": "m", "prompt_template": "p", "answer_template": "{a}"}, "exclude"),
+        ({"prompt_template": "{q}"}, "prompt_template and answer_template need each other"),
+        ({"answer_template": "{q}"}, "prompt_template and answer_template need each other"),
+        ({"template": "no columns"}, "names no column"),
+        ({"template": "open { brace {a}"}, "write {{ or }}"),
+        ({"template": "{a:>3}"}, "a column's name only"),
+        ({"template": "{}"}, "a column's name only"),
+        ({"share": 0.0}, "share"),
+        ({"share": 1.1}, "share"),
+        ({"text_column": ""}, "text_column"),
+        ({"path": ()}, "path names nothing"),
+        ({"path": ("x", " ")}, "path names nothing"),
+        ({"colour": "blue"}, "colour"),
+    ],
+)
+def test_config_refuses(fields: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said.replace("{", r"\{")):
+        SourceConfig(**{"path": "x", **fields})
+
+
+def test_config_tells_all_mistakes_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        SourceConfig(path="", template="plain", text_column="t")
+    for said in ("path names nothing", "exclude each other", "names no column"):
+        assert said in str(caught.value)
+
+
+def test_defaults_name_rows_by_file_and_source_by_stem(tmp_path: Path) -> None:
+    path = tmp_path / "news.v2.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n\n{"text": "b"}\n'))
+    assert rows_of(path) == [
+        Example("news.v2.jsonl.gz:0", "news.v2.jsonl.gz:0", "news.v2", text="a"),
+        Example("news.v2.jsonl.gz:1", "news.v2.jsonl.gz:1", "news.v2", text="b"),
+    ]
+    assert [e.example_id for e in rows_of(path, name="wiki")] == [
+        "wiki/news.v2.jsonl.gz:0",
+        "wiki/news.v2.jsonl.gz:1",
+    ]
+
+
+def test_source_column_and_nulls_in_it(tmp_path: Path) -> None:
+    rows = [{"text": "a", "s": "x", "d": "p"}, {"text": "b", "s": None, "d": None}]
+    got = rows_of(write_jsonl(tmp_path / "r.jsonl", rows), source_column="s", document_column="d")
+    assert [(e.source, e.document) for e in got] == [("x", "p"), ("r", "r.jsonl:1")]
+
+
+def test_templates(tmp_path: Path) -> None:
+    rows = [
+        {"q": "Why?", "a b": "So.", "n": 3},
+        {"q": "How?", "a b": None, "n": 4},
+        {"q": " ", "a b": "", "n": None},
+    ]
+    path = write_jsonl(tmp_path / "qa.jsonl", rows)
+    assert [e.text for e in rows_of(path, template="{{Q{n}}} {q}\n{a b}")] == [
+        "{Q3} Why?\nSo.",
+        None,
+        None,
+    ]
+    assert [e.text for e in rows_of(path, template="<{q}>")] == ["<Why?>", "<How?>", None]
+    pair = rows_of(path, prompt_template="Q: {q}\n", answer_template="A: {a b}")
+    assert pair[0] == Example("qa.jsonl:0", "qa.jsonl:0", "qa", "Q: Why?\nA: So.", "Q: Why?\n")
+    assert [(e.text, e.prompt) for e in pair[1:]] == [(None, None)] * 2
+    constant = rows_of(path, prompt_template="Go on: ", answer_template="{q}")
+    assert (constant[1].prompt, constant[1].text) == ("Go on: ", "Go on: How?")
+
+
+def test_messages_in_every_shape_they_come_in(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "name": "x"}]
+    rows = [{"chat": chat}, {"chat": None}, {"chat": []}, {"chat": [{**chat[0], "content": " "}]}]
+    texts = [{"chat": json.dumps(row["chat"])} for row in rows]
+    expected = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"})
+    for path in (
+        write_jsonl(tmp_path / "a.jsonl", rows),
+        write_jsonl(tmp_path / "b.jsonl", texts),
+        write_csv(tmp_path / "c.csv", texts),
+        write_parquet(tmp_path / "d.parquet", rows),
+    ):
+        got = rows_of(path, messages_column="chat")
+        assert [e.messages for e in got] == [expected, None, None, None], path.name
+        assert all(e.text is None and e.prompt is None for e in got)
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "said"),
+    [
+        ({"text": 3}, {}, "expected text in column 'text', got int"),
+        ({"text": ["a"]}, {}, "got list"),
+        ({"text": "a", "x": [1]}, {"template": "{text}{x}"}, "number in column 'x', got list"),
+        ({"text": "a", "x": None}, {"id_column": "x"}, "id_column 'x', got null"),
+        ({"text": "a", "x": " "}, {"id_column": "x"}, "id_column 'x', got a blank"),
+        ({"text": "a", "x": True}, {"id_column": "x"}, "got True"),
+        ({"text": "a", "x": [1]}, {"document_column": "x"}, "document_column 'x', got [1]"),
+        ({"text": "a", "x": {"k": 1}}, {"source_column": "x"}, "source_column 'x', got {'k': 1}"),
+        ({"m": "hello"}, {"messages_column": "m"}, "text that is not JSON"),
+        ({"m": {"role": "user"}}, {"messages_column": "m"}, "got dict"),
+        ({"m": ["hello"]}, {"messages_column": "m"}, "got str as message 0"),
+        ({"m": [{"from": "u", "value": "v"}]}, {"messages_column": "m"}, "0 with from, value"),
+        (
+            {"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+            {"messages_column": "m"},
+            "message 1 whose content is NoneType",
+        ),
+        ({"m": [{"role": "", "content": "a"}]}, {"messages_column": "m"}, "blank role"),
+        ({"m": '[{"role": "u", "content": "\\ud800"}]'}, {"messages_column": "m"}, "surrogate"),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path: Path, row: dict, fields: dict, said: str) -> None:
+    path = tmp_path / "r.jsonl"
+    good = {"text": "a", "x": "y", "m": [{"role": "user", "content": "a"}]}
+    message = refused(lambda: rows_of(write_jsonl(path, [good, row]), **fields))
+    assert said in message
+    assert f"{path}:1: " in message
