@@ -100,8 +100,8 @@ def write_report(
 
     def build(folder: Path) -> Built:
         content = gather(store, run, yaml.safe_dump(shown, sort_keys=False), seed)
-        (folder / PAGE).write_text(render(content))
-        (folder / RESULTS).write_text(content.model_dump_json(indent=1))
+        (folder / PAGE).write_text(render(content), encoding="utf-8")
+        (folder / RESULTS).write_text(content.model_dump_json(indent=1), encoding="utf-8")
         return Built(rows=len(content.arms), facts={"headline": content.headline})
 
     inputs = {
