@@ -94,14 +94,17 @@ def split_adaptation(
         runtime: where artifacts are kept.
 
     Raises:
-        InputError: too few documents, or one of them is in both sets.
+        InputError: too few documents, one of them is in both sets, or an id occurs twice.
     """
     store = ArtifactStore(runtime.root)
     own, other = parts_of(store, shards), parts_of(store, heldout)
+    if heldout:
+        config = config.model_copy(update={"test": 0.0})
 
     def build(folder: Path) -> Built:
         table = _read(store, own)
         test_only = _read(store, other)
+        _refuse_duplicates(pa.concat_tables([table, test_only]))
         roles = assign_roles(table["document"].to_pylist(), config, seed)
         if common := sorted(set(roles) & set(test_only["document"].to_pylist())):
             raise InputError(
@@ -140,6 +143,19 @@ def split_adaptation(
 def _read(store: ArtifactStore, parts: Sequence[Part]) -> pa.Table:
     tables = [read_table(store.folder(p.shards) / p.name) for p in parts]
     return pa.concat_tables([EXAMPLE_SCHEMA.empty_table(), *tables])
+
+
+def _refuse_duplicates(table: pa.Table) -> None:
+    counts = table.group_by("example_id").aggregate([("source", "list"), ("source", "count")])
+    repeated = counts.filter(pc.greater(counts["source_count"], 1)).to_pylist()
+    if repeated:
+        sources = " and ".join(dict.fromkeys(repeated[0]["source_list"]))
+        raise InputError(
+            f"expected each id once, {repeated[0]['example_id']!r} and {len(repeated) - 1} more "
+            f"occur several times, in {sources}",
+            where="adaptation and heldout",
+            remedy="make the ids unique; where file names make them, give each source a name",
+        )
 
 
 def read_role(store: ArtifactStore, adaptation: ArtifactRef, role: str) -> list[Example]:

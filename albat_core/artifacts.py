@@ -9,7 +9,6 @@ Layout below the root::
 A run that is killed leaves files without a manifest, which nothing reads.
 """
 
-import errno
 import json
 import logging
 import shutil
@@ -170,8 +169,8 @@ class ArtifactStore:
                 storage.join(self.root, stage, key, MANIFEST),
                 manifest.model_dump_json(indent=1).encode(),
             )
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if storage.is_full(error):
                 raise storage.no_space(str(draft)) from error
             raise
         finally:

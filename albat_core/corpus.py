@@ -21,6 +21,7 @@ from albat_core.input_files import InputFile, find_problems
 from albat_core.progress import track
 from albat_core.readers import COMPRESSED, HEAD, Advance, stream_rows
 from albat_core.records import Example, examples_to_table, read_table, write_table
+from albat_core.shards import Part, parts_of
 from albat_core.sources import SourceConfig, as_example
 from albat_core.stage import Runtime, StageConfig
 
@@ -307,3 +308,14 @@ def check_source(source: SourceConfig) -> list[AlbatError]:
     if files and not problems and not texts:
         problems.append(InputError("expected text, every file is blank", where=str(source.path)))
     return problems
+
+
+def list_parts(shards: Sequence[ArtifactRef], runtime: Runtime) -> list[Part]:
+    """Return the parts of a corpus.
+
+    Raises:
+        InputError: an example id occurs twice in it.
+    """
+    store = ArtifactStore(runtime.root)
+    refuse_duplicates(store, shards)
+    return parts_of(store, shards)

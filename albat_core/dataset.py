@@ -10,12 +10,11 @@ from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
-from albat_core.mixture import SELECTION
+from albat_core.mixture import read_selection
 from albat_core.records import (
     ADAPTATION,
     BACKBONE,
     MIXTURE_SCHEMA,
-    SELECTION_SCHEMA,
     TRAIN,
     Example,
     examples_to_table,
@@ -60,6 +59,7 @@ def write_mixture(
     alpha: float,
     config: DatasetConfig,
     runtime: Runtime,
+    label: str = "",
 ) -> ArtifactRef:
     """Write adaptation and selected rows with their weights in the objective.
 
@@ -72,7 +72,9 @@ def write_mixture(
         alpha: mixing weight, in [0, 1).
         config: how it is written.
         runtime: where artifacts are kept.
+        label: names the task's run.
     """
+    del label
     store = ArtifactStore(runtime.root)
     share = alpha if selection is not None else 0.0
 
@@ -117,7 +119,7 @@ def _own_rows(examples: list[Example], weight: float) -> pa.Table:
 
 
 def _selected_rows(store: ArtifactStore, selection: ArtifactRef, alpha: float) -> pa.Table:
-    chosen = read_table(store.folder(selection) / SELECTION).cast(SELECTION_SCHEMA)
+    chosen = read_selection(store, selection)
     examples = read_rows(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
     table = examples_to_table(examples)
     table = table.append_column("role", pa.array([BACKBONE] * len(examples)))

@@ -188,7 +188,9 @@ class VectorIndex:
         """Write the index as FAISS does, from the CPU."""
         faiss = _faiss()
         index = faiss.index_gpu_to_cpu(self._index) if self._gpu else self._index
-        faiss.write_index(index, str(path))
+        # through Python: FAISS itself does not notice that a file could not be closed (disk full)
+        with path.open("wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def exact_search(

@@ -154,3 +154,8 @@ def _write(chosen: pa.Table, weights: Floats, facts: dict[str, float], folder: P
     finite = {name: value for name, value in facts.items() if np.isfinite(value)}
     ess = effective_sample_size(weights)
     return Built(rows=chosen.num_rows, facts=finite | {"effective_sample_size": ess})
+
+
+def read_selection(store: ArtifactStore, selection: ArtifactRef) -> pa.Table:
+    """Return the selected rows as a table of ``SELECTION_SCHEMA``."""
+    return read_table(store.folder(selection) / SELECTION)

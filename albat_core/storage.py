@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 
-from albat_core.errors import InputError, StorageFullError, TransientError
+from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 
 _BLOCK = 4 << 20
-# Remote stores whose botocore checks are refused by compatible servers on ranged reads.
 _S3_OPTIONS = {
+    "use_listings_cache": False,  # others write too: what was listed once may have changed
+    # compatible servers refuse botocore's checksums on ranged reads
     "config_kwargs": {
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
-    }
+    },
 }
 
 
@@ -58,23 +60,37 @@ def _explained(uri: str) -> Iterator[None]:
     """Turn what storage raises into errors that say what to do."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, AlbatError):
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if is_full(error):
             raise no_space(uri) from error
-        if is_remote(uri):
-            raise TransientError(
-                f"storage did not answer as expected ({type(error).__name__}: {error})",
+        client = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp")
+        if not is_remote(uri) or not (client or isinstance(error, OSError)):
+            raise
+        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+            raise InputError(
+                f"storage refused access ({type(error).__name__}: {error})",
                 where=uri,
-                remedy="check address, credentials and network; what was finished is kept",
+                remedy="check the address and the credentials",
             ) from error
-        raise
+        raise TransientError(
+            f"storage did not answer as expected ({type(error).__name__}: {error})",
+            where=uri,
+            remedy="check address, credentials and network; what was finished is kept",
+        ) from error
+
+
+def is_full(error: Exception) -> bool:
+    """Tell whether an error is for want of space; some libraries keep only the system's words."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def no_space(uri: str) -> StorageFullError:
-    """Return the error for a full disk at ``uri``."""
-    folder = Path(uri)
+    """Return the error for a full disk at ``uri``, or on the way to it."""
+    folder = Path(tempfile.gettempdir() if is_remote(uri) else uri)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -238,8 +254,10 @@ def download(uri: str, folder: Path) -> Path:
             target = folder / name
             if not (target.exists() and target.stat().st_size == length):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(join(path, name), f"{target}.part")
-                Path(f"{target}.part").replace(target)
+                # several threads may want the same file
+                part = target.with_name(f".{uuid.uuid4().hex[:8]}.part")
+                fs.get_file(join(path, name), str(part))
+                part.replace(target)
     return folder
 
 

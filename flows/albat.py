@@ -1,12 +1,16 @@
 """The flows that a person starts: the whole chain, or up to one of its stages."""
 
+from collections.abc import Callable
+from typing import Any
+
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.artifacts import ArtifactRef
+from albat_core.chain import ALBAT, Chain, Each
+from albat_core.config import RunConfig
 from albat_core.report.writing import StageRun
-from flows.chain import ALBAT, Chain
-from flows.config import RunConfig
+from tasks.stages import TASKS
 
 _RUN_NAME = "{config.name}"
 
@@ -24,6 +28,12 @@ class FlowResult(BaseModel):
     """Where results were put for people, by name."""
 
 
+def as_tasks(function: Callable[..., Any], each: Each, shared: tuple[Any, ...]) -> list[Any]:
+    """Run a stage's task on every item, several at once."""
+    futures = [TASKS[function].submit(*item, *shared) for item in each]
+    return [future.result() for future in futures]
+
+
 @flow(flow_run_name=_RUN_NAME, persist_result=False, name="albat")
 def albat(config: RunConfig) -> FlowResult:
     """Run the whole chain, from the corpus to the report.
@@ -31,7 +41,7 @@ def albat(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config)
+    chain = Chain(config, as_tasks)
     report = chain.report
     return FlowResult(artifact=report, places=chain.export(), stages=tuple(chain.stages))
 
@@ -43,7 +53,7 @@ def embed(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config)
+    chain = Chain(config, as_tasks)
     _, queries = chain.embeddings, chain.queries
     return FlowResult(artifact=queries, stages=tuple(chain.stages))
 
@@ -55,7 +65,7 @@ def index(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config)
+    chain = Chain(config, as_tasks)
     return FlowResult(artifact=chain.index, stages=tuple(chain.stages))
 
 
@@ -66,7 +76,7 @@ def select(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config)
+    chain = Chain(config, as_tasks)
     return FlowResult(artifact=chain.selection, stages=tuple(chain.stages))
 
 
@@ -77,7 +87,7 @@ def materialize(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config)
+    chain = Chain(config, as_tasks)
     return FlowResult(artifact=chain.mixture(ALBAT), stages=tuple(chain.stages))
 
 
@@ -88,7 +98,7 @@ def finetune(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config)
+    chain = Chain(config, as_tasks)
     adapter = chain.adapter(ALBAT)
     assert adapter is not None  # only the untouched arm has none
     return FlowResult(artifact=adapter, stages=tuple(chain.stages))
@@ -101,6 +111,6 @@ def evaluate(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config)
+    chain = Chain(config, as_tasks)
     albat_arm = next(arm for arm in chain.arms if arm.name == ALBAT)
     return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))

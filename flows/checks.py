@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from albat_core.adaptation import assign_roles
 from albat_core.backbones import check_backbone
+from albat_core.config import RunConfig
 from albat_core.corpus import check_source, read_rows
 from albat_core.errors import AlbatError
 from albat_core.input_files import find_files
-from flows.config import RunConfig
 
 
 def find_mistakes(config: RunConfig) -> list[AlbatError]:

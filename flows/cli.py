@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from albat_core.errors import AlbatError, ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    from albat_core.config import RunConfig
     from flows.albat import FlowResult
-    from flows.config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,8 @@ Root = Annotated[
     str | None, typer.Option(help="Folder or s3:// prefix for artifacts. [config: .albat]")
 ]
 Device = Annotated[
-    str | None, typer.Option(help="auto, cpu or cuda. [config: auto]", metavar="DEVICE")
+    Literal["auto", "cpu", "cuda"] | None,
+    typer.Option(help="auto, cpu or cuda. [config: auto]", metavar="DEVICE"),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's logs.")]
 
@@ -246,9 +247,19 @@ def init(
     from flows.config import starter_config
     from flows.console import console
 
-    if path.exists():
-        raise ConfigError("the file is there already", where=str(path), remedy="name another")
-    path.write_text(starter_config())
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(starter_config())
+    except FileExistsError as error:
+        raise ConfigError(
+            "the file is there already", where=str(path), remedy="name another"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"expected a place that can be written ({error.strerror})",
+            where=str(path),
+            remedy="name a file in a folder that is there",
+        ) from error
     console.print(f"wrote [cyan]{path}[/]; set its paths, then run [bold]albat check {path}[/]")
 
 
@@ -284,9 +295,13 @@ def show(
 
     store = ArtifactStore(root)
     if not ref:
-        for each in store.all_refs():
-            manifest = store.manifest(each)
-            console.print(f"{each}  [dim]{manifest.created}  {manifest.rows:,} rows[/]")
+        refs = list(store.all_refs())
+        for each in refs:
+            manifest = store.find(each)
+            made = f"{manifest.created}  {manifest.rows:,} rows" if manifest else "incomplete"
+            console.print(f"{each}  [dim]{made}[/]", soft_wrap=True)
+        if not refs:
+            console.print(f"no artifacts below {store.root}")
         return
     found = store.resolve(ref)
     show_artifact(found, store.manifest(found), store)

@@ -1,81 +1,19 @@
-"""The configuration of a run: one YAML file over the stages' own models."""
+"""The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from albat_core import storage
-from albat_core.adaptation import SplitConfig
-from albat_core.backbones.base import BackboneConfig
-from albat_core.corpus import ShardConfig
-from albat_core.dataset import DatasetConfig
-from albat_core.embedding import EmbeddingConfig
+from albat_core.config import RunConfig
 from albat_core.errors import ConfigError
-from albat_core.evaluation import EvaluationConfig
-from albat_core.finetuning.trainer import FinetuneConfig
-from albat_core.index import IndexConfig
-from albat_core.mixture import MixtureConfig
-from albat_core.retrieval import RetrievalConfig
-from albat_core.scoring import ScoringConfig
 from albat_core.sources import SourceConfig
-from albat_core.stage import Runtime, StageConfig
-
-Baseline = Literal["adaptation_only", "random"]
-
-
-class RunConfig(StageConfig):
-    """Everything that one run is made of."""
-
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Name of the run: letters, digits, dots, dashes and underscores."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    """Root of all random draws; the same seed gives the same result."""
-    output: str = "runs"
-    """Folder (or `s3://` prefix) for report, adapter and mixture, in a folder of the run's name."""
-    backbone: BackboneConfig
-    """The pretrained model that is adapted."""
-    corpus: tuple[SourceConfig, ...] = Field(min_length=1)
-    """The backbone's own pretraining data, or what stands for it: one source or a list."""
-    adaptation: tuple[SourceConfig, ...] = Field(min_length=1)
-    """The few examples of what the backbone is adapted to: one source or a list."""
-    heldout: tuple[SourceConfig, ...] = ()
-    """Documents for the evaluation alone; none: `split.test` of the adaptation set."""
-    split: SplitConfig = SplitConfig()
-    """How the adaptation documents are divided."""
-    shards: ShardConfig = ShardConfig()
-    """How the corpus is cut up."""
-    embedding: EmbeddingConfig = EmbeddingConfig()
-    """How embeddings are computed."""
-    index: IndexConfig = IndexConfig()
-    """How the corpus is searched."""
-    retrieval: RetrievalConfig = RetrievalConfig()
-    """How many corpus examples are looked at."""
-    surrogate: FinetuneConfig = FinetuneConfig()
-    """How the surrogate is trained, on the adaptation set alone."""
-    scoring: ScoringConfig = ScoringConfig()
-    """How candidates are scored."""
-    mixture: MixtureConfig = MixtureConfig()
-    """How much backbone data is mixed in, and which."""
-    dataset: DatasetConfig = DatasetConfig()
-    """How the mixture is written."""
-    finetune: FinetuneConfig = FinetuneConfig()
-    """How adapters are trained on a mixture; every arm alike."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """How adapters are compared."""
-    baselines: tuple[Baseline, ...] = ("adaptation_only", "random")
-    """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning."""
-    runtime: Runtime = Runtime()
-    """Where and with what to compute; changes no result."""
-
-    @field_validator("corpus", "adaptation", "heldout", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, dict | SourceConfig) else value
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -91,41 +29,105 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
     Raises:
         ConfigError: every mistake in the file, each with its line.
     """
-    try:
-        text = storage.read_bytes(path).decode()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(
-            "expected a YAML file, found none", where=path, remedy="`albat init` writes one"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("expected UTF-8 text", where=path, remedy="save it as UTF-8") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"expected YAML: {error}", where=path, remedy="mend the line named"
-        ) from error
-    if not isinstance(values, dict) or node is None:
-        raise ConfigError("expected keys and values, got none", where=path)
-    if overrides:
-        values["runtime"] = (values.get("runtime") or {}) | overrides
+    node, values = _read(path)
+    mistakes = _repeated_keys(node)
+    values = _without_empty(RunConfig, values)
+    runtime = values.get("runtime", {})
+    if overrides and isinstance(runtime, dict):
+        values["runtime"] = runtime | overrides
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        mistakes = sorted({_explain(node, path, e) for e in error.errors()})
+        mistakes |= _explained(node, error)
+    if mistakes:
         raise ConfigError(
             f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n"
-            + "\n".join(f"  {line}" for _, line in mistakes),
+            + "\n".join(f"  line {line}: {text}" for (line, _), text in sorted(mistakes.items())),
             where=path,
-        ) from error
+            remedy="mend these lines; `albat init` writes a file with every key and its default",
+        )
     return _anchored(config, path)
 
 
-def _explain(node: yaml.Node, path: str, error: Any) -> tuple[int, str]:
-    """Return a mistake's line and its description."""
-    location = [part for part in error["loc"] if not _is_internal(part)]
-    line = _line_of(node, location)
+def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
+    """Return a YAML file as nodes, which know their lines, and as values."""
+    try:
+        text = storage.read_bytes(path).decode()
+        node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError("expected UTF-8 text", where=path, remedy="save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(
+            f"expected YAML: {error}", where=path, remedy="mend the line named"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"expected a YAML file ({error.strerror or type(error).__name__})",
+            where=path,
+            remedy="check the path; `albat init` writes a file to start from",
+        ) from error
+    if not isinstance(values, dict) or node is None:
+        raise ConfigError(
+            "expected keys and values, got none",
+            where=path,
+            remedy="`albat init` writes a file to start from",
+        )
+    return node, values
+
+
+Place = tuple[int, str]
+"""Line and name of a field."""
+
+
+def _repeated_keys(node: yaml.Node, above: str = "") -> dict[Place, str]:
+    """Return what is said twice: YAML would silently take the last."""
+    found: dict[Place, str] = {}
+    if isinstance(node, yaml.SequenceNode):
+        for number, inner in enumerate(node.value):
+            found |= _repeated_keys(inner, f"{above}{number}.")
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[Any, int] = {}
+        for key, inner in node.value:
+            name, line = f"{above}{key.value}", key.start_mark.line + 1
+            if key.value in lines:
+                found[line, name] = f"{name!r} is there already, in line {lines[key.value]}"
+            lines[key.value] = line
+            found |= _repeated_keys(inner, f"{name}.")
+    return found
+
+
+def _without_empty(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out sections with nothing in them (all commented out): their defaults hold."""
+    kept = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        inner = _model_of(field.annotation) if field else None
+        if inner is not None and value is None:
+            continue
+        kept[name] = _without_empty(inner, value) if inner and isinstance(value, dict) else value
+    return kept
+
+
+def _explained(node: yaml.Node, error: ValidationError) -> dict[Place, str]:
+    """Return what pydantic found, without what follows from other mistakes.
+
+    Of a union it tells of every branch, and of a list without a good item that it is too short.
+    """
+    found: dict[Place, str] = {}
+    for each in error.errors():
+        place, text = _explain(node, each)
+        found.setdefault(place, text)
+    names = [name for _, name in found]
+    return {
+        (line, name): text
+        for (line, name), text in found.items()
+        if not any(other.startswith(f"{name}.") for other in names)
+    }
+
+
+def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
+    """Return where a mistake is and its description."""
+    line, location = _located(node, error["loc"])
     field = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
         known = _fields_at(RunConfig, location[:-1])
@@ -135,31 +137,36 @@ def _explain(node: yaml.Node, path: str, error: Any) -> tuple[int, str]:
     elif error["type"] == "missing":
         text = f"{field!r} is missing; {_description(location)}"
     else:
-        got = error["input"]
+        got, said = error["input"], error["msg"].removeprefix("Value error, ")
         shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) else ""
-        text = f"{field!r}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
-    return line, f"line {line}: {text}"
+        text = f"{field!r}: {said[0].lower()}{said[1:]}{shown}"
+    return (line, field), text
 
 
-def _is_internal(part: str | int) -> bool:
-    """Tell whether pydantic put a union's branch into the location."""
-    return isinstance(part, str) and (part in ("str", "int") or "[" in part)
+def _located(node: yaml.Node, location: Sequence[str | int]) -> tuple[int, list[str | int]]:
+    """Return the line of a place and its path in the file.
 
-
-def _line_of(node: yaml.Node, location: list[str | int]) -> int:
+    What pydantic put between is left out: a union's branch, the index of a single source.
+    """
     line = node.start_mark.line + 1
-    for part in location:
+    written: list[str | int] = []
+    for place, part in enumerate(location):
         if isinstance(node, yaml.MappingNode):
             pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
             if pair is None:
-                continue  # a single source stands where a list is expected: no index to follow
+                if part in _fields_at(RunConfig, written):
+                    return line, [*written, *location[place:]]  # it is missing
+                continue
             line, node = pair[0].start_mark.line + 1, pair[1]
         elif (
             isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
         ):
             node = node.value[part]
             line = node.start_mark.line + 1
-    return line
+        else:
+            continue
+        written.append(part)
+    return line, written
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -186,7 +193,7 @@ def _description(location: list[str | int]) -> str:
     for part in location:
         field = model.model_fields.get(str(part))
         if field is not None:
-            text = (field.description or "").replace("\n", " ")
+            text = _one_line(field.description)
             model = _model_of(field.annotation) or model
     return text
 
@@ -199,7 +206,7 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
         folder = str(Path(path).resolve().parent)
 
     def anchor(name: str) -> str:
-        if storage.is_remote(name) or Path(name).expanduser().is_absolute():
+        if "://" in name or Path(name).expanduser().is_absolute():
             return name
         return storage.join(folder, name) if storage.is_remote(folder) else str(Path(folder, name))
 
@@ -230,45 +237,48 @@ _STARTER_SECTIONS = ("backbone", "corpus", "adaptation", "split", "mixture", "fi
 
 
 def starter_config() -> str:
-    """Return a commented YAML file: what must be set, and what most people change first."""
+    """Return a commented YAML file: what must be set, and every default."""
     lines = [
-        "# Configuration of an albat run. Commented lines show defaults.",
-        "# Input paths are relative to this file; output and runtime.root to where you run albat.",
+        "# Configuration of an albat run. Lines like #name: value show defaults: take the # away",
+        "# to change one. Input paths are relative to this file; output and runtime.root to where",
+        "# you run albat.",
         "",
     ]
     for name, field in RunConfig.model_fields.items():
+        lines.append(f"# {_one_line(field.description)}")
         inner = _model_of(field.annotation)
-        lines.append(f"# {(field.description or '').replace(chr(10), ' ')}")
         if inner is None:
-            lines += [f"{_entry(name, field.default)}", ""]
-            continue
-        shown = name in _STARTER_SECTIONS
-        lines.append(f"{name}:" if shown else f"# {name}:")
-        lines += _section(inner, name, "  " if shown else "#   ", 1)
+            lines.append(_entry(name, field.default))
+        elif field.default == ():
+            lines.append(f"#{_entry(name, field.default)}")
+        else:
+            lines.append(f"{name}:" if name in _STARTER_SECTIONS else f"#{name}:")
+            lines += _section(inner, field.default, name, "  ")
         lines.append("")
     return "\n".join(lines)
 
 
-def _section(model: type[BaseModel], path: str, indent: str, depth: int) -> list[str]:
+def _section(model: type[BaseModel], defaults: Any, path: str, indent: str) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
-        description = (field.description or "").replace("\n", " ")
-        lines.append(f"{indent}# {description}" if indent.isspace() else f"{indent}{description}")
-        inner = _model_of(field.annotation)
-        value = _STARTER_VALUES.get(f"{path}.{name}")
-        if inner is not None and depth < 3:
-            lines.append(f"{indent}# {name}:" if indent.isspace() else f"{indent}{name}:")
-            deeper = f"{indent}#   " if indent.isspace() else f"{indent}  "
-            lines += _section(inner, f"{path}.{name}", deeper, depth + 1)
-        elif value is not None:
-            lines.append(f"{indent}{_entry(name, value)}")
+        lines.append(f"{indent}# {_one_line(field.description)}")
+        inner, place = _model_of(field.annotation), f"{path}.{name}"
+        value = getattr(defaults, name, field.default)
+        if place in _STARTER_VALUES:
+            lines.append(f'{indent}{name}: "{_STARTER_VALUES[place]}"')
+        elif inner is not None:
+            lines.append(f"{indent}#{name}:")
+            lines += _section(inner, value, place, f"{indent}  ")
         else:
-            commented = "# " if indent.isspace() else ""
-            lines.append(f"{indent}{commented}{_entry(name, field.default)}")
+            lines.append(f"{indent}#{_entry(name, value)}")
     return lines
+
+
+def _one_line(description: str | None) -> str:
+    return (description or "").replace("\n", " ")
 
 
 def _entry(name: str, value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
-    written = yaml.safe_dump({name: plain}, default_flow_style=None, allow_unicode=True, width=1000)
-    return written.strip()
+    written = yaml.safe_dump([plain], default_flow_style=True, allow_unicode=True, width=1000)
+    return f"{name}: {written.strip()[1:-1]}"

@@ -1,1 +1,1 @@
-"""Thin Prefect tasks, named after the core module that they lift."""
+"""Prefect tasks: the stages of the core, lifted."""

@@ -11,9 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TOPICS = {
-    "plants": "leaf root seed stem bloom petal soil sun water green grow branch".split(),
-    "ships": "sail mast hull wind harbour anchor wave deck rope captain tide port".split(),
-    "stars": "orbit comet planet moon light dust galaxy nova sky dark red far".split(),
+    topic: words.split()
+    for topic, words in {
+        "plants": "leaf root seed stem bloom petal soil sun water green grow branch",
+        "ships": "sail mast hull wind harbour anchor wave deck rope captain tide port",
+        "stars": "orbit comet planet moon light dust galaxy nova sky dark red far",
+    }.items()
 }
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"

@@ -57,7 +57,8 @@ def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
 def open_backbone(config: BackboneConfig, runtime: Runtime) -> Iterator[Backbone]:
     """Give the backbone, alone in its use, without an adapter; the last one is kept in memory."""
     with _IN_USE:
-        backbone = _load(config, resolve_device(runtime))
+        content = folder_fingerprint(backbone_folder(config), weights=True)
+        backbone = _load(config, resolve_device(runtime), content)
         try:
             yield backbone
         finally:
@@ -65,8 +66,7 @@ def open_backbone(config: BackboneConfig, runtime: Runtime) -> Iterator[Backbone
 
 
 @lru_cache(maxsize=1)
-def _load(config: BackboneConfig, device: torch.device) -> Backbone:
-    content = folder_fingerprint(backbone_folder(config), weights=True)
+def _load(config: BackboneConfig, device: torch.device, content: str) -> Backbone:
     backbone: Backbone = _family(config).load_backbone(config, device, content)
     return backbone
 

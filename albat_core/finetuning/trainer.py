@@ -107,14 +107,14 @@ class Trainer:
         saved = time.monotonic()
         with track(label, config.steps, "steps") as advance, self._kept_if_stopped(state):
             advance(state.step)
-            if not state.history:
-                self._evaluate(state)
-            while state.step < config.steps and not self._stalled(state):
+            while True:
+                if self._is_due(state):
+                    self._evaluate(state)
+                if state.step == config.steps or self._stalled(state):
+                    break
                 state.recent.append(self._step(state.step))
                 state.step += 1
                 advance(1)
-                if state.step % config.evaluate_every == 0 or state.step == config.steps:
-                    self._evaluate(state)
                 if time.monotonic() - saved > self._checkpoint_seconds:
                     self._checkpoint.write(self._snapshot(state))
                     saved = time.monotonic()
@@ -175,6 +175,11 @@ class Trainer:
         if loss < state.best_loss:
             state.best_step, state.best_loss = state.step, loss
             state.best_parameters = self._copy()
+
+    def _is_due(self, state: TrainingState) -> bool:
+        """Tell whether this step is one to evaluate at, and was not: a run may stop in between."""
+        wanted = state.step % self._config.evaluate_every == 0 or state.step == self._config.steps
+        return wanted and (not state.history or state.history[-1]["step"] != state.step)
 
     def _stalled(self, state: TrainingState) -> bool:
         waited = state.step - state.best_step

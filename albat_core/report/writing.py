@@ -16,7 +16,7 @@ from albat_core import storage
 from albat_core.adaptation import ROLES, read_role
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built, Manifest
 from albat_core.evaluation import bootstrap_interval, document_losses
-from albat_core.mixture import SELECTION
+from albat_core.mixture import read_selection
 from albat_core.records import TRAIN, Example, read_table
 from albat_core.report.content import (
     Arm,
@@ -238,7 +238,7 @@ def _curves(store: ArtifactStore, run: RunArtifacts) -> list[Curve]:
 
 def _selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
     scores = read_table(store.folder(run.scores) / SCORES)
-    selected = read_table(store.folder(run.selection) / SELECTION)
+    selected = read_selection(store, run.selection)
     corpus: Counter[str] = Counter()
     for ref in run.corpus:
         corpus.update(store.manifest(ref).facts["sources"])

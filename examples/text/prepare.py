@@ -71,6 +71,7 @@ def write(table, path):
 
 
 def main():
+    """Write all files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the source files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")

@@ -227,6 +227,7 @@ def save_tokenizer(tokenizer, folder):
 
 
 def main():
+    """Train tokenizer and model, save them and print their losses."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")

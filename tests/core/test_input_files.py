@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from albat_core import input_files
 from albat_core.input_files import InputFile, find_files
 from albat_core.records import Example
 from albat_core.sources import SourceConfig
@@ -111,11 +112,17 @@ def test_input_file_survives_json(tmp_path: Path) -> None:
 
 def test_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a" / "r.jsonl", ROWS)
-    print_of = lambda p: only(SourceConfig(path=str(p))).fingerprint  # noqa: E731
+
+    def print_of(path: Path) -> str:
+        return only(SourceConfig(path=str(path), name="same")).fingerprint
+
     first = print_of(path)
     assert print_of(write_jsonl(tmp_path / "b" / "r.jsonl", ROWS)) == first
     assert print_of(write_jsonl(tmp_path / "a" / "s.jsonl", ROWS)) != first
     assert print_of(write_jsonl(path, ROWS[:2])) != first
+    texts = [write_texts(tmp_path / folder, ["a.txt"]) for folder in ("t", "u")]
+    one, other = (only(SourceConfig(path=str(folder))).fingerprint for folder in texts)
+    assert one != other  # their rows' source is the folder's name
 
 
 def test_groups_of_text_files_are_content_defined(tmp_path: Path) -> None:
@@ -137,6 +144,14 @@ def test_groups_of_text_files_are_content_defined(tmp_path: Path) -> None:
     (folder / "0700b.txt").write_text("changed")
     changed = {f.fingerprint for f in find_files(source)}
     assert len(changed - new) == 1
+
+
+def test_groups_of_text_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_texts(tmp_path / "t", [f"{i:03d}.txt" for i in range(200)])
+    monkeypatch.setattr(input_files, "_GROUP_LIMIT", 10)
+    sizes = [len(file.names) for file in find_files(SourceConfig(path=str(folder)))]
+    assert max(sizes) == 10
+    assert sum(sizes) == 200
 
 
 def test_small_text_folders_have_an_entry_a_file(tmp_path: Path) -> None:
@@ -170,6 +185,8 @@ def test_remote_paths(tmp_path: Path) -> None:
         remote.pipe_file("/pool/t.parquet", table + b" ")
         assert only(source).fingerprint != first
         assert "truncated" in refused(lambda: rows_of("memory://pool/t.parquet"))
+        remote.pipe_file("/pool/bad.jsonl.gz", b"not packed\n")  # no failure of the storage
+        assert "BadGzipFile" in refused(lambda: rows_of("memory://pool/bad.jsonl.gz"))
         assert "none" in refused(lambda: rows_of("memory://pool/nothing.jsonl"))
     finally:
         remote.rm("/pool", recursive=True)

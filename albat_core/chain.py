@@ -1,30 +1,27 @@
 """The chain of stages, each computed when asked for: read it as a table of contents."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from prefect import Task
-
+from albat_core.adaptation import split_adaptation
 from albat_core.artifacts import ArtifactRef, ArtifactStore
-from albat_core.embedding import EmbeddedPart
+from albat_core.config import RunConfig
+from albat_core.corpus import list_parts, make_shards
+from albat_core.dataset import write_mixture
+from albat_core.embedding import EmbeddedPart, embed_part, embed_queries
+from albat_core.evaluation import evaluate
+from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.trainer import FinetuneConfig
+from albat_core.index import build_index
+from albat_core.input_files import find_files
+from albat_core.mixture import select, select_all
 from albat_core.progress import announce
-from albat_core.report.writing import ArmRun, RunArtifacts, StageRun
+from albat_core.report.writing import ArmRun, RunArtifacts, StageRun, export_run, write_report
+from albat_core.retrieval import draw_candidates, retrieve_candidates
+from albat_core.scoring import score_candidates
 from albat_core.sources import SourceConfig
-from flows.config import RunConfig
-from tasks.adaptation import split_adaptation
-from tasks.corpus import find_files, list_parts, make_shards
-from tasks.dataset import write_mixture
-from tasks.embedding import embed_part, embed_queries
-from tasks.evaluation import evaluate
-from tasks.finetuning import finetune
-from tasks.index import build_index
-from tasks.mixture import select, select_all
-from tasks.report import export_run, write_report
-from tasks.retrieval import draw_candidates, retrieve_candidates
-from tasks.scoring import score_candidates
 
 UNTOUCHED, ADAPTATION_ONLY, RANDOM, ALBAT = "untouched", "adaptation_only", "random", "albat"
 LABELS = {
@@ -35,15 +32,26 @@ LABELS = {
 }
 
 
+Each = Sequence[tuple[Any, ...]]
+Execute = Callable[[Callable[..., Any], Each, tuple[Any, ...]], list[Any]]
+
+
+def call_each(function: Callable[..., Any], each: Each, shared: tuple[Any, ...]) -> list[Any]:
+    """Call a stage on every item, one after the other, with what is shared behind it."""
+    return [function(*item, *shared) for item in each]
+
+
 class Chain:
     """A run's stages by name; asking for one computes what it needs, or finds it finished.
 
     Args:
         config: of the run.
+        execute: how a stage's function is called on its items; here, or as tasks elsewhere.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, execute: Execute = call_each) -> None:
         self._config = config
+        self._execute = execute
         self._runtime = config.runtime
         self._store = ArtifactStore(config.runtime.root)
         self._backbone = config.backbone
@@ -69,7 +77,7 @@ class Chain:
     @cached_property
     def embeddings(self) -> list[EmbeddedPart]:
         """Embeddings of the corpus, by part."""
-        parts = list_parts.submit(self.corpus, self._runtime).result()
+        [parts] = self._execute(list_parts, [(self.corpus,)], (self._runtime,))
         c = self._config
         return self._map(
             "embed corpus",
@@ -209,9 +217,10 @@ class Chain:
     def export(self) -> dict[str, str]:
         """Put report, adapter and mixture where the run's output is wanted; return their paths."""
         c = self._config
-        return export_run.submit(
-            self.artifacts, self.report, f"{c.output.rstrip('/')}/{c.name}", self._runtime
-        ).result()
+        output = f"{c.output.rstrip('/')}/{c.name}"
+        run = (self.artifacts, self.report, output, self._runtime)
+        [places] = self._execute(export_run, [run], ())
+        return dict(places)
 
     def _finetune(self, label: str, mixture: ArtifactRef, config: FinetuneConfig) -> ArtifactRef:
         c = self._config
@@ -222,25 +231,25 @@ class Chain:
         )  # fmt: skip
 
     def _shards(self, sources: Sequence[SourceConfig], label: str) -> list[ArtifactRef]:
-        files = find_files.submit(list(sources)).result()
+        found = self._execute(find_files, [(source,) for source in sources], ())
         return self._map(
-            label, make_shards, [(f,) for f in files],
+            label, make_shards, [(file,) for files in found for file in files],
             self._backbone, self._config.shards, self._runtime,
         )  # fmt: skip
 
-    def _run(self, label: str, task: Task[Any, Any], *args: Any) -> Any:
-        """Run a stage's task to its end and note it."""
-        return self._map(label, task, [()], *args)[0]
+    def _run(self, label: str, stage: Callable[..., Any], *args: Any) -> ArtifactRef:
+        """Run a stage and note it."""
+        ref: ArtifactRef = self._map(label, stage, [()], *args)[0]
+        return ref
 
-    def _map(self, label: str, task: Task[Any, Any], each: list[Any], *args: Any) -> list[Any]:
-        """Run a stage's task on every item, several at once, and note it."""
+    def _map(self, label: str, stage: Callable[..., Any], each: Each, *args: Any) -> list[Any]:
+        """Run a stage on every item and note it."""
         began = time.perf_counter()
-        futures = [task.submit(*item, *args) for item in each]
-        results: list[Any] = [future.result() for future in futures]
-        refs: list[ArtifactRef] = [getattr(r, "embeddings", r) for r in results]
-        if refs and not any(stage.label == label for stage in self.stages):
-            stage = StageRun(label=label, refs=refs)
-            self.stages.append(stage)
+        results = self._execute(stage, each, args)
+        refs = [r.embeddings if isinstance(r, EmbeddedPart) else r for r in results]
+        if refs and all(noted.label != label for noted in self.stages):
+            done = StageRun(label=label, refs=refs)
+            self.stages.append(done)
             rows = sum(self._store.manifest(ref).rows for ref in refs)
-            announce(label, rows, time.perf_counter() - began, stage.reused)
+            announce(label, rows, time.perf_counter() - began, done.reused)
         return results

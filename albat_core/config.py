@@ -1,0 +1,71 @@
+"""The configuration of a run: the stages' own models, side by side."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from albat_core.adaptation import SplitConfig
+from albat_core.backbones.base import BackboneConfig
+from albat_core.corpus import ShardConfig
+from albat_core.dataset import DatasetConfig
+from albat_core.embedding import EmbeddingConfig
+from albat_core.evaluation import EvaluationConfig
+from albat_core.finetuning.trainer import FinetuneConfig
+from albat_core.index import IndexConfig
+from albat_core.mixture import MixtureConfig
+from albat_core.retrieval import RetrievalConfig
+from albat_core.scoring import ScoringConfig
+from albat_core.sources import SourceConfig
+from albat_core.stage import Runtime, StageConfig
+
+Baseline = Literal["adaptation_only", "random"]
+
+
+class RunConfig(StageConfig):
+    """Everything that one run is made of."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the run: letters, digits, dots, dashes and underscores."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Root of all random draws; the same seed gives the same result."""
+    output: str = "runs"
+    """Folder (or `s3://` prefix) for report, adapter and mixture, in a folder of the run's name."""
+    backbone: BackboneConfig
+    """The pretrained model that is adapted."""
+    corpus: tuple[SourceConfig, ...] = Field(min_length=1)
+    """The backbone's own pretraining data, or what stands for it: one source or a list."""
+    adaptation: tuple[SourceConfig, ...] = Field(min_length=1)
+    """The few examples of what the backbone is adapted to: one source or a list."""
+    heldout: tuple[SourceConfig, ...] = ()
+    """Documents for the evaluation alone; none: `split.test` of the adaptation set."""
+    split: SplitConfig = SplitConfig()
+    """How the adaptation documents are divided."""
+    shards: ShardConfig = ShardConfig()
+    """How the corpus is cut up."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """How embeddings are computed."""
+    index: IndexConfig = IndexConfig()
+    """How the corpus is searched."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """How many corpus examples are looked at."""
+    surrogate: FinetuneConfig = FinetuneConfig()
+    """How the surrogate is trained, on the adaptation set alone."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How candidates are scored."""
+    mixture: MixtureConfig = MixtureConfig()
+    """How much backbone data is mixed in, and which."""
+    dataset: DatasetConfig = DatasetConfig()
+    """How the mixture is written."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """How adapters are trained on a mixture; every arm alike."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How adapters are compared."""
+    baselines: tuple[Baseline, ...] = ("adaptation_only", "random")
+    """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning."""
+    runtime: Runtime = Runtime()
+    """Where and with what to compute; changes no result."""
+
+    @field_validator("corpus", "adaptation", "heldout", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict | SourceConfig) else value

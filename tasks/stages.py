@@ -1,0 +1,38 @@
+"""Every stage of the core as a task, with the name that its runs have."""
+
+from albat_core import (
+    adaptation,
+    corpus,
+    dataset,
+    embedding,
+    evaluation,
+    index,
+    input_files,
+    mixture,
+    retrieval,
+    scoring,
+)
+from albat_core.finetuning import adapter
+from albat_core.report import writing
+from tasks.caching import lift
+
+TASKS = {
+    input_files.find_files: lift(input_files.find_files, "find files"),
+    corpus.make_shards: lift(corpus.make_shards, "cut", "cut {file.label}"),
+    corpus.list_parts: lift(corpus.list_parts, "list parts"),
+    adaptation.split_adaptation: lift(adaptation.split_adaptation, "split by document"),
+    embedding.embed_part: lift(embedding.embed_part, "embed", "embed {label}"),
+    embedding.embed_queries: lift(embedding.embed_queries, "embed adaptation examples"),
+    index.build_index: lift(index.build_index, "index the corpus"),
+    retrieval.retrieve_candidates: lift(retrieval.retrieve_candidates, "retrieve candidates"),
+    retrieval.draw_candidates: lift(retrieval.draw_candidates, "draw random candidates"),
+    scoring.score_candidates: lift(scoring.score_candidates, "score candidates"),
+    mixture.select: lift(mixture.select, "select and weigh"),
+    mixture.select_all: lift(mixture.select_all, "take all random candidates"),
+    dataset.write_mixture: lift(dataset.write_mixture, "write mixture", "write mixture: {label}"),
+    adapter.finetune: lift(adapter.finetune, "fine-tune", "fine-tune: {label}"),
+    evaluation.evaluate: lift(evaluation.evaluate, "evaluate", "evaluate: {label}"),
+    writing.write_report: lift(writing.write_report, "write the report"),
+    writing.export_run: lift(writing.export_run, "export"),
+}
+"""Tasks by the function of the core that each lifts."""

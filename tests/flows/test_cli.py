@@ -1,0 +1,228 @@
+"""The `albat` command: what it prints, where, and how it ends."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from flows.config import starter_config
+from tests.flows.conftest import Albat
+from tests.toys import topic_rows, write_jsonl
+
+COMMANDS = {
+    "demo": "Adapt a small language model",
+    "run": "Run the whole chain",
+    "embed": "Embed corpus and adaptation set",
+    "index": "Index the corpus",
+    "select": "Select and weigh",
+    "materialize": "Write the weighted mixture",
+    "finetune": "Train the adapter",
+    "evaluate": "Compare all arms",
+    "init": "Write a commented starter",
+    "check": "Look for all mistakes",
+    "show": "Say what an artifact is",
+}
+
+
+def test_help_lists_every_command(albat: Albat) -> None:
+    said = albat("--help")
+    assert said.code == 0
+    for name, summary in COMMANDS.items():
+        assert any(name in line and summary in line for line in said.out.splitlines()), name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_describes_its_options(albat: Albat, name: str) -> None:
+    said = albat(name, "--help")
+    assert said.code == 0
+    assert COMMANDS[name] in said.out
+    options = [line for line in said.out.splitlines() if line.strip("│ ").startswith("--")]
+    assert options
+    for line in options:
+        assert len(line.strip("│ ").split("  ")[-1].strip()) > 5, line
+    if name not in ("init", "show"):
+        assert "--root" in said.out
+        assert "--device" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chek"], "No such command 'chek'"),
+        (["check"], "Missing argument 'CONFIG.yaml'"),
+        (["check", "run.yaml", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["run", "run.yaml", "--rot", "x"], "No such option"),
+    ],
+)
+def test_wrong_use_is_told_with_exit_code_2(albat: Albat, arguments: list[str], said: str) -> None:
+    outcome = albat(*arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
+def test_init_writes_a_file_once(albat: Albat, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    said = albat("init", path)
+    assert said.code == 0
+    assert f"albat check {path}" in said.out
+    assert path.read_text() == starter_config()
+    path.write_text("mine: 1")
+    again = albat("init", path)
+    assert again.code == 1
+    assert f"{path}: the file is there already" in again.err
+    assert path.read_text() == "mine: 1"
+
+
+def test_init_where_nothing_can_be_written(albat: Albat, tmp_path: Path) -> None:
+    said = albat("init", tmp_path / "none" / "mine.yaml")
+    assert said.code == 1
+    assert f"{tmp_path}/none/mine.yaml: expected a place that can be written" in said.err
+
+
+def test_check_of_what_is_right(albat: Albat, toy: Path) -> None:
+    said = albat("check", toy)
+    assert (said.code, said.err) == (0, "")
+    assert "no mistakes found" in said.out
+    assert not (toy.parent / "artifacts").exists()
+
+
+def changed(toy: Path, folder: Path, **changes: Any) -> Path:
+    """Write the toy's configuration with changes, its inputs named from wherever it lies."""
+    config = yaml.safe_load(toy.read_text())
+    config["backbone"]["path"] = str(toy.parent / "backbone")
+    config["runtime"]["root"] = str(folder / "artifacts")
+    for source in (*config["corpus"], config["adaptation"]):
+        source["path"] = str(toy.parent / source["path"])
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(config | changes, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("command", ["check", "run", "index"])
+def test_every_mistake_in_the_inputs_is_told_at_once(
+    albat: Albat, toy: Path, tmp_path: Path, command: str
+) -> None:
+    write_jsonl(tmp_path / "good.jsonl", topic_rows("plants", 4))
+    (tmp_path / "latin.txt").write_bytes("Gr\xfc\xdfe".encode("latin-1"))
+    (tmp_path / "backbone").mkdir()
+    config = changed(
+        toy,
+        tmp_path,
+        backbone={"path": "backbone"},
+        corpus=[{"path": "god.jsonl"}, {"path": "good.jsonl", "text_column": "txt"}],
+        adaptation={"path": "s4://bucket/file.jsonl"},
+        heldout={"path": "latin.txt"},
+    )
+    said = albat(command, config)
+    assert said.code == 1
+    for expected in (
+        f"{tmp_path}/backbone: expected a transformers model folder, found no config.json",
+        "name the folder that save_pretrained wrote",
+        f"corpus: {tmp_path}/god.jsonl: expected a file or a folder, found none",
+        f"did you mean {tmp_path}/good.jsonl?",
+        f"corpus: {tmp_path}/good.jsonl: text_column names column 'txt', which the file does not",
+        "did you mean 'text'?",
+        "adaptation: ",
+        "'s4://bucket/file.jsonl'",
+        f"heldout: {tmp_path}/latin.txt: expected UTF-8, got 0xfc at byte 2",
+    ):
+        assert expected in said.err, expected
+    assert said.err.count("expected") >= 4
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_mistakes_in_the_file_are_told_with_their_lines(albat: Albat, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("backbone: {pth: b}\ncorpus: {path: c}\nadaptation: {path: a}\nseed: x\n")
+    said = albat("check", path)
+    assert said.code == 1
+    assert f"error: {path}: 3 mistakes:" in said.err
+    for line in (
+        "line 1: 'backbone.path' is missing",
+        "line 1: unknown key 'backbone.pth'; did you mean 'path'?",
+        "line 4: 'seed': input should be a valid integer",
+    ):
+        assert line in said.err
+
+
+def test_a_file_that_is_not_there(albat: Albat, tmp_path: Path) -> None:
+    for command in ("check", "run"):
+        said = albat(command, tmp_path / "none.yaml")
+        assert said.code == 1
+        assert f"error: {tmp_path}/none.yaml: expected a YAML file" in said.err
+        assert "albat init" in said.err
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> tuple[ArtifactStore, ArtifactRef]:
+    """An artifact of one file below the root."""
+    store = ArtifactStore(str(tmp_path / "root"))
+
+    def build(folder: Path) -> Built:
+        (folder / "rows.txt").write_text("one\ntwo\n")
+        return Built(rows=2, facts={"kind": "[bold]toy[/]"})
+
+    return store, store.produce("toy", 3, {"knob": 0.5}, {"input": "abc"}, build)
+
+
+def test_show_tells_what_an_artifact_is(
+    albat: Albat, artifact: tuple[ArtifactStore, ArtifactRef]
+) -> None:
+    store, ref = artifact
+    manifest = store.manifest(ref)
+    said = albat("show", ref.key[:6], "--root", store.root)
+    assert said.code == 0
+    for expected in (
+        str(ref), str(store.folder(ref)), manifest.created, "config.knob", "0.5", "input.input",
+        "abc", "[bold]toy[/]", "rows.txt", manifest.files[0].sha256, "torch",
+    ):  # fmt: skip
+        assert expected in said.out, expected
+    assert "digests are as" not in said.out
+
+
+def test_show_lists_artifacts_also_beside_a_broken_one(
+    albat: Albat, artifact: tuple[ArtifactStore, ArtifactRef]
+) -> None:
+    store, ref = artifact
+    other = store.produce("toy", 3, {"knob": 1}, {}, lambda _: Built(rows=7))
+    (store.folder(ref) / "rows.txt").unlink()
+    said = albat("show", "--root", store.root)
+    assert said.code == 0
+    lines = {line.split()[0]: line for line in said.out.splitlines()}
+    assert set(lines) == {str(ref), str(other)}
+    assert "incomplete" in lines[str(ref)]
+    assert "7 rows" in lines[str(other)]
+    assert "no artifacts" in albat("show", "--root", store.root + "/none").out
+
+
+def test_show_verifies_every_byte(
+    albat: Albat, artifact: tuple[ArtifactStore, ArtifactRef]
+) -> None:
+    store, ref = artifact
+    good = albat("show", ref, "--root", store.root, "--verify")
+    assert good.code == 0
+    assert "all digests are as the manifest says" in good.out
+    (store.folder(ref) / "rows.txt").write_text("one\ntwO\n")  # as long as before
+    assert albat("show", ref, "--root", store.root).code == 0
+    bad = albat("show", ref, "--root", store.root, "--verify")
+    assert bad.code == 1
+    assert f"{ref}: expected unchanged files, rows.txt changed" in bad.err
+    assert "run again" in bad.err
+
+
+def test_show_of_none_or_several(albat: Albat, artifact: tuple[ArtifactStore, ArtifactRef]) -> None:
+    store, _ = artifact
+    other = store.produce("else", 1, {}, {}, lambda _: Built())
+    none = albat("show", "zzz", "--root", store.root)
+    assert none.code == 1
+    assert "expected one artifact named 'zzz', found none" in none.err
+    several = albat("show", "else/", "--root", store.root)
+    assert several.code == 0  # the only one of its stage
+    assert str(other) in several.out
+    store.produce("else", 1, {"n": 1}, {}, lambda _: Built())
+    several = albat("show", "else/", "--root", store.root)
+    assert several.code == 1
+    assert str(other) in several.err
+    assert "give more of the key" in several.err

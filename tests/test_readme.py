@@ -1,0 +1,29 @@
+"""What the README shows works as it is written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.toys import write_run
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_selection_from_python(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    found = re.search(r"<!-- tested: selection -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert found
+    code = found[1].replace("RunConfig(", "RunConfig(surrogate={'steps': 4}, ")
+    code += "\nimport sys; assert 'prefect' not in sys.modules\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nearest_example_id" in done.stdout
+    assert (tmp_path / ".albat" / "selection").is_dir()
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(((?!http)[^)#]+)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
