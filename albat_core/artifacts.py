@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core import storage
-from albat_core.errors import AlbatError, ArtifactError
+from albat_core.errors import ArtifactError
 from albat_core.stage import stage_key
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class ArtifactStore:
         """Return the manifest of a finished artifact, or None where files of it are lost."""
         try:
             content = storage.read_bytes(storage.join(self.root, ref.stage, ref.key, MANIFEST))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             manifest = Manifest.model_validate_json(content)
@@ -272,17 +272,11 @@ class ArtifactStore:
         if storage.is_remote(self.root):
             return Path(tempfile.mkdtemp(prefix="albat-draft-"))
         drafts = Path(self.root) / "drafts"
-        try:
+        with storage.writing(self.root):
             drafts.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=drafts))
             folder.chmod(drafts.stat().st_mode)  # mkdtemp's 0700 would hide it from other users
             return folder
-        except OSError as error:
-            raise AlbatError(
-                f"expected a folder that can be written ({error.strerror})",
-                where=self.root,
-                remedy="set another --root",
-            ) from error
 
 
 def _library_versions() -> dict[str, str]:

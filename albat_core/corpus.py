@@ -306,7 +306,13 @@ def check_source(source: SourceConfig) -> list[AlbatError]:
             problems.append(error)
         texts += counts["rows"] - counts["null"]
     if files and not problems and not texts:
-        problems.append(InputError("expected text, every file is blank", where=str(source.path)))
+        problems.append(
+            InputError(
+                "expected text, every file is blank",
+                where=", ".join(source.paths),
+                remedy="check the path",
+            )
+        )
     return problems
 
 

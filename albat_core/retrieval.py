@@ -10,7 +10,7 @@ from pydantic import Field
 
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.embedding import load_queries
-from albat_core.errors import InputError
+from albat_core.errors import DimensionMismatchError, InputError
 from albat_core.index import CorpusIndex, load_index
 from albat_core.records import CANDIDATE_SCHEMA, read_table, write_table
 from albat_core.seeding import numpy_generator
@@ -81,6 +81,7 @@ def retrieve_candidates(
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
+        _refuse_mismatch(store, index_ref, queries_ref)
         corpus = load_index(store, index_ref, runtime)
         ids, vectors = load_queries(store, queries_ref)
         k = min(config.neighbours, corpus.rows)
@@ -122,6 +123,16 @@ def retrieve_candidates(
         {"index": index_ref.key, "queries": queries_ref.key},
         build,
     )
+
+
+def _refuse_mismatch(store: ArtifactStore, index: ArtifactRef, queries: ArtifactRef) -> None:
+    ours, theirs = (store.manifest(ref).facts["dimension"] for ref in (queries, index))
+    if ours != theirs:
+        raise DimensionMismatchError(
+            f"queries have d={ours} but the index has d={theirs}",
+            where=f"{queries} and {index}",
+            remedy="embed queries and corpus with the same backbone",
+        )
 
 
 def draw_candidates(

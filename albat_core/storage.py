@@ -44,7 +44,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise InputError(
-            f"expected a local path or an s3:// address, got {uri!r} ({error})",
+            f"expected a local path or an s3:// address ({error})",
+            where=uri,
             remedy="use a path, or an address of a scheme that fsspec knows",
         ) from error
     return fs, str(path)
@@ -81,11 +82,50 @@ def _explained(uri: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def writing(uri: str) -> Iterator[None]:
+    """Say what to do where nothing can be written to ``uri``."""
+    with _explained(uri):
+        try:
+            yield
+        except OSError as error:
+            if is_remote(uri) or is_full(error):
+                raise
+            raise _unwritable(uri, error.strerror or type(error).__name__) from error
+
+
+def check_writable(uri: str) -> None:
+    """Look whether something could be written below ``uri``, without writing.
+
+    Raises:
+        AlbatError: it could not.
+    """
+    if is_remote(uri):
+        exists(uri)
+        return
+    folder = Path(filesystem(uri)[1])
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise _unwritable(uri, f"{folder} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(uri, f"no permission in {folder}")
+
+
+def _unwritable(uri: str, reason: str) -> AlbatError:
+    return AlbatError(
+        f"expected a folder that can be written ({reason})",
+        where=uri,
+        remedy="name another folder with --root (or output in the configuration)",
+    )
+
+
 def is_full(error: Exception) -> bool:
     """Tell whether an error is for want of space; some libraries keep only the system's words."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return os.strerror(errno.ENOSPC) in str(error)
+    numpy_said = isinstance(error, OSError) and "requested and" in str(error)  # array.tofile
+    return numpy_said or os.strerror(errno.ENOSPC) in str(error)
 
 
 def no_space(uri: str) -> StorageFullError:
@@ -132,7 +172,7 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a small file so that a reader sees all of it or none."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with writing(uri):
         if is_remote(uri):
             fs.pipe_file(path, content)
             return
@@ -215,7 +255,7 @@ def fingerprint(uri: str) -> str:
 def upload(folder: Path, uri: str) -> None:
     """Bring a finished local folder to ``uri``: moved where that is possible, else copied."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with writing(uri):
         if is_remote(uri):
             for file in sorted(p for p in folder.rglob("*") if p.is_file()):
                 fs.put_file(str(file), join(path, file.relative_to(folder).as_posix()))
@@ -227,7 +267,7 @@ def upload(folder: Path, uri: str) -> None:
 def replace_tree(local: Path, uri: str) -> None:
     """Copy a local folder to ``uri`` in place of what is there."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with writing(uri):
         if is_remote(uri):
             remove(uri)
             for file in sorted(p for p in local.rglob("*") if p.is_file()):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from albat_core import storage
 from albat_core.adaptation import assign_roles
 from albat_core.backbones import check_backbone
 from albat_core.config import RunConfig
@@ -13,6 +14,8 @@ from albat_core.input_files import find_files
 def find_mistakes(config: RunConfig) -> list[AlbatError]:
     """Return everything found that would stop the run, before anything is computed."""
     found: list[AlbatError] = _caught(lambda: check_backbone(config.backbone, config.runtime))
+    for place in (config.runtime.root, config.output):
+        found += _caught(lambda uri=place: storage.check_writable(uri))  # type: ignore[misc]
     for role in ("corpus", "adaptation", "heldout"):
         for source in getattr(config, role):
             found += [_in_role(role, error) for error in check_source(source)]
@@ -35,6 +38,7 @@ def _in_role(role: str, error: AlbatError) -> AlbatError:
 def _check_split(config: RunConfig) -> None:
     """Divide the adaptation documents as the run will."""
     files = [file for source in config.adaptation for file in find_files(source)]
-    documents = [row.document for file in files for row in read_rows(file)]
+    rows = (row for file in files for row in read_rows(file))
+    documents = [row.document for row in rows if row.text or row.messages]
     test = 0.0 if config.heldout else config.split.test
     assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)

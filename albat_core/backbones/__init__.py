@@ -47,6 +47,7 @@ def input_fingerprint(config: BackboneConfig) -> str:
     return f"{content}-{config.max_length}"
 
 
+@lru_cache(maxsize=4)
 def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
     """Return what cuts rows to the backbone's size; no weights are loaded."""
     splitter: Callable[[Example], list[Example]] = _family(config).load_splitter(config)

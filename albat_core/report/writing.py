@@ -333,7 +333,9 @@ def _input_count(manifest: Manifest, role: str) -> InputCount:
         role=role,
         rows=facts["rows"],
         examples=manifest.rows,
-        notes=tuple(f"{facts[k]} rows {text}" for k, text in told.items() if facts.get(k)),
+        notes=tuple(
+            f"{n} row{'s' if n > 1 else ''} {text}" for k, text in told.items() if (n := facts[k])
+        ),
     )
 
 

@@ -26,8 +26,11 @@ MAX_WORDS = 8
 def split_words(example: Example, max_words: int = MAX_WORDS) -> list[Example]:
     """Cut as a backbone of one token a word would."""
     if example.messages is not None:
-        fits = sum(len(m["content"].split()) for m in example.messages) <= max_words
-        return [example] if fits else []
+        if sum(len(m["content"].split()) for m in example.messages) <= max_words:
+            return [example]
+        return [
+            replace(example, example_id=f"{example.example_id}#0", messages=example.messages[:1])
+        ]
     words = (example.text or "").split()
     if len(words) <= max_words:
         return [example]
@@ -83,7 +86,6 @@ class Sharder:
 
 
 def test_shards_hold_every_row_cut_to_size(tmp_path: Path, shard: Sharder) -> None:
-    chat = [{"role": "user", "content": "Hi"}]
     rows = [
         {"i": "long", "d": "x", "text": " ".join(map(str, range(20)))},
         {"i": "short", "d": "x", "text": "a b"},
@@ -113,8 +115,20 @@ def test_shards_hold_every_row_cut_to_size(tmp_path: Path, shard: Sharder) -> No
         ],
         "sources": {"r": 5},
     }
-    _, chats = shard(write_jsonl(tmp_path / "c.jsonl", [{"m": chat}]), messages_column="m")
-    assert chats == [Example("c.jsonl:0", "c.jsonl:0", "c", messages=tuple(chat))]
+
+
+def test_shortened_chats_count_as_cut(tmp_path: Path, shard: Sharder) -> None:
+    short = [{"role": "user", "content": "Hi"}]
+    long = [*short, {"role": "assistant", "content": "no " * 9}]
+    path = write_jsonl(tmp_path / "c.jsonl", [{"m": short}, {"m": long}])
+    manifest, examples = shard(path, messages_column="m")
+    assert examples == [
+        Example("c.jsonl:0", "c.jsonl:0", "c", messages=tuple(short)),
+        Example("c.jsonl:1#0", "c.jsonl:1", "c", messages=tuple(short)),
+    ]
+    assert manifest.facts["split_rows"] == 1
+    said = refused(lambda: shard(path, messages_column="m", overlong="refuse"))
+    assert f"{path}:1: " in said
 
 
 def test_rows_without_room_for_an_answer_are_counted(tmp_path: Path, shard: Sharder) -> None:

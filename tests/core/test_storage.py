@@ -1,0 +1,235 @@
+"""Files, local and remote: written in one piece, listed, fingerprinted, replaced."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from albat_core import storage
+from albat_core.errors import AlbatError, InputError, StorageFullError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder on this machine, and one that counts as remote."""
+    return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path}"
+
+
+def write_tree(root: str, *names: str) -> list[str]:
+    for name in names:
+        storage.write_bytes(storage.join(root, name), name.encode())
+    return [storage.join(root, name) for name in sorted(names)]
+
+
+def read_tree(root: str) -> dict[str, bytes]:
+    return {
+        name: storage.read_bytes(storage.join(root, name)) for name in storage.file_sizes(root)
+    }
+
+
+@pytest.mark.parametrize(
+    ("uri", "remote"),
+    [("/a/b", False), ("a", False), ("file:///a", False), ("memory://a", True), ("s3://b/c", True)],
+)
+def test_remote_is_what_has_a_scheme_other_than_file(uri: str, remote: bool) -> None:
+    assert storage.is_remote(uri) is remote
+
+
+def test_an_unknown_scheme_is_refused_with_the_address() -> None:
+    with pytest.raises(InputError, match="nowhere://x"):
+        storage.exists("nowhere://x")
+
+
+def test_join_puts_one_slash_between_parts() -> None:
+    assert storage.join("s3://bucket/", "/a/", "b") == "s3://bucket/a/b"
+
+
+def test_what_is_written_is_read_back_and_measured(root: str) -> None:
+    uri = storage.join(root, "deep", "file.bin")
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"first, and longer")
+    storage.write_bytes(uri, b"second")
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == b"second"
+    assert storage.size(uri) == 6
+    assert storage.file_sizes(root) == {"deep/file.bin": 6}
+
+
+def test_a_missing_file_is_a_file_not_found(root: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "none"))
+    assert storage.file_sizes(storage.join(root, "none")) == {}
+    assert storage.list_files(storage.join(root, "none")) == []
+    storage.remove(storage.join(root, "none"))
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    storage.write_bytes(str(target), b"old")
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(StorageFullError, match="MB are free"):
+        storage.write_bytes(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_target_is_never_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    storage.write_bytes(str(target), b"old")
+    seen: list[bytes] = []
+    replace = Path.replace
+
+    def look(self: Path, to: Path) -> Path:
+        seen.append(target.read_bytes())
+        assert self.read_bytes() == b"new"
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", look)
+    storage.write_bytes(str(target), b"new")
+    assert seen == [b"old"]
+
+
+def test_a_folder_is_listed_recursively_without_hidden_names(root: str) -> None:
+    seen = write_tree(root, "b.txt", "a/c.txt", "a/b/d.txt")
+    write_tree(root, ".hidden", "_SUCCESS", ".git/x.txt", "a/_temporary/y.txt")
+    assert [Path(p).name for p in storage.list_files(root)] == ["d.txt", "c.txt", "b.txt"]
+    assert [storage.read_bytes(p) for p in storage.list_files(root)] == [
+        storage.read_bytes(p) for p in seen
+    ]
+
+
+def test_a_hidden_folder_above_the_one_that_is_named_hides_nothing(tmp_path: Path) -> None:
+    folder = str(tmp_path / ".cache" / "_corpus")
+    write_tree(folder, "a.txt")
+    assert storage.list_files(folder) == [f"{folder}/a.txt"]
+
+
+def test_one_file_and_a_pattern_are_listed(root: str) -> None:
+    write_tree(root, "b.jsonl", "a.jsonl", "c.txt", "deep/d.jsonl")
+    (root_file,) = storage.list_files(storage.join(root, "c.txt"))
+    assert storage.read_bytes(root_file) == b"c.txt"
+    for pattern, names in [
+        ("*.jsonl", ["a.jsonl", "b.jsonl"]),
+        ("**/*.jsonl", ["a.jsonl", "b.jsonl", "d.jsonl"]),
+        ("[ab].*", ["a.jsonl", "b.jsonl"]),
+        ("*.parquet", []),
+    ]:
+        found = storage.list_files(storage.join(root, pattern))
+        assert [Path(p).name for p in found] == names
+        assert all(storage.exists(p) for p in found)
+
+
+def test_a_name_with_brackets_is_a_name_where_it_exists(tmp_path: Path) -> None:
+    (uri,) = write_tree(str(tmp_path), "a[1].txt")
+    assert storage.list_files(uri) == [uri]
+
+
+def test_a_fingerprint_changes_with_the_content(root: str) -> None:
+    uri = storage.join(root, "file")
+    storage.write_bytes(uri, b"one")
+    first = storage.fingerprint(uri)
+    assert storage.fingerprint(uri) == first
+    storage.write_bytes(uri, b"two")  # of the same length
+    assert storage.fingerprint(uri) != first
+
+
+def test_a_local_fingerprint_is_the_contents_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")  # the digest of FIPS 180-2, appendix B.1
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert storage.fingerprint(str(tmp_path / "x")) == expected
+    assert storage.digest(tmp_path / "x") == expected
+
+
+def test_replace_tree_leaves_exactly_the_new_files(root: str, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    write_tree(str(local), "new.txt", "deep/kept.txt")
+    target = storage.join(root, "target")
+    write_tree(target, "old.txt", "deep/old.txt")
+    storage.replace_tree(local, target)
+    assert read_tree(target) == {"new.txt": b"new.txt", "deep/kept.txt": b"deep/kept.txt"}
+    assert set(storage.file_sizes(root)) == {"target/new.txt", "target/deep/kept.txt"}
+    assert (local / "new.txt").exists()
+
+
+def test_a_replacement_that_fails_leaves_the_old_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(str(tmp_path / "local"), "new.txt")
+    write_tree(str(tmp_path / "store" / "target"), "old.txt")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.shutil, "copytree", fail)
+    with pytest.raises(StorageFullError):
+        storage.replace_tree(tmp_path / "local", str(tmp_path / "store" / "target"))
+    assert set(storage.file_sizes(str(tmp_path / "store"))) == {"target/old.txt"}
+
+
+def test_upload_and_download_carry_a_tree(root: str, tmp_path: Path) -> None:
+    draft = tmp_path / "draft"
+    write_tree(str(draft), "a", "b/c")
+    storage.upload(draft, storage.join(root, "there"))
+    back = storage.download(storage.join(root, "there"), tmp_path / "cache")
+    assert read_tree(str(back)) == {"a": b"a", "b/c": b"b/c"}
+
+
+def test_download_fetches_only_what_is_not_there_whole(tmp_path: Path) -> None:
+    root = f"memory://{tmp_path}"
+    write_tree(root, "a", "bb")
+    cache = tmp_path / "cache"
+    write_tree(str(cache), "a")
+    (cache / "bb").write_bytes(b"b")  # cut short
+    (cache / "a").write_bytes(b"A")  # of the right size: taken for finished
+    storage.download(root, cache)
+    assert read_tree(str(cache)) == {"a": b"A", "bb": b"bb"}
+
+
+def test_remove_takes_a_tree_away(root: str) -> None:
+    write_tree(root, "a/b", "a/c", "d")
+    storage.remove(storage.join(root, "a"))
+    assert set(storage.file_sizes(root)) == {"d"}
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "x"), True),
+        (OSError(errno.EDQUOT, "x"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.EACCES, "x"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_a_full_disk_is_recognised(error: Exception, full: bool) -> None:
+    assert storage.is_full(error) is full
+
+
+@pytest.mark.skipif(
+    not (Path("/dev/full").exists() and stat.S_ISCHR(Path("/dev/full").stat().st_mode)),
+    reason="needs the device that is always full",
+)
+def test_a_full_disk_is_recognised_when_numpy_meets_it() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError) as caught:
+        np.zeros(1 << 20).tofile(file)
+    assert storage.is_full(caught.value)
+
+
+def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for act in (storage.check_writable, lambda uri: storage.write_bytes(uri, b"x")):
+        with pytest.raises(AlbatError, match="expected a folder that can be written"):
+            act(str(tmp_path / "file" / "below"))
+    storage.check_writable(str(tmp_path / "new" / "below"))
+    assert not (tmp_path / "new").exists()
