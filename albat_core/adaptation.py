@@ -26,7 +26,7 @@ from albat_core.shards import Part, parts_of
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "adaptation"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 ROLES = (TRAIN, VALIDATION, TEST, UNUSED)
 
 
@@ -67,13 +67,11 @@ def assign_roles(documents: Sequence[str], config: SplitConfig, seed: int) -> di
             remedy="give more documents, or lower split.folds, split.test or raise split.use; "
             "rows of one document count once (document_column)",
         )
-    validation = max(len(used) // config.folds, 1)
     roles = dict.fromkeys(ranked[:tests], TEST)
     roles |= dict.fromkeys(rest[len(used) :], UNUSED)
-    # validation documents are spread over the order, so that they too nest as `use` grows
-    for place, name in enumerate(used):
-        chosen = place % config.folds == 0 and place // config.folds < validation
-        roles[name] = VALIDATION if chosen else TRAIN
+    # every folds-th validates: a document's role depends on its place alone as `use` grows
+    for place, name in enumerate(used, start=1):
+        roles[name] = VALIDATION if place % config.folds == 0 else TRAIN
     return roles
 
 

@@ -133,7 +133,9 @@ class ArtifactStore:
             StorageFullError: there is no room for it.
         """
         key = stage_key(stage, stage_version, config, inputs)
-        if self.find(ArtifactRef(stage=stage, key=key)) is not None:
+        found = self.find(ArtifactRef(stage=stage, key=key))
+        if found is not None:
+            self._seen[f"{stage}/{key}"] = found
             logger.info("reused %s/%s", stage, key)
             return ArtifactRef(stage=stage, key=key, reused=True)
         began = time.perf_counter()
@@ -175,6 +177,7 @@ class ArtifactStore:
             raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+        self._seen[f"{stage}/{key}"] = manifest  # in place of one whose files were lost
         logger.info("made %s/%s in %.1f s", stage, key, manifest.seconds)
         return ArtifactRef(stage=stage, key=key)
 
@@ -252,7 +255,7 @@ class ArtifactStore:
         try:
             content = json.loads(storage.read_bytes(self._latest_uri(stage, family)))
             ref = ArtifactRef(stage=stage, key=content["key"])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         return ref if self.find(ref) else None
 

@@ -105,7 +105,7 @@ def embed_part(
         STAGE,
         STAGE_VERSION,
         config.model_dump(mode="json"),
-        {"part": part.sha256, "backbone": backbone_identity(backbone_config)},
+        {"part": part.sha256, "backbone": backbone_identity(backbone_config, runtime)},
         build,
     )
     return EmbeddedPart(part=part, embeddings=ref)
@@ -123,7 +123,7 @@ def embed_queries(
     a row's embedding does not depend on which rows are beside it, bit for bit.
     """
     store = ArtifactStore(runtime.root)
-    identity = backbone_identity(backbone_config)
+    identity = backbone_identity(backbone_config, runtime)
     family = stage_key(QUERY_STAGE, STAGE_VERSION, config.model_dump(mode="json"), identity)
 
     def build(folder: Path) -> Built:

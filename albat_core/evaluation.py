@@ -79,7 +79,7 @@ def evaluate(
         {
             "adapter": adapter.key if adapter else None,
             "heldout": role_digest(store, adaptation, TEST),
-            "backbone": backbone_identity(backbone_config),
+            "backbone": backbone_identity(backbone_config, runtime),
         },
         build,
     )

@@ -137,7 +137,7 @@ def score_candidates(
         {
             "candidates": candidates.key,
             "surrogate": surrogate.key,
-            "backbone": backbone_identity(backbone_config),
+            "backbone": backbone_identity(backbone_config, runtime),
         },
         build,
     )

@@ -41,6 +41,8 @@ Device = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's logs.")]
 
+_AT_ONCE = "stopped at once; what was finished is kept"
+
 # Set before Prefect is imported. An address of a server that a person set is left alone.
 _PREFECT_SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
@@ -74,14 +76,15 @@ def prepare_environment(verbose: bool = False) -> None:
 @contextmanager
 def _embedded_server() -> Iterator[None]:
     """Start Prefect's server while the libraries are imported, unless one is configured."""
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
+
+    from flows.server import OwnServer
 
     if PREFECT_API_URL.value() is not None:
         yield
         return
-    server = SubprocessASGIServer()
+    server = OwnServer()
     starting = threading.Thread(target=server.start, daemon=True)
     starting.start()
     import flows.albat  # noqa: F401 - takes as long as the server's start
@@ -153,17 +156,23 @@ def _refuse_mistakes(run: "RunConfig") -> None:
 
 @contextmanager
 def _stop_on_ctrl_c(reporter: Any) -> Iterator[None]:
-    """End at the next step on the first Ctrl-C, at once on the second."""
+    """End at the next step on the first Ctrl-C (or SIGTERM), at once on the second."""
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, stop_at_once)
         reporter.stop()
 
-    before = signal.signal(signal.SIGINT, stop)
+    def stop_at_once(*_: object) -> None:
+        # no thread can be made to end, so the process does; files are whole or not there
+        typer.secho(_AT_ONCE, fg="yellow", err=True)
+        os._exit(130)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command(rich_help_panel=_ALL)
@@ -328,7 +337,7 @@ def main() -> None:
         show_error(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.secho("stopped at once; what was finished is kept", fg="yellow", err=True)
+        typer.secho(_AT_ONCE, fg="yellow", err=True)
         sys.exit(130)
 
 

@@ -19,8 +19,8 @@ TOPICS = {
     }.items()
 }
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
 
 
@@ -107,7 +107,7 @@ def write_run(folder: Path, **changes: object) -> Path:
     config = {
         "name": "toy",
         "output": str(folder / "runs"),
-        "backbone": {"path": "backbone", "max_length": 64},
+        "backbone": {"path": "backbone", "max_length": 64, "dtype": "float32"},
         "corpus": [{"path": "corpus/*.jsonl", **columns}],
         "adaptation": {"path": "adaptation.jsonl", **columns},
         "split": {"folds": 3},
@@ -119,5 +119,12 @@ def write_run(folder: Path, **changes: object) -> Path:
     }
     config |= changes
     path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def rewrite(path: Path, changes: dict[str, object]) -> Path:
+    """Replace sections of a configuration."""
+    config = yaml.safe_load(path.read_text()) | changes
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path

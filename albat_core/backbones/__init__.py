@@ -35,10 +35,23 @@ def resolve_device(runtime: Runtime) -> torch.device:
     return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
 
 
-def backbone_identity(config: BackboneConfig) -> dict[str, str | int]:
+def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
+    """Return the precision to compute in."""
+    if config.dtype != "auto":
+        return torch.float32 if config.dtype == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # torch has no public question for this yet
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, str | int]:
     """Return what identifies a backbone in the key of a result that it computes."""
     content = folder_fingerprint(backbone_folder(config), weights=True)
-    return {"content": content, "dtype": config.dtype, "max_length": config.max_length}
+    dtype = str(resolve_dtype(config, resolve_device(runtime))).removeprefix("torch.")
+    return {"content": content, "dtype": dtype, "max_length": config.max_length}
 
 
 def input_fingerprint(config: BackboneConfig) -> str:
@@ -68,7 +81,8 @@ def open_backbone(config: BackboneConfig, runtime: Runtime) -> Iterator[Backbone
 
 @lru_cache(maxsize=1)
 def _load(config: BackboneConfig, device: torch.device, content: str) -> Backbone:
-    backbone: Backbone = _family(config).load_backbone(config, device, content)
+    dtype = resolve_dtype(config, device)
+    backbone: Backbone = _family(config).load_backbone(config, device, dtype, content)
     return backbone
 
 

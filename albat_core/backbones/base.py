@@ -22,8 +22,9 @@ class BackboneConfig(StageConfig):
     """Local folder or hub id of a transformers causal language model, safetensors only."""
     revision: str | None = None
     """Branch, tag or commit on the hub; none for a local folder."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen weights; adapters are trained in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of computing; adapters are kept in float32. `auto`: bfloat16 where the device has
+    instructions for it (a GPU, a CPU with AVX-512 BF16 or AMX), else float32."""
     max_length: int = Field(512, ge=8, le=131072)
     """Tokens that an example may have, special tokens included; longer rows are cut up."""
     trust_remote_code: bool = False

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, Encoded, Losses
 from albat_core.backbones.folder import backbone_folder
@@ -24,14 +25,14 @@ def load_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
 
 
 def load_backbone(
-    config: BackboneConfig, device: torch.device, fingerprint: str
+    config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
 ) -> "LanguageBackbone":
     """Load a causal language model.
 
     Raises:
         BackboneError: the folder holds none, weights are missing, or its tokenizer does not fit.
     """
-    return LanguageBackbone(config, device, fingerprint)
+    return LanguageBackbone(config, device, dtype, fingerprint)
 
 
 def check_backbone(config: BackboneConfig) -> None:
@@ -71,10 +72,15 @@ def check_backbone(config: BackboneConfig) -> None:
 class LanguageBackbone:
     """A frozen causal language model, see the ``Backbone`` protocol."""
 
-    def __init__(self, config: BackboneConfig, device: torch.device, fingerprint: str) -> None:
+    def __init__(
+        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+    ) -> None:
         check_backbone(config)
         self.fingerprint = fingerprint
         self.device = device
+        # a CPU multiplies in bfloat16 fast only forwards: there the weights stay in float32
+        self._autocast = dtype == torch.bfloat16 and device.type == "cpu"
+        self._weights_dtype = torch.float32 if self._autocast else dtype
         self._path = config.path
         self._encoder = TextEncoder(config)
         self._model = self._load(config).to(device).eval()
@@ -88,13 +94,13 @@ class LanguageBackbone:
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=getattr(torch, config.dtype),
+                dtype=self._weights_dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise unreadable("model", folder, error) from error
         if missing := sorted(loading["missing_keys"]):
             raise BackboneError(
@@ -138,6 +144,9 @@ class LanguageBackbone:
         rows = [e.inputs[name] + [fill] * (longest - e.length) for e in batch]
         return torch.tensor(rows, device=self.device)
 
+    def _precision(self) -> AbstractContextManager[None]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._autocast)
+
     @torch.inference_mode()
     def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
         """Return the position-weighted mean of the last hidden states (RDS+, arXiv 2503.01807).
@@ -145,7 +154,8 @@ class LanguageBackbone:
         e = sum_i i h_i / sum_i i over tokens i = 1..length; (n, d) float32 on the CPU.
         """
         ids = self._collate(batch, "input_ids", 0)
-        hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        with self._precision():
+            hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         position = torch.arange(1, ids.shape[1] + 1, device=self.device)
         lengths = torch.tensor([e.length for e in batch], device=self.device)
         weights = (position * (position <= lengths[:, None])).to(torch.float32)
@@ -157,7 +167,8 @@ class LanguageBackbone:
         ids = self._collate(batch, "input_ids", 0)
         mask = self._collate(batch, "loss_mask", 0)[:, 1:].to(torch.bool)
         model = self._adapted if self._adapted is not None else self._model
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        with self._precision():
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         each = F.cross_entropy(
             logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
         ).view(mask.shape)
@@ -204,8 +215,8 @@ class LanguageBackbone:
             )
         try:
             self._adapted = PeftModel.from_pretrained(self._model, folder)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise unreadable("adapter", folder, error) from error
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise unreadable("LoRA adapter", folder, error) from error
         self._adapted.eval()
 
     def save_adapter(self, folder: Path) -> None:

@@ -48,7 +48,7 @@ def finetune(
     inputs = {
         "mixture": mixture.key,
         "validation": role_digest(store, adaptation, VALIDATION),
-        "backbone": backbone_identity(backbone_config),
+        "backbone": backbone_identity(backbone_config, runtime),
     }
     knobs = config.model_dump(mode="json") | {"seed": seed}
     key = stage_key(STAGE, STAGE_VERSION, knobs, inputs)

@@ -64,7 +64,7 @@ class Sharder:
     def make(self, file: InputFile, rows: int = 4096, backbone: str = "words") -> ArtifactRef:
         return make_shards(
             file,
-            BackboneConfig(path=backbone, max_length=MAX_WORDS),
+            BackboneConfig(path=backbone, max_length=MAX_WORDS, dtype="float32"),
             ShardConfig(rows=rows),
             Runtime(root=self.store.root),
         )
@@ -382,7 +382,7 @@ def test_shards_cut_by_a_backbones_own_tokenizer(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path / "root"))
     ref = make_shards(
         only(SourceConfig(path=str(path))),
-        BackboneConfig(path=str(folder), max_length=10),
+        BackboneConfig(path=str(folder), max_length=10, dtype="float32"),
         ShardConfig(),
         Runtime(root=store.root),
     )

@@ -124,8 +124,7 @@ def test_every_mistake_in_the_inputs_is_told_at_once(
         f"did you mean {tmp_path}/good.jsonl?",
         f"corpus: {tmp_path}/good.jsonl: text_column names column 'txt', which the file does not",
         "did you mean 'text'?",
-        "adaptation: ",
-        "'s4://bucket/file.jsonl'",
+        "adaptation: s4://bucket/file.jsonl: expected a local path or an s3:// address",
         f"heldout: {tmp_path}/latin.txt: expected UTF-8, got 0xfc at byte 2",
     ):
         assert expected in said.err, expected

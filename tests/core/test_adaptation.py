@@ -1,0 +1,142 @@
+"""The adaptation set's split: by document, nested, and stable as documents are added."""
+
+from collections import Counter
+
+import pytest
+
+from albat_core.adaptation import (
+    ROLES,
+    SplitConfig,
+    assign_roles,
+    read_role,
+    role_digest,
+    split_adaptation,
+)
+from albat_core.artifacts import ArtifactRef, ArtifactStore
+from albat_core.errors import InputError
+from albat_core.records import TEST, TRAIN, UNUSED, VALIDATION
+from albat_core.stage import Runtime
+from tests.conftest import Cut
+from tests.toys import topic_rows
+
+NAMES = [f"document {n}" for n in range(100)]
+
+
+def named(roles: dict[str, str], role: str) -> set[str]:
+    return {name for name, given in roles.items() if given == role}
+
+
+@pytest.mark.parametrize(
+    ("count", "config", "expected"),
+    [
+        # tests are rounded up, validation is one in `folds` of what is used, rounded down
+        (100, SplitConfig(), {TEST: 20, VALIDATION: 16, TRAIN: 64}),
+        (101, SplitConfig(), {TEST: 21, VALIDATION: 16, TRAIN: 64}),
+        (100, SplitConfig(test=0, folds=3), {VALIDATION: 33, TRAIN: 67}),
+        (100, SplitConfig(use=0.1), {TEST: 20, VALIDATION: 1, TRAIN: 7, UNUSED: 72}),
+        (7, SplitConfig(test=0.01), {TEST: 1, VALIDATION: 1, TRAIN: 5}),
+        (2, SplitConfig(test=0, folds=2), {VALIDATION: 1, TRAIN: 1}),
+    ],
+)
+def test_each_role_has_its_share(count: int, config: SplitConfig, expected: dict[str, int]) -> None:
+    names = [f"document {n}" for n in range(count)]
+    assert Counter(assign_roles(names, config, seed=0).values()) == expected
+
+
+def test_rows_of_a_document_count_once_and_in_any_order() -> None:
+    config = SplitConfig()
+    assert assign_roles(NAMES * 3, config, 0) == assign_roles(NAMES[::-1], config, 0)
+
+
+def test_the_seed_decides_who_goes_where() -> None:
+    config = SplitConfig()
+    assert assign_roles(NAMES, config, 0) == assign_roles(NAMES, config, 0)
+    tests = [named(assign_roles(NAMES, config, seed), TEST) for seed in range(200)]
+    often = Counter(name for chosen in tests for name in chosen)
+    # binomial(200, 0.2): mean 40, deviation 5.7; five deviations for each of 100 names
+    assert set(often) == set(NAMES)
+    assert 40 - 28 <= min(often.values()) <= max(often.values()) <= 40 + 28
+
+
+def test_a_smaller_use_is_nested_in_a_larger_one() -> None:
+    shares = [assign_roles(NAMES, SplitConfig(use=use / 80), 0) for use in range(5, 81)]
+    for smaller, larger in zip(shares, shares[1:], strict=False):
+        assert named(smaller, TEST) == named(larger, TEST)
+        assert named(smaller, UNUSED) > named(larger, UNUSED)
+        for role in (TRAIN, VALIDATION):
+            assert named(smaller, role) <= named(larger, role)
+
+
+def test_a_document_that_is_added_moves_at_most_one_between_training_and_test() -> None:
+    before = assign_roles(NAMES, SplitConfig(), 0)
+    for n in range(20):
+        after = assign_roles([*NAMES, f"new {n}"], SplitConfig(), 0)
+        assert len(named(before, TEST) ^ (named(after, TEST) - {f"new {n}"})) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "config"), [(5, SplitConfig()), (10, SplitConfig(use=0.5)), (1, SplitConfig())]
+)
+def test_too_few_documents_are_refused(count: int, config: SplitConfig) -> None:
+    with pytest.raises(InputError, match="expected at least 5 documents") as caught:
+        assign_roles([f"document {n}" for n in range(count)] * 50, config, 0)
+    assert "document_column" in caught.value.remedy
+
+
+def read_ids(store: ArtifactStore, ref: ArtifactRef) -> dict[str, list[str]]:
+    return {role: [e.example_id for e in read_role(store, ref, role)] for role in ROLES}
+
+
+def test_every_row_is_in_one_role_with_its_whole_document(cut: Cut, runtime: Runtime) -> None:
+    rows = topic_rows("plants", 60, per_document=3)
+    ref = split_adaptation([cut("own", rows)], [], SplitConfig(use=0.6), 0, runtime)
+    store = ArtifactStore(runtime.root)
+    ids = read_ids(store, ref)
+    assert sorted(sum(ids.values(), [])) == sorted(row["id"] for row in rows)
+    order = [row["id"] for row in rows]
+    assert all(sorted(found, key=order.index) == found for found in ids.values())
+    of = {row["id"]: row["doc"] for row in rows}
+    documents = {role: {of[name] for name in found} for role, found in ids.items()}
+    assert sum(map(len, documents.values())) == 20  # none in two roles
+    facts = store.manifest(ref).facts
+    assert {r: (f["rows"], f["documents"]) for r, f in facts.items()} == {
+        role: (len(ids[role]), len(documents[role])) for role in ROLES
+    }
+    assert (len(documents[TEST]), len(documents[UNUSED])) == (4, 6)
+
+
+def test_held_out_documents_are_the_test_set(cut: Cut, runtime: Runtime) -> None:
+    own, other = topic_rows("plants", 20), topic_rows("plants", 8, seed=7)
+    ref = split_adaptation([cut("own", own)], [cut("other", other)], SplitConfig(), 0, runtime)
+    ids = read_ids(ArtifactStore(runtime.root), ref)
+    assert ids[TEST] == [row["id"] for row in other]
+    assert sorted(ids[TRAIN] + ids[VALIDATION]) == sorted(row["id"] for row in own)
+
+
+def test_a_document_in_both_sets_is_refused(cut: Cut, runtime: Runtime) -> None:
+    own, other = topic_rows("plants", 20), topic_rows("plants", 8, seed=7)
+    other[3]["doc"] = own[5]["doc"]
+    with pytest.raises(InputError, match=f"{own[5]['doc']!r} and 0 more are in both sets"):
+        split_adaptation([cut("own", own)], [cut("other", other)], SplitConfig(), 0, runtime)
+
+
+def test_an_id_in_both_sets_is_refused(cut: Cut, runtime: Runtime) -> None:
+    own, other = topic_rows("plants", 20), topic_rows("plants", 8, seed=7)
+    other[3]["id"] = own[5]["id"]
+    with pytest.raises(InputError, match=f"expected each id once, {own[5]['id']!r}"):
+        split_adaptation([cut("own", own)], [cut("other", other)], SplitConfig(), 0, runtime)
+
+
+def test_no_test_documents_at_all_are_refused(cut: Cut, runtime: Runtime) -> None:
+    with pytest.raises(InputError, match="held-out documents"):
+        split_adaptation([cut("own", topic_rows("plants", 20))], [], SplitConfig(test=0), 0, runtime)
+
+
+def test_a_role_s_digest_follows_its_rows_alone(cut: Cut, runtime: Runtime) -> None:
+    store = ArtifactStore(runtime.root)
+    shards = cut("own", topic_rows("plants", 40))
+    whole, half = (
+        split_adaptation([shards], [], SplitConfig(use=use), 0, runtime) for use in (1.0, 0.5)
+    )
+    assert role_digest(store, whole, TEST) == role_digest(store, half, TEST)
+    assert role_digest(store, whole, TRAIN) != role_digest(store, half, TRAIN)

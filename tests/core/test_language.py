@@ -1,0 +1,537 @@
+"""Language models as backbones: what carries loss, how texts are cut, what adapters leave behind.
+
+Losses are checked against transformers' own, embeddings against the formula in NumPy.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from albat_core.backbones import backbone_identity, check_backbone, input_fingerprint, open_backbone
+from albat_core.backbones.base import AdapterConfig, BackboneConfig, length_batches
+from albat_core.backbones.language import LanguageBackbone
+from albat_core.backbones.text import TextEncoder
+from albat_core.errors import BackboneError, InputError
+from albat_core.records import Example
+from albat_core.stage import Runtime
+from tests.toys import TOPICS, save_backbone, sentences
+
+ADAPTER = AdapterConfig(rank=4)
+USER, ANSWER = {"role": "user", "content": "leaf root"}, {"role": "assistant", "content": "seed."}
+CHAT = (USER, ANSWER, {"role": "user", "content": "and?"}, {"role": "assistant", "content": "sun"})
+
+
+@pytest.fixture(scope="module")
+def plain(backbone_folder: Path) -> Any:
+    """The backbone as transformers itself loads it."""
+    return AutoModelForCausalLM.from_pretrained(backbone_folder).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(backbone_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(backbone_folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(backbone_config: BackboneConfig) -> TextEncoder:
+    return TextEncoder(backbone_config)
+
+
+def example(text: str | None = None, **fields: Any) -> Example:
+    return Example("e", "d", "s", text=text, **fields)
+
+
+def texts(count: int = 6) -> list[Example]:
+    """Texts of different lengths."""
+    return [
+        Example(f"t{n}", f"d{n}", "s", text=text)
+        for n, text in enumerate(sentences("ships", count, seed=3))
+    ]
+
+
+# What carries loss
+
+
+def test_a_text_learns_every_token_and_its_end(encoder: TextEncoder, tokenizer: Any) -> None:
+    ids, mask = encoder.tokens(example("leaf root"))
+    expected = [0, *tokenizer("leaf root", add_special_tokens=False)["input_ids"], 1]
+    assert ids == expected
+    assert mask == [False] + [True] * (len(expected) - 1)
+
+
+def test_a_text_that_continues_has_no_end(encoder: TextEncoder) -> None:
+    whole, part = example("leaf root"), example("leaf root", continues=True)
+    assert encoder.tokens(part)[0] == encoder.tokens(whole)[0][:-1]
+
+
+def test_a_prompt_carries_no_loss(encoder: TextEncoder, tokenizer: Any) -> None:
+    ids, mask = encoder.tokens(example("Q: leaf? A: root seed.", prompt="Q: leaf? A:"))
+    learnt = [token for token, learn in zip(ids, mask, strict=True) if learn]
+    assert tokenizer.decode(learnt) == " root seed.</s>"
+    assert ids == encoder.tokens(example("Q: leaf? A: root seed."))[0]
+
+
+def test_a_token_across_the_end_of_the_prompt_is_learnt(
+    encoder: TextEncoder, tokenizer: Any
+) -> None:
+    (token,) = tokenizer(" leaf", add_special_tokens=False)["input_ids"]
+    ids, mask = encoder.tokens(example(" leaf", prompt=" le"))
+    assert mask[ids.index(token)]
+
+
+def test_only_the_assistant_s_turns_carry_loss(encoder: TextEncoder, tokenizer: Any) -> None:
+    ids, mask = encoder.tokens(example(messages=CHAT))
+    assert tokenizer.decode(ids) == (
+        "<s>user\nleaf root</s><s>assistant\nseed.</s><s>user\nand?</s><s>assistant\nsun</s>"
+    )
+    learnt = [token for token, learn in zip(ids, mask, strict=True) if learn]
+    assert tokenizer.decode(learnt) == "seed.</s>sun</s>"
+
+
+def test_what_follows_the_last_answer_is_left_out(encoder: TextEncoder) -> None:
+    assert encoder.tokens(example(messages=(*CHAT, USER))) == encoder.tokens(example(messages=CHAT))
+
+
+def test_a_chat_template_that_rewrites_is_refused(encoder: TextEncoder) -> None:
+    rewriting = TextEncoder.__new__(TextEncoder)
+    rewriting.__dict__ = encoder.__dict__ | {"tokenizer": copy.deepcopy(encoder.tokenizer)}
+    rewriting.tokenizer.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    with pytest.raises(BackboneError, match="only appends"):
+        rewriting.tokens(example(messages=CHAT))
+    rewriting.tokenizer.chat_template = None
+    with pytest.raises(BackboneError, match="expected a chat template"):
+        rewriting.tokens(example(messages=CHAT))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        example("leaf root seed stem bloom."),
+        example("leaf root seed", continues=True),
+        example("Q: leaf? A: root seed.", prompt="Q: leaf? A:"),
+        example(messages=CHAT),
+    ],
+    ids=["text", "piece", "prompt and answer", "chat"],
+)
+def test_losses_are_those_of_transformers(
+    backbone: LanguageBackbone, plain: Any, row: Example
+) -> None:
+    (encoded,) = backbone.encode([row])
+    losses = backbone.losses([encoded])
+    ids = torch.tensor([encoded.inputs["input_ids"]])
+    labels = ids.masked_fill(~torch.tensor([encoded.inputs["loss_mask"]]), -100)
+    expected = plain(input_ids=ids, labels=labels).loss.item()
+    assert losses.units.tolist() == [encoded.loss_units] == [int((labels != -100).sum())]
+    assert losses.mean.item() == pytest.approx(expected, rel=1e-5)
+    assert losses.total.item() == pytest.approx(expected * encoded.loss_units, rel=1e-5)
+
+
+def test_a_row_that_does_not_fit_or_teaches_nothing_is_refused(backbone: LanguageBackbone) -> None:
+    for row in (example("leaf " * 100), example("", continues=True)):
+        with pytest.raises(InputError, match="at most 64 tokens"):
+            backbone.encode([row])
+
+
+# Batches
+
+
+def test_a_batch_gives_what_its_rows_give_alone(backbone: LanguageBackbone) -> None:
+    rows = [*texts(), example("leaf"), example("Q: leaf? A: root", prompt="Q: leaf? A:")]
+    encoded = backbone.encode(rows)
+    assert len({e.length for e in encoded}) > 3
+    together, embedded = backbone.losses(encoded), backbone.embed(encoded)
+    for n, one in enumerate(encoded):
+        alone = backbone.losses([one])
+        assert together.total[n].item() == pytest.approx(alone.total.item(), abs=1e-5, rel=1e-6)
+        assert together.units[n] == alone.units[0]
+        np.testing.assert_allclose(embedded[n], backbone.embed([one])[0], atol=1e-5)
+
+
+def test_an_embedding_is_the_position_weighted_mean_of_the_last_states(
+    backbone: LanguageBackbone, plain: Any
+) -> None:
+    encoded = backbone.encode(texts(3))
+    found = backbone.embed(encoded).numpy()
+    for row, one in zip(found, encoded, strict=True):
+        ids = torch.tensor([one.inputs["input_ids"]])
+        with torch.no_grad():
+            states = plain(input_ids=ids, output_hidden_states=True).hidden_states[-1][0].numpy()
+        weights = np.arange(1, one.length + 1)
+        np.testing.assert_allclose(row, weights @ states / weights.sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_batches_hold_every_position_once_within_the_budget() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 200).tolist()
+    batches = length_batches(lengths, budget=100)
+    assert sorted(sum(batches, [])) == list(range(200))
+    assert all(len(b) * max(lengths[i] for i in b) <= 100 for b in batches)
+    assert len(batches) < 100
+    assert length_batches([500, 3], budget=100) == [[0], [1]]
+    assert length_batches([], budget=100) == []
+
+
+# Pieces
+
+MIXED = "leaf  root\n\nseed\tstem " + "ab" * 40 + " ünïcödé 日本語のテキスト 🌱🌿 end "
+LONG: dict[str, str] = {
+    "one space": " ".join(TOPICS["plants"] * 20),
+    "lines": "\n".join(sentences("ships", 12, 0)),
+    "no spaces": "leafrootseedstem" * 20,
+    "spaces only between long words": ("x" * 70 + " ") * 4,
+    "many spaces": "leaf" + " " * 200 + "root",
+    "mixed": MIXED * 4,
+    "emoji": "🌱" * 60,
+    "lines at the ends": "\n\n" + "leaf\n" * 60,
+}
+
+
+def encoder_of(config: BackboneConfig, max_length: int) -> TextEncoder:
+    return TextEncoder(config.model_copy(update={"max_length": max_length}))
+
+
+@pytest.mark.parametrize("max_length", [8, 13, 64])
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
+def test_pieces_join_to_the_text_and_each_fits(
+    backbone_config: BackboneConfig, text: str, max_length: int
+) -> None:
+    small = encoder_of(backbone_config, max_length)
+    row = Example("id", "doc", "src", text=text)
+    pieces = small.pieces(row)
+    assert "".join(p.text or "" for p in pieces) == text
+    assert max(len(small.tokens(p)[0]) for p in pieces) <= max_length
+    assert [p.example_id for p in pieces] == [f"id#{n}" for n in range(len(pieces))]
+    assert {(p.document, p.source, p.prompt) for p in pieces} == {("doc", "src", None)}
+    assert [p.continues for p in pieces] == [True] * (len(pieces) - 1) + [False]
+
+
+def test_random_texts_are_cut_without_loss(backbone_config: BackboneConfig) -> None:
+    generator = np.random.default_rng(0)
+    small = encoder_of(backbone_config, 9)
+    letters = list("ab c\n\tleaf root é日🌱'’.")
+    for _ in range(300):
+        text = "".join(generator.choice(letters, size=generator.integers(20, 80)))
+        pieces = small.pieces(example(text))
+        assert "".join(p.text or "" for p in pieces) == text
+        assert max(len(small.tokens(p)[0]) for p in pieces) <= 9
+
+
+def test_pieces_cut_at_spaces_have_the_tokens_of_the_whole(
+    encoder: TextEncoder, tokenizer: Any
+) -> None:
+    text = LONG["one space"]
+    pieces = encoder.pieces(example(text))
+    assert len(pieces) > 3
+    tokens = [
+        token
+        for piece in pieces
+        for token in tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+    ]
+    assert tokens == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert min(len(encoder.tokens(p)[0]) for p in pieces[:-1]) > 64 / 2
+
+
+def test_what_fits_is_left_as_it_is(encoder: TextEncoder, backbone_config: BackboneConfig) -> None:
+    row = example("leaf root")
+    assert encoder.pieces(row) == [row]
+    # to the token: 8 with the special ones fit in 8
+    row = example(" ".join(["leaf"] * 20))
+    exact = encoder_of(backbone_config, len(encoder.tokens(row)[0]))
+    assert exact.pieces(row) == [row]
+    assert len(encoder_of(backbone_config, exact.max_length - 1).pieces(row)) == 2
+
+
+def test_a_row_without_loss_has_no_pieces(encoder: TextEncoder) -> None:
+    assert encoder.pieces(example("leaf", continues=True, prompt="leaf")) == []
+    assert encoder.pieces(example(messages=(USER,))) == []
+
+
+def test_an_answer_too_long_goes_on_as_text(encoder: TextEncoder) -> None:
+    prompt = "Q: " + " ".join(TOPICS["stars"]) + " A:"
+    row = example(prompt + " " + LONG["one space"], prompt=prompt)
+    first, *others = encoder.pieces(row)
+    assert "".join(p.text or "" for p in (first, *others)) == row.text
+    assert first.prompt == prompt
+    assert len(others) > 2
+    assert {p.prompt for p in others} == {None}
+    assert max(len(encoder.tokens(p)[0]) for p in (first, *others)) <= 64
+    # every token of the answer is learnt once, but the first of each further piece
+    learnt = sum(sum(encoder.tokens(p)[1]) for p in (first, *others))
+    whole = sum(encoder.tokens(row)[1])
+    assert learnt == whole
+
+
+@pytest.mark.parametrize("words", [60, 70])
+def test_a_prompt_that_leaves_no_room_has_no_pieces(encoder: TextEncoder, words: int) -> None:
+    prompt = " ".join(["anchor"] * words)
+    assert encoder.pieces(example(f"{prompt} leaf root seed", prompt=prompt)) == []
+
+
+def test_a_chat_loses_its_last_turns(encoder: TextEncoder) -> None:
+    long = {"role": "user", "content": "leaf " * 60}
+    (shorter,) = encoder.pieces(example(messages=(USER, ANSWER, long, ANSWER)))
+    assert shorter == replace(example(messages=(USER, ANSWER)), example_id="e#0")
+    assert encoder.pieces(example(messages=(long, ANSWER))) == []
+
+
+# Adapters
+
+
+def weights_of(backbone: LanguageBackbone) -> dict[str, torch.Tensor]:
+    return {name: w.clone() for name, w in backbone._model.state_dict().items()}
+
+
+@torch.no_grad()
+def disturb(backbone: LanguageBackbone) -> None:
+    """Give every factor of the adapter values that matter."""
+    for n, parameter in enumerate(backbone.adapter_parameters().values()):
+        generator = torch.Generator().manual_seed(n)
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_adapters_come_and_go_without_a_trace(backbone: LanguageBackbone) -> None:
+    encoded = backbone.encode(texts())
+    names, before = weights_of(backbone), backbone.losses(encoded).total
+    for _ in range(2):
+        backbone.attach_adapter(ADAPTER, seed=0)
+        assert torch.equal(backbone.losses(encoded).total, before)  # nil until it is trained
+        disturb(backbone)
+        assert not torch.allclose(backbone.losses(encoded).total, before)
+        with backbone.adapter_disabled():
+            assert torch.equal(backbone.losses(encoded).total, before)
+        assert torch.equal(backbone.embed(encoded), backbone.embed(encoded))
+        backbone.detach_adapter()
+    after = weights_of(backbone)
+    assert after.keys() == names.keys()
+    assert all(torch.equal(after[name], names[name]) for name in names)
+    assert torch.equal(backbone.losses(encoded).total, before)
+    assert backbone.adapter_parameters() == {}
+
+
+def test_only_the_adapter_learns(backbone: LanguageBackbone) -> None:
+    encoded = backbone.encode(texts())
+    backbone.attach_adapter(ADAPTER, seed=0)
+    backbone.losses(encoded).mean.sum().backward()
+    learning = {n for n, p in backbone._adapted.named_parameters() if p.grad is not None}
+    assert learning == set(backbone.adapter_parameters())
+    # seven linear layers in each of two blocks, two factors each
+    assert len(learning) == 2 * 7 * 2
+    assert {p.dtype for p in backbone.adapter_parameters().values()} == {torch.float32}
+
+
+def test_an_adapter_is_drawn_from_its_seed(backbone: LanguageBackbone) -> None:
+    def drawn(seed: int) -> torch.Tensor:
+        torch.rand(3)  # what was drawn elsewhere does not matter
+        backbone.attach_adapter(ADAPTER, seed)
+        values = torch.cat([p.detach().flatten() for p in backbone.adapter_parameters().values()])
+        backbone.detach_adapter()
+        return values
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_a_saved_adapter_is_the_same_when_loaded(
+    backbone: LanguageBackbone, tmp_path: Path
+) -> None:
+    encoded = backbone.encode(texts())
+    backbone.attach_adapter(ADAPTER, seed=0)
+    disturb(backbone)
+    expected = backbone.losses(encoded).total.detach()
+    backbone.save_adapter(tmp_path)
+    backbone.detach_adapter()
+    backbone.load_adapter(tmp_path)
+    assert torch.equal(backbone.losses(encoded).total, expected)
+    backbone.detach_adapter()
+
+
+def test_an_adapter_of_another_backbone_is_refused(
+    backbone: LanguageBackbone, tmp_path: Path, runtime: Runtime
+) -> None:
+    backbone.attach_adapter(ADAPTER, seed=0)
+    backbone.save_adapter(tmp_path / "adapter")
+    other = BackboneConfig(
+        path=str(save_backbone(tmp_path / "other", seed=1)), max_length=64, dtype="float32"
+    )
+    with (
+        open_backbone(other, runtime) as stranger,
+        pytest.raises(BackboneError, match="was made for backbone") as caught,
+    ):
+        stranger.load_adapter(tmp_path / "adapter")
+    assert backbone.fingerprint[:8] in str(caught.value)
+
+
+def test_an_adapter_of_another_shape_is_refused(
+    backbone: LanguageBackbone, tmp_path: Path, runtime: Runtime
+) -> None:
+    backbone.attach_adapter(ADAPTER, seed=0)
+    backbone.save_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter" / "albat.json").unlink()  # as one from elsewhere
+    other = BackboneConfig(
+        path=str(save_backbone(tmp_path / "other", width=16)), max_length=64, dtype="float32"
+    )
+    with (
+        open_backbone(other, runtime) as stranger,
+        pytest.raises(BackboneError, match="expected a LoRA adapter"),
+    ):
+        stranger.load_adapter(tmp_path / "adapter")
+
+
+def test_modules_that_are_not_there_are_refused_with_those_that_are(
+    backbone: LanguageBackbone,
+) -> None:
+    with pytest.raises(BackboneError, match="match no layer") as caught:
+        backbone.attach_adapter(AdapterConfig(target_modules=("c_attn",)), seed=0)
+    assert "q_proj" in caught.value.remedy
+    backbone.attach_adapter(AdapterConfig(target_modules=("q_proj",)), seed=0)
+    assert len(backbone.adapter_parameters()) == 4
+
+
+# Folders that cannot be used
+
+
+@pytest.fixture
+def copied(backbone_folder: Path, tmp_path: Path) -> BackboneConfig:
+    """A copy of the backbone that may be spoilt."""
+    folder = shutil.copytree(backbone_folder, tmp_path / "copy")
+    return BackboneConfig(path=str(folder), max_length=64, dtype="float32")
+
+
+def refusal(config: BackboneConfig, runtime: Runtime) -> str:
+    with pytest.raises(BackboneError) as caught, open_backbone(config, runtime):
+        pass
+    assert caught.value.remedy
+    return str(caught.value)
+
+
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def lose_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def reshape_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_the_weights_short(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def change_config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | changes))
+
+    return change
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "pickled weights": (pickle_weights, "found pytorch_model.bin"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "found none"),
+    "a tensor missing": (lose_a_tensor, "none for model.layers.1.mlp.up_proj.weight"),
+    "a tensor of another shape": (reshape_a_tensor, "expected a model"),
+    "weights cut short": (cut_the_weights_short, "expected a model"),
+    "no config": (lambda f: (f / "config.json").unlink(), "found no config.json"),
+    "config that is no JSON": (lambda f: (f / "config.json").write_text("{"), "expected a"),
+    "unknown architecture": (change_config(model_type="unknown"), "expected a"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "expected a tokenizer"),
+    "tokenizer that is no JSON": (
+        lambda f: (f / "tokenizer.json").write_text("{"),
+        "expected a tokenizer",
+    ),
+    "more layers than weights": (change_config(num_hidden_layers=3), "none for model.layers.2"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT.values(), ids=SPOILT.keys())
+def test_a_folder_that_cannot_be_used_is_refused(
+    copied: BackboneConfig, runtime: Runtime, spoil: Callable[[Path], None], said: str
+) -> None:
+    spoil(Path(copied.path))
+    message = refusal(copied, runtime)
+    assert said in message
+    assert copied.path in message
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path, runtime: Runtime) -> None:
+    folder = save_backbone(tmp_path / "small", vocabulary=300)
+    config = BackboneConfig(path=str(folder), max_length=64, dtype="float32")
+    assert "the tokenizer has 400 tokens but the model embeds 300" in refusal(config, runtime)
+
+
+def test_a_length_beyond_the_model_s_is_refused(copied: BackboneConfig, runtime: Runtime) -> None:
+    longer = copied.model_copy(update={"max_length": 129})
+    assert "the model takes 128 tokens" in refusal(longer, runtime)
+    check_backbone(copied.model_copy(update={"max_length": 128}), runtime)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/nowhere/model", "found none"), ("./nowhere", "found none"), ("nowhere", "found none")],
+)
+def test_a_folder_that_is_not_there_is_refused(path: str, said: str, runtime: Runtime) -> None:
+    assert said in refusal(BackboneConfig(path=path, max_length=64, dtype="float32"), runtime)
+
+
+# Fingerprints
+
+
+def test_identity_follows_weights_and_tokenizer_but_not_the_place(
+    copied: BackboneConfig, backbone_config: BackboneConfig
+) -> None:
+    identity = backbone_identity(backbone_config, Runtime(device="cpu"))
+    assert backbone_identity(copied, Runtime(device="cpu")) == identity
+    reads = input_fingerprint(copied)
+    weights = Path(copied.path) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    assert backbone_identity(copied, Runtime(device="cpu")) != identity
+    assert input_fingerprint(copied) == reads  # rows are cut as before
+    tokenizer = Path(copied.path) / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert input_fingerprint(copied) != reads
+
+
+@pytest.mark.parametrize("change", [{"max_length": 32}, {"dtype": "bfloat16"}])
+def test_identity_follows_what_changes_the_numbers(
+    backbone_config: BackboneConfig, change: dict[str, object]
+) -> None:
+    changed = backbone_config.model_copy(update=change)
+    assert backbone_identity(changed, Runtime(device="cpu")) != backbone_identity(
+        backbone_config, Runtime(device="cpu")
+    )
+
+
+def test_weights_changed_in_place_are_loaded_anew(copied: BackboneConfig, runtime: Runtime) -> None:
+    def loss() -> float:
+        with open_backbone(copied, runtime) as opened:
+            return float(opened.losses(opened.encode(texts())).total.sum())
+
+    before = loss()
+    weights = Path(copied.path) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    assert loss() != before

@@ -1,0 +1,576 @@
+"""Every kind of bad input: the error says what to do, and nothing is left that looks finished."""
+
+import errno
+import gzip
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from albat_core.artifacts import ArtifactStore, Built
+from albat_core.chain import Chain
+from albat_core.config import RunConfig
+from albat_core.corpus import STAGE as SHARDS
+from albat_core.embedding import EmbeddingConfig, embed_queries
+from albat_core.errors import (
+    AlbatError,
+    BackboneError,
+    DimensionMismatchError,
+    InputError,
+    StorageFullError,
+    TrainingError,
+)
+from albat_core.evaluation import evaluate
+from albat_core.report.writing import PAGE, read_results
+from albat_core.retrieval import RetrievalConfig, retrieve_candidates
+from flows.checks import find_mistakes
+from flows.config import load_config
+from tests.toys import rewrite, save_backbone, topic_rows, write_jsonl, write_run
+
+Spoil = Callable[[Path], dict[str, Any] | None]
+
+
+def refused(action: Callable[[], object], kind: type[AlbatError], *said: str) -> AlbatError:
+    """Return the error that an action ends in, after checking that it can be acted on."""
+    with pytest.raises(AlbatError) as caught:
+        action()
+    assert type(caught.value) is kind
+    assert caught.value.where
+    assert caught.value.remedy
+    for text in said:
+        assert text in str(caught.value), f"{text!r} is not in: {caught.value}"
+    return caught.value
+
+
+def stages_left(config: RunConfig) -> set[str]:
+    """Return the stages with finished artifacts, after checking that all are whole."""
+    store = ArtifactStore(config.runtime.root)
+    refs = list(store.all_refs())
+    for ref in refs:
+        assert store.changed_files(ref) == []
+    drafts = Path(config.runtime.root) / "drafts"
+    assert not drafts.exists() or not list(drafts.iterdir())
+    return {ref.stage for ref in refs}
+
+
+def as_corpus(name: str, content: bytes, **source: Any) -> Spoil:
+    """Make the corpus one file of that content."""
+
+    def spoil(folder: Path) -> dict[str, Any]:
+        (folder / name).write_bytes(content)
+        return {"corpus": {"path": name, **source}}
+
+    return spoil
+
+
+def as_adaptation(rows: list[dict[str, Any]], **source: Any) -> Spoil:
+    def spoil(folder: Path) -> dict[str, Any]:
+        write_jsonl(folder / "adaptation.jsonl", rows)
+        return {"adaptation": {"path": "adaptation.jsonl", **source}}
+
+    return spoil
+
+
+def lines(*rows: object) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet_bytes() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": ["leaf root seed"] * 500}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def repeat_across_files(folder: Path) -> None:
+    write_jsonl(folder / "corpus" / "ships.jsonl", topic_rows("plants", 3))
+
+
+def overlap(folder: Path) -> dict[str, Any]:
+    return {"heldout": {"path": "adaptation.jsonl", "document_column": "doc"}}
+
+
+def repeat_in_adaptation(folder: Path) -> dict[str, Any]:
+    rows = topic_rows("plants", 40, seed=1)
+    write_jsonl(folder / "more.jsonl", [rows[3] | {"doc": "another"}])
+    columns = {"id_column": "id", "document_column": "doc"}
+    return {"adaptation": {"path": ["adaptation.jsonl", "more.jsonl"], **columns}}
+
+
+def other_vocabulary(folder: Path) -> None:
+    save_backbone(folder / "backbone", vocabulary=100)
+
+
+def without_backbone(folder: Path) -> dict[str, Any]:
+    return {"backbone": {"path": "./none"}}
+
+
+def pickled_backbone(folder: Path) -> None:
+    (folder / "backbone" / "model.safetensors").rename(folder / "backbone" / "pytorch_model.bin")
+
+
+def unfinished_backbone(folder: Path) -> None:
+    file = folder / "backbone" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, {"format": "pt"})
+
+
+def spoilt_weights(folder: Path) -> None:
+    file = folder / "backbone" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+
+
+def wild_training(folder: Path) -> dict[str, Any]:
+    training = {"steps": 12, "batch_size": 4, "evaluate_every": 4, "learning_rate": 1e30}
+    return {"surrogate": training}
+
+
+def file_for_root(folder: Path) -> dict[str, Any]:
+    (folder / "artifacts").write_text("")
+    return {"runtime": {"root": str(folder / "artifacts" / "below"), "device": "cpu"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to spoil a run.
+
+    Args:
+        spoil: changes the toy's files, and returns what to change in its configuration.
+        kind: of the error.
+        said: what the error tells.
+        stage: of the chain, the one that must not come to be.
+        left: kinds of artifacts that are finished before it.
+        early: whether `albat check` finds it.
+    """
+
+    spoil: Spoil
+    kind: type[AlbatError]
+    said: tuple[str, ...]
+    stage: str = "corpus"
+    left: set[str] = field(default_factory=set)
+    early: bool = True
+
+
+PARQUET = parquet_bytes()
+CASES = {
+    "missing path": Case(
+        lambda _: {"corpus": {"path": "corpus/plant.jsonl"}},
+        InputError,
+        ("corpus/plant.jsonl", "found none", "did you mean", "corpus/plants.jsonl?"),
+    ),
+    "empty folder": Case(
+        lambda folder: (folder / "void").mkdir() or {"corpus": {"path": "void"}},
+        InputError,
+        ("/void: expected files, found none",),
+    ),
+    "missing column": Case(
+        lambda _: {"corpus": {"path": "corpus/ships.jsonl", "text_column": "txt"}},
+        InputError,
+        ("text_column names column 'txt'", "it has 'id', 'doc', 'text'", "did you mean 'text'?"),
+    ),
+    "empty file": Case(
+        as_corpus("rows.jsonl", b""), InputError, ("rows.jsonl: expected rows with text, got 0",)
+    ),
+    "no text in any row": Case(
+        as_corpus("rows.jsonl", lines({"text": None}, {"text": "  "})),
+        InputError,
+        ("got 2 rows, 2 of them null or blank",),
+    ),
+    "blank text file": Case(
+        as_corpus("note.txt", b" \n"),
+        InputError,
+        ("expected",),
+        stage="index",
+        left={SHARDS},
+    ),
+    "not JSON": Case(
+        as_corpus("rows.jsonl", lines({"text": "leaf"}) + b"leaf root\n"),
+        InputError,
+        ("rows.jsonl: expected a JSON object in each line, line 2 is not JSON",),
+    ),
+    "Parquet that is JSON": Case(
+        as_corpus("rows.parquet", lines({"text": "leaf"})),
+        InputError,
+        ("rows.parquet: expected Parquet, found something else",),
+    ),
+    "lines that are gzip": Case(
+        as_corpus("rows.jsonl", gzip.compress(lines({"text": "leaf"}))),
+        InputError,
+        ("expected JSON lines in UTF-8, found gzip", "an ending that says so"),
+    ),
+    "truncated Parquet": Case(
+        as_corpus("rows.parquet", PARQUET[: len(PARQUET) // 2]),
+        InputError,
+        ("rows.parquet: expected Parquet, its end is missing: the file is truncated",),
+    ),
+    "damaged Parquet": Case(
+        as_corpus("rows.parquet", PARQUET[:8] + b"\xff" * 40 + PARQUET[48:]),
+        InputError,
+        ("rows.parquet: the file is damaged or truncated", "write or copy it again"),
+    ),
+    "not UTF-8": Case(
+        as_corpus("rows.jsonl", lines({"text": "leaf"}) + b'{"text": "Gr\xfc\xdfe"}\n'),
+        InputError,
+        ("rows.jsonl: expected UTF-8, got 0xfc at line 2, byte 12",),
+    ),
+    "null refused": Case(
+        as_corpus("rows.jsonl", lines({"text": "leaf"}, {"text": None}), on_null="refuse"),
+        InputError,
+        ("rows.jsonl:1: expected text", "set on_null to skip"),
+    ),
+    "overlong refused": Case(
+        as_corpus("rows.jsonl", lines({"text": "leaf " * 500}), overlong="refuse"),
+        InputError,
+        ("rows.jsonl:0: expected a row that fits in 64 tokens", "set overlong to split"),
+        early=False,
+    ),
+    "id twice in a file": Case(
+        as_corpus(
+            "rows.jsonl",
+            lines({"id": 1, "text": "leaf"}, {"id": 2, "text": "sail"}, {"id": 1, "text": "bud"}),
+            id_column="id",
+        ),
+        InputError,
+        ("rows.jsonl:2: expected each id once, '1' is also in", "rows.jsonl:0"),
+        early=False,
+    ),
+    "id twice across files": Case(
+        repeat_across_files,
+        InputError,
+        ("ships.jsonl: expected each id once, 'plants-0-0' is also in", "plants.jsonl"),
+        stage="embeddings",
+        left={SHARDS},
+        early=False,
+    ),
+    "id twice in the adaptation set": Case(
+        repeat_in_adaptation,
+        InputError,
+        ("expected each id once, 'plants-1-3'", "adaptation and more"),
+        stage="adaptation",
+        left={SHARDS},
+        early=False,
+    ),
+    "empty adaptation set": Case(
+        as_adaptation([]),
+        InputError,
+        ("adaptation.jsonl: expected rows with text, got 0 rows",),
+        stage="adaptation",
+    ),
+    "adaptation set without text": Case(
+        as_adaptation([{"text": ""}] * 9),
+        InputError,
+        ("got 9 rows, 9 of them null or blank",),
+        stage="adaptation",
+    ),
+    "fewer documents than folds": Case(
+        as_adaptation(
+            [{"text": "leaf root", "doc": n % 3} for n in range(9)], document_column="doc"
+        ),
+        InputError,
+        ("expected at least 3 documents to train and validate on (split.folds), got 2 of 3",),
+        stage="adaptation",
+        left={SHARDS},
+    ),
+    "held-out documents that are trained on": Case(
+        overlap,
+        InputError,
+        ("are in both sets", "held-out documents must not be trained on"),
+        stage="adaptation",
+        left={SHARDS},
+        early=False,
+    ),
+    "tokenizer and model that do not fit": Case(
+        other_vocabulary,
+        BackboneError,
+        ("the tokenizer has", "tokens but the model embeds 100"),
+        stage="embeddings",
+        left={SHARDS},
+    ),
+    "more tokens than the model takes": Case(
+        lambda _: {"backbone": {"path": "backbone", "max_length": 129}},
+        BackboneError,
+        ("max_length is 129 but the model takes 128 tokens", "128 or less"),
+        stage="embeddings",
+        left={SHARDS},
+    ),
+    "missing backbone": Case(
+        without_backbone, BackboneError, ("/none: expected a model folder, found none",)
+    ),
+    "pickled backbone": Case(
+        pickled_backbone,
+        BackboneError,
+        ("expected weights as *.safetensors, found pytorch_model.bin", "never read"),
+    ),
+    "backbone without some weights": Case(
+        unfinished_backbone,
+        BackboneError,
+        ("expected weights for every layer, none for model.layers.1.mlp.up_proj.weight",),
+        stage="embeddings",
+        left={SHARDS},
+        early=False,
+    ),
+    "weights that are not numbers": Case(
+        spoilt_weights,
+        BackboneError,
+        ("expected finite embeddings, got NaN or infinity", "check the backbone's weights"),
+        stage="embeddings",
+        left={SHARDS},
+        early=False,
+    ),
+    "loss that is not finite": Case(
+        wild_training,
+        TrainingError,
+        ("expected a finite loss, got", "at step", "lower", "learning_rate"),
+        stage="surrogate",
+        left={SHARDS, "adaptation", "mixture"},
+        early=False,
+    ),
+    "unknown scheme of the corpus": Case(
+        lambda _: {"corpus": {"path": "s4://bucket/rows.jsonl"}},
+        InputError,
+        ("s4://bucket/rows.jsonl: expected a local path or an s3:// address",),
+    ),
+    "unknown scheme of the artifacts": Case(
+        lambda _: {"runtime": {"root": "s4://bucket/artifacts"}},
+        InputError,
+        ("s4://bucket/artifacts", "a scheme that fsspec knows"),
+    ),
+    "root that cannot be written": Case(
+        file_for_root,
+        AlbatError,
+        ("artifacts/below: expected a folder that can be written", "--root"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_explained_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    path = write_run(tmp_path)
+    changes = case.spoil(tmp_path)
+    if changes:
+        path = rewrite(path, changes)
+    config = load_config(str(path))
+    found = find_mistakes(config)
+    assert [type(mistake) for mistake in found] == ([case.kind] if case.early else [])
+    for mistake in found:
+        for text in case.said:
+            assert text in str(mistake), f"{text!r} is not in: {mistake}"
+        assert mistake.where
+        assert mistake.remedy
+    refused(lambda: getattr(Chain(config), case.stage), case.kind, *case.said)
+    if "://" not in config.runtime.root and not (tmp_path / "artifacts").is_file():
+        assert stages_left(config) == case.left
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Chain]:
+    """A run to its report whose corpus has rows without text and rows that are too long."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_run(folder)
+    with (folder / "corpus" / "ships.jsonl").open("a") as file:
+        for n, text in enumerate([None, " ", "sail mast " * 100]):
+            file.write(json.dumps({"id": f"odd-{n}", "doc": f"odd-{n}", "text": text}) + "\n")
+    config = load_config(str(path))
+    chain = Chain(config)
+    assert chain.report
+    return config, chain
+
+
+def test_rows_left_out_or_cut_are_counted_and_reported(finished: tuple[RunConfig, Chain]) -> None:
+    config, chain = finished
+    store = ArtifactStore(config.runtime.root)
+    manifest = store.manifest(chain.corpus[1])
+    facts = manifest.facts
+    assert facts["rows"] == 63
+    assert (facts["null_rows"], facts["null_ids"]) == (2, ["odd-0", "odd-1"])
+    assert (facts["split_rows"], facts["unfit_rows"], facts["left_out_rows"]) == (1, 0, 0)
+    pieces = manifest.rows - 60
+    assert pieces >= 3  # 200 words, of at least a token each, in pieces of at most 64
+    inputs = {each.name: each for each in read_results(store, chain.report).inputs}
+    assert inputs["ships.jsonl"].rows == 63
+    assert inputs["ships.jsonl"].examples == 60 + pieces
+    page = (store.folder(chain.report) / PAGE).read_text()
+    for note in ("2 rows without text, skipped", "1 row longer than the backbone takes"):
+        assert any(said.startswith(note) for said in inputs["ships.jsonl"].notes)
+        assert note in page
+    assert inputs["plants.jsonl"].notes == ()
+
+
+def test_adapter_of_another_backbone_is_refused(
+    finished: tuple[RunConfig, Chain], tmp_path: Path
+) -> None:
+    config, chain = finished
+    other = config.backbone.model_copy(
+        update={"path": str(save_backbone(tmp_path / "other", seed=5))}
+    )
+    before = stages_left(config)
+    count = len(list(ArtifactStore(config.runtime.root).all_refs()))
+    refused(
+        lambda: evaluate(
+            chain.surrogate, chain.adaptation, other, config.evaluation, config.runtime
+        ),
+        BackboneError,
+        "the adapter was made for backbone",
+        f"train one for {tmp_path / 'other'}",
+    )
+    assert stages_left(config) == before
+    assert len(list(ArtifactStore(config.runtime.root).all_refs())) == count
+
+
+def test_a_backbone_that_changed_in_place_is_loaded_again(
+    finished: tuple[RunConfig, Chain], tmp_path: Path
+) -> None:
+    config, chain = finished
+    backbone = config.backbone.model_copy(update={"path": str(save_backbone(tmp_path, seed=5))})
+    store = ArtifactStore(config.runtime.root)
+
+    def loss() -> float:
+        ref = evaluate(None, chain.adaptation, backbone, config.evaluation, config.runtime)
+        return float(store.manifest(ref).facts["loss"])
+
+    first = loss()
+    save_backbone(tmp_path, seed=6)
+    second = loss()
+    assert first != second
+    save_backbone(tmp_path, seed=5)
+    assert loss() == first
+
+
+def test_index_of_another_dimension_is_refused(
+    finished: tuple[RunConfig, Chain], tmp_path: Path
+) -> None:
+    config, chain = finished
+    narrow = config.backbone.model_copy(
+        update={"path": str(save_backbone(tmp_path / "narrow", width=16))}
+    )
+    queries = embed_queries(chain.adaptation, narrow, EmbeddingConfig(), config.runtime)
+    refused(
+        lambda: retrieve_candidates(chain.index, queries, RetrievalConfig(), config.runtime),
+        DimensionMismatchError,
+        f"{queries} and {chain.index}: queries have d=16 but the index has d=32",
+        "embed queries and corpus with the same backbone",
+    )
+    retrieved = [
+        r for r in ArtifactStore(config.runtime.root).all_refs() if r.stage == "candidates"
+    ]
+    assert len(retrieved) == 2  # the run's own: by similarity, and at random
+
+
+def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    path = rewrite(write_run(tmp_path), {"backbone": {"path": "nobody/nothing"}})
+    config = load_config(str(path))
+    (found,) = find_mistakes(config)
+    refused(
+        lambda: Chain(config).corpus,
+        BackboneError,
+        "nobody/nothing: found neither a folder nor a model on the hub",
+        "check backbone.path and the network",
+    )
+    assert "nobody/nothing" in str(found)
+    assert stages_left(config) == set()
+
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, which Linux has")
+
+
+@needs_full
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("corpus", "part-00000.parquet"),
+        ("embeddings", "embeddings.npy"),
+        ("index", "index.faiss"),
+        ("index", "space.npz"),
+    ],
+)
+def test_full_disk(stage: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's file is one that no byte can be written to; the system itself refuses."""
+    config = load_config(str(write_run(tmp_path)))
+    for topic in ("plants", "ships"):  # so few rows that libraries write only as they close a file
+        write_jsonl(tmp_path / "corpus" / f"{topic}.jsonl", topic_rows(topic, 10))
+    draft_folder = ArtifactStore._draft_folder
+
+    def full_folder(store: ArtifactStore) -> Path:
+        folder = draft_folder(store)
+        (folder / file).symlink_to(FULL)
+        return folder
+
+    before: set[str] = set()
+    if stage == "index":
+        assert Chain(config).embeddings
+        before = stages_left(config)
+    elif stage == "embeddings":
+        assert Chain(config).corpus
+        before = stages_left(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "_draft_folder", full_folder)
+        refused(
+            lambda: getattr(Chain(config), stage),
+            StorageFullError,
+            "no space left",
+            "run the same command again: what was finished is kept",
+        )
+        assert stages_left(config) == before
+    assert getattr(Chain(config), stage)  # the same again, with room
+    assert stages_left(config) > before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_full_disk_is_known_by_whatever_a_library_raises(tmp_path: Path, error: Exception) -> None:
+    store = ArtifactStore(str(tmp_path))
+
+    def build(folder: Path) -> Built:
+        (folder / "half.bin").write_bytes(np.arange(9).tobytes())
+        raise error
+
+    refused(lambda: store.produce("toy", 1, {}, {}, build), StorageFullError, "no space left")
+    assert list(store.all_refs()) == []
+    assert list((tmp_path / "drafts").iterdir()) == []
+
+
+def test_full_disk_for_the_manifest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(str(tmp_path))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("albat_core.storage.tempfile.mkstemp", full)
+        refused(lambda: store.produce("toy", 1, {}, {}, lambda _: Built(rows=1)), StorageFullError)
+    assert list(store.all_refs()) == []
+    ref = store.produce("toy", 1, {}, {}, lambda _: Built(rows=1))
+    assert not ref.reused
+    assert store.manifest(ref).rows == 1
+
+
+def test_output_that_cannot_be_written(finished: tuple[RunConfig, Chain], tmp_path: Path) -> None:
+    config, _ = finished
+    (tmp_path / "taken").write_text("")
+    blocked = config.model_copy(update={"output": str(tmp_path / "taken" / "runs")})
+    (found,) = find_mistakes(blocked)
+    assert "taken is a file" in str(found)
+    chain = Chain(blocked)
+    refused(chain.export, AlbatError, "taken/runs/toy", "expected a folder that can be written")
+    assert (tmp_path / "taken").read_text() == ""
