@@ -2,6 +2,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
+# Threads that spin while they wait lose most of their time as soon as cores are shared.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: help setup demo test lint bench clean
 
 help: ## Show this list.

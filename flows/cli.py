@@ -61,6 +61,8 @@ def prepare_environment(verbose: bool = False) -> None:
         settings["PREFECT_LOGGING_LEVEL"] = "INFO"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    # threads that spin while they wait lose most of their time as soon as cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
