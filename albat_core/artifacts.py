@@ -109,7 +109,8 @@ class ArtifactStore:
     """The artifacts below one root, a local folder or a remote prefix."""
 
     def __init__(self, root: str) -> None:
-        self.root = root if storage.is_remote(root) else str(Path(root).expanduser().resolve())
+        local = not storage.is_remote(root)
+        self.root = str(Path(storage.filesystem(root)[1]).resolve()) if local else root
         self._seen: dict[str, Manifest] = {}  # artifacts are immutable: looked at once
 
     def produce(
@@ -223,8 +224,13 @@ class ArtifactStore:
 
     def changed_files(self, ref: ArtifactRef) -> list[str]:
         """Return the files whose content no longer has the digest that the manifest gives."""
-        folder, manifest = self.folder(ref), self.manifest(ref)
-        return [f.path for f in manifest.files if storage.digest(folder / f.path) != f.sha256]
+        manifest = self.manifest(ref)
+        folder = self._folder_uri(manifest)  # where it lies, not a copy that was fetched
+        return [
+            file.path
+            for file in manifest.files
+            if storage.digest(storage.join(folder, file.path)) != file.sha256
+        ]
 
     def resolve(self, name: str) -> ArtifactRef:
         """Return the one artifact that ``name`` means: ``stage/key``, a key, or how one begins.

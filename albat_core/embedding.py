@@ -45,6 +45,9 @@ class EmbeddedPart(BaseModel):
         """Whether the embeddings were found finished."""
         return self.embeddings.reused
 
+    def __str__(self) -> str:
+        return str(self.embeddings)
+
 
 def embed_examples(
     backbone: Backbone, encoded: Sequence[Encoded], batch_tokens: int, label: str

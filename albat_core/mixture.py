@@ -32,12 +32,12 @@ class MixtureConfig(StageConfig):
 
     alpha: float = Field(0.5, ge=0, lt=1)
     """Mixing weight: share of the backbone data in the objective, in [0, 1)."""
-    rows: int = Field(2000, ge=1)
+    rows: int = Field(4000, ge=1)
     """Backbone rows selected at most."""
     select: Literal["turns", "top"] = "turns"
     """`turns`: each adaptation example in turn takes its best-scored neighbour, so that all are
     served; `top`: the best scores, whoever they serve."""
-    ess: float = Field(0.5, gt=0, le=1)
+    ess: float = Field(0.9, gt=0, le=1)
     """Effective sample size of the weights over the rows selected, in (0, 1]; 1: all the same."""
 
 

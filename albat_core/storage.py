@@ -229,11 +229,11 @@ def file_sizes(uri: str) -> dict[str, int]:
     return {str(name)[base:]: int(entry["size"]) for name, entry in found.items()}
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a local file, hexadecimal."""
+def digest(file: Path | str) -> str:
+    """Return the SHA-256 of a file's content, hexadecimal; a string may name a remote one."""
     running = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+    with open_binary(str(file)) as opened:
+        while block := opened.read(_BLOCK):
             running.update(block)
     return running.hexdigest()
 
@@ -244,10 +244,22 @@ def fingerprint(uri: str) -> str:
     Local files are read (SHA-256); of remote ones the store's own tag and size are taken.
     """
     if not is_remote(uri):
-        return digest(Path(filesystem(uri)[1]))
+        return digest(uri)
     fs, path = filesystem(uri)
     with _explained(uri):
-        details = fs.info(path)
+        return _tag(fs, path, fs.info(path))
+
+
+def tree_fingerprint(uri: str) -> str:
+    """Return what changes when anything below a remote folder changes, by one listing."""
+    fs, path = filesystem(uri)
+    with _explained(uri):
+        found = fs.find(path, detail=True)
+    tags = [f"{name} {_tag(fs, name, found[name])}" for name in sorted(found)]
+    return hashlib.sha256("\n".join(tags).encode()).hexdigest()
+
+
+def _tag(fs: Any, path: str, details: dict[str, Any]) -> str:
     tag = details.get("ETag") or details.get("etag") or details.get("LastModified") or fs.ukey(path)
     return hashlib.sha256(f"{tag}|{details['size']}".encode()).hexdigest()
 

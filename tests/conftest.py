@@ -19,7 +19,7 @@ from albat_core.stage import Runtime
 from flows.config import load_config
 from tests.toys import write_jsonl, write_run
 
-Cut = Callable[[str, list[dict]], ArtifactRef]
+Cut = Callable[..., ArtifactRef]
 
 torch.set_num_threads(1)  # toys are too small to share among cores
 
@@ -67,12 +67,12 @@ def runtime(tmp_path: Path) -> Runtime:
 
 @pytest.fixture
 def cut(tmp_path: Path, backbone_config: BackboneConfig, runtime: Runtime) -> Cut:
-    """Make shards of rows in the test's own root."""
+    """Make shards of rows, in the test's own root unless told otherwise."""
 
-    def run(name: str, rows: list[dict]) -> ArtifactRef:
+    def run(name: str, rows: list[dict], where: Runtime = runtime) -> ArtifactRef:
         path = write_jsonl(tmp_path / f"{name}.jsonl", rows)
         source = SourceConfig(path=str(path), id_column="id", document_column="doc")
         (file,) = find_files(source)
-        return make_shards(file, backbone_config, ShardConfig(rows=16), runtime)
+        return make_shards(file, backbone_config, ShardConfig(rows=16), where)
 
     return run

@@ -21,7 +21,7 @@ def backbone_folder(config: BackboneConfig) -> Path:
     """
     folder = Path(config.path).expanduser()
     if storage.is_remote(config.path):
-        name = hashlib.sha256(config.path.encode()).hexdigest()[:16]
+        name = storage.tree_fingerprint(config.path)[:16]
         folder = storage.download(
             config.path, Path(tempfile.gettempdir()) / "albat-backbones" / name
         )

@@ -223,6 +223,9 @@ class LanguageBackbone:
         """Save the adapter as ``PeftModel.from_pretrained`` reads it."""
         if self._adapted is None:
             raise BackboneError("expected an adapter to save, none is attached", where=self._path)
+        for config in self._adapted.peft_config.values():
+            if isinstance(config.target_modules, set):  # else each process has another order
+                config.target_modules = sorted(config.target_modules)
         self._adapted.save_pretrained(folder, safe_serialization=True)
         (folder / ADAPTER_NOTE).write_text(json.dumps({"backbone": self.fingerprint}))
 

@@ -101,7 +101,8 @@ class TextEncoder:
 
         Text is cut between words. A prompt/answer row keeps its prompt in front of the answer's
         first part; what is left of the answer follows as text. A chat loses its last turns.
-        Nothing is returned where a prompt leaves no room for an answer.
+        Nothing is returned where a prompt leaves no room for an answer. A lone token or character
+        between two cuts is left out where nothing can be learned from it.
         """
         ids, mask = self.tokens(example)
         if not any(mask):
@@ -117,7 +118,7 @@ class TextEncoder:
             answer_tokens = sum(self.tokens(replace(example, text=text[:first_end]))[1])
             if first_end <= len(example.prompt) or answer_tokens < _SHORTEST_ANSWER:
                 return []
-        return [
+        pieces = [
             replace(
                 example,
                 example_id=f"{example.example_id}#{number}",
@@ -127,6 +128,14 @@ class TextEncoder:
             )
             for number, (start, end) in enumerate(spans)
         ]
+        return [piece for piece in pieces if self._is_of_use(piece)]
+
+    def _is_of_use(self, piece: Example) -> bool:
+        """Tell whether a piece fits and has something to learn; only a few characters may not."""
+        if len(piece.text or "") >= self.max_length:
+            return True
+        ids, mask = self.tokens(piece)
+        return len(ids) <= self.max_length and any(mask)
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Return the character spans of consecutive pieces."""
@@ -135,10 +144,11 @@ class TextEncoder:
         spans, first, start = [], 0, 0
         while len(offsets) - first > room:
             last = self._word_start(text, offsets, first + room, first)
-            while (
-                len(self._offsets(text[start : (end := self._end(text, offsets[last][0]))])) > room
-            ):
-                last -= 1  # cut inside a word, a piece may have more tokens alone than in its text
+            end = self._end(text, offsets[last][0])
+            # cut inside a word, a piece may have more tokens alone than in its text
+            while last > first and len(self._offsets(text[start:end])) > room:
+                last -= 1
+                end = self._end(text, offsets[last][0])
             end = max(end, start + 1)
             spans.append((start, end))
             first, start = last, end

@@ -105,7 +105,7 @@ def write_report(
         return Built(rows=len(content.arms), facts={"headline": content.headline})
 
     inputs = {
-        "artifacts": [str(ref) for stage in run.stages for ref in stage.refs],
+        "artifacts": sorted({str(ref) for stage in run.stages for ref in stage.refs}),
         "arms": {arm.name: arm.evaluation.key for arm in run.arms},
     }
     return store.produce(STAGE, STAGE_VERSION, {"run": shown, "seed": seed}, inputs, build)

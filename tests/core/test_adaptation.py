@@ -1,6 +1,7 @@
 """The adaptation set's split: by document, nested, and stable as documents are added."""
 
 from collections import Counter
+from itertools import chain, pairwise
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_the_seed_decides_who_goes_where() -> None:
 
 def test_a_smaller_use_is_nested_in_a_larger_one() -> None:
     shares = [assign_roles(NAMES, SplitConfig(use=use / 80), 0) for use in range(5, 81)]
-    for smaller, larger in zip(shares, shares[1:], strict=False):
+    for smaller, larger in pairwise(shares):
         assert named(smaller, TEST) == named(larger, TEST)
         assert named(smaller, UNUSED) > named(larger, UNUSED)
         for role in (TRAIN, VALIDATION):
@@ -92,7 +93,7 @@ def test_every_row_is_in_one_role_with_its_whole_document(cut: Cut, runtime: Run
     ref = split_adaptation([cut("own", rows)], [], SplitConfig(use=0.6), 0, runtime)
     store = ArtifactStore(runtime.root)
     ids = read_ids(store, ref)
-    assert sorted(sum(ids.values(), [])) == sorted(row["id"] for row in rows)
+    assert sorted(chain.from_iterable(ids.values())) == sorted(row["id"] for row in rows)
     order = [row["id"] for row in rows]
     assert all(sorted(found, key=order.index) == found for found in ids.values())
     of = {row["id"]: row["doc"] for row in rows}
@@ -129,7 +130,9 @@ def test_an_id_in_both_sets_is_refused(cut: Cut, runtime: Runtime) -> None:
 
 def test_no_test_documents_at_all_are_refused(cut: Cut, runtime: Runtime) -> None:
     with pytest.raises(InputError, match="held-out documents"):
-        split_adaptation([cut("own", topic_rows("plants", 20))], [], SplitConfig(test=0), 0, runtime)
+        split_adaptation(
+            [cut("own", topic_rows("plants", 20))], [], SplitConfig(test=0), 0, runtime
+        )
 
 
 def test_a_role_s_digest_follows_its_rows_alone(cut: Cut, runtime: Runtime) -> None:

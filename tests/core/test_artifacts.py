@@ -57,9 +57,7 @@ def build() -> Builder:
     return Builder()
 
 
-def produce(
-    store: ArtifactStore, build: Callable[[Path], Built], **changes: object
-) -> ArtifactRef:
+def produce(store: ArtifactStore, build: Callable[[Path], Built], **changes: object) -> ArtifactRef:
     return store.produce(**(IDENTITY | changes), build=build)
 
 

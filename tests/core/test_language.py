@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from albat_core.backbones import backbone_identity, check_backbone, input_fingerprint, open_backbone
@@ -175,7 +177,7 @@ def test_an_embedding_is_the_position_weighted_mean_of_the_last_states(
 def test_batches_hold_every_position_once_within_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(1, 50, 200).tolist()
     batches = length_batches(lengths, budget=100)
-    assert sorted(sum(batches, [])) == list(range(200))
+    assert sorted(chain.from_iterable(batches)) == list(range(200))
     assert all(len(b) * max(lengths[i] for i in b) <= 100 for b in batches)
     assert len(batches) < 100
     assert length_batches([500, 3], budget=100) == [[0], [1]]
@@ -216,15 +218,32 @@ def test_pieces_join_to_the_text_and_each_fits(
     assert [p.continues for p in pieces] == [True] * (len(pieces) - 1) + [False]
 
 
-def test_random_texts_are_cut_without_loss(backbone_config: BackboneConfig) -> None:
+def random_texts(count: int) -> list[str]:
     generator = np.random.default_rng(0)
-    small = encoder_of(backbone_config, 9)
     letters = list("ab c\n\tleaf root é日🌱'’.")
-    for _ in range(300):
-        text = "".join(generator.choice(letters, size=generator.integers(20, 80)))
+    sizes = generator.integers(20, 80, count)
+    return ["".join(generator.choice(letters, size=size)) for size in sizes]
+
+
+def test_random_texts_are_cut_without_loss(backbone_config: BackboneConfig) -> None:
+    small = encoder_of(backbone_config, 9)
+    for text in random_texts(300):
         pieces = small.pieces(example(text))
         assert "".join(p.text or "" for p in pieces) == text
         assert max(len(small.tokens(p)[0]) for p in pieces) <= 9
+
+
+def test_without_a_first_token_every_piece_still_teaches(backbone_config: BackboneConfig) -> None:
+    small = encoder_of(backbone_config, 8)
+    nothing = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    small.tokenizer.backend_tokenizer.post_processor = nothing
+    small._specials = 1
+    left_out = 0
+    for text in random_texts(300):
+        pieces = small.pieces(example(text))
+        assert all(any(mask) and len(ids) <= 8 for ids, mask in map(small.tokens, pieces))
+        left_out += len(text) - len("".join(p.text or "" for p in pieces))
+    assert 0 < left_out < 0.01 * sum(map(len, random_texts(300)))
 
 
 def test_pieces_cut_at_spaces_have_the_tokens_of_the_whole(

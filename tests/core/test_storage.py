@@ -25,9 +25,7 @@ def write_tree(root: str, *names: str) -> list[str]:
 
 
 def read_tree(root: str) -> dict[str, bytes]:
-    return {
-        name: storage.read_bytes(storage.join(root, name)) for name in storage.file_sizes(root)
-    }
+    return {name: storage.read_bytes(storage.join(root, name)) for name in storage.file_sizes(root)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""The weighted mixture as Parquet."""
+
+from pathlib import Path
+
+import pytest
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.chain import ADAPTATION_ONLY, ALBAT, Chain
+from albat_core.config import RunConfig
+from albat_core.dataset import DatasetConfig, read_mixture, write_mixture
+from albat_core.mixture import read_selection
+from albat_core.records import MIXTURE_SCHEMA
+
+
+def test_opens_with_datasets_and_weights_are_those_of_the_objective(
+    chain: Chain, store: ArtifactStore, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    folder = store.folder(chain.mixture(ALBAT))
+    rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
+    assert rows.column_names == MIXTURE_SCHEMA.names
+    own = [w for w, role in zip(rows["weight"], rows["role"], strict=True) if role == "adaptation"]
+    other = [w for w, role in zip(rows["weight"], rows["role"], strict=True) if role == "backbone"]
+    assert sum(own) == pytest.approx(0.5)
+    assert sum(other) == pytest.approx(0.5)
+    assert own == pytest.approx([0.5 / len(own)] * len(own))
+    chosen = read_selection(store, chain.selection)
+    assert rows["example_id"][len(own) :] == chosen["example_id"].to_pylist()
+    assert other == pytest.approx((chosen["weight"].to_numpy() / 2).tolist())
+    assert all(text for text in rows["text"])
+
+
+def test_is_read_back_as_two_sums(chain: Chain, store: ArtifactStore) -> None:
+    mixture = read_mixture(store, chain.mixture(ALBAT))
+    chosen = read_selection(store, chain.selection)
+    assert mixture.alpha == 0.5
+    assert mixture.weights == pytest.approx(chosen["weight"].to_numpy())
+    assert [e.example_id for e in mixture.backbone] == chosen["example_id"].to_pylist()
+    alone = read_mixture(store, chain.mixture(ADAPTATION_ONLY))
+    assert alone.alpha == 0
+    assert alone.adaptation == mixture.adaptation
+    assert not alone.backbone
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25])
+def test_many_files_hold_the_same_rows(
+    chain: Chain, store: ArtifactStore, run_config: RunConfig, alpha: float
+) -> None:
+    ref = write_mixture(
+        chain.adaptation, chain.selection, alpha, DatasetConfig(shard_rows=7), run_config.runtime
+    )
+    files = sorted((store.folder(ref) / "data").glob("*.parquet"))
+    rows = store.manifest(ref).rows
+    assert len(files) == -(-rows // 7)
+    mixture = read_mixture(store, ref)
+    assert len(mixture.adaptation) + len(mixture.backbone) == rows
+    assert mixture.alpha == alpha
+    assert bool(mixture.backbone) == (alpha > 0)
+    assert f"alpha = {alpha:.3f}" in (store.folder(ref) / "README.md").read_text()

@@ -1,0 +1,57 @@
+"""Held-out losses and their intervals."""
+
+import numpy as np
+import pytest
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.chain import Chain
+from albat_core.evaluation import LOSSES, bootstrap_interval, document_losses
+from albat_core.records import read_table
+from albat_core.seeding import numpy_generator
+
+GENERATOR = np.random.default_rng(5)
+UNITS = GENERATOR.integers(50, 500, size=40).astype(float)
+FIRST = UNITS * GENERATOR.normal(2.7, 0.3, size=40)
+SECOND = FIRST - UNITS * GENERATOR.normal(0.1, 0.05, size=40)
+
+
+def directly(totals: np.ndarray, seed: int) -> list[float]:
+    drawn = numpy_generator(seed, "bootstrap").integers(0, 40, size=(2000, 40))
+    samples = [totals[row].sum() / UNITS[row].sum() for row in drawn]
+    return [totals.sum() / UNITS.sum(), *np.quantile(samples, [0.025, 0.975])]
+
+
+def test_interval_is_the_percentile_bootstrap_over_documents() -> None:
+    assert bootstrap_interval([FIRST], UNITS, 3) == pytest.approx(directly(FIRST, 3))
+    assert bootstrap_interval([FIRST], UNITS, 3) != bootstrap_interval([FIRST], UNITS, 4)
+
+
+def test_differences_are_paired_by_document() -> None:
+    value, low, high = bootstrap_interval([FIRST, SECOND], UNITS, 3)
+    assert [value, low, high] == pytest.approx(directly(FIRST - SECOND, 3))
+    alone = [bootstrap_interval([t], UNITS, 3) for t in (FIRST, SECOND)]
+    assert high - low < (alone[0][2] - alone[0][1]) / 2
+    assert bootstrap_interval([FIRST, FIRST], UNITS, 3) == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    covered = 0
+    for trial in range(200):
+        draw = np.random.default_rng(trial).normal(1.0, 0.5, size=60)
+        _, low, high = bootstrap_interval([draw], np.ones(60), trial, draws=400)
+        covered += low <= 1.0 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_losses_are_summed_by_document(chain: Chain, store: ArtifactStore) -> None:
+    evaluation = chain.evaluation("untouched")
+    rows = read_table(store.folder(evaluation) / LOSSES).to_pylist()
+    totals, units = document_losses(store, evaluation)
+    names = sorted({row["document"] for row in rows})
+    assert len(names) == len(totals) < len(rows)
+    for name, total, count in zip(names, totals, units, strict=True):
+        of_it = [row for row in rows if row["document"] == name]
+        assert total == pytest.approx(sum(row["loss"] for row in of_it))
+        assert count == sum(row["units"] for row in of_it)
+    loss = store.manifest(evaluation).facts["loss"]
+    assert loss == pytest.approx(totals.sum() / units.sum())

@@ -1,0 +1,97 @@
+"""Candidates, in turns and at random."""
+
+import numpy as np
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.chain import Chain
+from albat_core.config import RunConfig
+from albat_core.embedding import load_queries
+from albat_core.index import load_index
+from albat_core.records import read_table
+from albat_core.retrieval import (
+    CANDIDATES,
+    NEIGHBOURS,
+    RetrievalConfig,
+    draw_candidates,
+    retrieve_candidates,
+    take_turns,
+)
+from albat_core.shards import read_rows
+
+
+def turns(positions: list[list[int]], limit: int = 100) -> tuple[list[int], list[int]]:
+    similarities = np.tile(np.linspace(0.9, 0.1, len(positions[0])), (len(positions), 1))
+    similarities[:, 0] -= np.arange(len(positions)) / 100  # the first query goes first
+    return take_turns(np.array(positions), similarities.astype(np.float32), limit)
+
+
+def test_each_query_takes_its_nearest_in_turn() -> None:
+    assert turns([[4, 1, 2], [7, 8, 9]]) == ([4, 7, 1, 8, 2, 9], [0, 0, 1, 1, 2, 2])
+
+
+def test_a_row_that_is_taken_is_passed_over_in_the_same_turn() -> None:
+    assert turns([[4, 1, 2], [4, 1, 9]]) == ([4, 1, 2, 9], [0, 0, 1, 1])
+
+
+def test_missing_neighbours_and_the_limit_end_it() -> None:
+    assert turns([[4, -1, -1], [7, 8, -1]]) == ([4, 7, 8], [0, 0, 1])
+    assert turns([[4, 1, 2], [7, 8, 9]], limit=3) == ([4, 7, 1], [0, 0, 1])
+    assert turns([[-1, -1], [-1, -1]]) == ([], [])
+
+
+def test_the_more_similar_query_goes_first() -> None:
+    similarities = np.array([[0.3, 0.1], [0.8, 0.2]], dtype=np.float32)
+    assert take_turns(np.array([[0, 1], [2, 3]]), similarities, 2)[0] == [2, 0]
+
+
+def test_candidates_name_their_true_nearest_adaptation_example(
+    chain: Chain, store: ArtifactStore, run_config: RunConfig
+) -> None:
+    table = read_table(store.folder(chain.candidates) / CANDIDATES).to_pydict()
+    corpus = load_index(store, chain.index, run_config.runtime)
+    ids, vectors = load_queries(store, chain.queries)
+    similarities, positions = corpus.index.search(corpus.space.project(vectors), 8)
+    best: dict[tuple[str, int], tuple[float, str]] = {}
+    for query, name in enumerate(ids):
+        for similarity, position in zip(similarities[query], positions[query], strict=True):
+            (shard,), (row,) = corpus.locate([int(position)])
+            best[shard, row] = max(best.get((shard, row), (-2.0, "")), (float(similarity), name))
+    found = zip(table["shard"], table["row"], strict=True)
+    expected = [best[place] for place in found]
+    assert table["nearest_example_id"] == [name for _, name in expected]
+    np.testing.assert_allclose(table["similarity"], [s for s, _ in expected], atol=1e-6)
+    assert set(best) == set(zip(table["shard"], table["row"], strict=True))
+    examples = read_rows(store, table["shard"], table["row"])
+    assert [e.example_id for e in examples] == table["example_id"]
+    assert [e.source for e in examples] == table["source"]
+    assert len(set(table["example_id"])) == len(examples)
+
+
+def test_neighbour_pairs_point_at_candidates(chain: Chain, store: ArtifactStore) -> None:
+    folder = store.folder(chain.candidates)
+    table = read_table(folder / CANDIDATES).to_pydict()
+    pairs = read_table(folder / NEIGHBOURS).to_pylist()
+    assert len(pairs) == len({(p["query"], p["candidate"]) for p in pairs})
+    for pair in pairs:
+        assert pair["similarity"] <= table["similarity"][pair["candidate"]] + 1e-6
+
+
+def test_the_limit_keeps_the_first_turns(chain: Chain, run_config: RunConfig) -> None:
+    few = RetrievalConfig(neighbours=8, candidates=10)
+    store = ArtifactStore(run_config.runtime.root)
+    all_of_them = read_table(store.folder(chain.candidates) / CANDIDATES)["example_id"].to_pylist()
+    ref = retrieve_candidates(chain.index, chain.queries, few, run_config.runtime)
+    kept = read_table(store.folder(ref) / CANDIDATES)["example_id"].to_pylist()
+    assert kept == all_of_them[:10]
+
+
+def test_random_candidates_are_as_many_distinct_and_named_by_the_seed(
+    chain: Chain, store: ArtifactStore, run_config: RunConfig
+) -> None:
+    def drawn(seed: int) -> list[str]:
+        ref = draw_candidates(chain.index, chain.selection, seed, run_config.runtime)
+        return read_table(store.folder(ref) / CANDIDATES)["example_id"].to_pylist()
+
+    assert len(set(drawn(0))) == len(drawn(0)) == store.manifest(chain.selection).rows
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)

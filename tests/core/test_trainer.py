@@ -1,0 +1,171 @@
+"""The training loop, its checkpoints and what it leaves."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from albat_core.adaptation import read_role
+from albat_core.artifacts import ArtifactRef, ArtifactStore
+from albat_core.backbones import open_backbone
+from albat_core.backbones.base import adapted
+from albat_core.chain import ADAPTATION_ONLY, ALBAT, Chain
+from albat_core.config import RunConfig
+from albat_core.errors import Interrupted, TrainingError
+from albat_core.finetuning.adapter import finetune
+from albat_core.finetuning.trainer import FinetuneConfig, learning_rate
+from albat_core.losses import example_losses
+from albat_core.progress import Advance, Silent, reporting_to
+from albat_core.records import VALIDATION
+from albat_core.stage import Runtime
+
+STEPS = FinetuneConfig(
+    steps=20, batch_size=4, evaluate_every=5, warmup=2, learning_rate=0.02, adapter={"rank": 4}
+)
+
+
+class StopsAt(Silent):
+    """A person who stops the training after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        def advance(done: int) -> None:
+            if unit == "steps":
+                self.left -= done
+                if self.left <= 0:
+                    raise Interrupted("stopped")
+
+        yield advance
+
+
+class Training:
+    """Trains on the toy mixture below a root of its own that shares the inputs."""
+
+    def __init__(self, chain: Chain, run: RunConfig, root: Path) -> None:
+        self.mixture, self.adaptation = chain.mixture(ALBAT), chain.adaptation
+        self.backbone = run.backbone
+        root.mkdir()
+        for stage in ("mixture", "adaptation"):
+            (root / stage).symlink_to(Path(run.runtime.root) / stage)
+        self.runtime = Runtime(root=str(root), device="cpu", checkpoint_seconds=1000)
+        self.store = ArtifactStore(str(root))
+
+    def run(self, config: FinetuneConfig = STEPS, seed: int = 0) -> ArtifactRef:
+        return finetune(self.mixture, self.adaptation, self.backbone, config, seed, self.runtime)
+
+    def weights(self, ref: ArtifactRef) -> dict[str, torch.Tensor]:
+        return load_file(self.store.folder(ref) / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def training(chain: Chain, run_config: RunConfig, tmp_path: Path) -> Training:
+    return Training(chain, run_config, tmp_path / "one")
+
+
+@pytest.fixture
+def another(chain: Chain, run_config: RunConfig, tmp_path: Path) -> Training:
+    return Training(chain, run_config, tmp_path / "two")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(
+    training: Training, another: Training
+) -> None:
+    first, second = training.run(), another.run()
+    assert same(training.weights(first), another.weights(second))
+    assert not same(training.weights(first), another.weights(another.run(seed=1)))
+
+
+@pytest.mark.parametrize("stopped_at", [3, 5, 13])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    training: Training, another: Training, stopped_at: int
+) -> None:
+    with reporting_to(StopsAt(stopped_at)), pytest.raises(Interrupted):
+        training.run()
+    assert not list(training.store.all_refs()) or all(
+        ref.stage != "adapter" for ref in training.store.all_refs()
+    )
+    checkpoints = Path(training.store.root) / "checkpoints"
+    assert len(list(checkpoints.iterdir())) == 1
+    resumed, whole = training.run(), another.run()
+    assert resumed == whole
+    assert same(training.weights(resumed), another.weights(whole))
+    history = [s.manifest(r).facts["history"] for s, r in
+               ((training.store, resumed), (another.store, whole))]  # fmt: skip
+    assert history[0] == history[1]
+    assert not list(checkpoints.iterdir())
+
+
+def test_the_best_step_is_kept(training: Training) -> None:
+    # so high a rate that later steps are worse than the best
+    ref = training.run(STEPS.model_copy(update={"learning_rate": 0.5, "steps": 40, "patience": 20}))
+    facts = training.store.manifest(ref).facts
+    losses = {point["step"]: point["validation"] for point in facts["history"]}
+    assert losses[facts["best_step"]] == min(losses.values()) == facts["validation_loss"]
+    assert facts["best_step"] < facts["steps"] == 40
+    with (
+        open_backbone(training.backbone, training.runtime) as backbone,
+        adapted(backbone, training.store.folder(ref)),
+    ):
+        validation = backbone.encode(read_role(training.store, training.adaptation, VALIDATION))
+        totals, units = example_losses(backbone, validation, 8192)
+    assert totals.sum() / units.sum() == pytest.approx(facts["validation_loss"], abs=1e-5)
+
+
+def test_training_learns_and_stops_when_it_no_longer_does(training: Training) -> None:
+    facts = training.store.manifest(training.run()).facts
+    assert facts["history"][0]["step"] == 0
+    assert facts["validation_loss"] < facts["history"][0]["validation"] - 0.1
+    stubborn = STEPS.model_copy(update={"learning_rate": 0.5, "steps": 200, "patience": 2})
+    facts = training.store.manifest(training.run(stubborn)).facts
+    assert facts["steps"] == facts["best_step"] + 2 * STEPS.evaluate_every < 200
+
+
+def test_small_batches_of_tokens_add_up_to_the_whole(training: Training, another: Training) -> None:
+    careful = STEPS.model_copy(update={"learning_rate": 1e-3, "evaluate_every": 1})
+    whole = training.store.manifest(training.run(careful)).facts["history"]
+    tiny = careful.model_copy(update={"batch_tokens": 1})
+    parts = another.store.manifest(another.run(tiny)).facts["history"]
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_nothing(training: Training) -> None:
+    wild = STEPS.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
+    with pytest.raises(TrainingError, match="step") as raised:
+        training.run(wild)
+    assert "learning_rate" in raised.value.remedy
+    assert not (Path(training.store.root) / "adapter").exists()
+    assert not any((Path(training.store.root) / "drafts").iterdir())
+
+
+def test_the_surrogate_is_trained_on_adaptation_rows_alone(
+    chain: Chain, store: ArtifactStore
+) -> None:
+    facts = store.manifest(chain.surrogate).facts
+    assert facts["backbone_rows"] == 0
+    assert facts["alpha"] == 0
+    assert facts["adaptation_rows"] == store.manifest(chain.mixture(ADAPTATION_ONLY)).rows
+
+
+def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    config = FinetuneConfig(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert rates[55] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 45 / 90)))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+    assert 0.1 < rates[-1] < 0.102
+    flat = config.model_copy(update={"schedule": "constant"})
+    assert learning_rate(flat, 99) == 1.0

@@ -1,0 +1,130 @@
+"""What whole runs share: one Prefect server, a finished toy run, and ways to compare runs."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.config import RunConfig
+from flows.albat import FlowResult, albat
+from flows.cli import prepare_environment
+from flows.config import load_config
+from tests.toys import rewrite, write_run
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start Prefect's embedded server once for all tests; gives its address."""
+    before = dict(os.environ)
+    prepare_environment()
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOGGING_LEVEL,
+        PREFECT_RESULTS_LOCAL_STORAGE_PATH,
+        PREFECT_SERVER_ANALYTICS_ENABLED,
+    )
+    from prefect.settings.context import temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    settings = {
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread holds every end for a second
+        PREFECT_LOGGING_LEVEL: "CRITICAL",
+        PREFECT_RESULTS_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+    }
+    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+    os.environ.clear()
+    os.environ.update(before)
+
+
+Files = dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was carried to its end.
+
+    Args:
+        path: its configuration file.
+        config: what that says.
+        result: what the flow gave.
+    """
+
+    path: Path
+    config: RunConfig
+    result: FlowResult
+
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(self.config.runtime.root)
+
+    def refs(self, label: str) -> tuple[ArtifactRef, ...]:
+        """Return the artifacts of a stage, by its label."""
+        return next(stage.refs for stage in self.result.stages if stage.label == label)
+
+    def manifest(self, label: str) -> Manifest:
+        """Return the manifest of a stage that makes one artifact."""
+        (ref,) = self.refs(label)
+        return self.store.manifest(ref)
+
+    @property
+    def computed(self) -> set[str]:
+        """Labels of the stages of which something had to be computed."""
+        return {stage.label for stage in self.result.stages if not stage.reused}
+
+    @property
+    def labels(self) -> set[str]:
+        return {stage.label for stage in self.result.stages}
+
+    def files(self) -> Files:
+        """Return all files of all artifacts: inode, time of change and size, by path."""
+        root = Path(self.config.runtime.root)
+        found = {}
+        for file in sorted(root.rglob("*")):
+            name = file.relative_to(root).as_posix()
+            if file.is_file() and not name.startswith("latest/"):
+                stat = file.stat()
+                found[name] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        return found
+
+    def manifests(self) -> dict[str, Manifest]:
+        """Return every finished artifact's manifest, by stage and key."""
+        return {str(ref): self.store.manifest(ref) for ref in self.store.all_refs()}
+
+
+Start = Callable[[Path], Run]
+
+
+@pytest.fixture(scope="session")
+def start(prefect_server: str) -> Start:
+    """Run the whole chain as a flow."""
+
+    def run(path: Path) -> Run:
+        config = load_config(str(path))
+        return Run(path=path, config=config, result=albat(config))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def first(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A toy run from nothing, which no test changes."""
+    return start(write_run(tmp_path_factory.mktemp("first")))
+
+
+@pytest.fixture
+def copied(first: Run, tmp_path: Path) -> Run:
+    """The finished run with inputs and artifacts of the test's own; not run again yet."""
+    folder = tmp_path / "copy"
+    shutil.copytree(first.path.parent, folder)
+    runtime = first.config.runtime.model_dump(mode="json") | {"root": str(folder / "artifacts")}
+    path = rewrite(
+        folder / "run.yaml", {"runtime": runtime, "output": str(folder / "runs"), "name": "copy"}
+    )
+    return Run(path=path, config=load_config(str(path)), result=first.result)

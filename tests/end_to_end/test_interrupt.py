@@ -1,0 +1,297 @@
+"""A run that is stopped, politely or not, goes on where it was and ends with the same adapter."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from albat_core import storage
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.chain import ALBAT, LABELS, Chain
+from albat_core.config import RunConfig
+from albat_core.errors import Interrupted
+from albat_core.finetuning.checkpoint import CheckpointFile
+from albat_core.progress import Advance, Silent, reporting_to
+from flows.config import load_config
+from tests.end_to_end.conftest import Start
+from tests.toys import rewrite, write_run
+
+pytestmark = pytest.mark.end_to_end
+
+STEPS, EVALUATE_EVERY = 12, 4
+LONG = 300  # steps that take seconds
+
+
+class StopsAt(Silent):
+    """Asks to stop once a condition on label and work done holds; notes where training began."""
+
+    def __init__(self, condition: Callable[[str, int], bool]) -> None:
+        self._condition = condition
+        self.began: int | None = None
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            if label == LABELS[ALBAT] and self.began is None:
+                self.began = amount
+            done += amount
+            if self._condition(label, done):
+                raise Interrupted("stopped")
+
+        yield advance
+
+
+def without_albat(whole: RunConfig, folder: Path) -> RunConfig:
+    """Return a copy of a finished run of which ALBAT's adapter, and what follows, is not made."""
+    shutil.copytree(whole.runtime.root, folder / "artifacts")
+    runtime = whole.runtime.model_copy(update={"root": str(folder / "artifacts")})
+    config = whole.model_copy(update={"runtime": runtime, "output": str(folder / "runs")})
+    chain = Chain(config)
+    for ref in (chain.adapter(ALBAT), chain.evaluation(ALBAT), chain.report):
+        assert ref is not None
+        assert ref.reused
+        shutil.rmtree(folder / "artifacts" / ref.stage / ref.key)
+    return config
+
+
+def adapter_of(config: RunConfig, ref: ArtifactRef | None = None) -> Manifest:
+    """Return the manifest of ALBAT's adapter, which must be finished."""
+    found = ref or Chain(config).adapter(ALBAT)
+    assert found is not None
+    return ArtifactStore(config.runtime.root).manifest(found)
+
+
+def same_adapter(one: Manifest, other: Manifest) -> bool:
+    """Tell whether two adapters are equal bit for bit, and came about in the same way."""
+    assert any(file.path == "adapter_model.safetensors" for file in one.files)
+    return one.files == other.files and one.facts["history"] == other.facts["history"]
+
+
+def checkpoints(config: RunConfig) -> list[Path]:
+    return sorted(Path(config.runtime.root, "checkpoints").glob("*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run, not interrupted."""
+    path = write_run(tmp_path_factory.mktemp("short"), baselines=[])
+    config = load_config(str(path))
+    assert (config.finetune.steps, config.finetune.evaluate_every) == (STEPS, EVALUATE_EVERY)
+    assert Chain(config).report
+    return config
+
+
+@pytest.mark.parametrize("step", [1, 3, EVALUATE_EVERY, 6, STEPS - 1, STEPS])
+def test_a_run_stopped_at_any_step_ends_the_same(
+    short: RunConfig, tmp_path: Path, step: int
+) -> None:
+    config = without_albat(short, tmp_path)
+    stopping = StopsAt(lambda label, done: label == LABELS[ALBAT] and done >= step)
+    with reporting_to(stopping), pytest.raises(Interrupted):
+        Chain(config).adapter(ALBAT)
+    (checkpoint,) = checkpoints(config)
+    state = CheckpointFile(str(checkpoint)).read()
+    assert state is not None
+    assert state.step == step
+    resumed = StopsAt(lambda *_: False)
+    with reporting_to(resumed):
+        ref = Chain(config).adapter(ALBAT)
+    assert resumed.began == step
+    assert same_adapter(adapter_of(config, ref), adapter_of(short))
+    assert checkpoints(config) == []
+
+
+def test_a_run_stopped_while_it_validates_ends_the_same(short: RunConfig, tmp_path: Path) -> None:
+    config = without_albat(short, tmp_path)
+    batches = 0
+
+    def second_validation(label: str, _: int) -> bool:
+        nonlocal batches
+        batches += label == ""
+        return batches > 1
+
+    with reporting_to(StopsAt(second_validation)), pytest.raises(Interrupted):
+        Chain(config).adapter(ALBAT)
+    (checkpoint,) = checkpoints(config)
+    state = CheckpointFile(str(checkpoint)).read()
+    assert state is not None
+    assert [seen["step"] for seen in state.history] == [0]
+    assert state.step == EVALUATE_EVERY
+    assert same_adapter(adapter_of(config), adapter_of(short))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run whose training takes seconds, not interrupted."""
+    training = {
+        "steps": LONG, "batch_size": 4, "evaluate_every": 25, "patience": LONG,
+        "adapter": {"rank": 4, "dropout": 0.1},
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("long")
+    runtime = {"root": str(folder / "artifacts"), "device": "cpu", "checkpoint_seconds": 0.1}
+    config = load_config(str(write_run(folder, baselines=[], finetune=training, runtime=runtime)))
+    assert Chain(config).report
+    return config
+
+
+class Albat:
+    """`albat run` as its own process, in a process group as a terminal makes it.
+
+    Args:
+        path: configuration.
+        home: of Prefect.
+        server: address of a server that runs; none: the command starts its own.
+    """
+
+    def __init__(self, path: Path, home: Path, server: str | None = None) -> None:
+        own = {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(home)}
+        if server:
+            own["PREFECT_API_URL"] = server
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", str(path)],
+            env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        until = time.monotonic() + 120
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                pytest.fail("".join(self.process.communicate()))
+            time.sleep(0.02)
+
+    def ended(self) -> tuple[int, str, str]:
+        """Return exit code, output and errors; its output ends only with its last child."""
+        out, err = self.process.communicate(timeout=120)
+        assert "Traceback" not in out + err
+        return self.process.returncode, out, err
+
+
+def servers_of(process: int) -> list[int]:
+    """Return the servers that a command started."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
+    rows = re.findall(r"^ *(\d+) +(\d+) (.*)$", listed.stdout, re.MULTILINE)
+    return [int(pid) for pid, parent, args in rows if "server" in args and int(parent) == process]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ends_soon(process: int) -> bool:
+    until = time.monotonic() + 15
+    while is_alive(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not is_alive(process)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's home for commands that start their own server: its database is made once."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+def stopped_by(number: signal.Signals, path: Path, config: RunConfig, home: Path) -> Albat:
+    """Run the command and send a signal to its process group, as a terminal does, as it trains."""
+    command = Albat(path, home)
+    command.wait_until(lambda: checkpoints(config))
+    (server,) = servers_of(command.process.pid)
+    os.killpg(command.process.pid, number)
+    command.process.wait(60)
+    assert ends_soon(server)
+    (checkpoint,) = checkpoints(config)
+    state = CheckpointFile(str(checkpoint)).read()
+    assert state is not None
+    assert 0 < state.step < LONG
+    assert not Path(config.output).exists()
+    store = ArtifactStore(config.runtime.root)
+    assert all(store.changed_files(ref) == [] for ref in store.all_refs())
+    return command
+
+
+def file_for(config: RunConfig, whole: RunConfig) -> Path:
+    """Write a configuration beside the whole run's inputs, with the copy's places."""
+    beside = Path(whole.runtime.root).parent
+    path = shutil.copy(beside / "run.yaml", beside / f"{Path(config.output).parent.name}.yaml")
+    places = {"runtime": config.runtime.model_dump(mode="json"), "output": config.output}
+    return rewrite(Path(path), places)
+
+
+def test_the_same_command_goes_on_after_ctrl_c(
+    long: RunConfig, home: Path, prefect_server: str, tmp_path: Path
+) -> None:
+    config = without_albat(long, tmp_path)
+    path = file_for(config, long)
+    code, out, err = stopped_by(signal.SIGINT, path, config, home).ended()
+    assert code == 130
+    assert "stopping at the next step; what is finished is kept" in out
+    assert "stopped: run the same command again to go on" in err
+
+    code, out, err = Albat(path, home, prefect_server).ended()
+    assert code == 0, err
+    assert "ALBAT reaches" in out
+    assert checkpoints(config) == []
+    assert same_adapter(adapter_of(config), adapter_of(long))
+    exported = Path(config.output, config.name, "adapter", "adapter_model.safetensors")
+    (digest,) = (f.sha256 for f in adapter_of(long).files if f.path == exported.name)
+    assert storage.digest(exported) == digest
+
+
+def test_a_run_that_was_killed_goes_on(
+    long: RunConfig, home: Path, start: Start, tmp_path: Path
+) -> None:
+    config = without_albat(long, tmp_path)
+    path = file_for(config, long)
+    code, _, _ = stopped_by(signal.SIGKILL, path, config, home).ended()
+    assert code == -signal.SIGKILL
+
+    run = start(path)
+    assert f"fine-tune: {LABELS[ALBAT]}" in run.computed
+    assert "fine-tune: surrogate" not in run.computed
+    assert checkpoints(config) == []
+    assert same_adapter(adapter_of(config), adapter_of(long))
+
+
+STOPS_TWICE = """
+import os, signal, time
+from flows.cli import _stop_on_ctrl_c
+
+class Reporter:
+    def stop(self):
+        print("first", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+with _stop_on_ctrl_c(Reporter()):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPS_TWICE], capture_output=True, text=True, check=False, timeout=25
+    )
+    assert ended.returncode == 130
+    assert ended.stdout == "first\n"
+    assert ended.stderr == "stopped at once; what was finished is kept\n"

@@ -1,0 +1,281 @@
+"""The whole chain on toys: what is computed, what is found again, and what others can read."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from albat_core.adaptation import read_role
+from albat_core.chain import Chain
+from albat_core.embedding import load_queries
+from albat_core.records import TEST, TRAIN
+from tests.end_to_end.conftest import Run, Start
+from tests.toys import rewrite, topic_rows, write_jsonl
+
+pytestmark = pytest.mark.end_to_end
+
+ARMS = ("Adaptation data only", "With random corpus rows", "ALBAT")
+
+
+def changed(run: Run, section: str, **values: Any) -> Path:
+    """Change values of one section of a run's configuration."""
+    written = yaml.safe_load(run.path.read_text()).get(section) or {}
+    return rewrite(run.path, {section: written | values})
+
+
+def again(start: Start, before: Run) -> Run:
+    """Run again; check that nothing that was finished was touched, and that the account is true.
+
+    What the stages say they computed must be what is new on disk.
+    """
+    files, manifests = before.files(), before.manifests()
+    after = start(before.path)
+    left = {name: after.files().get(name) for name in files}
+    assert left == files
+    new = {ref: m for ref, m in after.manifests().items() if ref not in manifests}
+    made = {str(ref) for stage in after.result.stages for ref in stage.refs if not ref.reused}
+    assert made == set(new)
+    attempts = {m.attempt for m in manifests.values()}
+    assert not attempts & {m.attempt for m in new.values()}
+    return after
+
+
+def flags(run: Run, label: str) -> list[bool]:
+    """Return which artifacts of a stage were found finished."""
+    return [ref.reused for ref in run.refs(label)]
+
+
+def test_first_run_computes_every_stage(first: Run) -> None:
+    surrogate, own = first.refs("fine-tune: surrogate"), first.refs(f"fine-tune: {ARMS[0]}")
+    assert surrogate == own  # the same mixture and the same training: trained once
+    assert first.labels - first.computed == {f"fine-tune: {ARMS[0]}"}
+    assert first.labels >= {f"{what}: {arm}" for what in ("fine-tune", "evaluate") for arm in ARMS}
+    for ref in first.store.all_refs():
+        assert first.store.changed_files(ref) == []
+    for name, place in first.result.places.items():
+        assert Path(place).exists(), name
+    assert set(first.result.places) == {"report", "adapter", "mixture"}
+
+
+def test_second_run_computes_nothing(start: Start, first: Run) -> None:
+    second = again(start, first)
+    assert second.computed == set()
+    assert second.labels == first.labels
+    assert second.result.artifact == first.result.artifact
+    assert second.result.places == first.result.places
+    assert second.manifests() == first.manifests()
+
+
+def test_the_chain_without_prefect_finds_the_same_artifacts(first: Run) -> None:
+    chain = Chain(first.config)
+    assert chain.report == first.result.artifact
+    assert all(stage.reused for stage in chain.stages)
+    assert [stage.label for stage in chain.stages] == [s.label for s in first.result.stages]
+
+
+def test_another_learning_rate_trains_the_arms_alone(start: Start, copied: Run) -> None:
+    changed(copied, "finetune", learning_rate=5e-3)
+    after = again(start, copied)
+    trained = {f"{what}: {arm}" for what in ("fine-tune", "evaluate") for arm in ARMS}
+    assert after.computed == trained | {"report"}
+
+
+def test_another_alpha_reuses_scores_and_selection(start: Start, copied: Run) -> None:
+    changed(copied, "mixture", alpha=0.25)
+    after = again(start, copied)
+    mixed = {
+        f"{what}: {arm}"
+        for what in ("write mixture", "fine-tune", "evaluate")
+        for arm in ARMS
+        if arm != "Adaptation data only"
+    }
+    assert after.computed == mixed | {"report"}
+    assert after.manifest("write mixture: ALBAT").facts["alpha"] == 0.25
+
+
+def test_other_names_and_places_compute_only_the_report(start: Start, copied: Run) -> None:
+    changed(copied, "runtime", workers=1, checkpoint_seconds=0.5)
+    after = again(start, copied)  # a copy in another folder, under another name
+    assert after.computed == {"report"}
+    assert Path(after.result.places["report"]).parent == copied.path.parent / "runs" / "copy"
+
+
+def test_added_adaptation_rows_are_embedded_alone(start: Start, copied: Run) -> None:
+    write_jsonl(
+        copied.path.parent / "adaptation.jsonl",
+        topic_rows("plants", 40, seed=1) + topic_rows("plants", 12, seed=2),
+    )
+    after = again(start, copied)
+    assert after.labels - after.computed == {
+        "cut corpus", "embed corpus", "index", "draw random rows", "take random rows",
+        f"fine-tune: {ARMS[0]}",  # the surrogate again, see the first run
+    }  # fmt: skip
+    (queries,) = after.refs("embed adaptation set")
+    (old,) = copied.refs("embed adaptation set")
+    ids, vectors = load_queries(after.store, queries)
+    old_ids, old_vectors = load_queries(copied.store, old)
+    fresh = set(ids) - set(old_ids)
+    facts = after.manifest("embed adaptation set").facts
+    assert facts["embedded_rows"] == len(fresh)
+    assert facts["reused_rows"] == len(ids) - len(fresh)
+    assert 0 < len(fresh) < len(ids) / 2
+    place = {name: row for row, name in enumerate(old_ids)}
+    for name, vector in zip(ids, vectors, strict=True):
+        if name in place:
+            np.testing.assert_array_equal(vector, old_vectors[place[name]])
+    roles = [
+        {e.example_id for e in read_role(after.store, after.refs("split by document")[0], role)}
+        for role in (TRAIN, TEST)
+    ]
+    assert set(ids) == roles[0]
+    assert not roles[0] & roles[1]
+
+
+def test_an_added_corpus_file_is_embedded_alone(start: Start, copied: Run) -> None:
+    write_jsonl(copied.path.parent / "corpus" / "stars.jsonl", topic_rows("stars", 30))
+    after = again(start, copied)
+    assert flags(after, "cut corpus") == [True, True, False]  # plants, ships, stars
+    assert flags(after, "embed corpus") == [True, True, False]
+    assert after.manifest("index").rows == 150
+    assert "fine-tune: surrogate" not in after.computed
+    assert {"index", "retrieve", "score", "select"} <= after.computed
+
+
+def test_a_changed_row_computes_its_file_alone(start: Start, copied: Run) -> None:
+    rows = topic_rows("ships", 60)
+    rows[7]["text"] += " Anchor."
+    write_jsonl(copied.path.parent / "corpus" / "ships.jsonl", rows)
+    after = again(start, copied)
+    assert flags(after, "cut corpus") == [True, False]
+    assert flags(after, "embed corpus") == [True, False]
+    assert {"index", "retrieve"} <= after.computed
+    assert not {"cut adaptation set", "split by document", "fine-tune: surrogate"} & after.computed
+
+
+def test_a_lost_file_is_made_again(start: Start, copied: Run) -> None:
+    (ref,) = copied.refs("score")
+    (copied.store.folder(ref) / "scores.parquet").unlink()
+    (manifest,) = (Path(copied.config.runtime.root) / ref.stage / ref.key).glob("manifest.json")
+    before = json.loads(manifest.read_text())
+    after = start(copied.path)
+    assert after.computed == {"score", "report"}  # the report: it is another run's name
+    made = json.loads(manifest.read_text())
+    assert made["attempt"] != before["attempt"]
+    assert made["files"] == before["files"]  # byte for byte what was lost
+
+
+def task_runs(flow_run_name: str, expected: int) -> list[dict[str, str]]:
+    """Return names and state names of the tasks of each flow run of that name, oldest first."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[flow_run_name]))
+    until = time.monotonic() + 30
+    while True:  # the server notes the states of tasks a moment after they end
+        with get_client(sync_client=True) as client:
+            flow_runs = client.read_flow_runs(
+                flow_run_filter=named, sort=FlowRunSort.START_TIME_ASC
+            )
+            tasks = client.read_task_runs(flow_run_filter=named, limit=200)
+        found: dict[Any, dict[str, str]] = {run.id: {} for run in flow_runs}
+        for task in tasks:
+            found[task.flow_run_id][task.name] = task.state_name or ""
+        runs = list(found.values())
+        finished = all(state in ("Completed", "Reused") for run in runs for state in run.values())
+        if (len(tasks) >= expected and finished) or time.monotonic() > until:
+            assert all(run.state_name == "Completed" for run in flow_runs)
+            return runs
+        time.sleep(0.2)
+
+
+def test_prefect_shows_what_was_reused(start: Start, copied: Run) -> None:
+    rewrite(copied.path, {"name": "shown"})
+    start(copied.path)
+    start(copied.path)
+    runs = task_runs("shown", expected=2 * 28)
+    assert len(runs) == 2
+    always = {"find files", "list parts", "export"}  # they make no artifact
+    stages = {
+        "cut plants", "cut ships", "cut adaptation", "embed shard 1/2", "embed shard 2/2",
+        "index the corpus", "split by document", "embed adaptation examples",
+        "retrieve candidates", "fine-tune: surrogate", "score candidates", "select and weigh",
+        "draw random candidates", "take all random candidates", "evaluate: Backbone untouched",
+        *(f"{what}: {arm}" for what in ("write mixture", "fine-tune", "evaluate") for arm in ARMS),
+        "write the report",
+    }  # fmt: skip
+    assert set(runs[0]) == set(runs[1]) == stages | always
+    assert {name for name, state in runs[0].items() if state != "Reused"} == {
+        "write the report",  # the run has a new name
+        *always,
+    }
+    assert {name for name, state in runs[1].items() if state != "Reused"} == always
+
+
+OUTSIDER = """
+import json, sys
+import pyarrow.parquet as pq
+import torch
+from datasets import load_dataset
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+mixture, adapter, backbone, heldout = sys.argv[1:]
+rows = load_dataset(mixture)["train"]
+tokenizer = AutoTokenizer.from_pretrained(backbone)
+model = AutoModelForCausalLM.from_pretrained(backbone).eval()
+
+def heldout_loss(model):
+    total = units = 0
+    for row in pq.read_table(heldout).to_pylist():
+        ids = torch.tensor([tokenizer(row["text"])["input_ids"] + [tokenizer.eos_token_id]])
+        with torch.no_grad():
+            mean = model(input_ids=ids, labels=ids).loss.item()
+        total += mean * (ids.shape[1] - 1)
+        units += ids.shape[1] - 1
+    return total / units
+
+untouched = heldout_loss(model)
+adapted = heldout_loss(PeftModel.from_pretrained(model, adapter).eval())
+assert not {"albat_core", "flows", "tasks"} & set(sys.modules)
+weight = {role: 0.0 for role in set(rows["role"])}
+for role, value in zip(rows["role"], rows["weight"]):
+    weight[role] += value
+found = {"untouched": untouched, "adapted": adapted, "weight": weight, "rows": len(rows),
+         "columns": rows.column_names, "texts": list(rows["text"])}
+json.dump(found, sys.stdout)
+"""
+
+
+def test_others_read_mixture_and_adapter_and_find_our_loss(first: Run, tmp_path: Path) -> None:
+    (adaptation,) = first.refs("split by document")
+    heldout = first.store.folder(adaptation) / "test.parquet"
+    places = first.result.places
+    done = subprocess.run(
+        [
+            sys.executable, "-c", OUTSIDER,
+            places["mixture"], places["adapter"], first.config.backbone.path, str(heldout),
+        ],
+        env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    ours = {arm: first.manifest(f"evaluate: {arm}").facts["loss"] for arm in ("ALBAT", *ARMS[:1])}
+    untouched = first.manifest("evaluate: Backbone untouched").facts["loss"]
+    assert seen["adapted"] == pytest.approx(ours["ALBAT"], rel=1e-5)
+    assert seen["untouched"] == pytest.approx(untouched, rel=1e-5)
+    assert abs(seen["adapted"] - seen["untouched"]) > 0.01
+    alpha = first.config.mixture.alpha
+    assert seen["weight"] == pytest.approx({"adaptation": 1 - alpha, "backbone": alpha})
+    assert seen["rows"] == first.manifest("write mixture: ALBAT").rows
+    assert {"text", "weight", "role", "score", "example_id"} <= set(seen["columns"])
+    train = {e.text for e in read_role(first.store, adaptation, TRAIN)}
+    assert train <= set(seen["texts"])
