@@ -23,6 +23,7 @@ STAGE = "index"
 STAGE_VERSION = 1
 _FAISS_FILE, _SPACE_FILE, _PARTS_FILE = "index.faiss", "space.npz", "parts.json"
 _BLOCK = 65536  # vectors handled at once
+_TRAINING_ROWS_PER_CELL = 64  # FAISS wants 39 at least
 
 Vectors = NDArray[np.float32]
 
@@ -279,7 +280,10 @@ def build_index(
             raw.cp.seed = derive_seed(seed, "index", "cells") % 2**31
         index = VectorIndex(raw, runtime)
         if cells:
-            index.train(space.project(_sample(blocks(), rows, 256 * cells, seed, "training")))
+            count = min(
+                _TRAINING_ROWS_PER_CELL * cells, int(config.memory_gb * 1e9 / (4 * dimension))
+            )
+            index.train(space.project(_sample(blocks(), rows, count, seed, "training")))
         with track("index", rows, "vectors") as advance:
             for block in blocks():
                 index.add(space.project(block))
