@@ -23,6 +23,7 @@ STAGE = "index"
 STAGE_VERSION = 1
 _FAISS_FILE, _SPACE_FILE, _PARTS_FILE = "index.faiss", "space.npz", "parts.json"
 _BLOCK = 65536  # vectors handled at once
+_FEWEST_FOR_CODES = 16  # centroids of a code of 4 bits
 _TRAINING_ROWS_PER_CELL = 64  # FAISS wants 39 at least
 
 Vectors = NDArray[np.float32]
@@ -111,7 +112,12 @@ class EmbeddingSpace:
 
 
 def choose_kind(rows: int, dimension: int, config: IndexConfig) -> str:
-    """Return `flat`, `ivf` or `ivfpq`: as configured, or by rows and memory."""
+    """Return `flat`, `ivf` or `ivfpq`: as configured, or by rows and memory.
+
+    Too few rows to learn codes from are always searched exactly.
+    """
+    if rows < _FEWEST_FOR_CODES:
+        return "flat"
     if config.kind != "auto":
         return config.kind
     fits = rows * dimension * 4 <= config.memory_gb * 1e9
@@ -125,7 +131,7 @@ def _factory(kind: str, rows: int, dimension: int, config: IndexConfig) -> tuple
     if kind == "flat":
         return "Flat", 0
     # FAISS wants some 39 training vectors a cell
-    cells = config.cells or min(round(4 * math.sqrt(rows)), max(rows // 39, 1))
+    cells = min(config.cells or min(round(4 * math.sqrt(rows)), max(rows // 39, 1)), rows)
     if kind == "ivf":
         return f"IVF{cells},Flat", cells
     code = max(m for m in range(1, min(config.code_bytes, dimension) + 1) if dimension % m == 0)

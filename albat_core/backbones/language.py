@@ -185,7 +185,6 @@ class LanguageBackbone:
             lora_alpha=config.lora_alpha,
             lora_dropout=config.dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
-            base_model_name_or_path=self._path,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -224,9 +223,11 @@ class LanguageBackbone:
         if self._adapted is None:
             raise BackboneError("expected an adapter to save, none is attached", where=self._path)
         for config in self._adapted.peft_config.values():
+            config.base_model_name_or_path = self._path  # not the folder it was fetched to
             if isinstance(config.target_modules, set):  # else each process has another order
                 config.target_modules = sorted(config.target_modules)
-        self._adapted.save_pretrained(folder, safe_serialization=True)
+        # no embedding is trained, and to find out peft would look for the backbone on the hub
+        self._adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / ADAPTER_NOTE).write_text(json.dumps({"backbone": self.fingerprint}))
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -1,12 +1,16 @@
 """Resumable state of a training run: one safetensors file, replaced in one piece."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from albat_core import storage
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -60,14 +64,18 @@ class CheckpointFile:
         storage.write_bytes(self._uri, save(tensors, {"state": json.dumps(scalars)}))
 
     def read(self) -> TrainingState | None:
-        """Return the state to go on from, or None."""
+        """Return the state to go on from, or None where there is none that can be read."""
         try:
             content = storage.read_bytes(self._uri)
+            tensors = load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            state = TrainingState(**json.loads(header["__metadata__"]["state"]))
         except FileNotFoundError:
             return None
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        state = TrainingState(**json.loads(header["__metadata__"]["state"]))
-        for name, tensor in load(content).items():
+        except (SafetensorError, ValueError, KeyError, TypeError):
+            logger.warning("%s cannot be read: training starts anew", self._uri)
+            return None
+        for name, tensor in tensors.items():
             group, _, key = name.partition("/")
             getattr(state, group)[key] = tensor
         return state

@@ -20,6 +20,11 @@ from albat_core.seeding import derive_seed
 from albat_core.stage import StageConfig
 
 
+_REMEDY = (
+    "lower this training's learning_rate (surrogate or finetune), or set backbone.dtype to float32"
+)
+
+
 class FinetuneConfig(StageConfig):
     """How an adapter is trained."""
 
@@ -150,7 +155,7 @@ class Trainer:
             raise TrainingError(
                 f"expected a finite loss, got {loss} at step {step}",
                 where="examples " + ", ".join(e.example_id for e in batch[:4]) + ", …",
-                remedy="lower finetune.learning_rate, or set backbone.dtype to float32",
+                remedy=_REMEDY,
             )
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
         self._optimizer.step()
@@ -165,7 +170,7 @@ class Trainer:
             raise TrainingError(
                 f"expected a finite validation loss, got {loss} at step {state.step}",
                 where="validation documents",
-                remedy="lower finetune.learning_rate, or set backbone.dtype to float32",
+                remedy=_REMEDY,
             )
         measured = {"step": float(state.step), "validation": loss}
         if state.recent:

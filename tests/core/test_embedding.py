@@ -47,7 +47,7 @@ def test_values_that_are_not_finite_are_refused_with_their_row(
     embed = backbone.embed
 
     def spoilt(batch: list) -> object:
-        vectors = embed(batch)
+        vectors = embed(batch).clone()
         vectors[[one.example_id == "e2" for one in batch], 3] = float("nan")
         return vectors
 

@@ -38,6 +38,14 @@ def test_exponential_weights_meet_the_target_at_any_scale(ess: float, scale: flo
     assert (np.diff(weights[np.argsort(SCORED)]) >= 0).all()
 
 
+def test_a_target_that_is_out_of_reach_gives_the_best_alone() -> None:
+    weights, tau = exponential_weights(SCORED, 1e-6)
+    assert weights == pytest.approx(np.eye(400)[SCORED.argmax()])
+    assert np.isfinite(tau)
+    scores = np.repeat([1.0, 0.0], [3, 97])  # three are best: no fewer than these can be meant
+    assert exponential_weights(scores, 0.001)[0] == pytest.approx(np.repeat([1 / 3, 0], [3, 97]))
+
+
 def test_equal_scores_and_full_ess_give_equal_weights() -> None:
     assert exponential_weights(np.zeros(5), 0.3)[0] == pytest.approx(np.full(5, 0.2))
     weights, tau = exponential_weights(SCORED, 1.0)

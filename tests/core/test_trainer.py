@@ -1,5 +1,6 @@
 """The training loop, its checkpoints and what it leaves."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -9,20 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from albat_core.adaptation import read_role
 from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
-from albat_core.backbones.base import adapted
-from albat_core.chain import ADAPTATION_ONLY, ALBAT, Chain
+from albat_core.backbones.base import AdapterConfig, adapted
+from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.finetuning.adapter import finetune
-from albat_core.finetuning.trainer import FinetuneConfig, learning_rate
+from albat_core.finetuning.checkpoint import CheckpointFile
+from albat_core.finetuning.trainer import FinetuneConfig, Trainer, learning_rate
 from albat_core.losses import example_losses
 from albat_core.progress import Advance, Silent, reporting_to
-from albat_core.records import VALIDATION
+from albat_core.records import TEST, VALIDATION
 from albat_core.stage import Runtime
 
 STEPS = FinetuneConfig(
@@ -31,18 +35,22 @@ STEPS = FinetuneConfig(
 
 
 class StopsAt(Silent):
-    """A person who stops the training after so many steps."""
+    """A person who stops the training after so many steps, or examples evaluated; or a crash."""
 
-    def __init__(self, step: int) -> None:
-        self.left = step
+    def __init__(
+        self, count: int, of: str = "steps", error: Exception = Interrupted("stopped")
+    ) -> None:
+        self.left = count
+        self.of = of
+        self.error = error
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         def advance(done: int) -> None:
-            if unit == "steps":
+            if unit == self.of:
                 self.left -= done
                 if self.left <= 0:
-                    raise Interrupted("stopped")
+                    raise self.error
 
         yield advance
 
@@ -88,29 +96,76 @@ def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(
     assert not same(training.weights(first), another.weights(another.run(seed=1)))
 
 
-@pytest.mark.parametrize("stopped_at", [3, 5, 13])
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    training: Training, another: Training, stopped_at: int
+def assert_ends_as_if_never_stopped(
+    training: Training, another: Training, config: FinetuneConfig
 ) -> None:
-    with reporting_to(StopsAt(stopped_at)), pytest.raises(Interrupted):
-        training.run()
+    resumed, whole = training.run(config), another.run(config)
+    assert resumed == whole
+    assert same(training.weights(resumed), another.weights(whole))
+    facts = [training.store.manifest(resumed).facts, another.store.manifest(whole).facts]
+    for name in ("history", "steps", "best_step", "validation_loss"):
+        assert facts[0][name] == facts[1][name]
+    assert not list((Path(training.store.root) / "checkpoints").iterdir())
+
+
+DROPPING = STEPS.model_copy(update={"adapter": AdapterConfig(rank=4, dropout=0.3)})
+
+
+@pytest.mark.parametrize(
+    ("stop", "config"),
+    [
+        (StopsAt(3), STEPS),
+        (StopsAt(5), STEPS),  # before the evaluation at this step
+        (StopsAt(20), STEPS),  # before the last
+        (StopsAt(13), DROPPING),
+        (StopsAt(25, of="examples"), STEPS),  # within an evaluation
+    ],
+    ids=["early", "before an evaluation", "at the end", "with dropout", "within an evaluation"],
+)
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    training: Training, another: Training, stop: StopsAt, config: FinetuneConfig
+) -> None:
+    with reporting_to(copy.copy(stop)), pytest.raises(Interrupted):
+        training.run(config)
     assert not list(training.store.all_refs()) or all(
         ref.stage != "adapter" for ref in training.store.all_refs()
     )
     checkpoints = Path(training.store.root) / "checkpoints"
     assert len(list(checkpoints.iterdir())) == 1
-    resumed, whole = training.run(), another.run()
-    assert resumed == whole
-    assert same(training.weights(resumed), another.weights(whole))
-    history = [s.manifest(r).facts["history"] for s, r in
-               ((training.store, resumed), (another.store, whole))]  # fmt: skip
-    assert history[0] == history[1]
-    assert not list(checkpoints.iterdir())
+    assert_ends_as_if_never_stopped(training, another, config)
+
+
+def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(
+    training: Training, another: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.runtime = training.runtime.model_copy(update={"checkpoint_seconds": 1e-9})
+    with reporting_to(StopsAt(13, error=RuntimeError("crash"))), pytest.raises(RuntimeError):
+        training.run()
+    began: list[int] = []
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, at: began.append(at) or step(self, at))
+    assert_ends_as_if_never_stopped(training, another, STEPS)
+    assert began[0] == 12  # written after each step, the crash came before the thirteenth's
+    assert began[8:] == list(range(20))  # the other run's
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(
+    training: Training, another: Training
+) -> None:
+    with reporting_to(StopsAt(13)), pytest.raises(Interrupted):
+        training.run()
+    (checkpoint,) = (Path(training.store.root) / "checkpoints").iterdir()
+    content = checkpoint.read_bytes()
+    for spoilt in (b"", content[:100], content[:-100], b"\0" * len(content)):
+        checkpoint.write_bytes(spoilt)
+        assert CheckpointFile(str(checkpoint)).read() is None
+    assert_ends_as_if_never_stopped(training, another, STEPS)
 
 
 def test_the_best_step_is_kept(training: Training) -> None:
-    # so high a rate that later steps are worse than the best
-    ref = training.run(STEPS.model_copy(update={"learning_rate": 0.5, "steps": 40, "patience": 20}))
+    # a rate that stays high goes on past the best step
+    restless = {"learning_rate": 0.5, "schedule": "constant", "evaluate_every": 1}
+    ref = training.run(STEPS.model_copy(update=restless | {"steps": 40, "patience": 40}))
     facts = training.store.manifest(ref).facts
     losses = {point["step"]: point["validation"] for point in facts["history"]}
     assert losses[facts["best_step"]] == min(losses.values()) == facts["validation_loss"]
@@ -158,6 +213,26 @@ def test_the_surrogate_is_trained_on_adaptation_rows_alone(
     assert facts["backbone_rows"] == 0
     assert facts["alpha"] == 0
     assert facts["adaptation_rows"] == store.manifest(chain.mixture(ADAPTATION_ONLY)).rows
+
+
+def test_the_adapter_is_one_that_peft_loads_with_the_loss_that_was_evaluated(
+    chain: Chain, store: ArtifactStore, run_config: RunConfig
+) -> None:
+    untouched = AutoModelForCausalLM.from_pretrained(run_config.backbone.path)
+    model = PeftModel.from_pretrained(untouched, store.folder(chain.adapter(ALBAT))).eval()
+    with open_backbone(run_config.backbone, run_config.runtime) as backbone:
+        encoded = backbone.encode(read_role(store, chain.adaptation, TEST))
+    total = 0.0
+    for one in encoded:
+        ids = torch.tensor([one.inputs["input_ids"]])
+        labels = ids.masked_fill(~torch.tensor([one.inputs["loss_mask"]]), -100)
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=labels).loss) * one.loss_units
+    losses = {
+        arm: store.manifest(chain.evaluation(arm)).facts["loss"] for arm in (ALBAT, UNTOUCHED)
+    }
+    assert total / sum(e.loss_units for e in encoded) == pytest.approx(losses[ALBAT], abs=1e-5)
+    assert losses[ALBAT] < losses[UNTOUCHED] - 0.01
 
 
 def test_learning_rate_rises_then_falls_to_a_tenth() -> None:

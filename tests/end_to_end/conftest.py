@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,3 +131,40 @@ def copied(first: Run, tmp_path: Path) -> Run:
         folder / "run.yaml", {"runtime": runtime, "output": str(folder / "runs"), "name": "copy"}
     )
     return Run(path=path, config=load_config(str(path)), result=first.result)
+
+
+class Albat:
+    """`albat run` as its own process, in a process group as a terminal makes it.
+
+    Args:
+        path: configuration.
+        home: of Prefect.
+        server: address of a server that runs; none: the command starts its own.
+    """
+
+    def __init__(self, path: Path, home: Path, server: str | None = None) -> None:
+        own = {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(home)}
+        if server:
+            own["PREFECT_API_URL"] = server
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", str(path)],
+            env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        until = time.monotonic() + 120
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                pytest.fail("".join(self.process.communicate()))
+            time.sleep(0.02)
+
+    def ended(self) -> tuple[int, str, str]:
+        """Return exit code, output and errors; its output ends only with its last child."""
+        out, err = self.process.communicate(timeout=120)
+        assert "Traceback" not in out + err
+        return self.process.returncode, out, err

@@ -4,11 +4,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,13 @@ from albat_core.errors import Interrupted
 from albat_core.finetuning.checkpoint import CheckpointFile
 from albat_core.progress import Advance, Silent, reporting_to
 from flows.config import load_config
-from tests.end_to_end.conftest import Start
+from tests.end_to_end.conftest import Albat, Start
 from tests.toys import rewrite, write_run
 
 pytestmark = pytest.mark.end_to_end
 
 STEPS, EVALUATE_EVERY = 12, 4
-LONG = 300  # steps that take seconds
+LONG = 500  # steps that take seconds
 
 
 class StopsAt(Silent):
@@ -145,43 +146,6 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return config
 
 
-class Albat:
-    """`albat run` as its own process, in a process group as a terminal makes it.
-
-    Args:
-        path: configuration.
-        home: of Prefect.
-        server: address of a server that runs; none: the command starts its own.
-    """
-
-    def __init__(self, path: Path, home: Path, server: str | None = None) -> None:
-        own = {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(home)}
-        if server:
-            own["PREFECT_API_URL"] = server
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", str(path)],
-            env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def wait_until(self, condition: Callable[[], object]) -> None:
-        until = time.monotonic() + 120
-        while not condition():
-            if self.process.poll() is not None or time.monotonic() > until:
-                self.process.kill()
-                pytest.fail("".join(self.process.communicate()))
-            time.sleep(0.02)
-
-    def ended(self) -> tuple[int, str, str]:
-        """Return exit code, output and errors; its output ends only with its last child."""
-        out, err = self.process.communicate(timeout=120)
-        assert "Traceback" not in out + err
-        return self.process.returncode, out, err
-
-
 def servers_of(process: int) -> list[int]:
     """Return the servers that a command started."""
     listed = subprocess.run(
@@ -207,9 +171,18 @@ def ends_soon(process: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefect's home for commands that start their own server: its database is made once."""
-    return tmp_path_factory.mktemp("prefect")
+def home(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's home for commands that start their own server, with a database that was made."""
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+
+    folder = tmp_path_factory.mktemp("prefect")
+    made = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value()).partition("///")[2]
+    with (
+        closing(sqlite3.connect(made)) as source,
+        closing(sqlite3.connect(folder / "prefect.db")) as copy,
+    ):
+        source.backup(copy)
+    return folder
 
 
 def stopped_by(number: signal.Signals, path: Path, config: RunConfig, home: Path) -> Albat:

