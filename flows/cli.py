@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -76,27 +76,28 @@ def prepare_environment(verbose: bool = False) -> None:
 
 
 @contextmanager
-def _embedded_server() -> Iterator[None]:
-    """Start Prefect's server while the libraries are imported, unless one is configured."""
+def _embedded_server() -> Iterator[Callable[[], None]]:
+    """Start Prefect's server, unless one is configured; what is given waits until it answers.
+
+    It starts beside the imports and checks that a run begins with, which take as long.
+    """
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 
     from flows.server import OwnServer
 
     if PREFECT_API_URL.value() is not None:
-        yield
+        yield lambda: None
         return
     server = OwnServer()
     starting = threading.Thread(target=server.start, daemon=True)
     starting.start()
-    import flows.albat  # noqa: F401 - takes as long as the server's start
-
-    starting.join()
     try:
         # the heartbeat is for workers' runs; here its thread would hold every end for a second
         with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield
+            yield starting.join
     finally:
+        starting.join()
         server.stop()
 
 
@@ -112,13 +113,15 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
     prepare_environment(verbose)
     from flows.console import TerminalReporter, console, show_places, show_results
 
-    with console.status("checking the configuration"):
+    with console.status("reading the configuration"):
         run = _load(config, root, device)
-        _refuse_mistakes(run)
-    with TerminalReporter() as reporter, console.status("") as status:
-        status.update("starting Prefect")
-        with _embedded_server(), _stop_on_ctrl_c(reporter):
-            status.stop()
+    with _embedded_server() as server_answers:
+        with console.status("checking inputs, starting Prefect"):
+            _refuse_mistakes(run)
+            import flows.albat  # noqa: F401 - the server starts meanwhile
+
+            server_answers()
+        with TerminalReporter() as reporter, _stop_on_ctrl_c(reporter):
             result = _run_flow(name, run, reporter)
     if name == "albat":
         from albat_core.artifacts import ArtifactStore

@@ -19,7 +19,6 @@ from albat_core.progress import track
 from albat_core.seeding import derive_seed
 from albat_core.stage import StageConfig
 
-
 _REMEDY = (
     "lower this training's learning_rate (surrogate or finetune), or set backbone.dtype to float32"
 )

@@ -1,5 +1,6 @@
 """The `albat` command: what it prints, where, and how it ends."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,17 @@ def changed(toy: Path, folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.fixture
+def _elsewhere() -> Iterator[None]:
+    """Name a server that is not there: none is started, and none may be asked."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.settings.context import temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        yield
+
+
+@pytest.mark.usefixtures("_elsewhere")
 @pytest.mark.parametrize("command", ["check", "run", "index"])
 def test_every_mistake_in_the_inputs_is_told_at_once(
     albat: Albat, toy: Path, tmp_path: Path, command: str
