@@ -21,6 +21,7 @@ from albat_core.stage import Runtime, StageConfig
 STAGE = "evaluation"
 STAGE_VERSION = 1
 LOSSES = "losses.parquet"
+_DRAWN_AT_ONCE = 100  # bootstrap samples in memory
 
 Floats = NDArray[np.float64]
 
@@ -114,7 +115,10 @@ def bootstrap_interval(
     """
     difference = totals[0] - totals[1] if len(totals) == 2 else totals[0]
     generator = numpy_generator(seed, "bootstrap")
-    drawn = generator.integers(0, len(units), size=(draws, len(units)))
-    samples = difference[drawn].sum(axis=1) / units[drawn].sum(axis=1)
+    samples = np.empty(draws)
+    for start in range(0, draws, _DRAWN_AT_ONCE):
+        block = samples[start : start + _DRAWN_AT_ONCE]
+        drawn = generator.integers(0, len(units), size=(len(block), len(units)))
+        block[:] = difference[drawn].sum(axis=1) / units[drawn].sum(axis=1)
     low, high = np.quantile(samples, [0.025, 0.975])
     return float(difference.sum() / units.sum()), float(low), float(high)

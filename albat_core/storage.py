@@ -191,7 +191,8 @@ def write_bytes(uri: str, content: bytes) -> None:
 def list_files(uri: str) -> list[str]:
     """Return the files that ``uri`` names, sorted: itself, a folder's (recursively) or a glob's.
 
-    Names that start with a dot or an underscore are passed over, as readers of data sets do.
+    In folders, names that start with a dot or an underscore are passed over, as readers of data
+    sets do; a glob says itself what it means.
     """
     fs, path = filesystem(uri)
     scheme = uri.split("://", 1)[0] + "://" if is_remote(uri) else ""

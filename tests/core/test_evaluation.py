@@ -1,12 +1,15 @@
 """Held-out losses and their intervals."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from albat_core.artifacts import ArtifactStore
+from albat_core.artifacts import ArtifactStore, Built
 from albat_core.chain import Chain
 from albat_core.evaluation import LOSSES, bootstrap_interval, document_losses
-from albat_core.records import read_table
+from albat_core.records import LOSS_SCHEMA, read_table, write_table
 from albat_core.seeding import numpy_generator
 
 GENERATOR = np.random.default_rng(5)
@@ -41,6 +44,23 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         _, low, high = bootstrap_interval([draw], np.ones(60), trial, draws=400)
         covered += low <= 1.0 <= high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_documents_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    rows = [("e1", "b", 3.0, 2), ("e2", "c", 1.0, 1), ("e3", "a", 5.0, 4), ("e4", "b", 0.5, 6)]
+    names = LOSS_SCHEMA.names
+    table = pa.Table.from_pylist(
+        [dict(zip(names, row, strict=True)) for row in rows], schema=LOSS_SCHEMA
+    )
+
+    def build(folder: Path) -> Built:
+        write_table(table, folder / LOSSES)
+        return Built()
+
+    store = ArtifactStore(str(tmp_path))
+    totals, units = document_losses(store, store.produce("evaluation", 1, {}, {}, build))
+    assert totals.tolist() == [5.0, 3.5, 1.0]
+    assert units.tolist() == [4, 8, 1]
 
 
 def test_losses_are_summed_by_document(chain: Chain, store: ArtifactStore) -> None:

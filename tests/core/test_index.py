@@ -267,7 +267,7 @@ def test_other_dimensions_are_refused_with_both(embedded: Embedded, runtime: Run
 
 def test_parts_of_different_dimensions_are_refused(embedded: Embedded, runtime: Runtime) -> None:
     parts = embedded(clustered(50), clustered(50, dimension=24))
-    with pytest.raises(DimensionMismatchError, match="16.*24"):
+    with pytest.raises(DimensionMismatchError, match=r"16.*24"):
         built(parts, runtime)
 
 

@@ -140,6 +140,28 @@ def test_losses_are_those_of_transformers(
     assert losses.total.item() == pytest.approx(expected * encoded.loss_units, rel=1e-5)
 
 
+def test_bfloat16_is_near_and_adapters_stay_in_float32(
+    backbone_config: BackboneConfig, runtime: Runtime
+) -> None:
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        config = backbone_config.model_copy(update={"dtype": dtype})
+        with open_backbone(config, runtime) as opened:
+            encoded = opened.encode(texts())
+            embedded = opened.embed(encoded)
+            assert embedded.dtype == torch.float32
+            opened.attach_adapter(ADAPTER, seed=0)
+            losses = opened.losses(encoded)
+            losses.mean.sum().backward()
+            parameters = opened.adapter_parameters().values()
+            assert {p.dtype for p in parameters} == {p.grad.dtype for p in parameters}
+            assert {p.dtype for p in parameters} == {torch.float32}
+            found[dtype] = (losses.total.detach().numpy(), embedded.numpy())
+    for exact, near in zip(found["float32"], found["bfloat16"], strict=True):
+        assert not np.array_equal(exact, near)
+        np.testing.assert_allclose(near, exact, rtol=0.05, atol=0.05)
+
+
 def test_a_row_that_does_not_fit_or_teaches_nothing_is_refused(backbone: LanguageBackbone) -> None:
     for row in (example("leaf " * 100), example("", continues=True)):
         with pytest.raises(InputError, match="at most 64 tokens"):

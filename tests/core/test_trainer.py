@@ -21,12 +21,13 @@ from albat_core.backbones.base import AdapterConfig, adapted
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
+from albat_core.evaluation import LOSSES
 from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.checkpoint import CheckpointFile
 from albat_core.finetuning.trainer import FinetuneConfig, Trainer, learning_rate
 from albat_core.losses import example_losses
 from albat_core.progress import Advance, Silent, reporting_to
-from albat_core.records import TEST, VALIDATION
+from albat_core.records import TEST, VALIDATION, read_table
 from albat_core.stage import Runtime
 
 STEPS = FinetuneConfig(
@@ -37,9 +38,7 @@ STEPS = FinetuneConfig(
 class StopsAt(Silent):
     """A person who stops the training after so many steps, or examples evaluated; or a crash."""
 
-    def __init__(
-        self, count: int, of: str = "steps", error: Exception = Interrupted("stopped")
-    ) -> None:
+    def __init__(self, count: int, of: str = "steps", error: type[Exception] = Interrupted) -> None:
         self.left = count
         self.of = of
         self.error = error
@@ -50,7 +49,7 @@ class StopsAt(Silent):
             if unit == self.of:
                 self.left -= done
                 if self.left <= 0:
-                    raise self.error
+                    raise self.error("stopped")
 
         yield advance
 
@@ -139,7 +138,7 @@ def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(
     training: Training, another: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training.runtime = training.runtime.model_copy(update={"checkpoint_seconds": 1e-9})
-    with reporting_to(StopsAt(13, error=RuntimeError("crash"))), pytest.raises(RuntimeError):
+    with reporting_to(StopsAt(13, error=RuntimeError)), pytest.raises(RuntimeError):
         training.run()
     began: list[int] = []
     step = Trainer._step
@@ -222,17 +221,16 @@ def test_the_adapter_is_one_that_peft_loads_with_the_loss_that_was_evaluated(
     model = PeftModel.from_pretrained(untouched, store.folder(chain.adapter(ALBAT))).eval()
     with open_backbone(run_config.backbone, run_config.runtime) as backbone:
         encoded = backbone.encode(read_role(store, chain.adaptation, TEST))
-    total = 0.0
-    for one in encoded:
+    evaluated = read_table(store.folder(chain.evaluation(ALBAT)) / LOSSES).to_pylist()
+    for one, row in zip(encoded, evaluated, strict=True):
         ids = torch.tensor([one.inputs["input_ids"]])
         labels = ids.masked_fill(~torch.tensor([one.inputs["loss_mask"]]), -100)
         with torch.no_grad():
-            total += float(model(input_ids=ids, labels=labels).loss) * one.loss_units
-    losses = {
-        arm: store.manifest(chain.evaluation(arm)).facts["loss"] for arm in (ALBAT, UNTOUCHED)
-    }
-    assert total / sum(e.loss_units for e in encoded) == pytest.approx(losses[ALBAT], abs=1e-5)
-    assert losses[ALBAT] < losses[UNTOUCHED] - 0.01
+            expected = float(model(input_ids=ids, labels=labels).loss)
+        assert (row["example_id"], row["units"]) == (one.example_id, one.loss_units)
+        assert row["loss"] / row["units"] == pytest.approx(expected, abs=1e-5)
+    losses = [store.manifest(chain.evaluation(a)).facts["loss"] for a in (ALBAT, UNTOUCHED)]
+    assert losses[0] < losses[1] - 0.01
 
 
 def test_learning_rate_rises_then_falls_to_a_tenth() -> None:

@@ -28,7 +28,7 @@ from tests.toys import rewrite, write_run
 pytestmark = pytest.mark.end_to_end
 
 STEPS, EVALUATE_EVERY = 12, 4
-LONG = 500  # steps that take seconds
+LONG = 300  # steps that take seconds
 
 
 class StopsAt(Silent):
