@@ -219,7 +219,7 @@ class ArtifactStore:
     def folder(self, ref: ArtifactRef) -> Path:
         """Return a local folder with the artifact's files, fetched first where it is remote."""
         manifest = self.manifest(ref)
-        cache = Path(tempfile.gettempdir()) / "albat-artifacts" / ref.stage / ref.key
+        cache = storage.fetched_folder("artifacts", ref.stage, ref.key)
         return storage.download(self._folder_uri(manifest), cache / manifest.attempt)
 
     def changed_files(self, ref: ArtifactRef) -> list[str]:

@@ -51,6 +51,12 @@ def filesystem(uri: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def fetched_folder(*parts: str) -> Path:
+    """Return where copies of remote files are kept, in the user's own cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache, "albat", *parts).expanduser()
+
+
 def join(uri: str, *parts: str) -> str:
     """Append ``parts`` to ``uri``."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])

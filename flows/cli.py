@@ -97,8 +97,11 @@ def _embedded_server() -> Iterator[Callable[[], None]]:
         with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield starting.join
     finally:
-        starting.join()
-        server.stop()
+        if starting.is_alive():  # a mistake ended the run before the server answered
+            if server.server_process is not None:
+                server.server_process.kill()
+        else:
+            server.stop()
 
 
 def _load(config: str, root: str | None, device: str | None) -> "RunConfig":

@@ -1,7 +1,6 @@
 """Where a backbone's files are, and what they amount to."""
 
 import hashlib
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,9 +21,7 @@ def backbone_folder(config: BackboneConfig) -> Path:
     folder = Path(config.path).expanduser()
     if storage.is_remote(config.path):
         name = storage.tree_fingerprint(config.path)[:16]
-        folder = storage.download(
-            config.path, Path(tempfile.gettempdir()) / "albat-backbones" / name
-        )
+        folder = storage.download(config.path, storage.fetched_folder("backbones", name))
     elif not folder.is_dir():
         folder = _from_hub(config)
     if not (folder / "config.json").is_file():

@@ -84,6 +84,7 @@ def forget(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> None:
     """Go on as another machine would: no open client, nothing fetched yet."""
     s3fs.S3FileSystem.clear_instance_cache()
     patch.setattr(tempfile, "tempdir", str(folders.mktemp("machine")))
+    patch.setenv("XDG_CACHE_HOME", str(folders.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
