@@ -47,7 +47,7 @@ def embedding_against_forward(config: RunConfig) -> None:
             model = backbone._model.base_model
             for turn in range(ROUNDS + 1):
                 began = time.perf_counter()
-                with torch.inference_mode():
+                with torch.inference_mode(), backbone._precision():
                     for ids in inputs:
                         model(input_ids=ids, use_cache=False)
                 bare = time.perf_counter() - began
