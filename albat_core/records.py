@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,9 +25,14 @@ EXAMPLE_SCHEMA = pa.schema(
         pa.field("prompt", pa.string()),
         pa.field("messages", _MESSAGES),
         pa.field("continues", pa.bool_(), nullable=False),
+        pa.field("image", pa.binary()),
+        pa.field("frame", pa.list_(pa.int32())),
     ]
 )
 """A shard's rows: one example each, as `Example` describes them."""
+
+PICTURE_COLUMNS = ("image", "frame")
+"""Columns of ``EXAMPLE_SCHEMA`` that a table may lack where no example has a picture."""
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -70,19 +76,25 @@ LOSS_SCHEMA = pa.schema(
 )
 """Held-out losses of one arm, one row an example."""
 
+_GROUP_ROWS = 1024
+_GROUP_BYTES = 2 << 20  # of pictures: some are read to get one
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One example: a text, a text whose beginning is a prompt, or a chat.
+    """One example: a text, a text whose beginning is a prompt, a chat, or a picture.
 
     Args:
         example_id: unique within its corpus or adaptation set.
         document: what it is a part of; splits are made by document.
         source: where it comes from, for the report.
-        text: the whole training text, prompt included; None for a chat.
+        text: the whole training text, prompt included; a picture's caption; None for a chat.
         prompt: the beginning of ``text`` that carries no loss; None: all carries loss.
         messages: the chat, each with ``role`` and ``content``; loss on the assistant's only.
         continues: the row goes on in the next example, so no end of text follows.
+        image: a picture's file: as it was read, or PNG of the backbone's size once it is cut.
+        frame: height and width of the picture before it was resized, top and left of the cut in
+            the resized one, in pixels >= 0; set when it is cut.
     """
 
     example_id: str
@@ -92,11 +104,15 @@ class Example:
     prompt: str | None = None
     messages: tuple[dict[str, str], ...] | None = None
     continues: bool = False
+    image: bytes | None = None
+    frame: tuple[int, int, int, int] | None = None
 
     def digest(self) -> str:
         """Return a fingerprint of what a backbone sees of it (not of its names)."""
-        content = canonical_json([self.text, self.prompt, self.messages, self.continues])
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        seen: list[Any] = [self.text, self.prompt, self.messages, self.continues]
+        if self.image is not None:
+            seen += [hashlib.blake2b(self.image, digest_size=16).hexdigest(), self.frame]
+        return hashlib.blake2b(canonical_json(seen).encode(), digest_size=16).hexdigest()
 
 
 def examples_to_table(examples: Iterable[Example]) -> pa.Table:
@@ -105,18 +121,31 @@ def examples_to_table(examples: Iterable[Example]) -> pa.Table:
 
 
 def table_to_examples(table: pa.Table) -> list[Example]:
-    """Return the examples of a table that has the columns of ``EXAMPLE_SCHEMA``."""
-    rows = table.select(EXAMPLE_SCHEMA.names).to_pylist()
+    """Return the examples of a table with the columns of ``EXAMPLE_SCHEMA``.
+
+    ``PICTURE_COLUMNS`` may be missing.
+    """
+    there = [n for n in EXAMPLE_SCHEMA.names if n in table.column_names or n not in PICTURE_COLUMNS]
+    rows = table.select(there).to_pylist()
     for row in rows:
-        if row["messages"] is not None:
-            row["messages"] = tuple(row["messages"])
+        for name in ("messages", "frame"):
+            if row.get(name) is not None:
+                row[name] = tuple(row[name])
     return [Example(**row) for row in rows]
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write Parquet whose row groups are small enough to read single rows from."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", row_group_size=1024)
+    pq.write_table(table, path, compression="zstd", row_group_size=row_group_rows(table))
+
+
+def row_group_rows(table: pa.Table) -> int:
+    """Return how many rows a row group gets: 1024, or fewer where they hold pictures."""
+    if "image" not in table.column_names or table["image"].null_count == table.num_rows:
+        return _GROUP_ROWS
+    mean = table.nbytes / table.num_rows
+    return max(min(_GROUP_ROWS, int(_GROUP_BYTES / mean)), 1)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
