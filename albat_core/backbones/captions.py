@@ -37,9 +37,7 @@ class CaptionFitter:
             for t in self._tokenizers
         )
 
-    def fit(
-        self, example: Example, image: bytes, frame: tuple[int, int, int, int]
-    ) -> Example:
+    def fit(self, example: Example, image: bytes, frame: tuple[int, int, int, int]) -> Example:
         """Return the example with its picture; one whose caption was cut has another id, ``#0``."""
         caption = example.text or ""
         if self.fits(caption):

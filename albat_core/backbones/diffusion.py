@@ -1,7 +1,7 @@
 """Text-to-image pipelines (diffusers) as backbones, with LoRA adapters in diffusers' format."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from albat_core.backbones.base import (
     SamplingConfig,
 )
 from albat_core.backbones.captions import CaptionFitter
-from albat_core.backbones.folder import backbone_folder, unreadable
 from albat_core.backbones.diffusion_adapter import PipelineAdapter
+from albat_core.backbones.folder import backbone_folder, unreadable
 from albat_core.backbones.noise import drawn_levels, open_schedule, stratified_levels
 from albat_core.backbones.pipelines import Condition, Family, find_family, refuse_indivisible
-from albat_core.errors import BackboneError, InputError
-from albat_core.pictures import picture_pixels, png, prepare_picture
+from albat_core.errors import InputError
+from albat_core.pictures import picture_pixels, png_file, prepare_picture
 from albat_core.records import Example
 from albat_core.seeding import torch_generator
 
@@ -155,7 +155,7 @@ class DiffusionBackbone:
                 **optional,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise unreadable("pipeline", "diffusers", folder, error) from error
+            raise unreadable("pipeline", folder, error, library="diffusers") from error
         pipeline.to(self.device)
         pipeline.vae.to(torch.float32)  # SDXL's overflows in half precision
         pipeline.set_progress_bar_config(disable=True)
@@ -244,11 +244,9 @@ class DiffusionBackbone:
         level = torch.full((len(batch),), _EMBEDDING_LEVEL)
         noised = self._schedule.noise(latents, self._fixed(latents, 0, 0), level)
         condition = self._condition(batch, [""] * len(batch))
-        with _output_of(self._family.pooled_module) as found, self._precision():
-            try:
-                self._family.predict(noised.latents, noised.timestep, condition)
-            except _Enough:  # what comes behind the middle need not be computed
-                pass
+        # what comes behind the middle need not be computed
+        with _output_of(self._family.pooled_module) as found, self._precision(), suppress(_Enough):
+            self._family.predict(noised.latents, noised.timestep, condition)
         return self._family.pooled(found[0]).to("cpu", torch.float32)
 
     def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
@@ -267,7 +265,10 @@ class DiffusionBackbone:
         else:
             columns = [
                 self._errors(
-                    latents, self._fixed(latents, fixed.replicate, n), u.expand(len(batch)), condition
+                    latents,
+                    self._fixed(latents, fixed.replicate, n),
+                    u.expand(len(batch)),
+                    condition,
                 )
                 for n, u in enumerate(stratified_levels(fixed.levels))
             ]
@@ -308,7 +309,7 @@ class DiffusionBackbone:
                     output_type="np",
                 ).images
             for n, prompt, pixels in zip(places, batch, images, strict=True):
-                image = png((np.nan_to_num(pixels) * 255).round().astype(np.uint8))
+                image = png_file((np.nan_to_num(pixels) * 255).round().astype(np.uint8))
                 name = f"generated/{n}"
                 made.append(
                     Example(name, name, "generated", prompt, image=image,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 
 Layers = dict[str, torch.Tensor]
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""A (r, in) and B (out, r) by module."""
 
 _PREFIXES = {
     "unet": "lora_unet",
@@ -22,14 +24,14 @@ _FLUX_DOUBLE = {
     "norm1_context.linear": "txt_mod_lin",
 }
 _FLUX_SINGLE = {"proj_out": "linear2", "norm.linear": "modulation_lin"}
-_FLUX_FUSED = {
+_FLUX_FUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "double_blocks": {
         "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
         "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     },
     "single_blocks": {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")},
 }
-_FLUX_BLOCKS = {
+_FLUX_BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     "transformer_blocks": ("double_blocks", _FLUX_DOUBLE),
     "single_transformer_blocks": ("single_blocks", _FLUX_SINGLE),
 }
@@ -59,7 +61,7 @@ def kohya_layers(components: Mapping[str, Layers], lora_alpha: float) -> Layers:
     return found
 
 
-def _pairs(layers: Layers) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _pairs(layers: Layers) -> Factors:
     """Return A (r, in) and B (out, r) by module."""
     modules = [key.removesuffix(".lora_A.weight") for key in layers if ".lora_A." in key]
     return {m: (layers[f"{m}.lora_A.weight"], layers[f"{m}.lora_B.weight"]) for m in modules}
@@ -73,33 +75,31 @@ def _layer(name: str, down: torch.Tensor, up: torch.Tensor, alpha: float) -> Lay
     }
 
 
-def _flux(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], alpha: float) -> Layers:
+def _flux(pairs: Factors, alpha: float) -> Layers:
     """Return Flux's layers; what its own code computes in one layer is put together.
 
     Factors of layers that are fused stand beside each other: A below A, and B block-diagonal, so
     the rank grows with their number and alpha with it.
     """
-    blocks: dict[tuple[str, str], dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+    blocks: dict[tuple[str, str], Factors] = {}
     for module, factors in pairs.items():
         kind, number, inner = module.split(".", 2)
         blocks.setdefault((kind, number), {})[inner] = factors
     found: Layers = {}
-    for (kind, number), inner in blocks.items():
+    for (kind, number), layers in blocks.items():
         theirs, names = _FLUX_BLOCKS[kind]
         prefix = f"lora_unet_{theirs}_{number}"
         for module, name in names.items():
-            if module in inner:
-                found |= _layer(f"{prefix}_{name}", *inner[module], alpha)
+            if module in layers:
+                found |= _layer(f"{prefix}_{name}", *layers[module], alpha)
         for name, parts in _FLUX_FUSED[theirs].items():
-            if any(part in inner for part in parts):
-                down, up = _fused(inner, parts)
+            if any(part in layers for part in parts):
+                down, up = _fused(layers, parts)
                 found |= _layer(f"{prefix}_{name}", down, up, alpha * len(parts))
     return found
 
 
-def _fused(
-    inner: dict[str, tuple[torch.Tensor, torch.Tensor]], parts: tuple[str, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fused(inner: Factors, parts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of several layers as those of one; zeros for layers not adapted."""
     down, up = next(inner[part] for part in parts if part in inner)
     there = next(u.shape[0] for part, (_, u) in inner.items() if part in parts[:3])
@@ -110,4 +110,4 @@ def _fused(
         one, other = inner.get(part, missing)
         downs.append(one)
         ups.append(other)
-    return torch.cat(downs), torch.block_diag(*ups)
+    return torch.cat(downs), torch.block_diag(*ups)  # type: ignore[no-untyped-call]

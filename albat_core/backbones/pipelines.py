@@ -1,7 +1,6 @@
 """Families of text-to-image pipelines (diffusers): what differs between them, and nothing else."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,9 +87,9 @@ class Family:
         unet = read_config(folder, "unet")
         if unet.get("addition_embed_type") == "text_time":
             return "its UNet takes picture sizes, as SDXL's does"
-        width, text = unet.get("cross_attention_dim"), read_config(folder, "text_encoder")
-        if width != text.get("hidden_size"):
-            return f"its UNet reads text of width {width}, the text encoder writes {text_width(text)}"
+        width, written = unet.get("cross_attention_dim"), _text_width(folder, "text_encoder")
+        if width != written:
+            return f"its UNet reads text of width {width}, the text encoder writes {written}"
         return None
 
 
@@ -129,8 +128,8 @@ class SDXL(Family):
         unet = read_config(folder, "unet")
         if unet.get("addition_embed_type") != "text_time":
             return "its UNet takes no picture sizes, as Stable Diffusion 1.x and 2.x"
-        texts = [read_config(folder, name) for name in ("text_encoder", "text_encoder_2")]
-        width, written = unet.get("cross_attention_dim"), sum(t.get("hidden_size", 0) for t in texts)
+        written = sum(_text_width(folder, name) for name in ("text_encoder", "text_encoder_2"))
+        width = unet.get("cross_attention_dim")
         if width != written:
             return f"its UNet reads text of width {width}, the text encoders write {written}"
         return None
@@ -197,7 +196,7 @@ class Flux(Family):
         channels = 4 * read_config(folder, "vae").get("latent_channels", 0)
         if config.get("in_channels") != channels:
             return f"its transformer reads {config.get('in_channels')} channels, not {channels}"
-        written = text_width(read_config(folder, "text_encoder_2"))
+        written = _text_width(folder, "text_encoder_2")
         if config.get("joint_attention_dim") != written:
             return (
                 f"its transformer reads text of width {config.get('joint_attention_dim')}, "
@@ -215,8 +214,9 @@ def _positions(height: int, width: int, device: torch.device) -> torch.Tensor:
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).view(-1, 3).to(device)
 
 
-def text_width(config: dict[str, Any]) -> int:
+def _text_width(folder: Path, component: str) -> int:
     """Return the width of what a text encoder writes; T5 calls it otherwise than CLIP."""
+    config = read_config(folder, component)
     return int(config.get("d_model") or config.get("hidden_size") or 0)
 
 
@@ -276,7 +276,8 @@ def find_family(folder: Path) -> type[Family]:
         raise BackboneError(
             f"the folder says {named}, but {why}",
             where=str(folder / PIPELINE_INDEX),
-            remedy=f"its models fit {others[0]}: set _class_name to that" if others
+            remedy=f"its models fit {others[0]}: set _class_name to that"
+            if others
             else "the folder mixes models of several pipelines: save it again",
         )
     return family

@@ -419,7 +419,7 @@ def test_adapter_of_another_backbone_is_refused(
     count = len(list(ArtifactStore(config.runtime.root).all_refs()))
     refused(
         lambda: evaluate(
-            chain.surrogate, chain.adaptation, other, config.evaluation, config.runtime
+            chain.surrogate, chain.adaptation, [], other, config.evaluation, config.runtime
         ),
         BackboneError,
         "the adapter was made for backbone",
@@ -437,7 +437,7 @@ def test_a_backbone_that_changed_in_place_is_loaded_again(
     store = ArtifactStore(config.runtime.root)
 
     def loss() -> float:
-        ref = evaluate(None, chain.adaptation, backbone, config.evaluation, config.runtime)
+        ref = evaluate(None, chain.adaptation, [], backbone, config.evaluation, config.runtime)
         return float(store.manifest(ref).facts["loss"])
 
     first = loss()
