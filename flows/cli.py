@@ -65,6 +65,7 @@ def prepare_environment(verbose: bool = False) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # what libraries say to each other is not for the person at the terminal
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
