@@ -68,6 +68,7 @@ def test_layers_import_downwards_only(package: str, forbidden: set[str]) -> None
         ("peft", {"albat_core/backbones/language.py"}),
         ("transformers", {"albat_core/backbones/language.py", "albat_core/backbones/text.py"}),
         ("matplotlib", {"albat_core/report/drawing.py"}),
+        ("PIL", {"albat_core/pictures.py"}),
         ("typer", {"flows/cli.py"}),
         ("rich", {"flows/console.py"}),
     ],
