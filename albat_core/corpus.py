@@ -17,18 +17,23 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import input_fingerprint, open_splitter
 from albat_core.backbones.base import BackboneConfig
 from albat_core.errors import AlbatError, InputError
+from albat_core.formats import COMPRESSED, HEAD, ONE_ROW
 from albat_core.input_files import InputFile, find_problems
+from albat_core.pictures import check_picture
+from albat_core.placed_rows import PlacedRow, placed_rows, untold
 from albat_core.progress import track
-from albat_core.readers import COMPRESSED, HEAD, Advance, stream_rows
 from albat_core.records import Example, examples_to_table, read_table, write_table
 from albat_core.shards import Part, parts_of
-from albat_core.sources import SourceConfig, as_example
+from albat_core.sources import SourceConfig
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "shards"
-STAGE_VERSION = 1  # bump when equal inputs would give different output
+STAGE_VERSION = 2  # bump when equal inputs would give different output
 
+_SKIPPED = ("null", "uncaptioned", "damaged", "unfit")  # reasons
 _IDS_KEPT = 5  # ids of skipped rows that the manifest names
+_PART_BYTES = 64 << 20  # of pictures in a part file
+_PICTURES_LOOKED_AT = 8  # of a file, before anything is computed
 _USUAL_RATIO = 4  # text takes about so much more space than its compressed file
 
 
@@ -42,26 +47,19 @@ class ShardConfig(StageConfig):
 def read_rows(file: InputFile) -> Iterator[Example]:
     """Yield every row of a file as an example, in order, before any cutting and sharing.
 
-    A row whose text is null or blank has neither ``text`` nor ``messages``.
+    A row whose text is null or blank has neither ``text`` nor ``messages``; pictures are as they
+    were read, and None where there is none, or none at its path and ``on_damaged`` is skip.
 
     Raises:
         InputError: the file or one of its rows cannot be used; it says where.
     """
-    return (example for _, example in _placed_rows(file, _untold))
-
-
-def _untold(_done: int) -> None:
-    """Take an amount of progress that nobody waits for."""
-
-
-def _placed_rows(file: InputFile, advance: Advance) -> Iterator[tuple[str, Example]]:
-    """Yield each row's place, "file:row" with rows from 0, and the example that it makes."""
-    config = file.config
-    for uri, name in zip(file.uris, file.names, strict=True):
-        document = name if file.format == "text" else ""
-        for number, row in enumerate(stream_rows(uri, file.format, config.columns, advance)):
-            where = f"{uri}:{number}"
-            yield where, as_example(row, config, f"{name}:{number}", document, file.label, where)
+    for placed in placed_rows(file, untold):
+        try:
+            yield placed.whole()
+        except InputError:
+            if file.config.on_damaged == "refuse":
+                raise
+            yield placed.example
 
 
 def _document_hash(document: str) -> int:
@@ -75,8 +73,10 @@ def make_shards(
     """Cut a file's rows to the backbone's size and keep them as Parquet parts of examples.
 
     The manifest's facts: ``files``; ``rows`` read, of which ``null_rows`` (``null_ids``) had no
-    text, ``left_out_rows`` were not in the share and ``unfit_rows`` (``unfit_ids``) could not be
-    cut; ``split_rows`` were cut; ``documents`` and examples by ``sources`` in ``parts``.
+    text, or no picture where there should be one, ``uncaptioned_rows`` a picture but no text,
+    ``damaged_rows`` a picture that cannot be read, ``left_out_rows`` were not in the share and
+    ``unfit_rows`` could not be cut; ``split_rows`` were cut; ``documents`` and examples by
+    ``sources`` in ``parts``.
 
     Raises:
         InputError: the file or a row cannot be used, no row can, or an id occurs twice.
@@ -114,6 +114,7 @@ class _Shards:
         self._folder = folder
         self._rows = rows
         self._waiting: list[Example] = []
+        self._bytes = 0
         self._hashes = array("q")
 
     def add(self, example: Example) -> None:
@@ -122,7 +123,8 @@ class _Shards:
         self._hashes.append(hash(example.example_id))
         self.sources[example.source] += 1
         self.examples += 1
-        if len(self._waiting) == self._rows:
+        self._bytes += len(example.image or b"")
+        if len(self._waiting) == self._rows or self._bytes >= _PART_BYTES:
             self.close()
 
     def close(self) -> None:
@@ -131,7 +133,7 @@ class _Shards:
             name = f"part-{len(self.parts):05d}.parquet"
             write_table(examples_to_table(self._waiting), self._folder / name)
             self.parts.append({"name": name, "rows": len(self._waiting)})
-            self._waiting = []
+            self._waiting, self._bytes = [], 0
 
     def repeated_id(self) -> str | None:
         """Return an id that two of the examples share, if any."""
@@ -149,40 +151,49 @@ def _cut(
 ) -> dict[str, Any]:
     """Add the pieces of a file's rows to ``shards``; return what was counted."""
     counts: Counter[str] = Counter()
-    ids: dict[str, list[str]] = {"null": [], "unfit": []}
+    ids: dict[str, list[str]] = {why: [] for why in _SKIPPED}
     documents = array("Q")
-    total = sum(
-        storage.size(uri) * (_USUAL_RATIO if uri.lower().endswith(COMPRESSED) else 1)
-        for uri in file.uris
-    )
+    total, unit = len(file.uris), "pictures"
+    if file.format != "images":
+        unit = "bytes"
+        total = sum(
+            storage.size(uri) * (_USUAL_RATIO if uri.lower().endswith(COMPRESSED) else 1)
+            for uri in file.uris
+        )
 
     def skip(why: str, row: Example) -> None:
         counts[why] += 1
         if counts[why] <= _IDS_KEPT:
             ids[why].append(row.example_id)
 
-    with track(f"cut {file.label}", total, "bytes") as advance:
-        for where, row in _placed_rows(file, advance):
+    with track(f"cut {file.label}", total, unit) as advance:
+        for placed in placed_rows(file, advance):
             counts["rows"] += 1
-            if row.text is None and row.messages is None:
+            if lacking := placed.lacks(file.config):
                 if file.config.on_null == "refuse":
-                    raise _null_row(where)
-                skip("null", row)
+                    raise _null_row(lacking, placed, file.config)
+                skip(lacking, placed.example)
                 continue
-            document = _document_hash(row.document)
+            document = _document_hash(placed.example.document)
             if document >= file.config.share * 2**64:
                 counts["left_out"] += 1
                 continue
-            pieces = split(row)
-            whole = len(pieces) == 1 and pieces[0].example_id == row.example_id
+            try:
+                pieces = split(placed.whole())
+            except InputError as error:
+                if placed.picture is None or file.config.on_damaged == "refuse":
+                    raise InputError(error.message, placed.place, error.remedy) from error
+                skip("damaged", placed.example)
+                continue
+            whole = [piece.example_id for piece in pieces] == [placed.example.example_id]
             if not whole and file.config.overlong == "refuse":
                 raise InputError(
                     f"expected a row that fits in {max_length} tokens whole, it does not",
-                    where=where,
+                    where=placed.where,
                     remedy="shorten it, raise backbone.max_length or set overlong to split",
                 )
             if not pieces:
-                skip("unfit", row)
+                skip("unfit", placed.example)
                 continue
             counts["split"] += not whole
             documents.append(document)
@@ -194,26 +205,32 @@ def _cut(
         "files": list(file.uris),
         "rows": counts["rows"],
         "documents": len(np.unique(np.asarray(documents))),
-        **{f"{name}_rows": counts[name] for name in ("null", "left_out", "unfit", "split")},
+        **{f"{name}_rows": counts[name] for name in (*_SKIPPED, "left_out", "split")},
         **{f"{name}_ids": first for name, first in ids.items()},
     }
 
 
-def _null_row(where: str) -> InputError:
-    return InputError(
-        "expected text, the row's is null or blank",
-        where=where,
-        remedy="fill it, or set on_null to skip",
-    )
+def _null_row(lacking: str, row: PlacedRow, config: SourceConfig) -> InputError:
+    if lacking == "uncaptioned":
+        expected = "expected a caption, the picture's is null or blank"
+    elif config.image_column and row.picture is None:
+        expected = "expected a picture, the row has none"
+    else:
+        expected = "expected text, the row's is null or blank"
+    return InputError(expected, where=row.where, remedy="fill it, or set on_null to skip")
 
 
 def _refuse_empty(file: InputFile, counts: Mapping[str, int]) -> None:
     """Raise where a file gave no example; a text file may be blank, as a row may be."""
-    if file.format == "text" and counts["null"] == counts["rows"]:
+    skipped = counts["null"] + counts["uncaptioned"] + counts["damaged"]
+    if file.format in ONE_ROW and skipped == counts["rows"]:
         return
+    pictures = ""
+    if file.config.image_column:
+        pictures = f", {counts['uncaptioned']} without caption, {counts['damaged']} damaged"
     raise InputError(
         f"expected rows with text, got {counts['rows']} rows, {counts['null']} of them null or "
-        f"blank and {counts['unfit']} with no room for what is learned",
+        f"blank{pictures} and {counts['unfit']} with no room for what is learned",
         where=file.uris[0],
         remedy="check that the columns are the right ones, or take the file out",
     )
@@ -248,8 +265,8 @@ def _first_repeat(
 def _repeated_within(file: InputFile, example_id: str) -> InputError:
     """Return the error for an id that two rows of a file have."""
     ids = (example_id, example_id.rpartition("#")[0])  # of the row, or of the row it was cut from
-    placed = _placed_rows(file, _untold)
-    first, second = islice((place for place, row in placed if row.example_id in ids), 2)
+    placed = placed_rows(file, untold)
+    first, second = islice((row.where for row in placed if row.example.example_id in ids), 2)
     return InputError(
         f"expected each id once, {example_id!r} is also in {first}",
         where=second,
@@ -293,14 +310,17 @@ def check_source(source: SourceConfig) -> list[AlbatError]:
     texts = 0
     for file in files:
         counts: Counter[str] = Counter()
+        head = _PICTURES_LOOKED_AT if file.config.image_column else HEAD
         try:
-            for where, row in islice(_placed_rows(file, _untold), HEAD):
+            for row in islice(placed_rows(file, untold), head):
                 counts["rows"] += 1
-                if row.text is None and row.messages is None:
-                    counts["null"] += 1
-                    if source.on_null == "refuse":
-                        raise _null_row(where)
-            if counts["rows"] == counts["null"] and counts["rows"] < HEAD:
+                lacking = row.lacks(file.config)
+                counts["null"] += lacking is not None
+                if lacking and source.on_null == "refuse":
+                    raise _null_row(lacking, row, file.config)
+                if row.picture is not None and source.on_damaged == "refuse":
+                    check_picture(row.whole().image or b"", row.place)
+            if counts["rows"] == counts["null"] and counts["rows"] < head:
                 _refuse_empty(file, counts)
         except AlbatError as error:
             problems.append(error)

@@ -1,10 +1,14 @@
 """The weighted mixture as sharded Parquet with a dataset card, written and read."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -15,25 +19,30 @@ from albat_core.records import (
     ADAPTATION,
     BACKBONE,
     MIXTURE_SCHEMA,
+    PICTURE_COLUMNS,
     TRAIN,
     Example,
     examples_to_table,
-    read_table,
+    row_group_rows,
     table_to_examples,
-    write_table,
 )
 from albat_core.shards import read_rows
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "mixture"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+
+_FILE_BYTES = 512 << 20  # of pictures in a file
+_PICTURES_AT_ONCE = 64  # selected rows that are in memory together
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `datasets` has them
+_FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
 class DatasetConfig(StageConfig):
     """How the mixture is written."""
 
     shard_rows: int = Field(50_000, ge=1)
-    """Rows in a Parquet file of the mixture."""
+    """Rows in a Parquet file of the mixture; fewer where they have large pictures."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +89,22 @@ def write_mixture(
 
     def build(folder: Path) -> Built:
         own = read_role(store, adaptation, TRAIN)
-        tables = [_own_rows(own, (1 - share) / len(own))]
+        first = _own_rows(own, (1 - share) / len(own))
+        others = _no_rows()
         if selection is not None and share > 0:
-            tables.append(_selected_rows(store, selection, share))
-        table = pa.concat_tables(tables)
-        files = -(-table.num_rows // config.shard_rows)
-        for number in range(files):
-            rows = table.slice(number * config.shard_rows, config.shard_rows)
-            write_table(rows, folder / "data" / f"train-{number:05d}-of-{files:05d}.parquet")
+            # pictures are too large to have all of them in memory, as texts are had
+            at_once = _PICTURES_AT_ONCE if _has_pictures(first) else None
+            others = _selected_rows(store, selection, share, at_once)
+        files = _Files(folder / "data", config.shard_rows)
+        for table in _joined(first, others):
+            files.add(table)
+        table = files.close()
         facts = {
             "alpha": share,
             "adaptation_rows": len(own),
             "backbone_rows": table.num_rows - len(own),
         }
-        (folder / "README.md").write_text(_card(table, facts))
+        (folder / "README.md").write_text(_card(table, facts, files.pictures))
         return Built(rows=table.num_rows, facts=facts)
 
     return store.produce(
@@ -118,23 +129,120 @@ def _own_rows(examples: list[Example], weight: float) -> pa.Table:
     return table.cast(MIXTURE_SCHEMA)
 
 
-def _selected_rows(store: ArtifactStore, selection: ArtifactRef, alpha: float) -> pa.Table:
-    chosen = read_selection(store, selection)
-    examples = read_rows(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
-    table = examples_to_table(examples)
-    table = table.append_column("role", pa.array([BACKBONE] * len(examples)))
-    table = table.append_column("weight", pa.array(chosen["weight"].to_numpy() * alpha))
-    for name in ("score", "nearest_example_id", "similarity"):
-        table = table.append_column(name, chosen[name])
-    return table.cast(MIXTURE_SCHEMA)
+def _selected_rows(
+    store: ArtifactStore, selection: ArtifactRef, alpha: float, at_once: int | None
+) -> Iterator[pa.Table]:
+    """Yield the selected rows, in order, so many at a time (None: all)."""
+    selected = read_selection(store, selection)
+    for start in range(0, selected.num_rows, at_once or selected.num_rows):
+        chosen = selected.slice(start, at_once)
+        examples = read_rows(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
+        table = examples_to_table(examples)
+        table = table.append_column("role", pa.array([BACKBONE] * len(examples)))
+        table = table.append_column("weight", pa.array(chosen["weight"].to_numpy() * alpha))
+        for name in ("score", "nearest_example_id", "similarity"):
+            table = table.append_column(name, chosen[name])
+        yield table.cast(MIXTURE_SCHEMA)
+
+
+def _no_rows() -> Iterator[pa.Table]:
+    yield from ()
+
+
+def _joined(first: pa.Table, others: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield all tables; the first two as one, as they decide whether there are pictures."""
+    second = next(others, None)
+    yield first if second is None else pa.concat_tables([first, second])
+    yield from others
+
+
+def _has_pictures(table: pa.Table) -> bool:
+    return bool(table["image"].null_count < table.num_rows)
+
+
+class _Files:
+    """Writes the mixture's files; without the columns of pictures where there are none."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.pictures = False
+        self._folder = folder
+        self._rows = rows
+        self._paths: list[Path] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._room = [0, 0]  # rows and bytes that the open file still takes
+        self._described: list[pa.Table] = []
+        folder.mkdir(parents=True)
+
+    def add(self, table: pa.Table) -> None:
+        """Write a table's rows; the first one decides whether there are pictures."""
+        if not self._described:
+            self.pictures = _has_pictures(table)
+        self._described.append(table.select(["role", "source", "weight"]))
+        table = _published(table) if self.pictures else table.drop_columns([*PICTURE_COLUMNS])
+        group = row_group_rows(table)
+        while table.num_rows:
+            if self._writer is None:
+                path = self._folder / f"{len(self._paths)}.parquet"
+                self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+                self._paths.append(path)
+                self._room = [self._rows, _FILE_BYTES]
+            rows = table.slice(0, self._room[0])
+            if self.pictures:
+                rows = rows.slice(0, max(self._room[1] * rows.num_rows // rows.nbytes, 1))
+            self._writer.write_table(rows, row_group_size=group)
+            self._room = [self._room[0] - rows.num_rows, self._room[1] - rows.nbytes]
+            if self._room[0] == 0 or (self.pictures and self._room[1] <= 0):
+                self._end()
+            table = table.slice(rows.num_rows)
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def close(self) -> pa.Table:
+        """Name the files by their number; return role, source and weight of all rows."""
+        self._end()
+        for number, path in enumerate(self._paths):
+            path.rename(self._folder / f"train-{number:05d}-of-{len(self._paths):05d}.parquet")
+        return pa.concat_tables(self._described)
+
+
+def _published(table: pa.Table) -> pa.Table:
+    """Return rows with pictures in the layout that `datasets` and the hub know as such."""
+    place = table.column_names.index("image")
+    images = table["image"].combine_chunks()
+    if isinstance(images, pa.ChunkedArray):  # more than 2 GiB
+        images = pa.concat_arrays(images.chunks)
+    paths = pa.nulls(len(images), pa.string())
+    column = pa.StructArray.from_arrays(
+        [images, paths], fields=list(_PICTURE), mask=images.is_null()
+    )
+    table = table.set_column(place, pa.field("image", _PICTURE), column)
+    return table.replace_schema_metadata({"huggingface": json.dumps(_FEATURES)})
+
+
+def _read_file(path: Path) -> Iterator[pa.Table]:
+    """Yield a file's rows, a row group at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            if "image" in table.column_names:
+                place = table.column_names.index("image")
+                table = table.set_column(place, "image", pc.struct_field(table["image"], "bytes"))
+            yield table
 
 
 def read_mixture(store: ArtifactStore, ref: ArtifactRef) -> Mixture:
     """Return a mixture with its weights brought back to those of the objective's two sums."""
     files = sorted((store.folder(ref) / "data").glob("*.parquet"))
-    table = pa.concat_tables([read_table(file) for file in files])
+    examples: list[Example] = []
+    described = []
+    for table in (table for file in files for table in _read_file(file)):
+        examples += table_to_examples(table)
+        described.append(table.select(["role", "weight"]))
+    table = pa.concat_tables(described)
     role = table["role"].to_numpy(zero_copy_only=False)
-    examples = table_to_examples(table)
     weights = table["weight"].to_numpy()[role == BACKBONE]
     alpha = float(store.manifest(ref).facts["alpha"])
     return Mixture(
@@ -145,12 +253,25 @@ def read_mixture(store: ArtifactStore, ref: ArtifactRef) -> Mixture:
     )
 
 
-def _card(table: pa.Table, facts: dict[str, float]) -> str:
+def _card(table: pa.Table, facts: dict[str, float], pictures: bool) -> str:
+    """Return the dataset card.
+
+    Args:
+        table: role, source and weight of all rows.
+        facts: of the manifest.
+        pictures: there are some.
+    """
     sources = table.group_by(["role", "source"]).aggregate([("weight", "sum"), ("weight", "count")])
     rows = sorted(sources.to_pylist(), key=lambda r: (r["role"], -r["weight_sum"]))
     lines = "\n".join(
         f"| {r['role']} | {r['source']} | {r['weight_count']} | {r['weight_sum']:.4f} |"
         for r in rows
+    )
+    shown = (
+        "`image` (PNG; `text` is its caption) with `frame` (height and width before\n"
+        "resizing, top and left of the cut in the resized picture, in pixels);\n"
+        if pictures
+        else ""
     )
     return f"""---
 configs:
@@ -170,7 +291,7 @@ from the backbone's corpus, alpha = {facts["alpha"]:.3f}.
 
 Columns: `example_id`, `document`, `source`; `text` (the whole training text) with `prompt` (its
 beginning, without loss; null: loss on all of it), or `messages` (loss on the assistant's turns);
-`continues` (the text goes on in the next row: no end-of-text token); `role` (`adaptation` or
+`continues` (the text goes on in the next row: no end-of-text token); {shown}`role` (`adaptation` or
 `backbone`); `weight` (factor of the row's mean loss in the objective; sums to 1 over all rows and
 to alpha over the backbone's); `score` (higher is better); `nearest_example_id` and `similarity`
 (the nearest adaptation example, cosine in the whitened embedding space).

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,18 +13,29 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core import storage
 from albat_core.errors import AlbatError, InputError
-from albat_core.readers import COMPRESSED, ENDINGS, Format, base_name, format_of, readable
+from albat_core.formats import (
+    COMPRESSED,
+    ENDINGS,
+    ONE_ROW,
+    WITH_PICTURES,
+    Format,
+    base_name,
+    format_of,
+)
+from albat_core.picture_folders import Beside, row_of, without_descriptions
+from albat_core.picture_paths import paths_fingerprint
+from albat_core.readers import readable, stream_rows
 from albat_core.sources import SourceConfig
 from albat_core.stage import canonical_json
 
-_SMALL_FOLDER = 64  # up to so many text files are entries of their own
+_SMALL_FOLDER = 64  # up to so many text files or pictures are entries of their own
 _GROUP_ENDS = 64  # one file in so many ends a group
 _GROUP_LIMIT = 512  # files
 _SIDECARS = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 
 class InputFile(BaseModel):
-    """What is read as one: a file of rows, or a group of text files."""
+    """What is read as one: a file of rows, or a group of text files or of pictures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,12 +43,15 @@ class InputFile(BaseModel):
     names: tuple[str, ...]
     """Each file's name in ids: its path below the source's, from `name` on if that is set."""
     fingerprint: str
-    """Digest of format, label, names and contents: what decides the rows beside `config`."""
+    """Digest of format, label, names and contents, captions and pictures that are named by their
+    path included: what decides the rows beside `config`."""
     config: SourceConfig
     """The source, of its paths only the one that this comes from."""
     format: Format
     label: str
     """Source of its rows where no column gives one."""
+    beside: tuple[Beside, ...] = ()
+    """What describes each picture of a folder."""
 
 
 @dataclass(frozen=True)
@@ -49,41 +63,73 @@ class Found:
     format: Format
     label: str
     path: str
+    beside: Beside = field(default_factory=Beside)
 
 
 def find_files(source: SourceConfig) -> list[InputFile]:
     """Return what there is to read, in order of the source's paths and then by name.
 
-    Text files of a large folder are read in groups whose limits their names decide, so that a
-    new file changes one group.
+    Text files and pictures of a large folder are read in groups whose limits their names decide,
+    so that a new file changes one group.
 
     Raises:
         InputError: a path is missing, holds nothing to read or files of unknown format.
     """
     found = distinct([file for path in source.paths for file in locate(path, source)])
-    return [as_input(group, source, _fingerprint(group)) for group in grouped(found)]
+    prints = _fingerprints(found)
+    return [as_input(group, source, _digest(group, source, prints)) for group in grouped(found)]
 
 
 def as_input(group: Sequence[Found], source: SourceConfig, fingerprint: str = "") -> InputFile:
     """Return files of one format and label as one thing to read."""
     prefix = f"{source.name}/" if source.name else ""
+    form = group[0].format
+    changes: dict[str, str] = {"path": group[0].path}  # a list may be long
+    if form == "images" or (form in WITH_PICTURES and not source.image_column):
+        changes["image_column"] = "image"
     return InputFile(
         uris=tuple(file.uri for file in group),
         names=tuple(prefix + file.name for file in group),
         fingerprint=fingerprint,
-        config=source.model_copy(update={"path": group[0].path}),  # a list may be long
-        format=group[0].format,
+        config=source.model_copy(update=changes),
+        format=form,
         label=group[0].label,
+        beside=tuple(file.beside for file in group) if form == "images" else (),
     )
 
 
-def _fingerprint(group: Sequence[Found]) -> str:
+def _fingerprints(found: Sequence[Found]) -> dict[str, str]:
+    """Return the fingerprint of each file and caption by its address."""
+    captions = [file.beside.caption for file in found if file.beside.caption]
+    uris = [file.uri for file in found] + captions
+    prints = dict(zip(uris, storage.fingerprints(uris), strict=True))
+    for uri, content in prints.items():
+        if not content:
+            with readable(uri):
+                prints[uri] = storage.fingerprint(uri)
+    return prints
+
+
+def _digest(group: Sequence[Found], source: SourceConfig, prints: dict[str, str]) -> str:
     contents = []
     for file in group:
-        with readable(file.uri):
-            contents.append([file.name, storage.fingerprint(file.uri)])
+        content = [file.name, prints[file.uri]]
+        if file.format == "images":
+            content += [prints.get(file.beside.caption or "", ""), row_of(file.beside)]
+        elif source.image_column and (paths := _pictures_named(file, source.image_column)):
+            content.append(paths)
+        contents.append(content)
     identity = canonical_json([group[0].format, group[0].label, contents])
     return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+
+def _pictures_named(file: Found, column: str) -> str | None:
+    """Return what changes with the pictures that a table names by their paths, if it does."""
+    if file.format in WITH_PICTURES:
+        return None
+    wanted = {column: "image_column"}
+    rows = stream_rows(file.uri, file.format, wanted, lambda _: None)
+    return paths_fingerprint((row[column] for row in rows), file.uri)
 
 
 def locate(path: str, source: SourceConfig) -> list[Found]:
@@ -111,7 +157,9 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
     else:
         named = {_plain(uri).removeprefix(base).lstrip("/"): uri for uri in uris}
         named = _without_sidecars(named, source, root)
-    formats = _formats(named, source, root, whole_folder=there and not alone)
+    whole_folder = there and not alone
+    named, beside = without_descriptions(named, source, uris if whole_folder else None)
+    formats = _formats(named, source, root, whole_folder=whole_folder)
     folder = base.rpartition("/")[2]
     return [
         Found(
@@ -119,9 +167,10 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
             name=name,
             format=form,
             label=source.name
-            or (folder if form in ("text", "dataset") and not alone else "")
+            or (folder if form in (*ONE_ROW, "dataset") and not alone else "")
             or base_name(name)[0],
             path=path,
+            beside=beside.get(name, Beside()),
         )
         for name, form in formats.items()
     ]
@@ -198,6 +247,15 @@ def _formats(
                 where=root,
                 remedy="set format, or give a glob that names only the files to read",
             )
+        others = [name for name, form in formats.items() if form != "images"]
+        if 0 < len(others) < len(formats):
+            raise InputError(
+                f"expected pictures or other files, found both ({len(formats) - len(others)} "
+                f"pictures, and {_some(others)})",
+                where=root,
+                remedy="set format to images, or give a glob that names only the files to read; "
+                "where a table names the pictures, set image_column to its column of paths",
+            )
         texts = [name for name, form in formats.items() if form == "text"]
         if 0 < len(texts) < len(formats):
             raise InputError(
@@ -216,6 +274,9 @@ def _formats(
                 where=root,
                 remedy="set another format, or give a glob: its files are read as the format says",
             )
+    for form in sorted(set(formats.values())):
+        if problems := source.misfits(form):
+            raise InputError("; ".join(problems), where=root, remedy="change it in the source")
     given = [f for f in source.columns.values() if getattr(source, f) is not None]
     if given and "text" in formats.values():
         raise InputError(
@@ -245,14 +306,14 @@ def _longer(file: Found) -> str:
 
 
 def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:
-    """Yield what is read as one: each table by itself, the text files of a path in groups."""
-    texts: dict[tuple[str, str], list[Found]] = {}
+    """Yield what is read as one: tables by themselves, texts and pictures of a path in groups."""
+    single: dict[tuple[str, str, Format], list[Found]] = {}
     for file in found:
-        if file.format == "text":
-            texts.setdefault((file.path, file.label), []).append(file)
+        if file.format in ONE_ROW:
+            single.setdefault((file.path, file.label, file.format), []).append(file)
         else:
             yield [file]
-    for files in texts.values():
+    for files in single.values():
         group: list[Found] = []
         for file in sorted(files, key=lambda f: f.name):
             group.append(file)

@@ -1,93 +1,51 @@
 """Readers of the formats that rows come in; each streams and holds a few hundred rows at most."""
 
 import csv
-import difflib
 import gzip
 import io
 import json
 import lzma
+import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from albat_core import storage
 from albat_core.errors import InputError
+from albat_core.formats import HEAD, KINDS, Advance, Format, Row, kind_of, refuse_missing
+from albat_core.webdataset import read_webdataset
 
-Format = Literal["parquet", "jsonl", "csv", "text", "dataset"]
-Row = dict[str, Any]
-Advance = Callable[[int], None]
-
-ENDINGS: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".txt": "text",
-    ".md": "text",
-    ".arrow": "dataset",
-}
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-HEAD = 200
-"""Rows looked at before a file is taken for what it seems to be."""
+Columns = Mapping[str, str] | None
 
 _NAMES = {"parquet": "Parquet", "jsonl": "JSON lines", "csv": "CSV", "text": "text"}
-_KINDS = {
-    b"PAR1": "Parquet",
-    b"ARROW1": "Arrow",
-    b"\xff\xff\xff\xff": "Arrow",
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
 _BATCH = 256  # rows turned into Python objects at once
+_BATCH_BYTES = 16 << 20  # fewer, where they have pictures
 _BUFFER = 1 << 20  # bytes read at once
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, pa.ArrowException)
 
 csv.field_size_limit(1 << 27)  # a field may be a book; the default refuses 128 KiB
 
 
-def base_name(name: str) -> tuple[str, str]:
-    """Split a file's name into its stem and its ending, folders and compression taken off."""
-    last = name.rsplit("/", 1)[-1]
-    for ending in COMPRESSED:
-        if last.lower().endswith(ending):
-            last = last[: -len(ending)]
-            break
-    stem, dot, ending = last.rpartition(".")
-    return (stem, f"{dot}{ending}".lower()) if stem else (last, "")
-
-
-def format_of(name: str) -> Format | None:
-    """Return the format that a file's ending means, None for endings that mean none."""
-    found = ENDINGS.get(base_name(name)[1])
-    packed = name.lower().endswith(COMPRESSED)
-    return None if packed and found in ("parquet", "dataset") else found
-
-
-def stream_rows(
-    uri: str, form: Format, columns: Mapping[str, str], advance: Advance
-) -> Iterator[Row]:
+def stream_rows(uri: str, form: Format, columns: Columns, advance: Advance) -> Iterator[Row]:
     """Yield a file's rows in order, each with the wanted columns only.
 
     Args:
         uri: the file, compressed where its name says so.
-        form: its format. A text file is one row with the column ``text``.
-        columns: wanted columns, each with the configuration's field that names it.
+        form: its format. A text file is one row with the column ``text``; pictures in folders are
+            not read here.
+        columns: wanted columns, each with the configuration's field that names it; None: all that
+            JSON lines or CSV have.
         advance: told the bytes read since it was last called (before compression).
 
     Raises:
         InputError: the file is missing, damaged or not of its format, or lacks a column.
     """
     reader = _READERS[form]
-    with readable(uri), storage.open_binary(uri, decompress=form in _BY_LINE) as file:
+    with readable(uri), storage.open_binary(uri, decompress=form in _PACKABLE) as file:
         try:
             yield from reader(file, uri, columns, advance)
         except _DAMAGE as error:
@@ -120,22 +78,6 @@ def readable(uri: str) -> Iterator[None]:
         ) from error
 
 
-def refuse_missing(wanted: Mapping[str, str], there: Collection[str], where: str) -> None:
-    """Raise an InputError that names the wanted columns that are not there, if any."""
-    missing = [name for name in wanted if name not in there]
-    if not missing:
-        return
-    asked = " and ".join(f"{wanted[name]} names column {name!r}" for name in missing)
-    near = [close[0] for name in missing if (close := difflib.get_close_matches(name, there, 1))]
-    raise InputError(
-        f"{asked}, which the file does not have; it has {', '.join(map(repr, there)) or 'none'}",
-        where=where,
-        remedy=f"did you mean {' and '.join(map(repr, near))}?"
-        if near
-        else f"set {' and '.join(dict.fromkeys(wanted[name] for name in missing))} to what it has",
-    )
-
-
 def _lines(file: IO[bytes], uri: str, form: Format, advance: Advance) -> Iterator[str]:
     """Yield decoded lines with their ends, a byte order mark taken off."""
     buffered = io.BufferedReader(file, _BUFFER)  # type: ignore[type-var] # any IO[bytes] will do
@@ -152,17 +94,19 @@ def _lines(file: IO[bytes], uri: str, form: Format, advance: Advance) -> Iterato
         yield text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _read_jsonl(
-    file: IO[bytes], uri: str, columns: Mapping[str, str], advance: Advance
-) -> Iterator[Row]:
+def _read_jsonl(file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
     # Writers drop null fields, so a column is missing only where no row of the head has it.
     head: list[Row] = []
     keys: dict[str, None] = {}
+    every = columns is None
+    columns = columns or {}
     for number, line in enumerate(_lines(file, uri, "jsonl", advance), 1):
         if line.isspace():
             continue
         row = _json_object(line, uri, number)
-        if head or not keys:
+        if every:
+            yield row
+        elif head or not keys:
             keys.update(dict.fromkeys(row))
             head.append(row)
             if not columns.keys() <= keys.keys():
@@ -196,12 +140,12 @@ def _json_object(line: str, uri: str, number: int) -> Row:
     )
 
 
-def _read_csv(
-    file: IO[bytes], uri: str, columns: Mapping[str, str], advance: Advance
-) -> Iterator[Row]:
+def _read_csv(file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
     reader = csv.reader(_lines(file, uri, "csv", advance), strict=True)
     try:
         header = next(reader, [])
+        if columns is None:
+            columns = dict.fromkeys(header, "")
         if header:
             refuse_missing(columns, header, uri)
         for name in columns:
@@ -230,9 +174,7 @@ def _read_csv(
         ) from error
 
 
-def _read_text(
-    file: IO[bytes], uri: str, columns: Mapping[str, str], advance: Advance
-) -> Iterator[Row]:
+def _read_text(file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
     content = file.read()
     advance(len(content))
     _refuse_binary(content, uri, "text")
@@ -240,19 +182,17 @@ def _read_text(
         text = content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise _not_utf8(uri, f"byte {error.start}", error) from error
-    yield dict.fromkeys(columns, text)
+    yield dict.fromkeys(columns or ("text",), text)
 
 
-def _read_parquet(
-    file: IO[bytes], uri: str, columns: Mapping[str, str], advance: Advance
-) -> Iterator[Row]:
+def _read_parquet(file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
     head, size = file.read(4), file.seek(0, io.SEEK_END)
     file.seek(max(size - 4, 0))
     tail = file.read(4)
     if head != b"PAR1" or tail != b"PAR1" or size < 12:
         whole = head != b"PAR1"
         raise InputError(
-            f"expected Parquet, found {_kind(head)}"
+            f"expected Parquet, found {kind_of(head)}"
             if whole
             else "expected Parquet, its end is missing: the file is truncated",
             where=uri,
@@ -261,20 +201,35 @@ def _read_parquet(
     file.seek(0)
     # buffered: column chunks are streamed, a row group is never in memory whole
     parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+    columns = columns or dict.fromkeys(parquet.schema_arrow.names, "")
     refuse_missing(columns, parquet.schema_arrow.names, uri)
-    for batch in parquet.iter_batches(batch_size=_BATCH, columns=list(columns)):
+    rows = _batch_size(*_column_bytes(parquet.metadata, columns))
+    for batch in parquet.iter_batches(batch_size=rows, columns=list(columns)):
         yield from _batch_rows(batch, uri)
         advance(size * batch.num_rows // parquet.metadata.num_rows)
 
 
-def _read_arrow(
-    file: IO[bytes], uri: str, columns: Mapping[str, str], advance: Advance
-) -> Iterator[Row]:
+def _column_bytes(metadata: Any, columns: Iterable[str]) -> tuple[int, int]:
+    """Return bytes and rows of the wanted columns in the first row group."""
+    if not metadata.num_row_groups:
+        return 0, 0
+    group = metadata.row_group(0)
+    chunks = (group.column(i) for i in range(group.num_columns))
+    wanted = (c for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    return sum(c.total_uncompressed_size for c in wanted), group.num_rows
+
+
+def _batch_size(size: int, rows: int) -> int:
+    """Return how many rows to have as Python objects at once, of such that are ``size`` bytes."""
+    return max(min(_BATCH, _BATCH_BYTES * rows // size), 1) if size else _BATCH
+
+
+def _read_arrow(file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
     head = file.read(6)
     file.seek(0)
-    if _kind(head) != "Arrow":
+    if kind_of(head) != "Arrow":
         raise InputError(
-            f"expected Arrow, found {_kind(head)}", where=uri, remedy="set format to what it is"
+            f"expected Arrow, found {kind_of(head)}", where=uri, remedy="set format to what it is"
         )
     batches: Iterable[Any]
     if head == b"ARROW1":
@@ -282,11 +237,13 @@ def _read_arrow(
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
     else:
         batches = reader = pa.ipc.open_stream(file)
+    columns = columns or dict.fromkeys(reader.schema.names, "")
     refuse_missing(columns, reader.schema.names, uri)
     for batch in batches:
         wanted = batch.select(list(columns))
-        for start in range(0, batch.num_rows, _BATCH):
-            yield from _batch_rows(wanted.slice(start, _BATCH), uri)
+        rows = _batch_size(wanted.nbytes, batch.num_rows)
+        for start in range(0, batch.num_rows, rows):
+            yield from _batch_rows(wanted.slice(start, rows), uri)
         advance(batch.nbytes)
 
 
@@ -298,29 +255,20 @@ def _batch_rows(batch: Any, uri: str) -> list[Row]:
     return rows
 
 
-_READERS: dict[Format, Callable[[IO[bytes], str, Mapping[str, str], Advance], Iterator[Row]]] = {
+_READERS: dict[Format, Callable[[IO[bytes], str, Columns, Advance], Iterator[Row]]] = {
     "parquet": _read_parquet,
     "jsonl": _read_jsonl,
     "csv": _read_csv,
     "text": _read_text,
     "dataset": _read_arrow,
+    "webdataset": read_webdataset,
 }
-_BY_LINE = ("jsonl", "csv", "text")  # formats that may be compressed as a whole
-
-
-def _kind(head: bytes) -> str:
-    """Return what a file that begins with ``head`` is."""
-    if not head:
-        return "an empty file"
-    for magic, kind in _KINDS.items():
-        if head.startswith(magic):
-            return kind
-    return "something else"
+_PACKABLE = ("jsonl", "csv", "text", "webdataset")  # formats that may be compressed as a whole
 
 
 def _refuse_binary(head: bytes, uri: str, form: Format) -> None:
-    kind = _kind(head)
-    known = kind in _KINDS.values()
+    kind = kind_of(head)
+    known = kind in KINDS.values()
     # a text may begin with the letters PAR1, but not go on with NUL bytes
     if known and (b"\0" in head or not head[:6].isascii()):
         raise _binary(uri, form, kind)

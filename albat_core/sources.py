@@ -8,24 +8,32 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from albat_core.errors import InputError
-from albat_core.readers import Row
+from albat_core.formats import WITH_PICTURES, Format, Row
 from albat_core.records import Example
 from albat_core.stage import StageConfig
 
 Column = Annotated[str, Field(min_length=1)]
+TOKEN = "token"  # noqa: S105 - what a template calls the rare word
+
+_TEMPLATES = ("prompt_template", "answer_template", "template")
 
 
 class SourceConfig(StageConfig):
     """One source of rows: files of one layout, and which columns make an example.
 
     What a row trains on is given in one of four ways: ``text_column``; ``template``;
-    ``prompt_template`` with ``answer_template``; or ``messages_column``.
+    ``prompt_template`` with ``answer_template``; or ``messages_column``. With pictures the first
+    two give the caption.
     """
 
     path: str | tuple[str, ...]
     """Files, folders or globs, local or `s3://`; folders are read with all below them."""
-    format: Literal["auto", "parquet", "jsonl", "csv", "text", "dataset"] = "auto"
-    """Format of the files; `auto` goes by their endings, compressed ones included."""
+    format: Literal[
+        "auto", "parquet", "jsonl", "csv", "text", "dataset", "images", "webdataset"
+    ] = "auto"
+    """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
+    picture files, captions beside them in `.txt` of the same name or in `metadata.jsonl` or
+    `metadata.csv` by `file_name`; `webdataset` is tar archives."""
     name: str | None = Field(None, min_length=1)
     """Label of the source, and the beginning of ids made from file names. Default: the file's
     name without endings, or the folder's for text and saved datasets."""
@@ -38,8 +46,15 @@ class SourceConfig(StageConfig):
     """Column with each row's source. Default, and where null: `name`."""
     text_column: Column | None = None
     """Column with the text. Default: `text`; text files are their own."""
+    image_column: Column | None = None
+    """Column with a picture: its file's bytes, {bytes, path}, or the path of a file, relative to
+    the row's file. Default: `image` for `images` and `webdataset`, else none."""
     template: str | None = None
-    """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`."""
+    """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`. With pictures it may
+    name none: all have the same caption."""
+    token: str | None = Field(None, min_length=1)
+    """What `{token}` stands for in a template: the rare word of DreamBooth prompts, as in `"a photo
+    of {token} dog"`."""
     prompt_template: str | None = None
     """Beginning of the text, made of columns, that carries no loss."""
     answer_template: str | None = None
@@ -52,7 +67,10 @@ class SourceConfig(StageConfig):
     overlong: Literal["split", "refuse"] = "split"
     """What to do with rows over the backbone's max_length: cut into pieces, or raise an error."""
     on_null: Literal["skip", "refuse"] = "skip"
-    """What to do with rows whose text is null or blank: skip and count, or raise an error."""
+    """What to do with rows whose text or picture is null or blank: skip and count, or raise an
+    error."""
+    on_damaged: Literal["refuse", "skip"] = "refuse"
+    """What to do with pictures that cannot be read: raise an error, or skip and count."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -68,20 +86,48 @@ class SourceConfig(StageConfig):
         ]
         if len(kinds) > 1:
             problems.append(f"{' and '.join(kinds)} exclude each other: give one of them")
-        for field in ("template", "prompt_template", "answer_template"):
+        tokens = 0
+        for field in _TEMPLATES:
             template = getattr(self, field)
             if template is None:
                 continue
             try:
-                named = any(column for _, column in template_parts(template))
+                columns = [column for _, column in template_parts(template) if column]
             except ValueError as error:
                 problems.append(f"{field} {template!r} cannot be read: {error}")
-            else:
-                if not named and field != "prompt_template":
-                    problems.append(f"{field} {template!r} names no column: write {{column}}")
+                continue
+            tokens += columns.count(TOKEN)
+            if not columns and field == "answer_template":
+                problems.append(f"{field} {template!r} names no column: write {{column}}")
+        if self.token is not None and not tokens:
+            problems.append("token is set, but no template has {token}")
+        if self.format != "auto":
+            problems += self.misfits(self.format)
+        elif self.image_column:
+            problems += self.misfits("parquet")  # or any other table
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def misfits(self, form: Format) -> list[str]:
+        """Return what is wrong with the source for files of that format."""
+        problems = []
+        if self.image_column or form in WITH_PICTURES:
+            for field in ("prompt_template", "messages_column"):
+                if getattr(self, field) is not None:
+                    problems.append(f"{field} is not for pictures: give text_column or template")
+        elif self.template is not None and not self._named("template"):
+            problems.append(f"template {self.template!r} names no column: write {{column}}")
+        return problems
+
+    def _named(self, field: str) -> list[str]:
+        """Return the columns that a template names, in order."""
+        try:
+            parts = template_parts(getattr(self, field) or "")
+        except ValueError:
+            return [""]  # said elsewhere
+        found = (column for _, column in parts if column is not None)
+        return [column for column in found if self.token is None or column != TOKEN]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -91,16 +137,16 @@ class SourceConfig(StageConfig):
     @property
     def columns(self) -> dict[str, str]:
         """Columns that are read, each with the field that names it."""
-        wanted = {}
-        for field in ("prompt_template", "answer_template", "template"):
-            for _, column in template_parts(getattr(self, field) or ""):
-                if column is not None:
-                    wanted[column] = field
+        wanted: dict[str, str] = {}
+        for field in _TEMPLATES:
+            wanted |= dict.fromkeys(self._named(field), field)
         for field in ("messages_column", "text_column"):
             if column := getattr(self, field):
                 wanted[column] = field
-        if not wanted:
+        if not wanted and self.template is None:
             wanted["text"] = "text_column"
+        if self.image_column:
+            wanted[self.image_column] = "image_column"
         for field in ("id_column", "document_column", "source_column"):
             if column := getattr(self, field):
                 wanted.setdefault(column, field)
@@ -130,6 +176,8 @@ def as_example(
     row: Row, config: SourceConfig, name: str, document: str, label: str, where: str
 ) -> Example:
     """Return the example that a row makes, with neither text nor messages where it has none.
+
+    Its picture is not looked at.
 
     Args:
         row: the source's columns.
@@ -162,13 +210,13 @@ def _content(
     if config.messages_column:
         return None, None, _messages(row[config.messages_column], where)
     if config.answer_template is not None:
-        prompt = _fill(config.prompt_template or "", row, where)
-        answer = _fill(config.answer_template, row, where)
+        prompt = _fill(config.prompt_template or "", row, config, where)
+        answer = _fill(config.answer_template, row, config, where)
         if prompt is None or answer is None:
             return None, None, None
         return prompt + answer, prompt, None
     if config.template is not None:
-        return _fill(config.template, row, where), None, None
+        return _fill(config.template, row, config, where), None, None
     column = config.text_column or "text"
     text = row[column]
     if _blank(text):
@@ -186,12 +234,15 @@ def _blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _fill(template: str, row: Row, where: str) -> str | None:
+def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | None:
     """Return a template with a row's values; None where one is null or all are blank."""
     text, blank, columns = "", True, 0
     for literal, column in template_parts(template):
         text += literal
         if column is None:
+            continue
+        if column == TOKEN and config.token is not None:
+            text += config.token
             continue
         value = row[column]
         if value is None:

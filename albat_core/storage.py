@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 
 _BLOCK = 4 << 20
+_ASKED_ONE_BY_ONE = 32  # files of a folder
 _S3_OPTIONS = {
     "use_listings_cache": False,  # others write too: what was listed once may have changed
     # compatible servers refuse botocore's checksums on ranged reads
@@ -255,6 +257,38 @@ def fingerprint(uri: str) -> str:
     fs, path = filesystem(uri)
     with _explained(uri):
         return _tag(fs, path, fs.info(path))
+
+
+def fingerprints(uris: Iterable[str]) -> Iterator[str]:
+    """Yield the fingerprint of each file, in order; "" where there is none that can be read.
+
+    A remote folder is listed once where many of its files are asked for.
+    """
+    asked: Counter[str] = Counter()
+    listings: dict[str, dict[str, str]] = {}
+    for uri in uris:
+        folder, _, name = uri.rpartition("/")
+        asked[folder] += is_remote(uri) and not uri.startswith("http")  # which lists nothing
+        if asked[folder] > _ASKED_ONE_BY_ONE:
+            if folder not in listings:
+                listings[folder] = _folder_tags(folder)
+            yield listings[folder].get(name, "")
+            continue
+        try:
+            yield fingerprint(uri)
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+            yield ""
+
+
+def _folder_tags(folder: str) -> dict[str, str]:
+    fs, path = filesystem(folder)
+    with _explained(folder):
+        entries = fs.ls(path, detail=True)
+    return {
+        str(entry["name"]).rpartition("/")[2]: _tag(fs, entry["name"], entry)
+        for entry in entries
+        if entry["type"] == "file"
+    }
 
 
 def tree_fingerprint(uri: str) -> str:

@@ -9,7 +9,7 @@ from albat_core.chain import ADAPTATION_ONLY, ALBAT, Chain
 from albat_core.config import RunConfig
 from albat_core.dataset import DatasetConfig, read_mixture, write_mixture
 from albat_core.mixture import read_selection
-from albat_core.records import MIXTURE_SCHEMA
+from albat_core.records import MIXTURE_SCHEMA, PICTURE_COLUMNS
 
 
 def test_opens_with_datasets_and_weights_are_those_of_the_objective(
@@ -18,7 +18,7 @@ def test_opens_with_datasets_and_weights_are_those_of_the_objective(
     datasets = pytest.importorskip("datasets")
     folder = store.folder(chain.mixture(ALBAT))
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
-    assert rows.column_names == MIXTURE_SCHEMA.names
+    assert rows.column_names == [n for n in MIXTURE_SCHEMA.names if n not in PICTURE_COLUMNS]
     own = [w for w, role in zip(rows["weight"], rows["role"], strict=True) if role == "adaptation"]
     other = [w for w, role in zip(rows["weight"], rows["role"], strict=True) if role == "backbone"]
     assert sum(own) == pytest.approx(0.5)

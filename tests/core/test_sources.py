@@ -19,7 +19,15 @@ from tests.core.row_files import refused, rows_of, write_csv, write_jsonl, write
         ({"messages_column": "m", "prompt_template": "p", "answer_template": "{a}"}, "exclude"),
         ({"prompt_template": "{q}"}, "prompt_template and answer_template need each other"),
         ({"answer_template": "{q}"}, "prompt_template and answer_template need each other"),
-        ({"template": "no columns"}, "names no column"),
+        ({"template": "no columns", "format": "jsonl"}, "names no column"),
+        ({"answer_template": "none", "prompt_template": "{a}"}, "names no column"),
+        ({"token": "sks", "template": "a {breed} dog"}, "no template has"),
+        ({"image_column": "i", "messages_column": "m"}, "messages_column is not for pictures"),
+        (
+            {"format": "images", "prompt_template": "p", "answer_template": "{a}"},
+            "prompt_template is not for pictures",
+        ),
+        ({"image_column": ""}, "image_column"),
         ({"template": "open { brace {a}"}, "write {{ or }}"),
         ({"template": "{a:>3}"}, "a column's name only"),
         ({"template": "{}"}, "a column's name only"),
@@ -38,7 +46,7 @@ def test_config_refuses(fields: dict, said: str) -> None:
 
 def test_config_tells_all_mistakes_at_once() -> None:
     with pytest.raises(ValidationError) as caught:
-        SourceConfig(path="", template="plain", text_column="t")
+        SourceConfig(path="", format="csv", template="plain", text_column="t")
     for said in ("path names nothing", "exclude each other", "names no column"):
         assert said in str(caught.value)
 

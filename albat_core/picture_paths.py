@@ -1,0 +1,91 @@
+"""Pictures that a row has: their bytes, or where their file lies."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from albat_core import storage
+from albat_core.errors import InputError
+
+Picture = bytes | str
+"""A picture's file, or its address."""
+
+_ROWS_LOOKED_AT = 16  # of a table, for whether its pictures are paths
+
+
+def picture_of(value: Any, uri: str, where: str) -> Picture | None:
+    """Return the picture that a column holds, None where it holds none.
+
+    Args:
+        value: bytes, {bytes, path} as `datasets` writes it, or a path.
+        uri: the row's file; paths are relative to its folder.
+        where: the row's place, "file:row".
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(value, dict) and {"bytes", "path"} & value.keys():
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise InputError(
+            f"expected a picture (its file's bytes, {{bytes, path}} or a path), "
+            f"got {type(value).__name__}",
+            where=where,
+            remedy="set image_column to the column with the pictures",
+        )
+    if "://" in value or Path(value).is_absolute():
+        return value
+    return storage.join(uri.rpartition("/")[0], value.removeprefix("./"))
+
+
+def load_picture(picture: Picture, where: str) -> bytes:
+    """Return a picture's file.
+
+    Raises:
+        InputError: there is none at its address, or it may not be read.
+    """
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return storage.read_bytes(picture)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(
+            f"expected a picture's file at {picture} ({error.strerror or type(error).__name__})",
+            where=where,
+            remedy="check the path, which is relative to the row's file; take the row out, or set "
+            "on_damaged to skip",
+        ) from error
+
+
+def paths_fingerprint(values: Iterable[Any], uri: str) -> str | None:
+    """Return what changes when a picture changes that a table names by its path.
+
+    Args:
+        values: the table's column of pictures, streamed; read to the end only if its first rows
+            name paths.
+        uri: the table.
+
+    Returns:
+        None where the first rows have no paths: the pictures are in the table.
+    """
+    rows = _paths(values, uri)
+    first = list(islice(rows, _ROWS_LOOKED_AT))
+    if not any(first):
+        return None
+    running = hashlib.sha256()
+    for found in storage.fingerprints(path for path in chain(first, rows) if path):
+        running.update(f"{found}\n".encode())
+    return running.hexdigest()
+
+
+def _paths(values: Iterable[Any], uri: str) -> Iterator[str | None]:
+    """Yield the address of each picture that is not in the table."""
+    for row, value in enumerate(values):
+        picture = picture_of(value, uri, f"{uri}:{row}")
+        yield picture if isinstance(picture, str) else None
