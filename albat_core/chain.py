@@ -16,21 +16,24 @@ from albat_core.encoding import encode_part
 from albat_core.evaluation import evaluate
 from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.trainer import FinetuneConfig
+from albat_core.generation import generate_rows
 from albat_core.index import build_index
 from albat_core.input_files import find_files
 from albat_core.mixture import select, select_all
 from albat_core.progress import announce
 from albat_core.report.writing import ArmRun, RunArtifacts, StageRun, export_run, write_report
-from albat_core.retrieval import draw_candidates, retrieve_candidates
+from albat_core.retrieval import draw_candidates, retrieve_candidates, take_candidates
 from albat_core.scoring import score_candidates
 from albat_core.shards import Part, parts_of
 from albat_core.sources import SourceConfig
 
-UNTOUCHED, ADAPTATION_ONLY, RANDOM, ALBAT = "untouched", "adaptation_only", "random", "albat"
+UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
+GENERATED, ALBAT = "generated", "albat"
 LABELS = {
     UNTOUCHED: "Backbone untouched",
     ADAPTATION_ONLY: "Adaptation data only",
     RANDOM: "With random corpus rows",
+    GENERATED: "With generated rows",
     ALBAT: "ALBAT",
 }
 
@@ -64,8 +67,18 @@ class Chain:
 
     @cached_property
     def corpus(self) -> list[ArtifactRef]:
-        """Shards of the corpus, by file."""
+        """Shards of the corpus, by file; where none is named, rows that the backbone made."""
+        if not self._config.corpus:
+            return [self.generated]
         return self._shards(self._config.corpus, "cut corpus")
+
+    @cached_property
+    def generated(self) -> ArtifactRef:
+        """Shards of rows that the backbone made."""
+        c = self._config
+        return self._run(
+            "generate rows", generate_rows, self._backbone, c.generated, c.seed, self._runtime
+        )
 
     @cached_property
     def own(self) -> list[ArtifactRef]:
@@ -145,7 +158,8 @@ class Chain:
     @cached_property
     def surrogate(self) -> ArtifactRef:
         """An adapter trained on the adaptation set alone."""
-        return self._finetune("surrogate", self.mixture(ADAPTATION_ONLY), self._config.surrogate)
+        mixture = self.mixture(ADAPTATION_ONLY)
+        return self._finetune("surrogate", mixture, self._config.surrogate, [])
 
     @cached_property
     def scores(self) -> ArtifactRef:
@@ -173,11 +187,19 @@ class Chain:
         )  # fmt: skip
         return self._run("take random rows", select_all, drawn, self._runtime)
 
+    @cached_property
+    def generated_selection(self) -> ArtifactRef:
+        """All rows that the backbone made."""
+        taken = self._run("take generated rows", take_candidates, self.generated, self._runtime)
+        return self._run("weigh generated rows", select_all, taken, self._runtime)
+
     def mixture(self, arm: str) -> ArtifactRef:
         """Return what an arm is trained on."""
         selection: ArtifactRef | None = None
         if arm == RANDOM:
             selection = self.random_selection
+        elif arm == GENERATED:
+            selection = self.generated_selection
         elif arm == ALBAT:
             selection = self.selection
         c = self._config
@@ -193,7 +215,10 @@ class Chain:
             return None
         if arm not in self._adapters:
             self._adapters[arm] = self._finetune(
-                LABELS[arm], self.mixture(arm), self._config.finetune
+                LABELS[arm],
+                self.mixture(arm),
+                self._config.finetune,
+                self.generated_encodings if arm == GENERATED else self.corpus_encodings,
             )
         return self._adapters[arm]
 
@@ -256,14 +281,24 @@ class Chain:
         [places] = self._execute(export_run, [run], ())
         return dict(places)
 
-    def _finetune(self, label: str, mixture: ArtifactRef, config: FinetuneConfig) -> ArtifactRef:
-        encodings = [*self.own_encodings, *self.corpus_encodings]
+    def _finetune(
+        self,
+        label: str,
+        mixture: ArtifactRef,
+        config: FinetuneConfig,
+        encodings: Sequence[ArtifactRef],
+    ) -> ArtifactRef:
         return self._run(
             f"fine-tune: {label}",
             finetune,
-            mixture, self.adaptation, encodings,
+            mixture, self.adaptation, [*self.own_encodings, *encodings],
             self._backbone, config, self._config.seed, self._runtime, label,
         )  # fmt: skip
+
+    @cached_property
+    def generated_encodings(self) -> list[ArtifactRef]:
+        """Costly inputs of the rows that the backbone made, by part."""
+        return self._encodings("encode generated rows", parts_of(self._store, [self.generated]))
 
     def _encodings(self, label: str, parts: Sequence[Part]) -> list[ArtifactRef]:
         if not precomputes(self._backbone):

@@ -140,6 +140,7 @@ class DiffusionBackbone:
     def _load(self, config: BackboneConfig, weights: torch.dtype) -> Family:
         import diffusers
 
+        diffusers.utils.logging.disable_progress_bar()
         folder = backbone_folder(config)
         family = find_family(folder)
         loader = getattr(diffusers, family.pipeline_class)
@@ -149,7 +150,7 @@ class DiffusionBackbone:
         try:
             pipeline = loader.from_pretrained(
                 folder,
-                torch_dtype=weights,
+                dtype={"default": weights, "vae": torch.float32},  # SDXL's overflows in half
                 use_safetensors=True,
                 local_files_only=True,
                 **optional,
@@ -157,7 +158,6 @@ class DiffusionBackbone:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise unreadable("pipeline", folder, error, library="diffusers") from error
         pipeline.to(self.device)
-        pipeline.vae.to(torch.float32)  # SDXL's overflows in half precision
         pipeline.set_progress_bar_config(disable=True)
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
