@@ -381,12 +381,20 @@ def test_bombs_are_refused_before_decoding() -> None:
     prepared(small, max_pixels=110)
 
 
-def test_large_jpeg_is_not_decoded_whole() -> None:
-    """A decoder at full scale would need 3 bytes for each of 24 million pixels."""
+def test_large_jpeg_is_not_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    resize = Image.Image.resize
+
+    def noting(self: Image.Image, *args: object, **fields: object) -> Image.Image:
+        sizes.append(self.size)
+        return resize(self, *args, **fields)
+
     gradient = np.linspace(0, 255, 6000).astype(np.uint8)
     pixels = np.repeat(np.tile(gradient, (4000, 1))[..., None], 3, axis=2)
     content = encoded(pixels, "JPEG", quality=90)
+    monkeypatch.setattr(Image.Image, "resize", noting)
     found = prepared(content, resolution=(40, 60)).astype(int)
+    assert sizes == [(750, 500)]  # an eighth
     means = pixels.reshape(40, 100, 60, 100, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(found[:, 2:-2], means[:, 2:-2], atol=2)
     assert all(a <= b for a, b in pairwise(found[20, :, 0]))
