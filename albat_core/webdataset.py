@@ -67,7 +67,9 @@ def _samples(
     file: IO[bytes], uri: str, wanted: Mapping[str, str], advance: Advance
 ) -> Iterator[tuple[str, str, dict[str, bytes]]]:
     """Yield each row's place and key, and the contents of its wanted members by column."""
-    key, members, number, done = "", dict[str, bytes](), 0, 0
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    number = done = 0
     with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined] # else all headers are kept
@@ -76,7 +78,7 @@ def _samples(
             if not member.isfile() or not stem or not dot:
                 continue
             if folder + slash + stem != key:
-                if members:
+                if key is not None:
                     yield f"{uri}:{number} ({key})", key, members
                     number += 1
                 key, members = folder + slash + stem, {}
@@ -93,7 +95,7 @@ def _samples(
                 opened = archive.extractfile(member)
                 assert opened is not None
                 members[column] = opened.read()
-        if members:
+        if key is not None:
             yield f"{uri}:{number} ({key})", key, members
 
 

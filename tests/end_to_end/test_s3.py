@@ -21,13 +21,14 @@ import yaml
 from albat_core import storage
 from albat_core.artifacts import ArtifactStore
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint
-from albat_core.corpus import read_rows
+from albat_core.corpus import check_source, read_rows
 from albat_core.errors import InputError, TransientError
 from albat_core.input_files import find_files
 from albat_core.sources import SourceConfig
 from flows.albat import albat
 from flows.checks import find_mistakes
 from flows.config import load_config
+from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
 from tests.end_to_end.conftest import Run
 from tests.toys import save_backbone, write_run
 
@@ -165,6 +166,50 @@ def test_files_larger_than_a_block_are_read_in_ranges(
     bucket.put(str(file), f"{HOME}/large.parquet")
     (large,) = find_files(SourceConfig(path=f"{HOME}/large.parquet"))
     assert [row.text for row in read_rows(large)] == texts
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_folder_of_pictures(bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:
+    content = write_pictures(tmp_path / "p", [f"{i:02d}.png" for i in range(40)])
+    for number in range(40):
+        (tmp_path / "p" / f"{number:02d}.txt").write_text(f"picture {number}")
+    bucket.put(f"{tmp_path}/p/", f"{HOME}/pictures/", recursive=True)
+    bucket.pipe(f"{HOME}/pictures/metadata.csv", b"file_name,text\n07.png,of the table\n")
+    source = SourceConfig(path=f"{HOME}/pictures")
+    files = find_files(source)
+    rows = [row for file in files for row in read_rows(file)]
+    assert [row.image for row in rows] == list(content.values())
+    captions = [f"picture {number}" for number in range(40)]
+    captions[7] = "of the table"
+    assert [row.text for row in rows] == captions
+    assert check_source(source) == []
+    # more than are asked for one by one: their folder is listed; each change is seen
+    bucket.pipe(f"{HOME}/pictures/39.png", content["00.png"])
+    bucket.pipe(f"{HOME}/pictures/38.txt", b"changed")
+    bucket.pipe(f"{HOME}/pictures/metadata.csv", b"file_name,text\n07.png,changed\n")
+    after = find_files(source)
+    places = range(40)
+    assert [i for i in places if files[i].fingerprint != after[i].fingerprint] == [7, 38, 39]
+
+
+def test_an_archive_of_pictures(bucket: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {}
+    for number in range(60):
+        members[f"{number}.png"] = encoded(pattern(32, 32, number))
+        members[f"{number}.txt"] = f"picture {number}".encode()
+    whole = tar_of(members)
+    monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 64 << 10)
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert len(whole) > 3 * (64 << 10)
+    bucket.pipe(f"{HOME}/shard.tar", whole)
+    bucket.pipe(f"{HOME}/cut.tar", whole[:100_000])
+    (archive,) = find_files(SourceConfig(path=f"{HOME}/shard.tar"))
+    rows = list(read_rows(archive))
+    assert [row.text for row in rows] == [f"picture {number}" for number in range(60)]
+    assert [row.image for row in rows] == [members[f"{number}.png"] for number in range(60)]
+    (cut,) = find_files(SourceConfig(path=f"{HOME}/cut.tar"))
+    with pytest.raises(InputError, match="damaged or truncated"):
+        list(read_rows(cut))
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -1,0 +1,44 @@
+"""Picture files for tests; made of arrays whose values are known."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def pattern(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Random pixels (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(pixels: NDArray | Image.Image, form: str = "PNG", **options: object) -> bytes:
+    """Return a picture file of the pixels."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def write_pictures(folder: Path, names: list[str], side: int = 8) -> dict[str, bytes]:
+    """Write a PNG of its own colours for each name, and return them."""
+    written = {}
+    for seed, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written[name] = encoded(pattern(side, side, seed))
+        path.write_bytes(written[name])
+    return written
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    """Return a tar archive of files, in order."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()

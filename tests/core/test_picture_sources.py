@@ -1,0 +1,430 @@
+"""Sources of pictures: folders with captions, columns, WebDataset; what is wrong is named."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import tracemalloc
+from itertools import pairwise
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from albat_core import storage
+from albat_core.corpus import check_source, read_rows
+from albat_core.input_files import find_files
+from albat_core.records import Example
+from albat_core.sources import SourceConfig
+from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
+from tests.core.row_files import only, refused, rows_of, write_csv, write_jsonl, write_parquet
+
+
+def captions(path: object, **fields: object) -> dict[str, str | None]:
+    return {e.example_id: e.text for e in rows_of(path, **fields)}
+
+
+def prints(path: object, **fields: object) -> list[str]:
+    return [file.fingerprint for file in find_files(SourceConfig(path=str(path), **fields))]
+
+
+def test_folder_with_captions_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "dogs"
+    content = write_pictures(folder, ["a.png", "b.JPG", "deep/c.webp"])
+    (folder / "a.txt").write_text("a red dog\n")
+    (folder / "deep" / "c.txt").write_text("\ufeffa blue dog")
+    expected = [
+        Example("a.png:0", "a.png", "dogs", text="a red dog\n", image=content["a.png"]),
+        Example("b.JPG:0", "b.JPG", "dogs", image=content["b.JPG"]),
+        Example(
+            "deep/c.webp:0", "deep/c.webp", "dogs", text="a blue dog", image=content["deep/c.webp"]
+        ),
+    ]
+    assert rows_of(folder) == expected
+    assert rows_of(folder, format="images") == expected
+    assert rows_of(folder / "*.png")[0].text == "a red dog\n"
+    (alone,) = rows_of(folder / "a.png")
+    assert (alone.source, alone.text) == ("a", "a red dog\n")
+
+
+def test_one_prompt_for_all(tmp_path: Path) -> None:
+    folder = tmp_path / "dogs"
+    write_pictures(folder, ["a.png", "b.png"])
+    assert set(captions(folder, template="a photo of sks dog").values()) == {"a photo of sks dog"}
+    named = captions(folder, template="a photo of {token} dog", token="sks")
+    assert set(named.values()) == {"a photo of sks dog"}
+    table = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}])
+    assert "names no column" in refused(lambda: rows_of(table, template="a photo of sks dog"))
+    said = refused(lambda: rows_of(table, template="a photo of {token} dog", token="sks"))
+    assert "names no column" in said
+    assert captions(table, template="{text} {token}", token="sks") == {"t.jsonl:0": "a sks"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_folder_with_a_table(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, ["a.png", "b.png", "deep/c.png", "deep/d.png"])
+    rows = [
+        {"file_name": "a.png", "text": "table", "class": "dog"},
+        {"file_name": "./deep/c.png", "text": "", "class": "cat"},
+        {"file_name": "deep/d.png", "text": "D", "class": "cat"},
+    ]
+    {"jsonl": write_jsonl, "csv": write_csv}[kind](folder / f"metadata.{kind}", rows)
+    (folder / "a.txt").write_text("beside")
+    (folder / "b.txt").write_text("beside")
+    assert captions(folder) == {
+        "a.png:0": "table",
+        "b.png:0": "beside",
+        "deep/c.png:0": None,
+        "deep/d.png:0": "D",
+    }
+    assert captions(folder, template="a {class} in {file_name}") == {
+        "a.png:0": "a dog in a.png",
+        "b.png:0": None,
+        "deep/c.png:0": "a cat in deep/c.png",
+        "deep/d.png:0": "a cat in deep/d.png",
+    }
+    assert captions(folder / "*.png")["a.png:0"] == "table"
+    said = refused(lambda: rows_of(folder, template="a {clas}"))
+    assert "template names column 'clas'" in said
+    assert "did you mean 'class'" in said
+    write_jsonl(folder / "deep" / "metadata.jsonl", [{"file_name": "c.png", "text": "nearest"}])
+    assert captions(folder)["deep/c.png:0"] == "nearest"
+    assert captions(folder)["deep/d.png:0"] is None
+
+
+def test_without_a_table_there_are_no_columns(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p", ["a.png"])
+    said = refused(lambda: rows_of(tmp_path / "p", text_column="caption"))
+    assert "text_column names column 'caption'" in said
+    assert "'image', 'text', 'file_name'" in said
+
+
+def test_what_a_table_of_pictures_may_not_be(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, ["a.png", "b.png"])
+    table = folder / "metadata.jsonl"
+    rows = [{"file_name": "a.png"}, {"file_name": "gone.png"}, {"file_name": "x.png"}]
+    write_jsonl(table, rows)
+    said = refused(lambda: rows_of(folder))
+    assert str(table) in said
+    assert "'gone.png', found none, nor 1 more" in said
+    write_jsonl(table, [rows[0], rows[0]])
+    assert f"{table}:1: expected one row a picture" in refused(lambda: rows_of(folder))
+    write_jsonl(table, [{"file": "a.png"}])
+    said = refused(lambda: rows_of(folder))
+    assert f"{table}:0: expected a picture's name in column 'file_name'" in said
+    table.write_text("{")
+    assert "line 1 is not JSON" in refused(lambda: rows_of(folder))
+    write_jsonl(table, rows[:1])
+    write_csv(folder / "metadata.csv", rows[:1])
+    assert "metadata.jsonl and metadata.csv" in refused(lambda: rows_of(folder))
+
+
+def test_folders_of_several_kinds(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, ["a.png"])
+    (folder / "README.md").write_text("about")
+    said = refused(lambda: rows_of(folder))
+    assert "found both (1 pictures, and README.md)" in said
+    assert "set format to images" in said
+    assert len(rows_of(folder, format="images")) == 1
+    assert "not for pictures" in refused(lambda: rows_of(folder / "a.png", messages_column="m"))
+    write_jsonl(folder / "rows.jsonl", [{"file": "a.png", "text": "A"}])
+    (folder / "README.md").unlink()
+    assert "image_column" in refused(lambda: rows_of(folder))
+    (row,) = rows_of(folder, image_column="file")
+    assert (row.example_id, row.text) == ("rows.jsonl:0", "A")
+    assert row.image == (folder / "a.png").read_bytes()
+
+
+def test_fingerprints_follow_captions_and_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, [f"{i:02d}.png" for i in range(6)])
+    rows = [{"file_name": f"{i:02d}.png", "text": f"t{i}"} for i in range(6)]
+    write_jsonl(folder / "metadata.jsonl", rows)
+    states = [prints(folder)]
+    assert len(set(states[0])) == 6
+    rows[2]["text"] = "changed"
+    write_jsonl(folder / "metadata.jsonl", rows)
+    states.append(prints(folder))
+    (folder / "03.txt").write_text("beside")
+    states.append(prints(folder))
+    (folder / "04.png").write_bytes(encoded(pattern(9, 9)))
+    states.append(prints(folder))
+    for place, (before, after) in enumerate(pairwise(states), start=2):
+        assert [i for i in range(6) if before[i] != after[i]] == [place]
+    assert captions(folder)["02.png:0"] == "changed"
+
+
+def test_large_folders_are_read_in_groups(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    content = encoded(pattern(2, 2))
+    for number in range(700):
+        (folder / f"{number:03d}.png").write_bytes(content)
+        (folder / f"{number:03d}.txt").write_text(str(number))
+    before = find_files(SourceConfig(path=str(folder)))
+    assert 2 <= len(before) < 60
+    found = [e for file in before for e in read_rows(file)]
+    assert [e.text for e in found] == [str(number) for number in range(700)]
+    (folder / "699.txt").write_text("changed")
+    after = find_files(SourceConfig(path=str(folder)))
+    assert len({f.fingerprint for f in after} - {f.fingerprint for f in before}) == 1
+
+
+PICTURES = [encoded(pattern(8, 8, seed)) for seed in range(3)]
+PATHS = ["pictures/0.png", "./pictures/1.png", "2.png"]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with three pictures, where the paths above say."""
+    (tmp_path / "pictures").mkdir()
+    for path, content in zip(PATHS, PICTURES, strict=True):
+        (tmp_path / path).write_bytes(content)
+    return tmp_path
+
+
+def shown(path: object, **fields: object) -> list[tuple[str | None, bytes | None]]:
+    return [(e.text, e.image) for e in rows_of(path, **{"image_column": "image", **fields})]
+
+
+EXPECTED = [("t0", PICTURES[0]), ("t1", PICTURES[1]), ("t2", PICTURES[2]), ("t3", None)]
+
+
+def test_columns_of_paths(pictures: Path) -> None:
+    rows = [{"text": f"t{i}", "image": p} for i, p in enumerate([*PATHS, None])]
+    rows[2]["image"] = str(pictures / "2.png")
+    assert shown(write_jsonl(pictures / "r.jsonl", rows)) == EXPECTED
+    assert shown(write_csv(pictures / "r.csv", rows)) == EXPECTED
+    assert shown(write_parquet(pictures / "r.parquet", rows)) == EXPECTED
+
+
+def test_columns_of_bytes(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "image": p} for i, p in enumerate([*PICTURES, None])]
+    assert shown(write_parquet(tmp_path / "a.parquet", rows)) == EXPECTED
+    rows = [{**row, "image": {"bytes": row["image"], "path": "x.png"}} for row in rows[:3]]
+    rows += [{"text": "t3", "image": None}, {"text": "t4", "image": {"bytes": None, "path": None}}]
+    got = shown(write_parquet(tmp_path / "b.parquet", rows))
+    assert got == [*EXPECTED, ("t4", None)]
+
+
+def test_saved_datasets(pictures: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {
+        "text": ["t0", "t1", "t2", "t3"],
+        "image": [{"bytes": content, "path": None} for content in PICTURES] + [None],
+    }
+    features = datasets.Features({"text": datasets.Value("string"), "image": datasets.Image()})
+    saved = datasets.Dataset.from_dict(columns, features=features)
+    saved.save_to_disk(pictures / "saved")
+    assert shown(pictures / "saved") == EXPECTED
+    saved.to_parquet(pictures / "hub.parquet")
+    assert shown(pictures / "hub.parquet") == EXPECTED
+    columns["image"] = [str(pictures / path) for path in PATHS] + [None]
+    pathed = datasets.Dataset.from_dict(columns, features=features)
+    with (
+        (pictures / "paths.arrow").open("wb") as file,
+        pa.ipc.new_stream(file, pathed.data.schema) as writer,
+    ):
+        writer.write_table(pathed.data.table)
+    assert shown(pictures / "paths.arrow") == EXPECTED
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_picture_that_changes_is_noticed(pictures: Path, kind: str) -> None:
+    rows = [{"text": f"t{i}", "image": p} for i, p in enumerate(PATHS)]
+    writer = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}[kind]
+    table = writer(pictures / f"r.{kind}", rows)
+    before = prints(table, image_column="image")
+    assert prints(table, image_column="image") == before
+    unread = prints(table, text_column="text")
+    (pictures / PATHS[1]).write_bytes(encoded(pattern(8, 8, 9)))
+    after = prints(table, image_column="image")
+    assert after != before
+    (pictures / PATHS[1]).unlink()
+    assert prints(table, image_column="image") not in (before, after)
+    assert prints(table, text_column="text") == unread
+
+
+def test_rows_whose_picture_cannot_be_had(pictures: Path) -> None:
+    table = write_jsonl(
+        pictures / "r.jsonl", [{"text": "a", "image": PATHS[0]}, {"text": "b", "image": "no.png"}]
+    )
+    said = refused(lambda: shown(table))
+    assert f"{table}:1: expected a picture's file at {pictures}/no.png (No such file" in said
+    assert shown(table, on_damaged="skip")[1] == ("b", None)
+    write_jsonl(table, [{"text": "a", "image": 3}])
+    assert f"{table}:0: expected a picture (its file's bytes" in refused(lambda: shown(table))
+    write_jsonl(table, [{"text": "a", "image": "pictures"}])
+    assert "Is a directory" in refused(lambda: shown(table))
+    assert "names column 'imgae'" in refused(lambda: shown(table, image_column="imgae"))
+
+
+def wds(tmp_path: Path, members: dict[str, bytes], name: str = "s.tar") -> Path:
+    (tmp_path / name).write_bytes(tar_of(members))
+    return tmp_path / name
+
+
+SAMPLES = {
+    "x/0.png": PICTURES[0],
+    "x/0.txt": b"zero",
+    "x/0.json": b'{"licence": "CC0", "text": "of json"}',
+    "x/0.cls": b"7",
+    "x/1.5.JPG": PICTURES[1],  # the key ends at the first dot
+    "x/1.caption": "eins ä".encode(),
+    "y/1.json": b'{"text": "of json"}',
+    "y/1.jpg": PICTURES[1],
+    "2.webp": PICTURES[2],
+    "2.seg.png": PICTURES[0],
+}
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    path = wds(tmp_path, SAMPLES)
+    got = rows_of(path)
+    assert [(e.example_id, e.text, e.image) for e in got] == [
+        ("s.tar:0", "zero", PICTURES[0]),
+        ("s.tar:1", "eins ä", None),
+        ("s.tar:2", "of json", PICTURES[1]),
+        ("s.tar:3", None, PICTURES[2]),
+    ]
+    keyed = rows_of(path, id_column="__key__", template="{licence} {cls}")
+    assert [(e.example_id, e.text) for e in keyed] == [
+        ("x/0", "CC0 7"),
+        ("x/1", None),
+        ("y/1", None),
+        ("2", None),
+    ]
+    assert rows_of(path, image_column="seg.png")[3].image == PICTURES[0]
+    packed = tmp_path / "s.tar.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert [e.image for e in rows_of(packed)] == [e.image for e in got]
+    assert {e.text for e in rows_of(path, template="a dog")} == {"a dog"}
+
+
+def test_webdataset_errors(tmp_path: Path) -> None:
+    whole = tar_of(SAMPLES)
+    path = tmp_path / "s.tar"
+    ends = [512 + (len(c) + 511) // 512 * 512 for c in SAMPLES.values()]
+    within = [100, 700, ends[0], ends[0] + 100, sum(ends) - 600, sum(ends)]
+    for length in within:
+        path.write_bytes(whole[:length])
+        said = refused(lambda: rows_of(path))
+        assert f"{path}: the file is damaged or truncated" in said, length
+    path.write_bytes(b"no archive at all" * 99)
+    assert "no tar archive at byte 0" in refused(lambda: rows_of(path))
+    path.write_bytes(gzip.compress(whole)[:-200])
+    path.rename(tmp_path / "s.tar.gz")
+    assert "damaged or truncated" in refused(lambda: rows_of(tmp_path / "s.tar.gz"))
+    for members, said in (
+        ({"a.jpg": b"x", "a.png": b"x"}, "one picture a row, got jpg and png"),
+        ({"a.jpg": b"x", "a.JPG": b"x"}, "one member 'jpg' a row, got two"),
+        ({"a.jpg": b"x", "a.json": b"{"}, "not JSON"),
+        ({"a.jpg": b"x", "a.json": b"[]"}, "a JSON list"),
+        ({"a.jpg": b"x", "a.txt": b"\xe4"}, "UTF-8 in 'text', got 0xe4 at byte 0"),
+    ):
+        path = wds(tmp_path, {"0.jpg": b"x", "0.txt": b"t", **members})
+        assert f"{path}:1 (a): " in refused(lambda: rows_of(path))  # noqa: B023
+        assert said in refused(lambda: rows_of(path))  # noqa: B023
+    path = wds(tmp_path, {"0.txt": b"a"})
+    assert "names column 'image', which" in refused(lambda: rows_of(path))
+    said = refused(lambda: rows_of(wds(tmp_path, SAMPLES), template="{license}"))
+    assert "did you mean 'licence'" in said
+
+
+def test_webdataset_is_streamed(tmp_path: Path) -> None:
+    large = os.urandom(1 << 20)
+    path = wds(tmp_path, {f"{i:03d}.{end}": large for i in range(40) for end in ("jpg", "npy")})
+    file = only(SourceConfig(path=str(path), template="a"))
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(file)) == 40
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8e6
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_few_pictures_of_a_table_are_in_memory(tmp_path: Path, kind: str) -> None:
+    rows = [{"text": "a", "image": os.urandom(1 << 20)} for _ in range(100)]
+    table = pa.Table.from_pylist(rows)
+    path = tmp_path / f"r.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, use_dictionary=False, row_group_size=10)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=20)
+    del rows, table
+    file = only(SourceConfig(path=str(path), image_column="image"))
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    most = 0
+    for _ in read_rows(file):
+        most = max(most, pa.total_allocated_bytes() - before)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 45e6
+    assert most < 45e6
+
+
+def test_remote_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = fsspec.filesystem("memory")
+    try:
+        for number in range(40):
+            remote.pipe_file(f"/pool/p/{number:02d}.png", PICTURES[number % 3])
+            remote.pipe_file(f"/pool/p/{number:02d}.txt", str(number).encode())
+        got = rows_of("memory://pool/p")
+        assert [e.text for e in got] == [str(number) for number in range(40)]
+        assert got[4].image == PICTURES[1]
+        rows = [{"text": "t", "image": f"p/{i:02d}.png"} for i in range(40)]
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        remote.pipe_file("/pool/r.jsonl", content)
+        table = "memory://pool/r.jsonl"
+        assert [e.image for e in rows_of(table, image_column="image")] == [e.image for e in got]
+        first = prints(table, image_column="image"), prints("memory://pool/p")
+        remote.pipe_file("/pool/p/39.png", PICTURES[1] + b" ")  # listed, not asked for one by one
+        second = prints(table, image_column="image"), prints("memory://pool/p")
+        assert first[0] != second[0]
+        assert [i for i in range(40) if first[1][i] != second[1][i]] == [39]
+        monkeypatch.setattr(storage, "_ASKED_ONE_BY_ONE", 1000)
+        assert (prints(table, image_column="image"), prints("memory://pool/p")) == second
+        remote.pipe_file("/pool/s.tar", tar_of(SAMPLES))
+        assert rows_of("memory://pool/s.tar")[0].image == PICTURES[0]
+        far = write_jsonl(
+            tmp_path / "far.jsonl", [{"text": "t", "image": "memory://pool/p/00.png"}]
+        )
+        assert shown(far) == [("t", PICTURES[0])]
+    finally:
+        remote.rm("/pool", recursive=True)
+
+
+def test_check_looks_at_the_first_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, ["a.png", "b.png"])
+    source = SourceConfig(path=str(folder), template="a dog")
+    monkeypatch.setattr("albat_core.pictures.prepare_picture", None)  # nothing is decoded
+    assert check_source(source) == []
+    (error,) = check_source(SourceConfig(path=str(folder)))
+    assert "every file is blank" in str(error)
+    refusing = SourceConfig(path=str(folder), on_null="refuse")
+    assert "expected a caption" in str(check_source(refusing)[0])
+    (folder / "b.png").write_bytes(b"<html>")
+    (error,) = check_source(source)
+    assert f"{folder}/b.png:0: expected a picture (PNG" in str(error)
+    assert check_source(source.model_copy(update={"on_damaged": "skip"})) == []
+    table = write_jsonl(tmp_path / "r.jsonl", [{"text": "t", "image": "p/b.png"}])
+    (error,) = check_source(SourceConfig(path=str(table), image_column="image"))
+    assert f"{table}:0 ({folder}/b.png): expected a picture" in str(error)
+
+
+def test_a_quoted_table_with_line_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, ["a, b.png"])
+    text = io.StringIO()
+    csv.writer(text).writerows([["file_name", "text"], ["a, b.png", 'two\n"lines"']])
+    (folder / "metadata.csv").write_text(text.getvalue())
+    assert captions(folder) == {"a, b.png:0": 'two\n"lines"'}
