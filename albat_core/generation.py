@@ -43,7 +43,7 @@ def generate_rows(
 
     def build(folder: Path) -> Built:
         prompts = [config.prompts[n % len(config.prompts)] for n in range(config.rows)]
-        parts = []
+        parts: list[dict[str, str | int]] = []
         with (
             open_backbone(backbone_config, runtime) as backbone,
             track("generate rows", config.rows, "examples") as advance,
@@ -67,10 +67,14 @@ def generate_rows(
                 write_table(examples_to_table(made), folder / name)
                 parts.append({"name": name, "rows": len(made)})
                 advance(len(made))
-        facts = {"files": [SOURCE], "rows": config.rows, "documents": config.rows}
-        return Built(
-            rows=config.rows, facts=facts | {"parts": parts, "sources": {SOURCE: config.rows}}
-        )
+        facts = {
+            "files": [SOURCE],
+            "rows": config.rows,
+            "documents": config.rows,
+            "parts": parts,
+            "sources": {SOURCE: config.rows},
+        }
+        return Built(rows=config.rows, facts=facts)
 
     return ArtifactStore(runtime.root).produce(
         STAGE,
