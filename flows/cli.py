@@ -107,8 +107,12 @@ def _embedded_server() -> Iterator[Callable[[], None]]:
 def _load(config: str, root: str | None, device: str | None) -> "RunConfig":
     from flows.config import load_config
 
+    return load_config(config, _overrides(root, device))
+
+
+def _overrides(root: str | None, device: str | None) -> dict[str, str]:
     overrides = {"root": root, "device": device}
-    return load_config(config, {k: v for k, v in overrides.items() if v is not None})
+    return {k: v for k, v in overrides.items() if v is not None}
 
 
 def _run(name: str, config: str, root: str | None, device: str | None, verbose: bool) -> None:
@@ -284,11 +288,11 @@ def init(
 def check(config: ConfigPath, root: Root = None, device: Device = None) -> None:
     """Look for all mistakes in a configuration and its inputs, in seconds."""
     prepare_environment()
-    from flows.checks import find_mistakes
+    from flows.checks import check_file
     from flows.console import console, show_error
 
     with console.status("checking"):
-        mistakes = find_mistakes(_load(config, root, device))
+        mistakes = check_file(config, _overrides(root, device))
     for mistake in mistakes:
         show_error(mistake)
     if mistakes:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
@@ -156,6 +157,36 @@ def test_mistakes_in_the_file_are_told_with_their_lines(albat: Albat, tmp_path: 
         "line 4: 'seed': input should be a valid integer",
     ):
         assert line in said.err
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_mistakes_in_the_file_do_not_hide_those_in_the_inputs(
+    albat: Albat, toy: Path, tmp_path: Path
+) -> None:
+    config = changed(
+        toy,
+        tmp_path,
+        backbone={"path": "./none"},
+        corpus={"path": "none.jsonl", "txt_column": "text"},  # unsound: not looked at
+        heldout={"path": "gone.jsonl"},
+        runtime={"device": "cuda", "root": str(tmp_path / "artifacts")},
+        mixtur={"rows": 3},
+    )
+    said = albat("check", config)
+    assert said.code == 1
+    for expected in (
+        "unknown key 'mixtur'; did you mean 'mixture'?",
+        "unknown key 'corpus.txt_column'; did you mean 'text_column'?",
+        f"{tmp_path}/none: expected a model folder, found none",
+        f"heldout: {tmp_path}/gone.jsonl: expected a file or a folder, found none",
+    ):
+        assert expected in said.err, expected
+    assert ("expected a CUDA device" in said.err) is not torch.cuda.is_available()
+    assert "none.jsonl" not in said.err
+    split = changed(toy, tmp_path, corpus={"path": "none.jsonl"}, split={"folds": 50}, seed=-1)
+    assert "expected at least 50 documents" not in albat("check", split).err  # seed is unknown
+    split = changed(toy, tmp_path, corpus={"path": "none.jsonl"}, split={"folds": 50})
+    assert "expected at least 50 documents" in albat("check", split).err
 
 
 def test_a_file_that_is_not_there(albat: Albat, tmp_path: Path) -> None:
