@@ -139,8 +139,8 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
     else:
         from albat_core.artifacts import ArtifactStore
 
-        folder = ArtifactStore(run.runtime.root).folder(result.artifact)
-        show_places({result.artifact.stage: str(result.artifact), "folder": str(folder)})
+        place = ArtifactStore(run.runtime.root).place(result.artifact)
+        show_places({result.artifact.stage: str(result.artifact), "folder": place})
 
 
 def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
