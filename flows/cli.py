@@ -348,9 +348,10 @@ def main() -> None:
 
         show_error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho(_AT_ONCE, fg="yellow", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+            typer.secho(_AT_ONCE, fg="yellow", err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -155,10 +155,6 @@ def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) ->
     for name, value in entries.items():
         table.add_row(name, escape(value))
     console.print(table)
-    files = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
-    for column in ("file", "bytes", "sha256"):
-        files.add_column(column, justify="right" if column == "bytes" else "left")
-    for file in manifest.files:
-        files.add_row(escape(file.path), f"{file.bytes:,}", file.sha256)
-    console.print()
-    console.print(files, soft_wrap=True)
+    console.print(f"\n[bold]{'sha256':<64}  {'bytes':>15}  file[/]", soft_wrap=True)
+    for file in manifest.files:  # no table, which would cut digests in a narrow terminal
+        console.print(f"{file.sha256}  {file.bytes:>15,}  {escape(file.path)}", soft_wrap=True)

@@ -197,6 +197,18 @@ def test_a_file_that_is_not_there(albat: Albat, tmp_path: Path) -> None:
         assert "albat init" in said.err
 
 
+def test_ctrl_c_before_a_run_has_begun_is_answered(
+    albat: Albat, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.config.load_config", stopped)
+    said = albat("run", toy)
+    assert said.code == 130
+    assert "stopped at once; what was finished is kept" in said.err
+
+
 @pytest.fixture
 def artifact(tmp_path: Path) -> tuple[ArtifactStore, ArtifactRef]:
     """An artifact of one file below the root."""
@@ -222,6 +234,16 @@ def test_show_tells_what_an_artifact_is(
     ):  # fmt: skip
         assert expected in said.out, expected
     assert "digests are as" not in said.out
+
+
+def test_digests_are_whole_in_a_narrow_terminal(
+    albat: Albat, artifact: tuple[ArtifactStore, ArtifactRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ref = artifact
+    monkeypatch.setattr("flows.console.console.width", 80)
+    said = albat("show", ref, "--root", store.root)
+    line = next(line for line in said.out.splitlines() if line.endswith("rows.txt"))
+    assert line.split() == [store.manifest(ref).files[0].sha256, "8", "rows.txt"]
 
 
 def test_show_lists_artifacts_also_beside_a_broken_one(
