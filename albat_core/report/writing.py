@@ -31,12 +31,13 @@ from albat_core.report.content import (
     StageTime,
 )
 from albat_core.report.page import render
+from albat_core.report.wording import between, fixed, signed
 from albat_core.scoring import SCORES
 from albat_core.shards import read_rows
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "report"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 PAGE, RESULTS = "report.html", "results.json"
 _BASELINE = "adaptation_only"
 _MAIN = "albat"
@@ -164,24 +165,26 @@ def headline(arms: Sequence[Arm]) -> str:
     """Return the result in plain sentences."""
     by_name = {arm.name: arm for arm in arms}
     main = by_name[_MAIN]
-    loss = f"ALBAT reaches {main.loss.value:.3f} nats per token on the held-out documents"
+    loss = f"ALBAT reaches {fixed(main.loss.value)} nats per token on the held-out documents"
     if main.gain is None:
         return f"{loss}; no arm with adaptation data only was trained to compare it with."
     gain = main.gain
-    interval = f"95% interval {gain.low:.3f} to {gain.high:.3f}"
+    interval = f"95% interval {between(gain)}"
     if gain.low > 0:
-        verdict = f"{gain.value:.3f} lower than with adaptation data only ({interval})"
+        verdict = f"{fixed(gain.value)} lower than with adaptation data only ({interval})"
     elif gain.high < 0:
         verdict = (
-            f"{-gain.value:.3f} higher than with adaptation data only ({interval}): "
+            f"{fixed(-gain.value)} higher than with adaptation data only ({interval}): "
             "do not mix this corpus in"
         )
     else:
-        verdict = f"no clear difference from adaptation data only ({gain.value:+.3f}, {interval})"
+        verdict = (
+            f"no clear difference from adaptation data only ({signed(gain.value)}, {interval})"
+        )
     random = by_name.get("random")
     if random is None:
         return f"{loss}, {verdict}."
-    same = f"The same number of random corpus rows reaches {random.loss.value:.3f}"
+    same = f"The same number of random corpus rows reaches {fixed(random.loss.value)}"
     return f"{loss}, {verdict}. {same}."
 
 

@@ -28,6 +28,7 @@ from albat_core.report.content import (
     StageTime,
 )
 from albat_core.report.drawing import NARROW, WIDE
+from albat_core.report.writing import headline
 
 SCRIPT = '<script>alert("x")</script>'
 
@@ -470,6 +471,13 @@ def test_no_clear_difference_is_called_that(content: ReportContent) -> None:
     close = content.arms[3].model_copy(update={"gain": around(0.01, 0.03)})
     html = page.render(bare(arms=(content.arms[1], close)))
     assert html.count("no clear difference") == 2 and 'class="number big even"' in html
+
+
+def test_the_headline_writes_numbers_as_the_table_does(content: ReportContent) -> None:
+    nil = Interval(value=-0.0002, low=-0.01, high=0.0003)
+    close = content.arms[3].model_copy(update={"gain": nil})
+    said = headline([content.arms[1], close])
+    assert "adaptation data only (0.000, 95% interval −0.010 to 0.000)" in said
 
 
 def test_the_best_arm_is_not_the_reference_with_more_data(content: ReportContent) -> None:
