@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from albat_core import storage
 from albat_core.adaptation import assign_roles
-from albat_core.backbones import check_backbone
+from albat_core.backbones import check_backbone, encoder_identity
 from albat_core.config import RunConfig
 from albat_core.corpus import check_source, read_rows
 from albat_core.errors import AlbatError
@@ -14,6 +14,9 @@ from albat_core.input_files import find_files
 def find_mistakes(config: RunConfig) -> list[AlbatError]:
     """Return everything found that would stop the run, before anything is computed."""
     found: list[AlbatError] = _caught(lambda: check_backbone(config.backbone, config.runtime))
+    for encoder in (config.embedding.encoder, config.samples.dino, config.samples.clip):
+        if encoder is not None:
+            found += _caught(lambda path=encoder: _check_encoder(path, config))  # type: ignore[misc]
     for place in (config.runtime.root, config.output):
         found += _caught(lambda uri=place: storage.check_writable(uri))  # type: ignore[misc]
     for role in ("corpus", "adaptation", "heldout"):
@@ -33,6 +36,11 @@ def _caught(check: Callable[[], Sequence[AlbatError] | None]) -> list[AlbatError
 
 def _in_role(role: str, error: AlbatError) -> AlbatError:
     return type(error)(error.message, f"{role}: {error.where}", error.remedy)
+
+
+def _check_encoder(path: str, config: RunConfig) -> None:
+    """Find an image encoder's files, as the run will."""
+    encoder_identity(path, config.runtime)
 
 
 def _check_split(config: RunConfig) -> None:

@@ -145,8 +145,20 @@ def open_embedder(
         with open_backbone(config, runtime, known) as backbone:
             yield backbone
     else:
-        with _IN_USE:
-            yield _load_encoder(encoder, resolve_device(runtime))
+        with open_encoder(encoder, runtime) as opened:
+            yield opened
+
+
+@contextmanager
+def open_encoder(path: str, runtime: Runtime) -> Iterator[VisionEncoder]:
+    """Give an image encoder, alone in its use; the last one is kept in memory.
+
+    Args:
+        path: folder or hub id.
+        runtime: where to compute.
+    """
+    with _IN_USE:
+        yield _load_encoder(path, resolve_device(runtime))
 
 
 @lru_cache(maxsize=1)
