@@ -148,7 +148,7 @@ def test_missing_or_poor_preprocessing_is_refused(tmp_path: Path) -> None:
     said = json.loads(file.read_text())
     for change in ({"size": {}}, {"size": None}, {"image_mean": None}, {"size": {"longest": 3}}):
         file.write_text(json.dumps(said | change))
-        with pytest.raises(BackboneError, match="expected preprocessor_config.json"):
+        with pytest.raises(BackboneError, match=r"expected preprocessor_config\.json"):
             VisionEncoder(str(folder), CPU)
     file.unlink()
     with pytest.raises(BackboneError, match="save the encoder's image processor beside it"):
