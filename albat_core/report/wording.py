@@ -4,9 +4,20 @@ import math
 from collections.abc import Iterable
 from statistics import median
 
-from albat_core.report.content import Interval
+from albat_core.report.content import NATS, Interval
 
 NOTHING = "–"
+
+EXPLAINED = {
+    NATS: "How surprised the model is by the next token, on average; lower is better. Perplexity "
+    "is the same number on another scale: e to the power of the loss. A gain of 0.10 nats makes "
+    "the held-out text about 10% more probable per token.",
+    "squared error per latent value": "How far the model is off when it tells noise from picture, "
+    "on average over noise levels; lower is better. Every arm meets the same noise. Much of this "
+    "loss no model can avoid, so small gains may be plain to see in what is drawn: look at the "
+    "samples too.",
+}
+"""What a unit of loss means."""
 
 
 def decimals(values: Iterable[float | None], significant: int) -> int:
