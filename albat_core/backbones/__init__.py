@@ -151,7 +151,7 @@ def open_embedder(
 
 @contextmanager
 def open_encoder(path: str, runtime: Runtime) -> Iterator[VisionEncoder]:
-    """Give an image encoder, alone in its use; the last one is kept in memory.
+    """Give an image encoder, alone in its use; the last two are kept in memory.
 
     Args:
         path: folder or hub id.
@@ -161,7 +161,7 @@ def open_encoder(path: str, runtime: Runtime) -> Iterator[VisionEncoder]:
         yield _load_encoder(path, resolve_device(runtime))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _load_encoder(path: str, device: torch.device) -> VisionEncoder:
     return VisionEncoder(path, device)
 

@@ -81,7 +81,9 @@ def render(content: ReportContent) -> str:
         css=_own("page.css"),
         dark_css=_own("dark.css"),
         charts={
-            "arms": [figures.arms(content.arms, best_name, content.unit, w) for w in (WIDE, NARROW)],
+            "arms": [
+                figures.arms(content.arms, best_name, content.unit, w) for w in (WIDE, NARROW)
+            ],
             "curves": [figures.curves(content.curves, content.unit, w) for w in (WIDE, NARROW)],
             "sources": [selection_figures.sources(shares, w) for w in (WIDE, NARROW)],
             "scores": [selection_figures.scores(chosen.candidate_scores, chosen.selected_scores)],
