@@ -6,7 +6,7 @@ from typing import Any
 
 from albat_core import storage
 from albat_core.adaptation import assign_roles, refuse_common, refuse_no_test, refuse_repeated
-from albat_core.backbones import check_backbone, open_splitter, resolve_device
+from albat_core.backbones import check_backbone, encoder_identity, open_splitter, resolve_device
 from albat_core.config import RunConfig
 from albat_core.corpus import check_source, is_used, read_rows
 from albat_core.errors import AlbatError, ConfigError
@@ -49,6 +49,10 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
         anywhere = config.runtime.model_copy(update={"device": "auto"})
         no_backbone = _caught(lambda: check_backbone(config.backbone, anywhere))
         found += no_backbone
+    for place, encoder in _encoders(config).items():
+        if encoder is not None and place.partition(".")[0] not in unsound:
+            problems = _caught(lambda path=encoder: _check_encoder(path, config))  # type: ignore[misc]
+            found += [_in_role(place, error) for error in problems]
     spoilt = set(unsound)
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
@@ -61,6 +65,20 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(lambda: _check_split(config))
     return found
+
+
+def _encoders(config: RunConfig) -> dict[str, str | None]:
+    """Return the image encoders that are configured, by field."""
+    return {
+        "embedding.encoder": config.embedding.encoder,
+        "samples.dino": config.samples.dino,
+        "samples.clip": config.samples.clip,
+    }
+
+
+def _check_encoder(path: str, config: RunConfig) -> None:
+    """Find an image encoder's files, as the run will."""
+    encoder_identity(path, config.runtime)
 
 
 def _caught(check: Callable[[], object]) -> list[AlbatError]:

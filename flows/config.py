@@ -242,13 +242,20 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
         paths = tuple(anchor(p) for p in one.paths)
         return one.model_copy(update={"path": paths[0] if len(paths) == 1 else paths})
 
-    backbone = config.backbone
-    local = anchor(backbone.path)
-    if storage.exists(local) or backbone.path.startswith("."):
-        backbone = backbone.model_copy(update={"path": local})
+    def model(name: str | None) -> str | None:
+        """Anchor a model that is there; else it is the hub's."""
+        if name is None:
+            return None
+        local = anchor(name)
+        return local if storage.exists(local) or name.startswith(".") else name
+
+    encoders = {n: model(getattr(config.samples, n)) for n in ("dino", "clip")}
+    encoder = {"encoder": model(config.embedding.encoder)}
     return config.model_copy(
         update={
-            "backbone": backbone,
+            "backbone": config.backbone.model_copy(update={"path": model(config.backbone.path)}),
+            "embedding": config.embedding.model_copy(update=encoder),
+            "samples": config.samples.model_copy(update=encoders),
             "corpus": tuple(map(source, config.corpus)),
             "adaptation": tuple(map(source, config.adaptation)),
             "heldout": tuple(map(source, config.heldout)),

@@ -24,7 +24,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance
 from albat_core.report.content import Interval, ReportContent
-from albat_core.report.wording import fixed, signed
+from albat_core.report.wording import fixed, loss_decimals, signed
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -103,23 +103,24 @@ def show_error(error: AlbatError) -> None:
         errors.print(f"  [cyan]→ {escape(error.remedy)}[/]")
 
 
-def _shown(interval: Interval, number: Callable[[float], str] = fixed) -> str:
-    low, high = number(interval.low), number(interval.high)
-    return f"{number(interval.value)} [dim]\\[{low}, {high}][/]"
+def _shown(interval: Interval, digits: int, number: Callable[[float, int], str] = fixed) -> str:
+    low, high = number(interval.low, digits), number(interval.high, digits)
+    return f"{number(interval.value, digits)} [dim]\\[{low}, {high}][/]"
 
 
 def show_results(results: ReportContent) -> None:
     """Print the comparison of the arms."""
+    digits = loss_decimals(arm.loss.value for arm in results.arms)
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("held-out, nats/token", no_wrap=True)
+    table.add_column(f"held-out loss,\n{results.unit}", no_wrap=True)
     table.add_column("loss [95%]", justify="right", no_wrap=True)
     table.add_column("gain [95%]", justify="right", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)
     for arm in results.arms:
         table.add_row(
             escape(arm.label),
-            _shown(arm.loss),
-            _shown(arm.gain, signed) if arm.gain else "",
+            _shown(arm.loss, digits),
+            _shown(arm.gain, digits, signed) if arm.gain else "",
             f"{arm.adaptation_rows + arm.backbone_rows:,}",
             style="bold cyan" if arm.name == "albat" else "",
         )

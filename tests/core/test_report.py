@@ -16,6 +16,7 @@ import pytest
 
 from albat_core.report import drawing, figures, page, selection_figures, wording
 from albat_core.report.content import (
+    NATS,
     Arm,
     Curve,
     CurvePoint,
@@ -246,7 +247,7 @@ def test_the_charts_of_arms_name_and_measure_each_arm(content: ReportContent) ->
         a.model_copy(update={"loss": around(a.loss.value, widths[a.name])}) for a in content.arms
     ]
     for width in (WIDE, NARROW):
-        drawn = figures.arms(arms, "albat", width)
+        drawn = figures.arms(arms, "albat", NATS, width)
         assert drawn is not None
         lengths = []
         for arm_, name in zip(arms, ("untouched", "adaptation", "random", "albat"), strict=True):
