@@ -258,7 +258,7 @@ def test_min_snr_weighs_losses_and_noise_offset_only_training(
     assert not torch.equal(drawn, drawn_offset)
     ratio = weighed / plain
     assert torch.allclose(ratio[0], ratio[1], atol=1e-4)  # by level, not by example
-    assert float(ratio[0, 0]) < 0.5
+    assert float(ratio[0, 0]) < 0.9
     assert float(ratio[0, -1]) == pytest.approx(1)
 
 

@@ -29,7 +29,7 @@ from albat_core.report.content import (
     StageTime,
 )
 from albat_core.report.drawing import NARROW, WIDE
-from albat_core.report.writing import headline
+from albat_core.report.gathering import headline
 
 SCRIPT = '<script>alert("x")</script>'
 
@@ -477,7 +477,7 @@ def test_no_clear_difference_is_called_that(content: ReportContent) -> None:
 def test_the_headline_writes_numbers_as_the_table_does(content: ReportContent) -> None:
     nil = Interval(value=-0.0002, low=-0.01, high=0.0003)
     close = content.arms[3].model_copy(update={"gain": nil})
-    said = headline([content.arms[1], close])
+    said = headline([content.arms[1], close], "nats per token")
     assert "adaptation data only (0.000, 95% interval −0.010 to 0.000)" in said
 
 
