@@ -348,6 +348,16 @@ def test_webdataset_is_streamed(tmp_path: Path) -> None:
     assert peak < 8e6
 
 
+def test_headers_of_an_archive_are_not_kept(tmp_path: Path) -> None:
+    path = wds(tmp_path, {f"{i}.{end}": b"x" for i in range(3000) for end in ("jpg", "txt")})
+    file = only(SourceConfig(path=str(path)))
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(file)) == 3000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_few_pictures_of_a_table_are_in_memory(tmp_path: Path, kind: str) -> None:
     rows = [{"text": "a", "image": os.urandom(1 << 20)} for _ in range(100)]
