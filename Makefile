@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Threads that spin while they wait lose most of their time as soon as cores are shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo demo-image test lint bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ setup: .venv/ready ## Install what everything needs.
 
 demo: .venv/ready ## Run the whole chain on the example, and name report and adapter.
 	$(BIN)/albat demo
+
+demo-image: .venv/ready ## The same with pictures: a text-to-image model learns a style.
+	$(BIN)/albat demo --image
 
 test: .venv/ready ## Run all tests.
 	$(BIN)/pytest

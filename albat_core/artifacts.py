@@ -36,6 +36,7 @@ _VERSIONS_KEPT = (
     "torch",
     "transformers",
     "peft",
+    "diffusers",
     "faiss-cpu",
     "faiss-gpu-cu12",
     "pyarrow",

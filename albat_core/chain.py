@@ -7,27 +7,33 @@ from typing import Any
 
 from albat_core.adaptation import split_adaptation
 from albat_core.artifacts import ArtifactRef, ArtifactStore
+from albat_core.backbones import precomputes
 from albat_core.config import RunConfig
 from albat_core.corpus import list_parts, make_shards
 from albat_core.dataset import write_mixture
 from albat_core.embedding import EmbeddedPart, embed_part, embed_queries
+from albat_core.encoding import encode_part
 from albat_core.evaluation import evaluate
 from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.trainer import FinetuneConfig
+from albat_core.generation import generate_rows
 from albat_core.index import build_index
 from albat_core.input_files import find_files
 from albat_core.mixture import select, select_all
 from albat_core.progress import announce
 from albat_core.report.writing import ArmRun, RunArtifacts, StageRun, export_run, write_report
-from albat_core.retrieval import draw_candidates, retrieve_candidates
+from albat_core.retrieval import draw_candidates, retrieve_candidates, take_candidates
 from albat_core.scoring import score_candidates
+from albat_core.shards import Part, parts_of
 from albat_core.sources import SourceConfig
 
-UNTOUCHED, ADAPTATION_ONLY, RANDOM, ALBAT = "untouched", "adaptation_only", "random", "albat"
+UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
+GENERATED, ALBAT = "generated", "albat"
 LABELS = {
     UNTOUCHED: "Backbone untouched",
     ADAPTATION_ONLY: "Adaptation data only",
     RANDOM: "With random corpus rows",
+    GENERATED: "With generated rows",
     ALBAT: "ALBAT",
 }
 
@@ -61,28 +67,67 @@ class Chain:
 
     @cached_property
     def corpus(self) -> list[ArtifactRef]:
-        """Shards of the corpus, by file."""
+        """Shards of the corpus, by file; where none is named, rows that the backbone made."""
+        if not self._config.corpus:
+            return [self.generated]
         return self._shards(self._config.corpus, "cut corpus")
+
+    @cached_property
+    def generated(self) -> ArtifactRef:
+        """Shards of rows that the backbone made."""
+        c = self._config
+        return self._run(
+            "generate rows", generate_rows, self._backbone, c.generated, c.seed, self._runtime
+        )
+
+    @cached_property
+    def own(self) -> list[ArtifactRef]:
+        """Shards of the adaptation set, by file."""
+        return self._shards(self._config.adaptation, "cut adaptation set")
+
+    @cached_property
+    def heldout(self) -> list[ArtifactRef]:
+        """Shards of the held-out documents, by file."""
+        return self._shards(self._config.heldout, "cut held-out documents")
 
     @cached_property
     def adaptation(self) -> ArtifactRef:
         """The adaptation set, split by document."""
-        own = self._shards(self._config.adaptation, "cut adaptation set")
-        heldout = self._shards(self._config.heldout, "cut held-out documents")
         c = self._config
         return self._run(
-            "split by document", split_adaptation, own, heldout, c.split, c.seed, self._runtime
-        )
+            "split by document",
+            split_adaptation, self.own, self.heldout, c.split, c.seed, self._runtime,
+        )  # fmt: skip
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """Parts of the corpus."""
+        [parts] = self._execute(list_parts, [(self.corpus,)], (self._runtime,))
+        return list(parts)
+
+    @cached_property
+    def corpus_encodings(self) -> list[ArtifactRef]:
+        """Costly inputs of the corpus, by part; none where the backbone has none."""
+        return self._encodings("encode corpus", self.parts)
+
+    @cached_property
+    def own_encodings(self) -> list[ArtifactRef]:
+        """Costly inputs of adaptation set and held-out documents, by part."""
+        parts = parts_of(self._store, [*self.own, *self.heldout])
+        return self._encodings("encode adaptation set", parts)
 
     @cached_property
     def embeddings(self) -> list[EmbeddedPart]:
         """Embeddings of the corpus, by part."""
-        [parts] = self._execute(list_parts, [(self.corpus,)], (self._runtime,))
-        c = self._config
+        c, count = self._config, len(self.parts)
+        encodings: Sequence[ArtifactRef | None] = self.corpus_encodings or [None] * count
         return self._map(
             "embed corpus",
             embed_part,
-            [(part, f"shard {n + 1}/{len(parts)}") for n, part in enumerate(parts)],
+            [
+                (part, f"shard {n}/{count}", encoded)
+                for n, (part, encoded) in enumerate(zip(self.parts, encodings, strict=True), 1)
+            ],
             self._backbone, c.embedding, self._runtime,
         )  # fmt: skip
 
@@ -92,7 +137,8 @@ class Chain:
         c = self._config
         return self._run(
             "embed adaptation set",
-            embed_queries, self.adaptation, self._backbone, c.embedding, self._runtime,
+            embed_queries,
+            self.adaptation, self.own_encodings, self._backbone, c.embedding, self._runtime,
         )  # fmt: skip
 
     @cached_property
@@ -112,7 +158,8 @@ class Chain:
     @cached_property
     def surrogate(self) -> ArtifactRef:
         """An adapter trained on the adaptation set alone."""
-        return self._finetune("surrogate", self.mixture(ADAPTATION_ONLY), self._config.surrogate)
+        mixture = self.mixture(ADAPTATION_ONLY)
+        return self._finetune("surrogate", mixture, self._config.surrogate, [])
 
     @cached_property
     def scores(self) -> ArtifactRef:
@@ -121,7 +168,8 @@ class Chain:
         return self._run(
             "score",
             score_candidates,
-            self.candidates, self.surrogate, self._backbone, c.scoring, self._runtime,
+            self.candidates, self.surrogate, self.corpus_encodings,
+            self._backbone, c.scoring, self._runtime,
         )  # fmt: skip
 
     @cached_property
@@ -139,11 +187,19 @@ class Chain:
         )  # fmt: skip
         return self._run("take random rows", select_all, drawn, self._runtime)
 
+    @cached_property
+    def generated_selection(self) -> ArtifactRef:
+        """All rows that the backbone made."""
+        taken = self._run("take generated rows", take_candidates, self.generated, self._runtime)
+        return self._run("weigh generated rows", select_all, taken, self._runtime)
+
     def mixture(self, arm: str) -> ArtifactRef:
         """Return what an arm is trained on."""
         selection: ArtifactRef | None = None
         if arm == RANDOM:
             selection = self.random_selection
+        elif arm == GENERATED:
+            selection = self.generated_selection
         elif arm == ALBAT:
             selection = self.selection
         c = self._config
@@ -159,7 +215,10 @@ class Chain:
             return None
         if arm not in self._adapters:
             self._adapters[arm] = self._finetune(
-                LABELS[arm], self.mixture(arm), self._config.finetune
+                LABELS[arm],
+                self.mixture(arm),
+                self._config.finetune,
+                self.generated_encodings if arm == GENERATED else self.corpus_encodings,
             )
         return self._adapters[arm]
 
@@ -170,8 +229,8 @@ class Chain:
             self._evaluations[arm] = self._run(
                 f"evaluate: {LABELS[arm]}",
                 evaluate,
-                self.adapter(arm), self.adaptation, self._backbone, c.evaluation, self._runtime,
-                LABELS[arm],
+                self.adapter(arm), self.adaptation, self.own_encodings,
+                self._backbone, c.evaluation, self._runtime, LABELS[arm],
             )  # fmt: skip
         return self._evaluations[arm]
 
@@ -222,13 +281,35 @@ class Chain:
         [places] = self._execute(export_run, [run], ())
         return dict(places)
 
-    def _finetune(self, label: str, mixture: ArtifactRef, config: FinetuneConfig) -> ArtifactRef:
-        c = self._config
+    def _finetune(
+        self,
+        label: str,
+        mixture: ArtifactRef,
+        config: FinetuneConfig,
+        encodings: Sequence[ArtifactRef],
+    ) -> ArtifactRef:
         return self._run(
             f"fine-tune: {label}",
             finetune,
-            mixture, self.adaptation, self._backbone, config, c.seed, self._runtime, label,
+            mixture, self.adaptation, [*self.own_encodings, *encodings],
+            self._backbone, config, self._config.seed, self._runtime, label,
         )  # fmt: skip
+
+    @cached_property
+    def generated_encodings(self) -> list[ArtifactRef]:
+        """Costly inputs of the rows that the backbone made, by part."""
+        return self._encodings("encode generated rows", parts_of(self._store, [self.generated]))
+
+    def _encodings(self, label: str, parts: Sequence[Part]) -> list[ArtifactRef]:
+        if not precomputes(self._backbone):
+            return []
+        return self._map(
+            label,
+            encode_part,
+            [(part, f"shard {n}/{len(parts)}") for n, part in enumerate(parts, 1)],
+            self._backbone,
+            self._runtime,
+        )
 
     def _shards(self, sources: Sequence[SourceConfig], label: str) -> list[ArtifactRef]:
         found = self._execute(find_files, [(source,) for source in sources], ())

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from albat_core.adaptation import SplitConfig
 from albat_core.backbones.base import BackboneConfig
@@ -11,6 +11,7 @@ from albat_core.dataset import DatasetConfig
 from albat_core.embedding import EmbeddingConfig
 from albat_core.evaluation import EvaluationConfig
 from albat_core.finetuning.trainer import FinetuneConfig
+from albat_core.generation import GenerationConfig
 from albat_core.index import IndexConfig
 from albat_core.mixture import MixtureConfig
 from albat_core.retrieval import RetrievalConfig
@@ -18,7 +19,7 @@ from albat_core.scoring import ScoringConfig
 from albat_core.sources import SourceConfig
 from albat_core.stage import Runtime, StageConfig
 
-Baseline = Literal["adaptation_only", "random"]
+Baseline = Literal["adaptation_only", "random", "generated"]
 
 
 class RunConfig(StageConfig):
@@ -32,8 +33,12 @@ class RunConfig(StageConfig):
     """Folder (or `s3://` prefix) for report, adapter and mixture, in a folder of the run's name."""
     backbone: BackboneConfig
     """The pretrained model that is adapted."""
-    corpus: tuple[SourceConfig, ...] = Field(min_length=1)
-    """The backbone's own pretraining data, or what stands for it: one source or a list."""
+    generated: GenerationConfig = GenerationConfig()
+    """Rows that the backbone makes: for the baseline `generated`, and as corpus where none is
+    named."""
+    corpus: tuple[SourceConfig, ...] = Field((), validate_default=True)
+    """The backbone's own pretraining data, or what stands for it: one source or a list. None: the
+    rows that `generated.prompts` give."""
     adaptation: tuple[SourceConfig, ...] = Field(min_length=1)
     """The few examples of what the backbone is adapted to: one source or a list."""
     heldout: tuple[SourceConfig, ...] = ()
@@ -61,9 +66,31 @@ class RunConfig(StageConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
     """How adapters are compared."""
     baselines: tuple[Baseline, ...] = ("adaptation_only", "random")
-    """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning."""
+    """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning. `random`:
+    as many random corpus rows; `generated`: rows that the backbone made from
+    `generated.prompts`."""
     runtime: Runtime = Runtime()
     """Where and with what to compute; changes no result."""
+
+    @field_validator("corpus")
+    @classmethod
+    def _corpus_or_prompts(
+        cls, value: tuple[SourceConfig, ...], others: ValidationInfo
+    ) -> tuple[SourceConfig, ...]:
+        generated = others.data.get("generated")
+        if not value and generated is not None and not generated.prompts:
+            raise ValueError("name at least one source, or generated.prompts where there is none")
+        return value
+
+    @field_validator("baselines")
+    @classmethod
+    def _prompts_for_baseline(
+        cls, value: tuple[Baseline, ...], others: ValidationInfo
+    ) -> tuple[Baseline, ...]:
+        generated = others.data.get("generated")
+        if "generated" in value and generated is not None and not generated.prompts:
+            raise ValueError("the baseline generated needs generated.prompts")
+        return value
 
     @field_validator("corpus", "adaptation", "heldout", mode="before")
     @classmethod

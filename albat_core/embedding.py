@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from albat_core.adaptation import read_role, role_digest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
-from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import Backbone, BackboneConfig, Encoded, length_batches
+from albat_core.backbones import backbone_identity, encoder_identity, open_embedder
+from albat_core.backbones.base import BackboneConfig, Embedder, Encoded, length_batches
+from albat_core.encoding import Encodings
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records import TRAIN, read_table, write_table
@@ -29,7 +31,11 @@ class EmbeddingConfig(StageConfig):
     """How embeddings are computed."""
 
     batch_tokens: int = Field(8192, ge=1)
-    """Tokens in a batch, padding included. More fills a GPU; the memory needed grows with it."""
+    """Tokens in a batch, padding included; of pictures, positions of their latents. More fills a
+    GPU; the memory needed grows with it."""
+    encoder: str | None = Field(None, min_length=1)
+    """Folder or hub id of a transformers image encoder (CLIP, SigLIP, DINO) that represents
+    pictures in place of the backbone."""
 
 
 class EmbeddedPart(BaseModel):
@@ -50,7 +56,7 @@ class EmbeddedPart(BaseModel):
 
 
 def embed_examples(
-    backbone: Backbone, encoded: Sequence[Encoded], batch_tokens: int, label: str
+    embedder: Embedder, encoded: Sequence[Encoded], batch_tokens: int, label: str
 ) -> NDArray[np.float32]:
     """Return the embeddings of encoded examples, (n, d) float32, in order.
 
@@ -60,7 +66,7 @@ def embed_examples(
     vectors: NDArray[np.float32] | None = None
     with track(label, len(encoded), "examples") as advance:
         for batch in length_batches([e.length for e in encoded], batch_tokens):
-            found = backbone.embed([encoded[i] for i in batch]).numpy()
+            found = embedder.embed([encoded[i] for i in batch]).numpy()
             if vectors is None:
                 vectors = np.empty((len(encoded), found.shape[1]), dtype=np.float32)
             vectors[batch] = found
@@ -79,6 +85,7 @@ def embed_examples(
 def embed_part(
     part: Part,
     label: str,
+    encodings: ArtifactRef | None,
     backbone_config: BackboneConfig,
     config: EmbeddingConfig,
     runtime: Runtime,
@@ -88,16 +95,18 @@ def embed_part(
     Args:
         part: what is embedded.
         label: names the progress line.
-        backbone_config: what embeds it.
+        encodings: the part's, where the backbone has any.
+        backbone_config: what embeds it, unless ``config`` names another encoder.
         config: how.
         runtime: where and with what.
     """
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
-        with open_backbone(backbone_config, runtime) as backbone:
-            encoded = [e for rows in iterate_part(store, part) for e in backbone.encode(rows)]
-            vectors = embed_examples(backbone, encoded, config.batch_tokens, f"embed {label}")
+        known = Encodings(store, [encodings] if encodings else [])
+        with open_embedder(config.encoder, backbone_config, runtime, known) as embedder:
+            encoded = [e for rows in iterate_part(store, part) for e in embedder.encode(rows)]
+            vectors = embed_examples(embedder, encoded, config.batch_tokens, f"embed {label}")
         np.save(folder / VECTORS, vectors)
         return Built(
             rows=len(vectors),
@@ -108,7 +117,7 @@ def embed_part(
         STAGE,
         STAGE_VERSION,
         config.model_dump(mode="json"),
-        {"part": part.sha256, "backbone": backbone_identity(backbone_config, runtime)},
+        {"part": part.sha256, "backbone": _identity(config, backbone_config, runtime)},
         build,
     )
     return EmbeddedPart(part=part, embeddings=ref)
@@ -116,6 +125,7 @@ def embed_part(
 
 def embed_queries(
     adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
     backbone_config: BackboneConfig,
     config: EmbeddingConfig,
     runtime: Runtime,
@@ -126,7 +136,7 @@ def embed_queries(
     a row's embedding does not depend on which rows are beside it, bit for bit.
     """
     store = ArtifactStore(runtime.root)
-    identity = backbone_identity(backbone_config, runtime)
+    identity = _identity(config, backbone_config, runtime)
     family = stage_key(QUERY_STAGE, STAGE_VERSION, config.model_dump(mode="json"), identity)
 
     def build(folder: Path) -> Built:
@@ -135,9 +145,10 @@ def embed_queries(
         known = _known_rows(store, family)
         fresh = [i for i, name in enumerate(digests) if name not in known]
         if fresh:
-            with open_backbone(backbone_config, runtime) as backbone:
-                encoded = backbone.encode([examples[i] for i in fresh])
-                computed = embed_examples(backbone, encoded, 1, "embed adaptation rows")
+            known_inputs = Encodings(store, encodings)
+            with open_embedder(config.encoder, backbone_config, runtime, known_inputs) as embedder:
+                encoded = embedder.encode([examples[i] for i in fresh])
+                computed = embed_examples(embedder, encoded, 1, "embed adaptation rows")
             known |= {digests[i]: row for i, row in zip(fresh, computed, strict=True)}
         vectors = np.stack([known[name] for name in digests])
         np.save(folder / VECTORS, vectors)
@@ -162,6 +173,15 @@ def embed_queries(
     )
     store.set_latest(family, ref)
     return ref
+
+
+def _identity(
+    config: EmbeddingConfig, backbone_config: BackboneConfig, runtime: Runtime
+) -> dict[str, Any]:
+    """Return what identifies whatever embeds; the backbone's settings, where that is it."""
+    if config.encoder is None:
+        return backbone_identity(backbone_config, runtime)
+    return encoder_identity(config.encoder, runtime)
 
 
 def _known_rows(store: ArtifactStore, family: str) -> dict[str, NDArray[np.float32]]:

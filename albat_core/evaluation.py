@@ -10,8 +10,9 @@ from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
-from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import BackboneConfig, adapted
+from albat_core.backbones import backbone_identity, loss_unit, open_backbone
+from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted
+from albat_core.encoding import Encodings
 from albat_core.errors import BackboneError
 from albat_core.losses import example_losses
 from albat_core.records import LOSS_SCHEMA, TEST, read_table, write_table
@@ -30,12 +31,15 @@ class EvaluationConfig(StageConfig):
     """How adapters are compared on the held-out documents."""
 
     batch_tokens: int = Field(8192, ge=1)
-    """Tokens in a batch, padding included."""
+    """Tokens in a batch, padding included; of pictures, positions of their latents."""
+    noise_levels: int = Field(32, ge=1, le=1000)
+    """Noise levels of a diffusion model that a held-out example's loss is the mean of."""
 
 
 def evaluate(
     adapter: ArtifactRef | None,
     adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
     backbone_config: BackboneConfig,
     config: EvaluationConfig,
     runtime: Runtime,
@@ -51,11 +55,13 @@ def evaluate(
     def build(folder: Path) -> Built:
         examples = read_role(store, adaptation, TEST)
         with (
-            open_backbone(backbone_config, runtime) as backbone,
+            open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone,
             adapted(backbone, store.folder(adapter) if adapter else None),
         ):
             encoded = backbone.encode(examples)
-            totals, units = example_losses(backbone, encoded, config.batch_tokens, label)
+            totals, units = example_losses(
+                backbone, encoded, config.batch_tokens, FixedNoise(config.noise_levels), label
+            )
         if not np.isfinite(totals).all():
             worst = examples[int(np.flatnonzero(~np.isfinite(totals))[0])].example_id
             raise BackboneError(
@@ -71,7 +77,10 @@ def evaluate(
         ]
         arrays = [pa.array(c, f.type) for c, f in zip(columns, LOSS_SCHEMA, strict=True)]
         write_table(pa.Table.from_arrays(arrays, schema=LOSS_SCHEMA), folder / LOSSES)
-        return Built(rows=len(examples), facts={"loss": float(totals.sum() / units.sum())})
+        return Built(
+            rows=len(examples),
+            facts={"loss": float(totals.sum() / units.sum()), "unit": loss_unit(backbone_config)},
+        )
 
     return store.produce(
         STAGE,

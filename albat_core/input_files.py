@@ -28,7 +28,7 @@ from albat_core.readers import readable, stream_rows
 from albat_core.sources import SourceConfig
 from albat_core.stage import canonical_json
 
-_SMALL_FOLDER = 64  # up to so many text files or pictures are entries of their own
+_SMALL_FOLDER = {"text": 64}  # up to so many files are entries of their own
 _GROUP_ENDS = 64  # one file in so many ends a group
 _GROUP_LIMIT = 512  # files
 _SIDECARS = ("state.json", "dataset_info.json", "dataset_dict.json")
@@ -313,13 +313,13 @@ def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:
             single.setdefault((file.path, file.label, file.format), []).append(file)
         else:
             yield [file]
-    for files in single.values():
+    for (_, _, form), files in single.items():
         group: list[Found] = []
         for file in sorted(files, key=lambda f: f.name):
             group.append(file)
             ends = hashlib.blake2b(file.name.encode(), digest_size=8).digest()
             if (
-                len(files) <= _SMALL_FOLDER
+                len(files) <= _SMALL_FOLDER.get(form, 0)
                 or int.from_bytes(ends) % _GROUP_ENDS == 0
                 or len(group) == _GROUP_LIMIT
             ):

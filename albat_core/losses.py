@@ -1,51 +1,95 @@
-"""Losses of many examples under the backbone as it stands, without gradients."""
+"""Losses of many examples under a backbone as it stands, without gradients."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from albat_core.backbones.base import Backbone, Encoded, length_batches
+from albat_core.backbones.base import Backbone, Encoded, FixedNoise, length_batches
 from albat_core.progress import track
+
+Floats = NDArray[np.float64]
 
 
 def example_losses(
-    backbone: Backbone, encoded: Sequence[Encoded], batch_tokens: int, label: str = ""
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return each example's total loss in nats, (n,), and the units it falls on, (n,).
+    backbone: Backbone,
+    encoded: Sequence[Encoded],
+    batch_tokens: int,
+    noise: FixedNoise,
+    label: str = "",
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Return each example's total loss, (n,), and the units it falls on, (n,).
 
     Args:
         backbone: with or without an adapter.
         encoded: the examples.
         batch_tokens: tokens in a batch, padding included.
+        noise: what a backbone that adds noise adds.
         label: names the progress line; none: no line.
     """
     totals = np.zeros(len(encoded))
     units = np.zeros(len(encoded), dtype=np.int64)
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
         for batch in length_batches([e.length for e in encoded], batch_tokens):
-            losses = backbone.losses([encoded[i] for i in batch])
+            losses = backbone.losses([encoded[i] for i in batch], noise)
             totals[batch] = losses.total.double().cpu().numpy()
             units[batch] = losses.units.cpu().numpy()
             advance(len(batch))
     return totals, units
 
 
-def advantages(
-    backbone: Backbone, encoded: Sequence[Encoded], batch_tokens: int, label: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each example's mean loss without and with the attached adapter, (n,) nats per unit.
+@dataclass(frozen=True)
+class Advantages:
+    """What an adapter changes, by example; each (n,) float64, per unit.
 
-    Both passes share their batches, so that what a batch adds to a loss cancels in the difference.
+    Args:
+        untouched: mean loss of the backbone.
+        adapted: mean loss with the adapter.
+        error: standard error of the mean difference, over the example's units.
     """
-    untouched = np.zeros(len(encoded))
-    adapted = np.zeros(len(encoded))
+
+    untouched: Floats
+    adapted: Floats
+    error: Floats
+
+
+def advantages(
+    backbone: Backbone,
+    encoded: Sequence[Encoded],
+    batch_tokens: int,
+    noise: FixedNoise,
+    label: str = "",
+) -> Advantages:
+    """Measure each example's mean loss without and with the attached adapter.
+
+    Both passes share their batches and their noise, so that what these add to a loss cancels in
+    the difference. Its standard error is that of a mean of u differences, sd / sqrt(u): of tokens,
+    or of noise levels; levels are stratified, so there it is an upper bound.
+
+    Args:
+        backbone: with an adapter.
+        encoded: the examples.
+        batch_tokens: tokens in a batch, padding included.
+        noise: what a backbone that adds noise adds.
+        label: names the progress line; none: no line.
+    """
+    untouched, adapted, error = (np.zeros(len(encoded)) for _ in range(3))
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
         for positions in length_batches([e.length for e in encoded], batch_tokens):
             batch = [encoded[i] for i in positions]
             with backbone.adapter_disabled():
-                untouched[positions] = backbone.losses(batch).mean.double().cpu().numpy()
-            adapted[positions] = backbone.losses(batch).mean.double().cpu().numpy()
+                before = backbone.losses(batch, noise)
+            after = backbone.losses(batch, noise)
+            untouched[positions] = before.mean.double().cpu().numpy()
+            adapted[positions] = after.mean.double().cpu().numpy()
+            difference = torch.where(before.mask, before.each - after.each, 0.0).double()
+            units = before.units.double()
+            spread = torch.where(
+                before.mask, difference - (difference.sum(1) / units)[:, None], 0.0
+            )
+            variance = spread.square().sum(1) / (units - 1).clamp(min=1)
+            error[positions] = (variance / units).sqrt().cpu().numpy()
             advance(len(positions))
-    return untouched, adapted
+    return Advantages(untouched, adapted, error)

@@ -97,6 +97,13 @@ def picture_pixels(png: bytes) -> NDArray[np.uint8]:
         return np.array(picture.convert("RGB"))
 
 
+def png_file(pixels: NDArray[np.uint8]) -> bytes:
+    """Return pixels (height, width, 3) RGB in [0, 255] as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels, "RGB").save(file, "PNG")
+    return file.getvalue()
+
+
 @contextmanager
 def _open(content: bytes, where: str, max_pixels: int) -> Iterator[Image.Image]:
     try:

@@ -51,8 +51,10 @@ SCORE_SCHEMA = (
     CANDIDATE_SCHEMA.append(pa.field("loss_backbone", pa.float32()))
     .append(pa.field("loss_surrogate", pa.float32()))
     .append(pa.field("score", pa.float32()))
+    .append(pa.field("score_error", pa.float32()))
 )
-"""Candidates with what a scorer found; losses in nats per unit, higher score is better."""
+"""Candidates with what a scorer found: losses per unit; scores, higher is better, with their
+standard error."""
 
 SELECTION_SCHEMA = SCORE_SCHEMA.append(pa.field("weight", pa.float64(), nullable=False))
 """Selected candidates; weights are >= 0 and sum to 1 over the selection."""

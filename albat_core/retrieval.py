@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from albat_core.errors import DimensionMismatchError, InputError
 from albat_core.index import CorpusIndex, load_index
 from albat_core.records import CANDIDATE_SCHEMA, read_table, write_table
 from albat_core.seeding import numpy_generator
-from albat_core.shards import part_path
+from albat_core.shards import part_path, parts_of
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "candidates"
@@ -156,6 +157,29 @@ def draw_candidates(
     )
 
 
+def take_candidates(shards: ArtifactRef, runtime: Runtime) -> ArtifactRef:
+    """Take all rows of shards as candidates, found for no adaptation example in particular."""
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        blocks = []
+        for part in parts_of(store, [shards]):
+            names = read_table(part_path(store, part.address), ["example_id", "source"])
+            count = names.num_rows
+            nothing = [None] * count
+            columns = [
+                names["example_id"].to_pylist(), names["source"].to_pylist(),
+                [part.address] * count, range(count), [0] * count, nothing, nothing,
+            ]  # fmt: skip
+            blocks.append(_candidate_table(columns))
+        table = pa.concat_tables(blocks)
+        write_table(table, folder / CANDIDATES)
+        write_table(NEIGHBOUR_SCHEMA.empty_table(), folder / NEIGHBOURS)
+        return Built(rows=table.num_rows)
+
+    return store.produce(STAGE, STAGE_VERSION, {"all": True}, {"shards": shards.key}, build)
+
+
 def _candidates(
     store: ArtifactStore,
     corpus: CorpusIndex,
@@ -175,6 +199,10 @@ def _candidates(
         [names[shard][column][row].as_py() for shard, row in located]
         for column in ("example_id", "source")
     )
-    columns = [ids, sources, shards, places, turns, nearest, similarities]
+    return _candidate_table([ids, sources, shards, places, turns, nearest, similarities])
+
+
+def _candidate_table(columns: Sequence[Sequence[Any]]) -> pa.Table:
+    """Return columns of ``CANDIDATE_SCHEMA``, in its order, as a table."""
     arrays = [pa.array(c, f.type) for c, f in zip(columns, CANDIDATE_SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA)

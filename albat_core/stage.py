@@ -29,6 +29,8 @@ class Runtime(BaseModel):
     """Shards read or embedded at once; models themselves run one at a time on a device."""
     checkpoint_seconds: float = Field(30.0, gt=0)
     """Seconds between checkpoints of a training run, from which it goes on if interrupted."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice rather than keep them: training then needs less memory."""
 
 
 def canonical_json(value: Any) -> str:

@@ -55,7 +55,7 @@ def embedding_against_forward(config: RunConfig) -> None:
                     Path(other, "shards").symlink_to(Path(root, "shards"))  # but no embeddings
                     began = time.perf_counter()
                     elsewhere = Runtime(root=other)
-                    embed_part(part, "bench", config.backbone, config.embedding, elsewhere)
+                    embed_part(part, "bench", None, config.backbone, config.embedding, elsewhere)
                     ours = time.perf_counter() - began
                 if turn:  # the first round warms up
                     ratios.append(bare / ours)

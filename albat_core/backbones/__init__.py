@@ -1,7 +1,7 @@
 """Backbones: opened here, by the one look-up that knows which modality is which."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 
-from albat_core.backbones.base import Backbone, BackboneConfig
-from albat_core.backbones.folder import backbone_folder, folder_fingerprint
+from albat_core.backbones.base import Backbone, BackboneConfig, Embedder, Precomputed
+from albat_core.backbones.folder import backbone_folder, folder_fingerprint, model_folder
+from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import BackboneError
 from albat_core.records import Example
-from albat_core.stage import Runtime
+from albat_core.stage import Runtime, canonical_json
 
-_FAMILIES = {"language": "albat_core.backbones.language"}
+_FAMILIES = {
+    "language": "albat_core.backbones.language",
+    "diffusion": "albat_core.backbones.diffusion",
+}
 _IN_USE = threading.RLock()  # a model computes for one stage at a time
 
 
@@ -47,17 +51,52 @@ def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, str | int]:
+def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:
     """Return what identifies a backbone in the key of a result that it computes."""
     content = folder_fingerprint(backbone_folder(config), weights=True)
     dtype = str(resolve_dtype(config, resolve_device(runtime))).removeprefix("torch.")
-    return {"content": content, "dtype": dtype, "max_length": config.max_length}
+    return {"content": content, "dtype": dtype, **_family(config).identity(config)}
 
 
 def input_fingerprint(config: BackboneConfig) -> str:
     """Return a digest of what decides how rows are cut and encoded."""
     content = folder_fingerprint(backbone_folder(config), weights=False)
-    return f"{content}-{config.max_length}"
+    return f"{content}-{canonical_json(_family(config).input_identity(config))}"
+
+
+def precomputes(config: BackboneConfig) -> bool:
+    """Tell whether inputs of this kind of backbone are worth computing once and keeping."""
+    return bool(_family(config).PRECOMPUTES)
+
+
+def loss_unit(config: BackboneConfig) -> str:
+    """Return what losses are measured in."""
+    return str(_family(config).LOSS_UNIT)
+
+
+def adapter_card(config: BackboneConfig, facts: Mapping[str, Any]) -> str:
+    """Return the README of an adapter of this backbone.
+
+    Args:
+        config: of the backbone.
+        facts: what the adapter's manifest says of its training.
+    """
+    family = _family(config)
+    return f"""---
+base_model: {config.path}
+library_name: {family.LIBRARY}
+tags: [lora, albat]
+---
+# LoRA adapter
+
+Trained by albat on {facts["adaptation_rows"]} adaptation rows and {facts["backbone_rows"]} rows of
+the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["best_step"]} of
+{facts["steps"]}, validation loss {facts["validation_loss"]:.4f} ({family.LOSS_UNIT}).
+
+```python
+{family.LOADING.format(path=config.path)}
+```
+"""
 
 
 @lru_cache(maxsize=4)
@@ -68,21 +107,67 @@ def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
 
 
 @contextmanager
-def open_backbone(config: BackboneConfig, runtime: Runtime) -> Iterator[Backbone]:
-    """Give the backbone, alone in its use, without an adapter; the last one is kept in memory."""
+def open_backbone(
+    config: BackboneConfig, runtime: Runtime, known: Precomputed | None = None
+) -> Iterator[Backbone]:
+    """Give the backbone, alone in its use, without an adapter; the last one is kept in memory.
+
+    Args:
+        config: which backbone.
+        runtime: where to compute.
+        known: inputs that were computed before.
+    """
     with _IN_USE:
         content = folder_fingerprint(backbone_folder(config), weights=True)
-        backbone = _load(config, resolve_device(runtime), content)
+        device = resolve_device(runtime)
+        backbone = _load(config, device, content, runtime.gradient_checkpointing)
+        backbone.known = known
         try:
             yield backbone
         finally:
+            backbone.known = None
             backbone.detach_adapter()
 
 
+@contextmanager
+def open_embedder(
+    encoder: str | None, config: BackboneConfig, runtime: Runtime, known: Precomputed
+) -> Iterator[Embedder]:
+    """Give what represents examples as vectors: an image encoder, or else the backbone.
+
+    Args:
+        encoder: folder or hub id of an image encoder; None: the backbone itself.
+        config: of the backbone.
+        runtime: where to compute.
+        known: the backbone's inputs that were computed before.
+    """
+    if encoder is None:
+        with open_backbone(config, runtime, known) as backbone:
+            yield backbone
+    else:
+        with _IN_USE:
+            yield _load_encoder(encoder, resolve_device(runtime))
+
+
 @lru_cache(maxsize=1)
-def _load(config: BackboneConfig, device: torch.device, content: str) -> Backbone:
+def _load_encoder(path: str, device: torch.device) -> VisionEncoder:
+    return VisionEncoder(path, device)
+
+
+def encoder_identity(path: str, runtime: Runtime) -> dict[str, Any]:
+    """Return what identifies an image encoder in the key of a result that it computes."""
+    del runtime
+    return {"encoder": folder_fingerprint(model_folder(path), weights=True)}
+
+
+@lru_cache(maxsize=1)
+def _load(
+    config: BackboneConfig, device: torch.device, content: str, checkpointing: bool
+) -> Backbone:
     dtype = resolve_dtype(config, device)
     backbone: Backbone = _family(config).load_backbone(config, device, dtype, content)
+    if checkpointing:
+        backbone.checkpoint_gradients()
     return backbone
 
 

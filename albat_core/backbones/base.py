@@ -7,28 +7,60 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
+from albat_core.pictures import PictureConfig
 from albat_core.records import Example
 from albat_core.stage import StageConfig
+
+
+class DiffusionConfig(StageConfig):
+    """How a text-to-image backbone is trained and sampled from."""
+
+    picture: PictureConfig = PictureConfig()
+    """How pictures are brought to the backbone's size."""
+    snr_gamma: float | None = Field(None, gt=0)
+    """Min-SNR weighting of noise levels (5 is usual); none: all levels alike."""
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    """Deviation of the noise that is added to whole channels in training (0.05 to 0.1 is usual)."""
+    guidance: float = Field(3.5, ge=1)
+    """Guidance that a guidance-distilled backbone (Flux dev) is given in training and scoring."""
 
 
 class BackboneConfig(StageConfig):
     """The pretrained model that is adapted."""
 
-    kind: Literal["language"] = "language"
-    """What it models: `language` for a causal language model."""
+    kind: Literal["language", "diffusion"] = "language"
+    """What it models: `language` for a causal language model, `diffusion` for text to image."""
     path: str = Field(min_length=1)
-    """Local folder or hub id of a transformers causal language model, safetensors only."""
+    """Local folder or hub id of a transformers causal language model or a diffusers pipeline,
+    safetensors only."""
     revision: str | None = None
     """Branch, tag or commit on the hub; none for a local folder."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of computing; adapters are kept in float32. `auto`: bfloat16 where the device has
     instructions for it (a GPU, a CPU with AVX-512 BF16 or AMX), else float32."""
     max_length: int = Field(512, ge=8, le=131072)
-    """Tokens that an example may have, special tokens included; longer rows are cut up."""
+    """Tokens that an example may have, special tokens included; longer rows are cut up. Captions
+    are held to the text encoder's own limit instead."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """For text-to-image backbones only."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+
+
+class SamplingConfig(StageConfig):
+    """How a backbone makes examples of its own."""
+
+    steps: int = Field(30, ge=1, le=1000)
+    """Denoising steps of a diffusion model."""
+    guidance: float = Field(5.0, ge=1)
+    """Classifier-free guidance of a diffusion model; 1: none."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens that a language model writes at most."""
+    temperature: float = Field(1.0, ge=0)
+    """Temperature at which a language model's tokens are drawn; 0: the likeliest each time."""
 
 
 class AdapterConfig(StageConfig):
@@ -40,8 +72,11 @@ class AdapterConfig(StageConfig):
     """Scale of the update: lora_alpha / rank multiplies B A."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training, in [0, 1)."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Names of the modules adapted, or `all-linear`."""
+    target_modules: str | tuple[str, ...] = "auto"
+    """Names of the modules adapted; `all-linear`; or `auto`: all linear layers of a language model,
+    the attention projections of a diffusion model."""
+    text_encoder: bool = False
+    """Adapt the attention of a diffusion model's text encoders too."""
 
 
 @dataclass(frozen=True)
@@ -62,36 +97,94 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Losses:
-    """Losses of a batch: ``total`` (n,) float32 nats summed over ``units`` (n,) int64 >= 1."""
+class FixedNoise:
+    """Noise that is the same for every example and every model, so that losses can be compared.
 
-    total: torch.Tensor
-    units: torch.Tensor
+    Args:
+        levels: noise levels that a loss is the mean of, evenly spread.
+        replicate: which of several independent sets of noise.
+    """
+
+    levels: int = 8
+    replicate: int = 0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of a batch by unit: a token, or a noise level.
+
+    Args:
+        each: (n, u) float32, loss of each unit; what is masked counts for nothing.
+        mask: (n, u) bool, units that carry loss, at least one in a row.
+    """
+
+    each: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """Loss of each example summed over its units, (n,) float32."""
+        return (self.each * self.mask).sum(dim=1)
+
+    @property
+    def units(self) -> torch.Tensor:
+        """Units of each example, (n,) int64 >= 1."""
+        return self.mask.sum(dim=1)
 
     @property
     def mean(self) -> torch.Tensor:
-        """Mean loss of each example, (n,) float32, nats per unit."""
+        """Mean loss of each example, (n,) float32, per unit."""
         return self.total / self.units
 
 
-class Backbone(Protocol):
+class Embedder(Protocol):
+    """What represents examples as vectors."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Return the examples as it takes them, in order."""
+
+    def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Return the representation of each example, (n, d) float32 on the CPU."""
+
+
+class Precomputed(Protocol):
+    """Costly inputs of examples that were computed before."""
+
+    def find(self, example: Example) -> dict[str, NDArray[Any]] | None:
+        """Return an example's inputs by name, None where they are not known."""
+
+
+class Backbone(Embedder, Protocol):
     """A frozen pretrained model to which one adapter may be attached."""
 
     fingerprint: str
     """Digest of its weights, its configuration and its tokenizer."""
     device: torch.device
+    noisy: bool
+    """Whether losses depend on noise, and so on how many levels of it they are the mean of."""
+    known: Precomputed | None
+    """Where ``encode`` looks for what ``precompute`` gave."""
 
     def pieces(self, example: Example) -> list[Example]:
         """Cut an example into ones that the backbone takes at once; none if nothing fits."""
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return the examples as the backbone takes them, in order."""
+    def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
+        """Return the inputs that are worth keeping, (n, ...) by name; empty where none are."""
 
-    def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
-        """Return the backbone's representation of each example, (n, d) float32 on the CPU."""
+    def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
+        """Return each example's losses, differentiable in the attached adapter.
 
-    def losses(self, batch: Sequence[Encoded]) -> Losses:
-        """Return each example's loss, differentiable in the attached adapter."""
+        Args:
+            batch: examples as ``encode`` gave them.
+            fixed: noise to be used, by backbones that add some; None: as in training, drawn from
+                torch's generator of the CPU, one level an example.
+        """
+
+    def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
+        """Return an example for each prompt, made by the backbone with its adapter.
+
+        Each has a seed of its own, derived from ``seed`` and its place.
+        """
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new adapter whose effect is nil until it is trained.
@@ -121,6 +214,9 @@ class Backbone(Protocol):
 
     def training(self, on: bool) -> None:
         """Switch dropout on or off."""
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward pass rather than keep them: less memory."""
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Where a backbone's files are, and what they amount to."""
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,31 +9,43 @@ from albat_core import storage
 from albat_core.backbones.base import BackboneConfig
 from albat_core.errors import BackboneError
 
+MODEL_CONFIG = "config.json"
+"""Describes a transformers model."""
+PIPELINE_INDEX = "model_index.json"
+"""Names the components of a diffusers pipeline, each in a folder of its own."""
+
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+_VARIANTS = ("*.fp16.*", "*.bf16.*", "*non_ema*", "*.onnx*")  # the same weights, otherwise
 
 
 def backbone_folder(config: BackboneConfig) -> Path:
-    """Return the local folder with the backbone, fetched first where it is remote or on the hub.
+    """Return the local folder with the backbone, see ``model_folder``."""
+    return model_folder(config.path, config.revision)
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
+    """Return the local folder with a model, fetched first where it is remote or on the hub.
 
     Raises:
         BackboneError: there is none, or it has no safetensors weights.
     """
-    folder = Path(config.path).expanduser()
-    if storage.is_remote(config.path):
-        name = storage.tree_fingerprint(config.path)[:16]
-        folder = storage.download(config.path, storage.fetched_folder("backbones", name))
+    folder = Path(path).expanduser()
+    if storage.is_remote(path):
+        name = storage.tree_fingerprint(path)[:16]
+        folder = storage.download(path, storage.fetched_folder("backbones", name))
     elif not folder.is_dir():
-        folder = _from_hub(config)
-    if not (folder / "config.json").is_file():
+        folder = _from_hub(path, revision)
+    if not any((folder / marker).is_file() for marker in (MODEL_CONFIG, PIPELINE_INDEX)):
         raise BackboneError(
-            "expected a transformers model folder, found no config.json",
+            f"expected a model folder, found neither {MODEL_CONFIG} nor {PIPELINE_INDEX}",
             where=str(folder),
             remedy="name the folder that save_pretrained wrote",
         )
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.pt*")
+    rooms = _rooms(folder)
+    if not any(file for room in rooms for file in room.glob("*.safetensors")):
+        pickled = sorted(
+            p.name for room in rooms for end in ("*.bin", "*.pt*") for p in room.glob(end)
         )
         raise BackboneError(
             f"expected weights as *.safetensors, found {', '.join(pickled) or 'none'}",
@@ -42,43 +55,79 @@ def backbone_folder(config: BackboneConfig) -> Path:
     return folder
 
 
-def _from_hub(config: BackboneConfig) -> Path:
-    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") != 1
+def refuse_other_kind(folder: Path, expected: str, kind: str) -> None:
+    """Refuse a folder that lacks the file which every backbone of its kind has.
+
+    Raises:
+        BackboneError: it does.
+    """
+    if not (folder / expected).is_file():
+        raise BackboneError(
+            f"expected a {kind} backbone, found no {expected}",
+            where=str(folder),
+            remedy="name the folder that save_pretrained wrote, or set backbone.kind to what it is",
+        )
+
+
+def _rooms(folder: Path) -> list[Path]:
+    """Return the folders that a backbone's files are in: a pipeline's components have their own."""
+    index = folder / PIPELINE_INDEX
+    if not index.is_file():
+        return [folder]
+    try:
+        components = sorted(json.loads(index.read_text()))
+    except ValueError as error:
+        raise unreadable("pipeline", index, error, library="diffusers") from error
+    return [folder, *(folder / name for name in components if (folder / name).is_dir())]
+
+
+def _from_hub(path: str, revision: str | None) -> Path:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if looks_local:
         raise BackboneError(
             "expected a model folder, found none",
-            where=config.path,
-            remedy="check backbone.path; a hub id has the form owner/name",
+            where=path,
+            remedy="check the path; a hub id has the form owner/name",
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
+        files = [*_WEIGHTS, *_DESCRIPTION]
+        folder = snapshot_download(
+            path, revision=revision, allow_patterns=[PIPELINE_INDEX, MODEL_CONFIG]
+        )
+        if (Path(folder) / PIPELINE_INDEX).is_file():  # what lies beside is other programs' copies
+            files = [PIPELINE_INDEX, *(f"*/{pattern}" for pattern in files)]
         return Path(
             snapshot_download(
-                config.path,
-                revision=config.revision,
-                allow_patterns=[*_WEIGHTS, *_DESCRIPTION],
+                path,
+                revision=revision,
+                allow_patterns=files,
+                ignore_patterns=list(_VARIANTS),
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BackboneError(
             f"found neither a folder nor a model on the hub ({type(error).__name__})",
-            where=config.path,
-            remedy="check backbone.path and the network, or name a local folder",
+            where=path,
+            remedy="check the path and the network, or name a local folder",
         ) from error
 
 
 def folder_fingerprint(folder: Path, *, weights: bool) -> str:
     """Return a digest of a backbone's description, and of its weights if asked; 32 hex digits."""
-    files = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)}
-    files -= set(folder.glob("*.safetensors.index.json"))
-    if weights:
-        files |= set(folder.glob("*.safetensors"))
+    files = set()
+    for room in _rooms(folder):
+        files |= {path for pattern in _DESCRIPTION for path in room.glob(pattern)}
+        files -= set(room.glob("*.safetensors.index.json"))
+        if weights:
+            files |= set(room.glob("*.safetensors"))
     running = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
         stat = path.stat()
-        running.update(f"{path.name}:{_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        name = path.relative_to(folder).as_posix()
+        running.update(f"{name}:{_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return running.hexdigest()
 
 
@@ -87,3 +136,16 @@ def _digest(path: Path, size: int, modified: int) -> str:
     """Digest once as long as size and time of the file stay."""
     del size, modified
     return storage.digest(path)
+
+
+def unreadable(
+    what: str, folder: Path, error: Exception, library: str = "transformers"
+) -> BackboneError:
+    """Return the error for a tokenizer, model or adapter that cannot be loaded."""
+    reason = str(error).strip().splitlines()
+    return BackboneError(
+        f"expected a {what} that {library} can load ({type(error).__name__}: "
+        f"{reason[0] if reason else 'no reason given'})",
+        where=str(folder),
+        remedy="check that the folder is complete; code in it runs only with trust_remote_code",
+    )

@@ -1,6 +1,5 @@
 """Causal language models (transformers) as backbones, with LoRA adapters (peft)."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -8,15 +7,46 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from albat_core.backbones.base import AdapterConfig, BackboneConfig, Encoded, Losses
-from albat_core.backbones.folder import backbone_folder
-from albat_core.backbones.text import TextEncoder, unreadable
+from albat_core.backbones.adapter_note import check_note, write_note
+from albat_core.backbones.base import (
+    AdapterConfig,
+    BackboneConfig,
+    Encoded,
+    FixedNoise,
+    Losses,
+    Precomputed,
+    SamplingConfig,
+)
+from albat_core.backbones.folder import backbone_folder, unreadable
+from albat_core.backbones.text import TextEncoder
 from albat_core.errors import BackboneError, InputError
 from albat_core.records import Example
+from albat_core.seeding import derive_seed
 
-ADAPTER_NOTE = "albat.json"  # beside the adapter: which backbone it was made for
+PRECOMPUTES = False  # tokens are computed as fast as they are read
+LOSS_UNIT = "nats per token"
+
+
+def identity(config: BackboneConfig) -> dict[str, Any]:
+    """Return the settings that change what the backbone computes."""
+    return {"max_length": config.max_length}
+
+
+def input_identity(config: BackboneConfig) -> dict[str, Any]:
+    """Return the settings that change how rows are cut and encoded."""
+    return {"max_length": config.max_length}
+
+
+LOADING = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+backbone = AutoModelForCausalLM.from_pretrained({path!r})
+model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
+"""How an adapter is loaded, for its card."""
+LIBRARY = "peft"
 
 
 def load_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
@@ -72,12 +102,15 @@ def check_backbone(config: BackboneConfig) -> None:
 class LanguageBackbone:
     """A frozen causal language model, see the ``Backbone`` protocol."""
 
+    noisy = False
+
     def __init__(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> None:
         check_backbone(config)
         self.fingerprint = fingerprint
         self.device = device
+        self.known: Precomputed | None = None
         # a CPU multiplies in bfloat16 fast only forwards: there the weights stay in float32
         self._autocast = dtype == torch.bfloat16 and device.type == "cpu"
         self._weights_dtype = torch.float32 if self._autocast else dtype
@@ -114,6 +147,11 @@ class LanguageBackbone:
     def pieces(self, example: Example) -> list[Example]:
         """Cut an example into ones that fit, see ``TextEncoder.pieces``."""
         return self._encoder.pieces(example)
+
+    def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
+        """Return nothing: tokens need not be kept."""
+        del examples
+        return {}
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return token ids and loss masks.
@@ -162,8 +200,9 @@ class LanguageBackbone:
         weights = weights / weights.sum(dim=1, keepdim=True)
         return torch.einsum("nt,ntd->nd", weights, hidden.to(torch.float32)).cpu()
 
-    def losses(self, batch: Sequence[Encoded]) -> Losses:
-        """Return each example's negative log-likelihood over the tokens that carry loss."""
+    def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
+        """Return the negative log-likelihood of each token; there is no noise to be fixed."""
+        del fixed
         ids = self._collate(batch, "input_ids", 0)
         mask = self._collate(batch, "loss_mask", 0)[:, 1:].to(torch.bool)
         model = self._adapted if self._adapted is not None else self._model
@@ -172,13 +211,36 @@ class LanguageBackbone:
         each = F.cross_entropy(
             logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
         ).view(mask.shape)
-        return Losses(total=(each * mask).sum(dim=1), units=mask.sum(dim=1))
+        return Losses(each=each, mask=mask)
+
+    def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
+        """Return a text for each prompt, the prompt its beginning, see ``Backbone``."""
+        model = self._adapted if self._adapted is not None else self._model
+        tokenizer = self._encoder.tokenizer
+        drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0}
+        made = []
+        for n, prompt in enumerate(prompts):
+            ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.device)
+            room = max(self._encoder.max_length - ids.shape[1], 1)
+            with torch.random.fork_rng(), torch.inference_mode(), self._precision():
+                torch.manual_seed(derive_seed(seed, "generated", n))
+                written = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=min(config.max_new_tokens, room),
+                    pad_token_id=tokenizer.eos_token_id,
+                    **(drawn if config.temperature > 0 else {"do_sample": False}),
+                )
+            text = prompt + tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+            name = f"generated/{n}"
+            made.append(Example(name, name, "generated", text, prompt=prompt or None))
+        return made
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""
         from peft import LoraConfig, get_peft_model
 
-        targets = config.target_modules
+        targets = "all-linear" if config.target_modules == "auto" else config.target_modules
         lora = LoraConfig(
             task_type="CAUSAL_LM",
             r=config.rank,
@@ -204,14 +266,7 @@ class LanguageBackbone:
         """Attach the adapter saved in ``folder``, after checking whose it is."""
         from peft import PeftModel
 
-        note = folder / ADAPTER_NOTE
-        made_for = json.loads(note.read_text())["backbone"] if note.is_file() else self.fingerprint
-        if made_for != self.fingerprint:
-            raise BackboneError(
-                f"the adapter was made for backbone {made_for[:8]}, this is {self.fingerprint[:8]}",
-                where=str(folder),
-                remedy=f"load it on the backbone it was made for, or train one for {self._path}",
-            )
+        check_note(folder, self.fingerprint, self._path)
         try:
             self._adapted = PeftModel.from_pretrained(self._model, folder)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -228,7 +283,7 @@ class LanguageBackbone:
                 config.target_modules = sorted(config.target_modules)
         # no embedding is trained, and to find out peft would look for the backbone on the hub
         self._adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-        (folder / ADAPTER_NOTE).write_text(json.dumps({"backbone": self.fingerprint}))
+        write_note(folder, self.fingerprint)
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the LoRA factors by name; empty where no adapter is attached."""
@@ -253,6 +308,10 @@ class LanguageBackbone:
     def training(self, on: bool) -> None:
         """Switch dropout on or off."""
         (self._adapted if self._adapted is not None else self._model).train(on)
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward pass rather than keep them."""
+        self._model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """Texts, prompts with answers and chats as tokens, and cut to what a language model takes."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from albat_core.backbones.base import BackboneConfig
-from albat_core.backbones.folder import backbone_folder
+from albat_core.backbones.folder import (
+    MODEL_CONFIG,
+    backbone_folder,
+    refuse_other_kind,
+    unreadable,
+)
 from albat_core.errors import BackboneError
 from albat_core.records import Example
 
@@ -23,6 +27,7 @@ class TextEncoder:
         from transformers import AutoTokenizer
 
         folder = backbone_folder(config)
+        refuse_other_kind(folder, MODEL_CONFIG, "language")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=config.trust_remote_code
@@ -190,14 +195,3 @@ class TextEncoder:
                 if len(ids) <= self.max_length and any(mask):
                     return [shorter]
         return []
-
-
-def unreadable(what: str, folder: Path, error: Exception) -> BackboneError:
-    """Return the error for a tokenizer, model or adapter that cannot be loaded."""
-    reason = str(error).strip().splitlines()
-    return BackboneError(
-        f"expected a {what} that transformers can load ({type(error).__name__}: "
-        f"{reason[0] if reason else 'no reason given'})",
-        where=str(folder),
-        remedy="check that the folder is complete; code in it runs only with trust_remote_code",
-    )

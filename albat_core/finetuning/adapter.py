@@ -1,14 +1,16 @@
 """An adapter trained on a mixture, as an artifact."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from albat_core import storage
 from albat_core.adaptation import read_role, role_digest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
-from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones import adapter_card, backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig
 from albat_core.dataset import read_mixture
+from albat_core.encoding import Encodings
 from albat_core.finetuning.checkpoint import CheckpointFile
 from albat_core.finetuning.trainer import FinetuneConfig, Trainer
 from albat_core.records import VALIDATION
@@ -22,6 +24,7 @@ STAGE_VERSION = 1
 def finetune(
     mixture: ArtifactRef,
     adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
     backbone_config: BackboneConfig,
     config: FinetuneConfig,
     seed: int,
@@ -35,6 +38,7 @@ def finetune(
     Args:
         mixture: what is trained on; the surrogate is trained on adaptation rows alone.
         adaptation: whose validation rows decide the best step.
+        encodings: costly inputs of the rows, where the backbone has any.
         backbone_config: what is adapted.
         config: how.
         seed: of every draw.
@@ -57,7 +61,8 @@ def finetune(
     def build(folder: Path) -> Built:
         began = time.perf_counter()
         rows = read_mixture(store, mixture)
-        with open_backbone(backbone_config, runtime) as backbone:
+        known = Encodings(store, encodings)
+        with open_backbone(backbone_config, runtime, known) as backbone:
             backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
             validation = backbone.encode(read_role(store, adaptation, VALIDATION))
             trainer = Trainer(
@@ -83,31 +88,9 @@ def finetune(
             "alpha": rows.alpha,
             "training_seconds": round(time.perf_counter() - began, 3),
         }
-        (folder / "README.md").write_text(_card(backbone_config, facts))
+        (folder / "README.md").write_text(adapter_card(backbone_config, facts))
         return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
 
     ref = store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
     checkpoint.remove()
     return ref
-
-
-def _card(backbone: BackboneConfig, facts: dict[str, object]) -> str:
-    return f"""---
-base_model: {backbone.path}
-library_name: peft
-tags: [lora, albat]
----
-# LoRA adapter
-
-Trained by albat on {facts["adaptation_rows"]} adaptation rows and {facts["backbone_rows"]} rows of
-the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["best_step"]} of
-{facts["steps"]}, validation loss {facts["validation_loss"]:.4f} nats per token.
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-backbone = AutoModelForCausalLM.from_pretrained({backbone.path!r})
-model = PeftModel.from_pretrained(backbone, "path/to/this/folder")
-```
-"""

@@ -9,7 +9,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from albat_core.backbones.base import AdapterConfig, Backbone, Encoded, length_batches
+from albat_core.backbones.base import (
+    AdapterConfig,
+    Backbone,
+    Encoded,
+    FixedNoise,
+    length_batches,
+)
 from albat_core.dataset import Mixture
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.finetuning.checkpoint import CheckpointFile, Tensors, TrainingState
@@ -34,7 +40,8 @@ class FinetuneConfig(StageConfig):
     batch_size: int = Field(16, ge=1)
     """Examples in an optimizer step."""
     batch_tokens: int = Field(8192, ge=1)
-    """Tokens computed at once, padding included; larger batches accumulate gradients."""
+    """Tokens computed at once, padding included (of pictures, positions of their latents); larger
+    batches accumulate gradients."""
     learning_rate: float = Field(2e-3, gt=0)
     """Highest learning rate of AdamW."""
     warmup: int = Field(20, ge=0)
@@ -47,6 +54,8 @@ class FinetuneConfig(StageConfig):
     """Gradients are scaled down to this norm."""
     evaluate_every: int = Field(25, ge=1)
     """Steps between looks at the validation documents; the best adapter is kept."""
+    noise_levels: int = Field(8, ge=1, le=1000)
+    """Noise levels of a diffusion model at which validation examples are looked at."""
     patience: int = Field(6, ge=1)
     """Looks without a new best after which training stops."""
 
@@ -136,7 +145,7 @@ class Trainer:
             raise
 
     def _step(self, step: int) -> float:
-        """Take one optimizer step; return the batch's mean loss in nats per unit."""
+        """Take one optimizer step; return the batch's mean loss per unit."""
         own, other = self._sampler.batch(step)
         batch = [self._adaptation[i] for i in own] + [self._corpus[i] for i in other]
         for group in self._optimizer.param_groups:
@@ -145,7 +154,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(self._seed, "dropout", step))
+            torch.manual_seed(derive_seed(self._seed, "dropout and noise", step))
             for positions in length_batches([e.length for e in batch], self._config.batch_tokens):
                 mean = self._backbone.losses([batch[i] for i in positions]).mean.sum() / len(batch)
                 torch.autograd.backward(mean)
@@ -163,7 +172,12 @@ class Trainer:
     def _evaluate(self, state: TrainingState) -> None:
         """Measure the validation loss, and keep the adapter if it is the best yet."""
         self._backbone.training(False)
-        totals, units = example_losses(self._backbone, self._validation, self._config.batch_tokens)
+        totals, units = example_losses(
+            self._backbone,
+            self._validation,
+            self._config.batch_tokens,
+            FixedNoise(self._config.noise_levels),
+        )
         loss = float(totals.sum() / units.sum())
         if not math.isfinite(loss):
             raise TrainingError(

@@ -334,7 +334,9 @@ def _input_count(manifest: Manifest, role: str) -> InputCount:
         rows=facts["rows"],
         examples=manifest.rows,
         notes=tuple(
-            f"{n} row{'s' if n > 1 else ''} {text}" for k, text in told.items() if (n := facts[k])
+            f"{n} row{'s' if n > 1 else ''} {text}"
+            for k, text in told.items()
+            if (n := facts.get(k, 0))
         ),
     )
 

@@ -63,7 +63,7 @@ def test_a_part_s_embeddings_are_its_rows_in_order(
     parts = parts_of(store, [cut("corpus", topic_rows("plants", 40))])
     assert [p.rows for p in parts] == [16, 16, 8]
     for part in parts:
-        found = embed_part(part, "", backbone_config, CONFIG, runtime)
+        found = embed_part(part, "", None, backbone_config, CONFIG, runtime)
         rows = [e for block in iterate_part(store, part) for e in block]
         expected = np.stack([backbone.embed(backbone.encode([row]))[0].numpy() for row in rows])
         vectors = load_vectors(store, found.embeddings)
@@ -79,11 +79,11 @@ def test_a_part_is_known_by_its_content(
     store = ArtifactStore(runtime.root)
     rows = topic_rows("plants", 40)
     before = parts_of(store, [cut("corpus", rows)])
-    first = [embed_part(p, "", backbone_config, CONFIG, runtime) for p in before]
+    first = [embed_part(p, "", None, backbone_config, CONFIG, runtime) for p in before]
     rows[20]["text"] = "comet planet moon"  # in the second of three parts
     after = parts_of(store, [cut("corpus", rows)])
     assert {p.shards.key for p in after}.isdisjoint(p.shards.key for p in before)
-    second = [embed_part(p, "again", backbone_config, CONFIG, runtime) for p in after]
+    second = [embed_part(p, "again", None, backbone_config, CONFIG, runtime) for p in after]
     assert [p.reused for p in first + second] == [False] * 3 + [True, False, True]
     assert second[0].embeddings == first[0].embeddings
 
@@ -93,8 +93,8 @@ def test_another_backbone_embeds_anew(
     cut: Cut, backbone_config: BackboneConfig, runtime: Runtime, change: dict[str, object]
 ) -> None:
     (part,) = parts_of(ArtifactStore(runtime.root), [cut("corpus", topic_rows("plants", 4))])
-    first = embed_part(part, "", backbone_config, CONFIG, runtime)
-    other = embed_part(part, "", backbone_config.model_copy(update=change), CONFIG, runtime)
+    first = embed_part(part, "", None, backbone_config, CONFIG, runtime)
+    other = embed_part(part, "", None, backbone_config.model_copy(update=change), CONFIG, runtime)
     assert not other.reused
     assert other.embeddings != first.embeddings
 
@@ -111,7 +111,7 @@ class Adaptations:
         """Return digests of the training rows, and the embeddings."""
         shards = self._cut("own", rows, self._runtime)
         split = split_adaptation([shards], [], SplitConfig(), 0, self._runtime)
-        queries = embed_queries(split, self._config, CONFIG, self._runtime)
+        queries = embed_queries(split, [], self._config, CONFIG, self._runtime)
         return {e.digest() for e in read_role(self.store, split, TRAIN)}, queries
 
     def facts(self, queries: ArtifactRef) -> tuple[int, int]:

@@ -493,7 +493,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "a tensor missing": (lose_a_tensor, "none for model.layers.1.mlp.up_proj.weight"),
     "a tensor of another shape": (reshape_a_tensor, "expected a model"),
     "weights cut short": (cut_the_weights_short, "expected a model"),
-    "no config": (lambda f: (f / "config.json").unlink(), "found no config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "found neither config.json"),
     "config that is no JSON": (lambda f: (f / "config.json").write_text("{"), "expected a"),
     "unknown architecture": (change_config(model_type="unknown"), "expected a"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "expected a tokenizer"),

@@ -46,6 +46,7 @@ def test_nearest_scores_by_similarity(
     ref = score_candidates(
         chain.candidates,
         chain.surrogate,
+        [],
         run_config.backbone,
         ScoringConfig(scorer="nearest"),
         run_config.runtime,

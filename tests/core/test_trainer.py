@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from albat_core.adaptation import read_role
 from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
-from albat_core.backbones.base import AdapterConfig, adapted
+from albat_core.backbones.base import AdapterConfig, FixedNoise, adapted
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
@@ -67,7 +67,9 @@ class Training:
         self.store = ArtifactStore(str(root))
 
     def run(self, config: FinetuneConfig = STEPS, seed: int = 0) -> ArtifactRef:
-        return finetune(self.mixture, self.adaptation, self.backbone, config, seed, self.runtime)
+        return finetune(
+            self.mixture, self.adaptation, [], self.backbone, config, seed, self.runtime
+        )
 
     def weights(self, ref: ArtifactRef) -> dict[str, torch.Tensor]:
         return load_file(self.store.folder(ref) / "adapter_model.safetensors")
@@ -174,7 +176,7 @@ def test_the_best_step_is_kept(training: Training) -> None:
         adapted(backbone, training.store.folder(ref)),
     ):
         validation = backbone.encode(read_role(training.store, training.adaptation, VALIDATION))
-        totals, units = example_losses(backbone, validation, 8192)
+        totals, units = example_losses(backbone, validation, 8192, FixedNoise())
     assert totals.sum() / units.sum() == pytest.approx(facts["validation_loss"], abs=1e-5)
 
 

@@ -419,7 +419,7 @@ def test_adapter_of_another_backbone_is_refused(
     count = len(list(ArtifactStore(config.runtime.root).all_refs()))
     refused(
         lambda: evaluate(
-            chain.surrogate, chain.adaptation, other, config.evaluation, config.runtime
+            chain.surrogate, chain.adaptation, [], other, config.evaluation, config.runtime
         ),
         BackboneError,
         "the adapter was made for backbone",
@@ -437,7 +437,7 @@ def test_a_backbone_that_changed_in_place_is_loaded_again(
     store = ArtifactStore(config.runtime.root)
 
     def loss() -> float:
-        ref = evaluate(None, chain.adaptation, backbone, config.evaluation, config.runtime)
+        ref = evaluate(None, chain.adaptation, [], backbone, config.evaluation, config.runtime)
         return float(store.manifest(ref).facts["loss"])
 
     first = loss()
@@ -455,7 +455,7 @@ def test_index_of_another_dimension_is_refused(
     narrow = config.backbone.model_copy(
         update={"path": str(save_backbone(tmp_path / "narrow", width=16))}
     )
-    queries = embed_queries(chain.adaptation, narrow, EmbeddingConfig(), config.runtime)
+    queries = embed_queries(chain.adaptation, [], narrow, EmbeddingConfig(), config.runtime)
     refused(
         lambda: retrieve_candidates(chain.index, queries, RetrievalConfig(), config.runtime),
         DimensionMismatchError,
@@ -478,7 +478,7 @@ def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         lambda: Chain(config).corpus,
         BackboneError,
         "nobody/nothing: found neither a folder nor a model on the hub",
-        "check backbone.path and the network",
+        "check the path and the network",
     )
     assert "nobody/nothing" in str(found)
     assert stages_left(config) == set()

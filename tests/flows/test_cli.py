@@ -130,7 +130,8 @@ def test_every_mistake_in_the_inputs_is_told_at_once(
     said = albat(command, config)
     assert said.code == 1
     for expected in (
-        f"{tmp_path}/backbone: expected a transformers model folder, found no config.json",
+        f"{tmp_path}/backbone: expected a model folder, found neither config.json nor "
+        "model_index.json",
         "name the folder that save_pretrained wrote",
         f"corpus: {tmp_path}/god.jsonl: expected a file or a folder, found none",
         f"did you mean {tmp_path}/good.jsonl?",

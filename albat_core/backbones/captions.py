@@ -1,0 +1,59 @@
+"""Captions held to the length that a pipeline's text encoders take."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from albat_core.backbones.folder import unreadable
+from albat_core.records import Example
+
+_LONGEST = 512  # tokens: T5 has no limit of its own, pipelines give it so many
+
+
+class CaptionFitter:
+    """Cuts captions between words to what the longest text encoder takes.
+
+    Args:
+        folder: the pipeline's.
+        tokenizers: its components that are tokenizers.
+    """
+
+    def __init__(self, folder: Path, tokenizers: Sequence[str]) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizers: list[Any] = []
+        for name in tokenizers:
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder / name, local_files_only=True)
+            except (OSError, ValueError, KeyError) as error:
+                raise unreadable("tokenizer", folder / name, error) from error
+            self._tokenizers.append(tokenizer)
+
+    def fits(self, caption: str) -> bool:
+        """Tell whether at least one text encoder reads all of a caption."""
+        return any(
+            len(t(caption)["input_ids"]) <= min(t.model_max_length, _LONGEST)
+            for t in self._tokenizers
+        )
+
+    def fit(self, example: Example, image: bytes, frame: tuple[int, int, int, int]) -> Example:
+        """Return the example with its picture; one whose caption was cut has another id, ``#0``."""
+        caption = example.text or ""
+        if self.fits(caption):
+            return replace(example, image=image, frame=frame)
+        words = caption.split()
+        fitting, over = 0, len(words)
+        while over - fitting > 1:
+            middle = (fitting + over) // 2
+            if self.fits(" ".join(words[:middle])):
+                fitting = middle
+            else:
+                over = middle
+        return replace(
+            example,
+            example_id=f"{example.example_id}#0",
+            text=" ".join(words[:fitting]),
+            image=image,
+            frame=frame,
+        )

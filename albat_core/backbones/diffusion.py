@@ -1,0 +1,372 @@
+"""Text-to-image pipelines (diffusers) as backbones, with LoRA adapters in diffusers' format."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from albat_core.backbones.adapter_note import check_note, write_note
+from albat_core.backbones.base import (
+    AdapterConfig,
+    BackboneConfig,
+    Encoded,
+    FixedNoise,
+    Losses,
+    Precomputed,
+    SamplingConfig,
+)
+from albat_core.backbones.captions import CaptionFitter
+from albat_core.backbones.diffusion_adapter import PipelineAdapter
+from albat_core.backbones.folder import backbone_folder, unreadable
+from albat_core.backbones.noise import drawn_levels, open_schedule, stratified_levels
+from albat_core.backbones.pipelines import Condition, Family, find_family, refuse_indivisible
+from albat_core.errors import InputError
+from albat_core.pictures import picture_pixels, png_file, prepare_picture
+from albat_core.records import Example
+from albat_core.seeding import torch_generator
+
+PRECOMPUTES = True
+LOSS_UNIT = "squared error per latent value"
+
+LOADING = """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({path!r})
+pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
+"""How an adapter is loaded, for its card."""
+LIBRARY = "diffusers"
+
+_ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
+_EMBEDDING_LEVEL = 0.1  # nearly clean: the middle of the denoiser then describes the picture
+_VAE_BATCH = 8
+_TEXT_KEPT = 256 << 20  # bytes of text encodings kept
+_SAMPLED_AT_ONCE = 16
+
+Text = tuple[torch.Tensor, ...]
+
+
+def identity(config: BackboneConfig) -> dict[str, Any]:
+    """Return the settings that change what the backbone computes."""
+    return {"diffusion": config.diffusion.model_dump(mode="json")}
+
+
+def input_identity(config: BackboneConfig) -> dict[str, Any]:
+    """Return the settings that change how rows are brought to the backbone's size."""
+    return {"picture": config.diffusion.picture.model_dump(mode="json")}
+
+
+def load_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
+    """Return what brings pictures to the backbone's size and captions to its length."""
+    folder = backbone_folder(config)
+    return _Preparation(CaptionFitter(folder, find_family(folder).tokenizers), config)
+
+
+def load_backbone(
+    config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+) -> "DiffusionBackbone":
+    """Load a text-to-image pipeline.
+
+    Raises:
+        BackboneError: the folder holds none, or one of no known family.
+    """
+    return DiffusionBackbone(config, device, dtype, fingerprint)
+
+
+def check_backbone(config: BackboneConfig) -> None:
+    """Check a pipeline folder from its descriptions alone.
+
+    Raises:
+        BackboneError: its family is not known, its models do not fit together, or pictures of the
+            size configured cannot be encoded.
+    """
+    folder = backbone_folder(config)
+    family = find_family(folder)
+    refuse_indivisible(family, folder, config.diffusion.picture.size, config.path)
+    CaptionFitter(folder, family.tokenizers)
+
+
+class _Preparation:
+    def __init__(self, captions: CaptionFitter, config: BackboneConfig) -> None:
+        self._captions = captions
+        self._picture = config.diffusion.picture
+
+    def __call__(self, example: Example) -> list[Example]:
+        """Return the example at the backbone's size.
+
+        Raises:
+            InputError: it has no picture, or one that cannot be read.
+        """
+        if example.image is None:
+            raise InputError(
+                "expected a picture, the row has none",
+                where=f"example {example.example_id}",
+                remedy="set image_column, or kind: language for texts",
+            )
+        where = f"example {example.example_id}"
+        image, frame = prepare_picture(example.image, self._picture, where)
+        return [self._captions.fit(example, image, frame)]
+
+
+class DiffusionBackbone:
+    """A frozen text-to-image pipeline, see the ``Backbone`` protocol."""
+
+    noisy = True
+
+    def __init__(
+        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+    ) -> None:
+        check_backbone(config)
+        self.fingerprint = fingerprint
+        self.device = device
+        self.known: Precomputed | None = None
+        self._config = config.diffusion
+        self._path = config.path
+        # a CPU multiplies in bfloat16 fast only forwards: there the weights stay in float32
+        self._autocast = dtype == torch.bfloat16
+        self._kept_dtype = np.float16 if self._autocast else np.float32
+        weights = torch.float32 if device.type == "cpu" else dtype
+        self._family = self._load(config, weights)
+        self._pieces = load_splitter(config)
+        self._schedule = open_schedule(
+            self._family.pipeline.scheduler, self._config.snr_gamma, config.path
+        )
+        self._adapter = PipelineAdapter(self._family, config.path)
+        self._texts: dict[str, Text] = {}
+
+    def _load(self, config: BackboneConfig, weights: torch.dtype) -> Family:
+        import diffusers
+
+        diffusers.utils.logging.disable_progress_bar()
+        folder = backbone_folder(config)
+        family = find_family(folder)
+        loader = getattr(diffusers, family.pipeline_class)
+        optional = {n: None for n in _ABSENT if n in loader._optional_components}
+        if "safety_checker" in optional:
+            optional["requires_safety_checker"] = None
+        try:
+            pipeline = loader.from_pretrained(
+                folder,
+                dtype={"default": weights, "vae": torch.float32},  # SDXL's overflows in half
+                use_safetensors=True,
+                local_files_only=True,
+                **optional,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise unreadable("pipeline", folder, error, library="diffusers") from error
+        pipeline.to(self.device)
+        pipeline.set_progress_bar_config(disable=True)
+        for module in pipeline.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.eval().requires_grad_(requires_grad=False)
+        return family(pipeline, config.diffusion)
+
+    def pieces(self, example: Example) -> list[Example]:
+        """Bring an example to the backbone's size."""
+        return self._pieces(example)
+
+    @torch.inference_mode()
+    def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
+        """Return the latents of the pictures, (n, c, h, w): the mode of the VAE's posterior."""
+        vae = self._family.pipeline.vae
+        found = []
+        for start in range(0, len(examples), _VAE_BATCH):
+            pixels = np.stack([self._pixels(e) for e in examples[start : start + _VAE_BATCH]])
+            batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+            latents = vae.encode(batch.float() / 127.5 - 1).latent_dist.mode()
+            shift = getattr(vae.config, "shift_factor", None) or 0.0
+            found.append(((latents - shift) * vae.config.scaling_factor).cpu().numpy())
+        return {"latents": np.concatenate(found).astype(self._kept_dtype)}
+
+    def _pixels(self, example: Example) -> NDArray[np.uint8]:
+        if example.image is None:
+            raise InputError(
+                "expected a picture, the example has none",
+                where=f"example {example.example_id}",
+                remedy="cut rows with this backbone",
+            )
+        return picture_pixels(example.image)
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Return latents, captions and frames; latents that are known are not computed again."""
+        rows = [self.known.find(e) if self.known is not None else None for e in examples]
+        missing = [i for i, row in enumerate(rows) if row is None]
+        if missing:
+            latents = self.precompute([examples[i] for i in missing])["latents"]
+            for i, one in zip(missing, latents, strict=True):
+                rows[i] = {"latents": one}
+        return [self._encoded(e, row) for e, row in zip(examples, rows, strict=True) if row]
+
+    def _encoded(self, example: Example, row: dict[str, NDArray[Any]]) -> Encoded:
+        latents = torch.from_numpy(np.array(row["latents"]))
+        size = self._config.picture.size
+        frame = (*(example.frame or (*size, 0, 0)), *size)
+        inputs = {"latents": latents, "caption": example.text or "", "frame": frame}
+        return Encoded(example.example_id, inputs, latents.shape[1] * latents.shape[2], 1)
+
+    def _latents(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        return torch.stack([e.inputs["latents"] for e in batch]).to(self.device, torch.float32)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
+
+    def _condition(self, batch: Sequence[Encoded], captions: Sequence[str]) -> Condition:
+        frames = torch.tensor([e.inputs["frame"] for e in batch], dtype=torch.float32)
+        return Condition(self._encode_texts(captions), frames.to(self.device))
+
+    def _encode_texts(self, captions: Sequence[str]) -> Text:
+        """Return text encodings, each (n, ...); kept as long as no adapter changes them."""
+        if self._adapter.changes_texts:
+            with self._precision():
+                return self._family.encode_text(list(captions), self.device)
+        fresh = [c for c in dict.fromkeys(captions) if c not in self._texts]
+        if fresh:
+            # kept beyond this call, so not as inference tensors, which training could not read
+            with torch.inference_mode(False), torch.no_grad(), self._precision():
+                found = self._family.encode_text(fresh, self.device)
+            size = sum(t[0].nbytes for t in found)
+            if (len(self._texts) + len(fresh)) * size > _TEXT_KEPT:
+                self._texts = {c: t for c, t in self._texts.items() if c in captions}
+            self._texts |= {c: tuple(t[i] for t in found) for i, c in enumerate(fresh)}
+        rows = [self._texts[c] for c in captions]
+        return tuple(torch.stack(part) for part in zip(*rows, strict=True))
+
+    @torch.inference_mode()
+    def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Return the mean over positions of the denoiser's middle, without a caption.
+
+        The picture has the same little noise each time; (n, d) float32 on the CPU.
+        """
+        latents = self._latents(batch)
+        level = torch.full((len(batch),), _EMBEDDING_LEVEL)
+        noised = self._schedule.noise(latents, self._fixed(latents, 0, 0), level)
+        condition = self._condition(batch, [""] * len(batch))
+        # what comes behind the middle need not be computed
+        with _output_of(self._family.pooled_module) as found, self._precision(), suppress(_Enough):
+            self._family.predict(noised.latents, noised.timestep, condition)
+        return self._family.pooled(found[0]).to("cpu", torch.float32)
+
+    def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
+        """Return each example's weighted squared error, one column a noise level.
+
+        Without ``fixed`` one level an example is drawn from each equal part of (0, 1).
+        """
+        latents = self._latents(batch)
+        condition = self._condition(batch, [e.inputs["caption"] for e in batch])
+        if fixed is None:
+            u = drawn_levels(len(batch))
+            noise = torch.randn(latents.shape)
+            if self._config.noise_offset:
+                noise += self._config.noise_offset * torch.randn(*latents.shape[:2], 1, 1)
+            columns = [self._errors(latents, noise.to(self.device), u, condition)]
+        else:
+            columns = [
+                self._errors(
+                    latents,
+                    self._fixed(latents, fixed.replicate, n),
+                    u.expand(len(batch)),
+                    condition,
+                )
+                for n, u in enumerate(stratified_levels(fixed.levels))
+            ]
+        each = torch.stack(columns, dim=1)
+        return Losses(each=each, mask=torch.ones_like(each, dtype=torch.bool))
+
+    def _errors(
+        self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor, condition: Condition
+    ) -> torch.Tensor:
+        """Return the weighted mean squared error at levels u (n,), (n,)."""
+        noised = self._schedule.noise(latents, noise, u)
+        with self._precision():
+            said = self._family.predict(noised.latents, noised.timestep, condition)
+        squared = (said.float() - noised.target).square().flatten(1).mean(dim=1)
+        return squared * self._schedule.weight(u).to(self.device)
+
+    def _fixed(self, latents: torch.Tensor, replicate: int, level: int) -> torch.Tensor:
+        """Return the noise of a level, the same for every example."""
+        generator = torch_generator(0, "fixed noise", replicate, level)
+        noise = torch.randn(latents.shape[1:], generator=generator)
+        return noise.to(self.device).expand_as(latents)
+
+    def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
+        """Return a picture for each prompt, see ``Backbone``."""
+        height, width = self._config.picture.size
+        made: list[Example] = []
+        for start in range(0, len(prompts), _SAMPLED_AT_ONCE):
+            batch = list(prompts[start : start + _SAMPLED_AT_ONCE])
+            places = range(start, start + len(batch))
+            with torch.no_grad(), self._precision():
+                images = self._family.pipeline(
+                    batch,
+                    height=height,
+                    width=width,
+                    num_inference_steps=config.steps,
+                    guidance_scale=config.guidance,
+                    generator=[torch_generator(seed, "generated", n) for n in places],
+                    output_type="np",
+                ).images
+            for n, prompt, pixels in zip(places, batch, images, strict=True):
+                image = png_file((np.nan_to_num(pixels) * 255).round().astype(np.uint8))
+                name = f"generated/{n}"
+                made.append(
+                    Example(name, name, "generated", prompt, image=image,
+                            frame=(height, width, 0, 0))
+                )  # fmt: skip
+        return made
+
+    def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
+        """Attach a new LoRA adapter to the denoiser, and to text encoders if configured."""
+        self._adapter.attach(config, seed)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Attach the adapter saved in ``folder``, after checking whose it is."""
+        check_note(folder, self.fingerprint, self._path)
+        self._adapter.load(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Save the adapter as ``pipe.load_lora_weights`` reads it, and in kohya's format."""
+        self._adapter.save(folder)
+        write_note(folder, self.fingerprint)
+
+    def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the LoRA factors by name; empty where no adapter is attached."""
+        return self._adapter.parameters()
+
+    def adapter_disabled(self) -> AbstractContextManager[None]:
+        """Compute as the untouched backbone while the context lasts."""
+        return self._adapter.disabled()
+
+    def detach_adapter(self) -> None:
+        """Give the layers back as they were."""
+        self._adapter.detach()
+
+    def training(self, on: bool) -> None:
+        """Switch dropout on or off."""
+        self._adapter.train(on)
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward pass rather than keep them."""
+        self._family.denoiser.enable_gradient_checkpointing()
+
+
+class _Enough(Exception):  # noqa: N818 - it is no error
+    """The output that was wanted is there."""
+
+
+@contextmanager
+def _output_of(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """Catch a module's output, and end the forward pass there."""
+    found: list[Any] = []
+
+    def stop(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        found.append(output)
+        raise _Enough
+
+    handle = module.register_forward_hook(stop)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -1,0 +1,163 @@
+"""LoRA adapters on a text-to-image pipeline (peft), attached, saved and loaded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from albat_core.backbones.base import AdapterConfig
+from albat_core.backbones.folder import unreadable
+from albat_core.backbones.kohya import kohya_layers
+from albat_core.backbones.pipelines import Family
+from albat_core.errors import BackboneError
+from albat_core.seeding import derive_seed
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""What ``pipe.load_lora_weights(folder)`` of diffusers looks for."""
+KOHYA_WEIGHTS = "kohya.safetensors"
+"""The same for programs that read kohya's format, such as WebUI and ComfyUI."""
+
+_TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+class PipelineAdapter:
+    """The one adapter that a pipeline may have.
+
+    Args:
+        family: the pipeline.
+        where: names the backbone in errors.
+    """
+
+    def __init__(self, family: Family, where: str) -> None:
+        self._family = family
+        self._where = where
+        self._on = True
+
+    def _modules(self) -> dict[str, Any]:
+        named = {self._family.denoiser_name: self._family.denoiser, **self._family.encoders}
+        return {name: m for name, m in named.items() if getattr(m, "peft_config", None)}
+
+    @property
+    def changes_texts(self) -> bool:
+        """Whether text encodings depend on the adapter as it is now."""
+        return self._on and any(name in self._family.encoders for name in self._modules())
+
+    def attach(self, config: AdapterConfig, seed: int) -> None:
+        """Attach a new adapter; B is zero, A is drawn from ``seed``.
+
+        Raises:
+            BackboneError: ``target_modules`` match nothing.
+        """
+        from peft import LoraConfig
+
+        targets = config.target_modules
+        chosen = self._family.attention if targets == "auto" else targets
+        lora = {"r": config.rank, "lora_alpha": config.lora_alpha, "lora_dropout": config.dropout}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "adapter of the denoiser"))
+            try:
+                names = chosen if isinstance(chosen, str) else list(chosen)
+                self._family.denoiser.add_adapter(LoraConfig(target_modules=names, **lora))
+            except ValueError as error:
+                raise self._no_target(targets) from error
+            for name, encoder in self._family.encoders.items() if config.text_encoder else ():
+                torch.manual_seed(derive_seed(seed, "adapter of", name))
+                encoder.add_adapter(LoraConfig(target_modules=_TEXT_TARGETS, **lora))
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()
+
+    def _no_target(self, targets: object) -> BackboneError:
+        names = {
+            ".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.rpartition(".")[2]
+            for name, module in self._family.denoiser.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+        return BackboneError(
+            f"adapter.target_modules={targets!r} match no layer",
+            where=self._where,
+            remedy=f"choose from {', '.join(sorted(names))}, or auto",
+        )
+
+    def load(self, folder: Path) -> None:
+        """Attach the adapter saved in ``folder``.
+
+        Raises:
+            BackboneError: it cannot be loaded.
+        """
+        try:
+            self._family.pipeline.load_lora_weights(
+                str(folder),
+                weight_name=WEIGHTS,
+                adapter_name="default",
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise unreadable("LoRA adapter", folder, error, library="diffusers") from error
+        for module in self._modules().values():
+            module.requires_grad_(requires_grad=False).eval()
+
+    def save(self, folder: Path) -> None:
+        """Save the adapter for diffusers and in kohya's format.
+
+        Raises:
+            BackboneError: none is attached.
+        """
+        from peft import get_peft_model_state_dict
+
+        modules = self._modules()
+        if not modules:
+            raise BackboneError("expected an adapter to save, none is attached", where=self._where)
+        layers, metadata = {}, {}
+        for name, module in modules.items():
+            config = module.peft_config["default"]
+            if isinstance(config.target_modules, set):  # else each process has another order
+                config.target_modules = sorted(config.target_modules)
+            layers[f"{name}_lora_layers"] = {
+                key: value.detach().cpu().contiguous()
+                for key, value in get_peft_model_state_dict(module).items()
+            }
+            metadata[f"{name}_lora_adapter_metadata"] = config.to_dict()
+        self._family.pipeline.save_lora_weights(
+            folder, weight_name=WEIGHTS, safe_serialization=True, **layers, **metadata
+        )
+        scale = next(iter(modules.values())).peft_config["default"].lora_alpha
+        by_component = {name.removesuffix("_lora_layers"): rows for name, rows in layers.items()}
+        save_file(kohya_layers(by_component, scale), folder / KOHYA_WEIGHTS, {"format": "pt"})
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return what is trained, by name."""
+        return {
+            f"{component}.{name}": parameter
+            for component, module in self._modules().items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let the pipeline compute as if untouched while the context lasts."""
+        modules = self._modules().values()
+        for module in modules:
+            module.disable_adapters()
+        self._on = False
+        try:
+            yield
+        finally:
+            self._on = True
+            for module in modules:
+                module.enable_adapters()
+
+    def detach(self) -> None:
+        """Give the layers back as they were."""
+        if self._modules():
+            self._family.pipeline.unload_lora_weights()
+
+    def train(self, on: bool) -> None:
+        """Switch dropout on or off."""
+        for module in self._modules().values():
+            module.train(on)

@@ -1,0 +1,164 @@
+"""The whole chain on pictures, for each family of pipelines; results read with plain diffusers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from safetensors.torch import save_file
+
+from albat_core.records import read_table
+from albat_core.seeding import torch_generator
+from tests.end_to_end.conftest import Run, Start
+from tests.pictures import picture, write_image_run
+from tests.pipelines import PIPELINES
+from tests.toys import rewrite
+
+pytestmark = pytest.mark.end_to_end
+
+LATENTS, LEVELS = (4, 8, 8), 8
+ALBAT_FILES = ("pytorch_lora_weights.safetensors", "kohya.safetensors")
+
+
+@pytest.fixture(scope="module")
+def image_run(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """Give the finished toy run of a family; run once."""
+    done: dict[str, Run] = {}
+
+    def run(family: str) -> Run:
+        if family not in done:
+            done[family] = start(write_image_run(tmp_path_factory.mktemp(family), family))
+        return done[family]
+
+    return run
+
+
+def plain_losses(run: Run, weights: str, folder: Path) -> list[float]:
+    """Return held-out losses with the exported adapter, computed by a program without albat."""
+    noise = torch.stack(
+        [
+            torch.randn(LATENTS, generator=torch_generator(0, "fixed noise", 0, n))
+            for n in range(LEVELS)
+        ]
+    )
+    save_file({"noise": noise}, folder / "noise.safetensors")
+    adaptation = run.refs("split by document")[0]
+    program = Path(__file__).parent / "plain_diffusers.py"
+    done = subprocess.run(
+        [
+            sys.executable, "-P", str(program),
+            "--pipeline", run.config.backbone.path,
+            "--adapter", run.result.places["adapter"],
+            "--weights", weights,
+            "--rows", str(run.store.folder(adaptation) / "test.parquet"),
+            "--noise", str(folder / "noise.safetensors"),
+        ],
+        capture_output=True, text=True, check=False, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_plain_diffusers_gets_the_losses_of_our_evaluation(
+    image_run: Callable[[str], Run], family: str, tmp_path: Path
+) -> None:
+    run = image_run(family)
+    table = read_table(run.store.folder(run.refs("evaluate: ALBAT")[0]) / "losses.parquet")
+    ours = table["loss"].to_numpy() / table["units"].to_numpy()
+    assert table["units"].to_pylist() == [LEVELS] * len(ours)
+    untouched = run.store.folder(run.refs("evaluate: Backbone untouched")[0])
+    assert np.abs(ours - read_table(untouched / "losses.parquet")["loss"].to_numpy() / LEVELS).max()
+    for weights in ALBAT_FILES if family != "flux" else ALBAT_FILES[:1]:  # see test_kohya.py
+        assert plain_losses(run, weights, tmp_path) == pytest.approx(ours.tolist(), rel=1e-4)
+
+
+def test_a_second_run_computes_nothing(image_run: Callable[[str], Run], start: Start) -> None:
+    first = image_run("sd")
+    before = first.files()
+    second = start(first.path)
+    assert second.computed == set()
+    assert second.files() == before
+    assert {"encode corpus", "encode adaptation set"} <= second.labels
+
+
+def test_only_new_pictures_are_encoded(start: Start, tmp_path: Path) -> None:
+    first = start(write_image_run(tmp_path))
+    green = tmp_path / "corpus" / "green"
+    green.mkdir()
+    for n in range(3):
+        (green / f"{n}.png").write_bytes(picture("green", "circle", n))
+        (green / f"{n}.txt").write_text("a photo of a green circle")
+    corpus = [{"path": f"corpus/{colour}"} for colour in ("red", "blue", "green")]
+    second = start(rewrite(first.path, {"corpus": corpus}))
+    for stage in ("encode corpus", "embed corpus"):
+        assert [ref.reused for ref in second.refs(stage)] == [True, True, False]
+    assert second.manifest("encode adaptation set") == first.manifest("encode adaptation set")
+
+
+def test_the_learning_rate_changes_only_what_follows(start: Start, tmp_path: Path) -> None:
+    first = start(write_image_run(tmp_path))
+    training = yaml.safe_load(first.path.read_text())["finetune"] | {"learning_rate": 1e-4}
+    second = start(rewrite(first.path, {"finetune": training}))
+    kept = {"encode corpus", "embed corpus", "index", "score", "select", "write mixture: ALBAT"}
+    assert not second.computed & kept
+    assert {"fine-tune: ALBAT", "evaluate: ALBAT", "report"} <= second.computed
+
+
+def test_the_mixture_opens_with_datasets(image_run: Callable[[str], Run], tmp_path: Path) -> None:
+    run = image_run("sd")
+    rows = load_dataset(run.result.places["mixture"], split="train", cache_dir=str(tmp_path))
+    assert sum(rows["weight"]) == pytest.approx(1)
+    shown = rows[len(rows) - 1]
+    assert shown["role"] == "backbone"
+    assert shown["image"].size == (16, 16)
+    assert shown["text"].startswith("a photo of a ")
+    assert shown["score"] is not None
+    assert shown["nearest_example_id"].startswith("red-1-")
+
+
+def test_scores_come_with_their_error_and_the_levels_they_took(
+    start: Start, tmp_path: Path
+) -> None:
+    scoring = {"rank_agreement": 0.6}
+    run = start(write_image_run(tmp_path, scoring=scoring))
+    facts = run.manifest("score").facts
+    tried = facts["rank_agreement"]
+    assert [t["levels"] for t in tried] == [4, 8, 16, 32, 64][: len(tried)]
+    assert facts["noise_levels"] == tried[-1]["levels"]
+    assert all(t["agreement"] < 0.6 for t in tried[:-1])
+    table = read_table(run.store.folder(run.refs("score")[0]) / "scores.parquet")
+    error, score = (table[name].to_numpy() for name in ("score_error", "score"))
+    assert (error > 0).all()
+    assert np.isfinite(error).all()
+    difference = table["loss_backbone"].to_numpy() - table["loss_surrogate"].to_numpy()
+    assert np.allclose(score, difference, atol=1e-6)
+
+
+def test_rows_that_the_backbone_makes_are_a_baseline_and_a_corpus(
+    start: Start, tmp_path: Path
+) -> None:
+    made = {"prompts": ["a photo of a circle", "a dog"], "rows": 6, "sampling": {"steps": 2}}
+    path = write_image_run(
+        tmp_path, generated=made, baselines=["adaptation_only", "generated"], name="beside"
+    )
+    first = start(path)
+    rows = first.manifest("fine-tune: With generated rows").facts
+    assert (rows["backbone_rows"], rows["adaptation_rows"]) == (6, 8)
+    written = yaml.safe_load(path.read_text()) | {"baselines": ["adaptation_only"]}
+    del written["corpus"]
+    path.write_text(yaml.safe_dump(written))
+    closed = start(path)
+    assert closed.manifest("generate rows") == first.manifest("generate rows")
+    mixture = load_dataset(
+        closed.result.places["mixture"], split="train", cache_dir=str(tmp_path / "cache")
+    )
+    captions = {r["text"] for r in mixture if r["role"] == "backbone"}
+    assert captions == set(made["prompts"])
