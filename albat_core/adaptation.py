@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,14 +103,11 @@ def split_adaptation(
     def build(folder: Path) -> Built:
         table = _read(store, own)
         test_only = _read(store, other)
-        _refuse_duplicates(pa.concat_tables([table, test_only]))
+        names = pa.concat_tables([table, test_only])
+        ids, sources = names["example_id"].to_pylist(), names["source"].to_pylist()
+        refuse_repeated(list(zip(ids, sources, strict=True)))
         roles = assign_roles(table["document"].to_pylist(), config, seed)
-        if common := sorted(set(roles) & set(test_only["document"].to_pylist())):
-            raise InputError(
-                f"document {common[0]!r} and {len(common) - 1} more are in both sets",
-                where="adaptation and heldout",
-                remedy="remove them from one: held-out documents must not be trained on",
-            )
+        refuse_common(roles, test_only["document"].to_pylist())
         role_column = pa.array([roles[name] for name in table["document"].to_pylist()])
         facts = {}
         for role in ROLES:
@@ -121,12 +119,7 @@ def split_adaptation(
                 "documents": len(set(rows["document"].to_pylist())),
             }
             write_table(rows, folder / f"{role}.parquet")
-        if not facts[TEST]["rows"]:
-            raise InputError(
-                "expected held-out documents for the evaluation, got none",
-                where="split.test",
-                remedy="raise split.test above 0 or give heldout",
-            )
+        refuse_no_test(facts[TEST]["rows"])
         return Built(rows=table.num_rows + test_only.num_rows, facts=facts)
 
     return store.produce(
@@ -143,16 +136,40 @@ def _read(store: ArtifactStore, parts: Sequence[Part]) -> pa.Table:
     return pa.concat_tables([EXAMPLE_SCHEMA.empty_table(), *tables])
 
 
-def _refuse_duplicates(table: pa.Table) -> None:
-    counts = table.group_by("example_id").aggregate([("source", "list"), ("source", "count")])
-    repeated = counts.filter(pc.greater(counts["source_count"], 1)).to_pylist()
-    if repeated:
-        sources = " and ".join(dict.fromkeys(repeated[0]["source_list"]))
+def refuse_repeated(names: Sequence[tuple[str, str]]) -> None:
+    """Raise an InputError if an id occurs twice.
+
+    Args:
+        names: id and source of each row of both sets.
+    """
+    counts = Counter(example_id for example_id, _ in names)
+    if repeated := [example_id for example_id, count in counts.items() if count > 1]:
+        sources = dict.fromkeys(source for name, source in names if name == repeated[0])
         raise InputError(
-            f"expected each id once, {repeated[0]['example_id']!r} and {len(repeated) - 1} more "
-            f"occur several times, in {sources}",
+            f"expected each id once, {repeated[0]!r} and {len(repeated) - 1} more "
+            f"occur several times, in {' and '.join(sources)}",
             where="adaptation and heldout",
             remedy="make the ids unique; where file names make them, give each source a name",
+        )
+
+
+def refuse_common(documents: Collection[str], heldout: Collection[str]) -> None:
+    """Raise an InputError if a document is in both sets."""
+    if common := sorted(set(documents) & set(heldout)):
+        raise InputError(
+            f"document {common[0]!r} and {len(common) - 1} more are in both sets",
+            where="adaptation and heldout",
+            remedy="remove them from one: held-out documents must not be trained on",
+        )
+
+
+def refuse_no_test(held_out: float) -> None:
+    """Raise an InputError if nothing is held out, by rows or by share."""
+    if not held_out:
+        raise InputError(
+            "expected held-out documents for the evaluation, got none",
+            where="split.test",
+            remedy="raise split.test above 0 or give heldout",
         )
 
 

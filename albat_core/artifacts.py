@@ -223,6 +223,10 @@ class ArtifactStore:
         cache = storage.fetched_folder("artifacts", ref.stage, ref.key)
         return storage.download(self._folder_uri(manifest), cache / manifest.attempt)
 
+    def place(self, ref: ArtifactRef) -> str:
+        """Return where the artifact's files lie, local or remote; nothing is fetched."""
+        return self._folder_uri(self.manifest(ref))
+
     def changed_files(self, ref: ArtifactRef) -> list[str]:
         """Return the files whose content no longer has the digest that the manifest gives."""
         manifest = self.manifest(ref)

@@ -14,6 +14,7 @@ from albat_core.dataset import write_mixture
 from albat_core.embedding import EmbeddedPart, embed_part, embed_queries
 from albat_core.encoding import encode_part
 from albat_core.evaluation import evaluate
+from albat_core.fidelity import measure_fidelity
 from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.trainer import FinetuneConfig
 from albat_core.generation import generate_rows
@@ -21,8 +22,10 @@ from albat_core.index import build_index
 from albat_core.input_files import find_files
 from albat_core.mixture import select, select_all
 from albat_core.progress import announce
-from albat_core.report.writing import ArmRun, RunArtifacts, StageRun, export_run, write_report
+from albat_core.report.run import ArmRun, RunArtifacts, StageRun
+from albat_core.report.writing import export_run, write_report
 from albat_core.retrieval import draw_candidates, retrieve_candidates, take_candidates
+from albat_core.samples import draw_samples
 from albat_core.scoring import score_candidates
 from albat_core.shards import Part, parts_of
 from albat_core.sources import SourceConfig
@@ -64,6 +67,7 @@ class Chain:
         self.stages: list[StageRun] = []
         self._evaluations: dict[str, ArtifactRef] = {}
         self._adapters: dict[str, ArtifactRef] = {}
+        self._samples: dict[str, ArtifactRef] = {}
 
     @cached_property
     def corpus(self) -> list[ArtifactRef]:
@@ -234,6 +238,31 @@ class Chain:
             )  # fmt: skip
         return self._evaluations[arm]
 
+    def samples(self, arm: str) -> ArtifactRef | None:
+        """Return what an arm made of the prompts; none where no prompts are configured."""
+        c = self._config
+        if not c.samples.all_prompts:
+            return None
+        if arm not in self._samples:
+            self._samples[arm] = self._run(
+                f"sample: {LABELS[arm]}",
+                draw_samples,
+                self.adapter(arm), c.samples.all_prompts,
+                self._backbone, c.samples, c.seed, self._runtime, LABELS[arm],
+            )  # fmt: skip
+        return self._samples[arm]
+
+    def fidelity(self, arm: str) -> ArtifactRef | None:
+        """Return how close an arm's samples are to subject and prompts, where that is measured."""
+        c, samples = self._config, self.samples(arm)
+        if samples is None or not c.samples.measured:
+            return None
+        return self._run(
+            f"measure: {LABELS[arm]}",
+            measure_fidelity,
+            samples, self.adaptation, c.samples, c.seed, self._runtime, LABELS[arm],
+        )  # fmt: skip
+
     @cached_property
     def arms(self) -> list[ArmRun]:
         """Every arm that is compared, trained and evaluated, once all is selected."""
@@ -245,6 +274,8 @@ class Chain:
                 label=LABELS[name],
                 evaluation=self.evaluation(name),
                 adapter=self.adapter(name),
+                samples=self.samples(name),
+                fidelity=self.fidelity(name),
             )
             for name in names
         ]

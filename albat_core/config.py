@@ -15,6 +15,7 @@ from albat_core.generation import GenerationConfig
 from albat_core.index import IndexConfig
 from albat_core.mixture import MixtureConfig
 from albat_core.retrieval import RetrievalConfig
+from albat_core.samples import SampleConfig
 from albat_core.scoring import ScoringConfig
 from albat_core.sources import SourceConfig
 from albat_core.stage import Runtime, StageConfig
@@ -65,6 +66,8 @@ class RunConfig(StageConfig):
     """How adapters are trained on a mixture; every arm alike."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How adapters are compared."""
+    samples: SampleConfig = SampleConfig()
+    """What every arm is asked to make, shown side by side in the report."""
     baselines: tuple[Baseline, ...] = ("adaptation_only", "random")
     """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning. `random`:
     as many random corpus rows; `generated`: rows that the backbone made from

@@ -67,6 +67,16 @@ def _document_hash(document: str) -> int:
     return int.from_bytes(blake2b(document.encode(), digest_size=8, person=b"share").digest())
 
 
+def is_used(row: Example, config: SourceConfig) -> bool:
+    """Tell whether a row has text and its document is in the source's share."""
+    empty = row.text is None and row.messages is None
+    return not empty and _in_share(_document_hash(row.document), config)
+
+
+def _in_share(document: int, config: SourceConfig) -> bool:
+    return document < config.share * 2**64
+
+
 def make_shards(
     file: InputFile, backbone_config: BackboneConfig, config: ShardConfig, runtime: Runtime
 ) -> ArtifactRef:
@@ -175,7 +185,7 @@ def _cut(
                 skip(lacking, placed.example)
                 continue
             document = _document_hash(placed.example.document)
-            if document >= file.config.share * 2**64:
+            if not _in_share(document, file.config):
                 counts["left_out"] += 1
                 continue
             try:

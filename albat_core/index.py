@@ -257,11 +257,16 @@ def build_index(
             remedy="check corpus.path and corpus.share",
         )
 
-    def blocks() -> Iterator[Vectors]:
-        for part in parts:
-            vectors = load_vectors(store, part.embeddings)
-            for start in range(0, len(vectors), _BLOCK):
-                yield np.asarray(vectors[start : start + _BLOCK])
+    rows = sum(p.part.rows for p in parts)
+
+    def blocks(purpose: str) -> Iterator[Vectors]:
+        """Read all vectors once, which may take minutes."""
+        with track(f"index: {purpose}", rows, "vectors") as advance:
+            for part in parts:
+                vectors = load_vectors(store, part.embeddings)
+                for start in range(0, len(vectors), _BLOCK):
+                    yield np.asarray(vectors[start : start + _BLOCK])
+                    advance(min(_BLOCK, len(vectors) - start))
 
     def build(folder: Path) -> Built:
         dimensions = {
@@ -273,8 +278,7 @@ def build_index(
                 remedy="embed all parts with the same backbone",
             )
         dimension = next(iter(dimensions))
-        rows = sum(p.part.rows for p in parts)
-        space = EmbeddingSpace.fit(blocks(), config.shrinkage)
+        space = EmbeddingSpace.fit(blocks("whiten"), config.shrinkage)
         kind = choose_kind(rows, dimension, config)
         factory, cells = _factory(kind, rows, dimension, config)
         faiss = _faiss()
@@ -289,14 +293,13 @@ def build_index(
             count = min(
                 _TRAINING_ROWS_PER_CELL * cells, int(config.memory_gb * 1e9 / (4 * dimension))
             )
-            index.train(space.project(_sample(blocks(), rows, count, seed, "training")))
-        with track("index", rows, "vectors") as advance:
-            for block in blocks():
-                index.add(space.project(block))
-                advance(len(block))
-        sample = space.project(_sample(blocks(), rows, config.recall_sample, seed, "recall"))
-        k = min(config.recall_k, rows)
-        exact = exact_search(sample, (space.project(b) for b in blocks()), k)[1]
+            sample = _sample(blocks("draw a sample"), rows, count, seed, "training")
+            index.train(space.project(sample))
+        for block in blocks("add"):
+            index.add(space.project(block))
+        queries = _sample(blocks("draw queries"), rows, config.recall_sample, seed, "recall")
+        sample, k = space.project(queries), min(config.recall_k, rows)
+        exact = exact_search(sample, map(space.project, blocks("measure recall")), k)[1]
         measured = recall(index.search(sample, k)[1], exact)
         index.save(folder / _FAISS_FILE)
         np.savez(folder / _SPACE_FILE, mean=space.mean, whitening=space.whitening)

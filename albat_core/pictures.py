@@ -272,3 +272,20 @@ def _fitted(
     fitted = Image.new("RGB", (columns, rows), config.background)
     fitted.paste(seen, ((columns - shown[1]) // 2, (rows - shown[0]) // 2))
     return fitted, top, left
+
+
+def thumbnail(png: bytes, side: int) -> bytes:
+    """Return a picture fit for a page: as it is, or WebP of smaller size where it is larger.
+
+    Args:
+        png: a picture that was prepared.
+        side: pixels that height and width may have.
+    """
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        if max(picture.size) <= side:
+            return png
+        small = picture.convert("RGB")
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        small.save(file, "WEBP", quality=88)
+        return file.getvalue()

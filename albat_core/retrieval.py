@@ -1,5 +1,6 @@
 """Candidates: corpus examples near the adaptation examples, taken in turns, or drawn at random."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -190,15 +191,15 @@ def _candidates(
 ) -> pa.Table:
     """Return the table of candidates, with their names read from the shards."""
     shards, places = corpus.locate(rows)
-    names = {
-        address: read_table(part_path(store, address), ["example_id", "source"])
-        for address in set(shards)
-    }
-    located = list(zip(shards, places, strict=True))
-    ids, sources = (
-        [names[shard][column][row].as_py() for shard, row in located]
-        for column in ("example_id", "source")
-    )
+    located: dict[str, list[int]] = defaultdict(list)
+    for number, address in enumerate(shards):
+        located[address].append(number)
+    ids, sources = [""] * len(shards), [""] * len(shards)
+    for address, numbers in located.items():  # one part's names at a time, there may be many parts
+        names = read_table(part_path(store, address), ["example_id", "source"])
+        for number in numbers:
+            ids[number] = names["example_id"][places[number]].as_py()
+            sources[number] = names["source"][places[number]].as_py()
     return _candidate_table([ids, sources, shards, places, turns, nearest, similarities])
 
 

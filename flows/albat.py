@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from albat_core.artifacts import ArtifactRef
 from albat_core.chain import ALBAT, Chain, Each
 from albat_core.config import RunConfig
-from albat_core.report.writing import StageRun
+from albat_core.report.run import StageRun
 from tasks.stages import TASKS
 
 _RUN_NAME = "{config.name}"

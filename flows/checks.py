@@ -1,44 +1,121 @@
 """Looks at a configuration and its inputs, in seconds, for all mistakes at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 from albat_core import storage
-from albat_core.adaptation import assign_roles
-from albat_core.backbones import check_backbone
+from albat_core.adaptation import assign_roles, refuse_common, refuse_no_test, refuse_repeated
+from albat_core.backbones import check_backbone, encoder_identity, open_splitter, resolve_device
 from albat_core.config import RunConfig
-from albat_core.corpus import check_source, read_rows
-from albat_core.errors import AlbatError
-from albat_core.input_files import find_files
+from albat_core.corpus import check_source, is_used, read_rows
+from albat_core.errors import AlbatError, ConfigError
+from albat_core.formats import HEAD
+from albat_core.input_files import find_problems
+from albat_core.records import Example
+from albat_core.sources import SourceConfig
+from flows.config import load_config, load_sound_part
 
 
-def find_mistakes(config: RunConfig) -> list[AlbatError]:
-    """Return everything found that would stop the run, before anything is computed."""
-    found: list[AlbatError] = _caught(lambda: check_backbone(config.backbone, config.runtime))
-    for place in (config.runtime.root, config.output):
-        found += _caught(lambda uri=place: storage.check_writable(uri))  # type: ignore[misc]
+def check_file(path: str, overrides: dict[str, Any] | None = None) -> list[AlbatError]:
+    """Return every mistake in a configuration file, and in the inputs of its sound sections.
+
+    Raises:
+        ConfigError: nothing in the file can be read.
+    """
+    try:
+        config = load_config(path, overrides)
+    except ConfigError as error:
+        sound, unsound = load_sound_part(path, overrides)
+        return [error, *find_mistakes(sound, unsound)]
+    return find_mistakes(config)
+
+
+def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[AlbatError]:
+    """Return everything found that would stop the run, before anything is computed.
+
+    Args:
+        config: of the run.
+        unsound: its sections that are not to be looked at.
+    """
+    found: list[AlbatError] = []
+    if "runtime" not in unsound:
+        found += _caught(lambda: resolve_device(config.runtime))
+        found += _caught(lambda: storage.check_writable(config.runtime.root))
+    if "output" not in unsound:
+        found += _caught(lambda: storage.check_writable(config.output))
+    no_backbone: list[AlbatError] = []
+    if "backbone" not in unsound:
+        anywhere = config.runtime.model_copy(update={"device": "auto"})
+        no_backbone = _caught(lambda: check_backbone(config.backbone, anywhere))
+        found += no_backbone
+    for place, encoder in _encoders(config).items():
+        if encoder is not None and place.partition(".")[0] not in unsound:
+            problems = _caught(lambda path=encoder: _check_encoder(path, config))  # type: ignore[misc]
+            found += [_in_role(place, error) for error in problems]
+    spoilt = set(unsound)
     for role in ("corpus", "adaptation", "heldout"):
-        for source in getattr(config, role):
-            found += [_in_role(role, error) for error in check_source(source)]
-    if not found:
+        for source in () if role in unsound else getattr(config, role):
+            problems = check_source(source)
+            if not problems and not no_backbone and "backbone" not in unsound:
+                problems = _caught(lambda one=source: _check_cut(one, config))  # type: ignore[misc]
+            if problems:
+                spoilt.add(role)
+            found += [_in_role(role, error) for error in problems]
+    if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(lambda: _check_split(config))
     return found
 
 
-def _caught(check: Callable[[], Sequence[AlbatError] | None]) -> list[AlbatError]:
+def _encoders(config: RunConfig) -> dict[str, str | None]:
+    """Return the image encoders that are configured, by field."""
+    return {
+        "embedding.encoder": config.embedding.encoder,
+        "samples.dino": config.samples.dino,
+        "samples.clip": config.samples.clip,
+    }
+
+
+def _check_encoder(path: str, config: RunConfig) -> None:
+    """Find an image encoder's files, as the run will."""
+    encoder_identity(path, config.runtime)
+
+
+def _caught(check: Callable[[], object]) -> list[AlbatError]:
     try:
-        return list(check() or ())
+        check()
     except AlbatError as error:
         return [error]
+    return []
 
 
 def _in_role(role: str, error: AlbatError) -> AlbatError:
     return type(error)(error.message, f"{role}: {error.where}", error.remedy)
 
 
+def _rows(sources: Sequence[SourceConfig]) -> Iterator[Example]:
+    """Yield the rows that will be used; no file is digested."""
+    for source in sources:
+        for file in find_problems(source)[0]:
+            yield from (row for row in read_rows(file) if is_used(row, source))
+
+
+def _check_cut(source: SourceConfig, config: RunConfig) -> None:
+    """Cut a row as the run will: chats need a template of the tokenizer's."""
+    for file in find_problems(source)[0][:1]:
+        for row in islice(read_rows(file), HEAD):
+            if row.text is not None or row.messages is not None:
+                open_splitter(config.backbone)(row)
+                return
+
+
 def _check_split(config: RunConfig) -> None:
     """Divide the adaptation documents as the run will."""
-    files = [file for source in config.adaptation for file in find_files(source)]
-    rows = (row for file in files for row in read_rows(file))
-    documents = [row.document for row in rows if row.text or row.messages]
+    own, other = ([(r.example_id, r.source, r.document) for r in _rows(sources)]
+                  for sources in (config.adaptation, config.heldout))  # fmt: skip
+    refuse_repeated([row[:2] for row in own + other])
+    documents = [document for _, _, document in own]
     test = 0.0 if config.heldout else config.split.test
-    assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)
+    roles = assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)
+    refuse_common(roles, [document for _, _, document in other])
+    refuse_no_test(len(other) if config.heldout else test)

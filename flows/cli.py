@@ -108,8 +108,12 @@ def _embedded_server() -> Iterator[Callable[[], None]]:
 def _load(config: str, root: str | None, device: str | None) -> "RunConfig":
     from flows.config import load_config
 
+    return load_config(config, _overrides(root, device))
+
+
+def _overrides(root: str | None, device: str | None) -> dict[str, str]:
     overrides = {"root": root, "device": device}
-    return load_config(config, {k: v for k, v in overrides.items() if v is not None})
+    return {k: v for k, v in overrides.items() if v is not None}
 
 
 def _run(name: str, config: str, root: str | None, device: str | None, verbose: bool) -> None:
@@ -136,8 +140,8 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
     else:
         from albat_core.artifacts import ArtifactStore
 
-        folder = ArtifactStore(run.runtime.root).folder(result.artifact)
-        show_places({result.artifact.stage: str(result.artifact), "folder": str(folder)})
+        place = ArtifactStore(run.runtime.root).place(result.artifact)
+        show_places({result.artifact.stage: str(result.artifact), "folder": place})
 
 
 def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
@@ -294,11 +298,11 @@ def init(
 def check(config: ConfigPath, root: Root = None, device: Device = None) -> None:
     """Look for all mistakes in a configuration and its inputs, in seconds."""
     prepare_environment()
-    from flows.checks import find_mistakes
+    from flows.checks import check_file
     from flows.console import console, show_error
 
     with console.status("checking"):
-        mistakes = find_mistakes(_load(config, root, device))
+        mistakes = check_file(config, _overrides(root, device))
     for mistake in mistakes:
         show_error(mistake)
     if mistakes:
@@ -354,9 +358,10 @@ def main() -> None:
 
         show_error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho(_AT_ONCE, fg="yellow", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+            typer.secho(_AT_ONCE, fg="yellow", err=True)
+        raise
 
 
 if __name__ == "__main__":

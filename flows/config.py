@@ -1,5 +1,6 @@
 """The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
+import contextlib
 import difflib
 import types
 import typing
@@ -47,6 +48,33 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
             remedy="mend these lines; `albat init` writes a file with every key and its default",
         )
     return _anchored(config, path)
+
+
+_LEAST = {name: {"path": "none"} for name in ("backbone", "corpus", "adaptation")}
+
+
+def load_sound_part(
+    path: str, overrides: dict[str, Any] | None = None
+) -> tuple[RunConfig, set[str]]:
+    """Read the sections of a configuration that hold no mistake.
+
+    Returns:
+        the configuration, and the names of its sections that stand for ones with mistakes.
+
+    Raises:
+        ConfigError: the file is no YAML of keys and values.
+    """
+    values = _without_empty(RunConfig, _read(path)[1])
+    runtime = values.get("runtime", {})
+    if overrides and isinstance(runtime, dict):
+        values["runtime"] = runtime | overrides
+    sound: dict[str, Any] = {}
+    for name in values.keys() & RunConfig.model_fields.keys():
+        with contextlib.suppress(ValidationError):
+            RunConfig.model_validate(_LEAST | {name: values[name]})
+            sound[name] = values[name]
+    unsound = (values.keys() | _LEAST.keys()) - sound.keys()
+    return _anchored(RunConfig.model_validate(_LEAST | sound), path), unsound
 
 
 def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
@@ -214,13 +242,20 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
         paths = tuple(anchor(p) for p in one.paths)
         return one.model_copy(update={"path": paths[0] if len(paths) == 1 else paths})
 
-    backbone = config.backbone
-    local = anchor(backbone.path)
-    if storage.exists(local) or backbone.path.startswith("."):
-        backbone = backbone.model_copy(update={"path": local})
+    def model(name: str | None) -> str | None:
+        """Anchor a model that is there; else it is the hub's."""
+        if name is None:
+            return None
+        local = anchor(name)
+        return local if storage.exists(local) or name.startswith(".") else name
+
+    encoders = {n: model(getattr(config.samples, n)) for n in ("dino", "clip")}
+    encoder = {"encoder": model(config.embedding.encoder)}
     return config.model_copy(
         update={
-            "backbone": backbone,
+            "backbone": config.backbone.model_copy(update={"path": model(config.backbone.path)}),
+            "embedding": config.embedding.model_copy(update=encoder),
+            "samples": config.samples.model_copy(update=encoders),
             "corpus": tuple(map(source, config.corpus)),
             "adaptation": tuple(map(source, config.adaptation)),
             "heldout": tuple(map(source, config.heldout)),

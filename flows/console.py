@@ -1,9 +1,8 @@
 """What a person sees in the terminal: progress, stages, results."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +24,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance
 from albat_core.report.content import Interval, ReportContent
+from albat_core.report.wording import fixed, loss_decimals, signed
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -103,26 +103,24 @@ def show_error(error: AlbatError) -> None:
         errors.print(f"  [cyan]→ {escape(error.remedy)}[/]")
 
 
-def _shown(interval: Interval, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return (
-        f"{interval.value:{sign}.3f} [dim]\\[{interval.low:{sign}.3f}, "
-        f"{interval.high:{sign}.3f}][/]"
-    )
+def _shown(interval: Interval, digits: int, number: Callable[[float, int], str] = fixed) -> str:
+    low, high = number(interval.low, digits), number(interval.high, digits)
+    return f"{number(interval.value, digits)} [dim]\\[{low}, {high}][/]"
 
 
 def show_results(results: ReportContent) -> None:
     """Print the comparison of the arms."""
+    digits = loss_decimals(arm.loss.value for arm in results.arms)
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("held-out, nats/token", no_wrap=True)
+    table.add_column(f"held-out loss,\n{results.unit}", no_wrap=True)
     table.add_column("loss [95%]", justify="right", no_wrap=True)
     table.add_column("gain [95%]", justify="right", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)
     for arm in results.arms:
         table.add_row(
             escape(arm.label),
-            _shown(arm.loss),
-            _shown(arm.gain, signed=True) if arm.gain else "",
+            _shown(arm.loss, digits),
+            _shown(arm.gain, digits, signed) if arm.gain else "",
             f"{arm.adaptation_rows + arm.backbone_rows:,}",
             style="bold cyan" if arm.name == "albat" else "",
         )
@@ -145,7 +143,7 @@ def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) ->
     size = sum(file.bytes for file in manifest.files)
     entries = {
         "artifact": str(ref),
-        "folder": str(Path(str(store.folder(ref)))),
+        "folder": store.place(ref),
         "made": f"{manifest.created}, in {manifest.seconds:.1f} s",
         "rows": f"{manifest.rows:,}",
         "size": f"{size:,} bytes in {len(manifest.files)} files",
@@ -158,10 +156,6 @@ def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) ->
     for name, value in entries.items():
         table.add_row(name, escape(value))
     console.print(table)
-    files = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
-    for column in ("file", "bytes", "sha256"):
-        files.add_column(column, justify="right" if column == "bytes" else "left")
-    for file in manifest.files:
-        files.add_row(escape(file.path), f"{file.bytes:,}", file.sha256)
-    console.print()
-    console.print(files, soft_wrap=True)
+    console.print(f"\n[bold]{'sha256':<64}  {'bytes':>15}  file[/]", soft_wrap=True)
+    for file in manifest.files:  # no table, which would cut digests in a narrow terminal
+        console.print(f"{file.sha256}  {file.bytes:>15,}  {escape(file.path)}", soft_wrap=True)

@@ -7,11 +7,13 @@ from albat_core import (
     embedding,
     encoding,
     evaluation,
+    fidelity,
     generation,
     index,
     input_files,
     mixture,
     retrieval,
+    samples,
     scoring,
 )
 from albat_core.finetuning import adapter
@@ -37,6 +39,8 @@ TASKS = {
     dataset.write_mixture: lift(dataset.write_mixture, "write mixture", "write mixture: {label}"),
     adapter.finetune: lift(adapter.finetune, "fine-tune", "fine-tune: {label}"),
     evaluation.evaluate: lift(evaluation.evaluate, "evaluate", "evaluate: {label}"),
+    samples.draw_samples: lift(samples.draw_samples, "sample", "sample: {label}"),
+    fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
     writing.write_report: lift(writing.write_report, "write the report"),
     writing.export_run: lift(writing.export_run, "export"),
 }

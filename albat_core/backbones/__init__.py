@@ -145,11 +145,23 @@ def open_embedder(
         with open_backbone(config, runtime, known) as backbone:
             yield backbone
     else:
-        with _IN_USE:
-            yield _load_encoder(encoder, resolve_device(runtime))
+        with open_encoder(encoder, runtime) as opened:
+            yield opened
 
 
-@lru_cache(maxsize=1)
+@contextmanager
+def open_encoder(path: str, runtime: Runtime) -> Iterator[VisionEncoder]:
+    """Give an image encoder, alone in its use; the last two are kept in memory.
+
+    Args:
+        path: folder or hub id.
+        runtime: where to compute.
+    """
+    with _IN_USE:
+        yield _load_encoder(path, resolve_device(runtime))
+
+
+@lru_cache(maxsize=2)
 def _load_encoder(path: str, device: torch.device) -> VisionEncoder:
     return VisionEncoder(path, device)
 

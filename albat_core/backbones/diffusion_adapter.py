@@ -63,6 +63,7 @@ class PipelineAdapter:
                 names = chosen if isinstance(chosen, str) else list(chosen)
                 self._family.denoiser.add_adapter(LoraConfig(target_modules=names, **lora))
             except ValueError as error:
+                self._family.denoiser._hf_peft_config_loaded = False  # diffusers sets it too early
                 raise self._no_target(targets) from error
             for name, encoder in self._family.encoders.items() if config.text_encoder else ():
                 torch.manual_seed(derive_seed(seed, "adapter of", name))

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict
 
+NATS = "nats per token"
+"""The unit of loss in which perplexity has a meaning."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,13 +25,14 @@ class Arm(_Part):
     """`untouched`, `adaptation_only`, `random`, `albat` or `all_data`."""
     label: str
     loss: Interval
-    """Nats per token over all held-out documents."""
+    """Over all held-out documents, in the report's unit."""
     gain: Interval | None = None
-    """Adaptation-only loss minus this arm's, paired by document, nats per token; > 0 is better."""
-    perplexity: float
+    """Adaptation-only loss minus this arm's, paired by document; > 0 is better."""
+    perplexity: float | None = None
+    """exp of the loss, where that is in nats per token."""
     documents: int
     units: int
-    """Held-out tokens that carry loss."""
+    """Held-out units that carry loss: tokens, or pictures times noise levels."""
     adaptation_rows: int = 0
     backbone_rows: int = 0
     best_step: int | None = None
@@ -38,7 +42,7 @@ class Arm(_Part):
 
 
 class CurvePoint(_Part):
-    """Losses at one step of training, nats per token."""
+    """Losses at one step of training, in the report's unit."""
 
     step: int
     train: float | None = None
@@ -73,11 +77,70 @@ class SelectedExample(_Part):
     source: str
     text: str
     score: float | None
+    score_error: float | None = None
+    """Standard error of the score, where it has one."""
     weight: float | None
     """None: looked at and not selected."""
     similarity: float | None
     nearest_id: str | None
     nearest_text: str | None
+    image: str | None = None
+    """A picture as a data URI, where the example has one."""
+    nearest_image: str | None = None
+
+
+class RankAgreement(_Part):
+    """How far scores from independent noise agree."""
+
+    levels: int
+    agreement: float
+    """Spearman's correlation, in [-1, 1]."""
+
+
+class NoiseLevels(_Part):
+    """At how many noise levels candidates were looked at, and why so many."""
+
+    levels: int
+    asked: float | None = None
+    """The agreement that was asked for; None: the number was configured."""
+    tried: tuple[RankAgreement, ...] = ()
+
+
+class Sample(_Part):
+    """What an arm made of a prompt: a picture or a text."""
+
+    text: str | None = None
+    image: str | None = None
+    """As a data URI."""
+
+
+class SampleRow(_Part):
+    """What the arms made of one prompt, by arm in the grid's order."""
+
+    prompt: str
+    cells: tuple[tuple[Sample, ...], ...]
+
+
+class SampleGrid(_Part):
+    """Samples of all arms from the same noise: a row a prompt, a column an arm."""
+
+    labels: tuple[str, ...]
+    rows: tuple[SampleRow, ...]
+    prompts: int
+    """Prompts in all; rows are given of the first."""
+    per_prompt: int
+    """Samples in all of a prompt and arm; the first are given."""
+
+
+class Fidelity(_Part):
+    """How close an arm's pictures are to subject and prompts: mean cosines, in [-1, 1]."""
+
+    name: str
+    label: str
+    prompts: int
+    dino: Interval | None = None
+    clip_i: Interval | None = None
+    clip_t: Interval | None = None
 
 
 class Selection(_Part):
@@ -95,6 +158,8 @@ class Selection(_Part):
     """Sums to 1."""
     most_useful: tuple[SelectedExample, ...]
     least_useful: tuple[SelectedExample, ...]
+    noise: NoiseLevels | None = None
+    """Where losses depend on noise."""
 
 
 class InputCount(_Part):
@@ -128,9 +193,13 @@ class ReportContent(_Part):
     created: str
     headline: str
     """The result in one or two plain sentences."""
+    unit: str = NATS
+    """What losses and gains are measured in."""
     arms: tuple[Arm, ...]
     curves: tuple[Curve, ...]
     selection: Selection
+    samples: SampleGrid | None = None
+    fidelity: tuple[Fidelity, ...] = ()
     alpha: float
     multiplier: Interval | None = None
     """Effective data multiplier, where it is known."""

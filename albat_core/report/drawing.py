@@ -204,6 +204,7 @@ def ticks(axis: Any, count: int) -> None:
     """Have at most ``count`` round ticks on an axis, written out in full."""
     axis.set_major_locator(MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10]))
     axis.get_major_formatter().set_useOffset(False)
+    axis.get_major_formatter().set_scientific(False)
 
 
 def one_line(text: str, letters: int) -> str:

@@ -32,7 +32,13 @@ def _finite(interval: Interval | None) -> bool:
 
 
 def _intervals(
-    axes: Any, arms: Sequence[Arm], shown: Sequence[Interval | None], best: str, *, zero: bool
+    axes: Any,
+    arms: Sequence[Arm],
+    shown: Sequence[Interval | None],
+    best: str,
+    digits: int,
+    *,
+    zero: bool,
 ) -> None:
     """Draw one interval a row; what lies outside the axes is written at their edge."""
     left, right = axes.get_xlim()
@@ -42,7 +48,7 @@ def _intervals(
             drawing.write(axes, nothing, (max(0.0, left), row), shift=(8, 0), color=MUTED)
             continue
         colour = _COLOURS.get(arm.name, drawing.ARM_OTHER)
-        value = (wording.signed if zero else wording.fixed)(interval.value)
+        value = (wording.signed if zero else wording.fixed)(interval.value, digits)
         if not left <= interval.value <= right:
             beyond = interval.value < left
             drawing.write(
@@ -72,15 +78,22 @@ def _intervals(
         drawing.write(axes, value, (interval.high, row), shift=(10, 0), fontweight=weight)
 
 
-def arms(arms: Sequence[Arm], best: str, width: int) -> Markup | None:
+def arms(arms: Sequence[Arm], best: str, unit: str, width: int) -> Markup | None:
     """Draw every arm's held-out loss and, where there are any, its paired gain.
+
+    Args:
+        arms: from top to bottom.
+        best: name of the arm that is filled.
+        unit: of the losses.
+        width: of the chart.
 
     Returns:
         None where no arm has a finite loss.
     """
     panels: list[tuple[str, list[Interval | None]]] = [
-        ("held-out loss, nats per token · lower is better", [a.loss for a in arms])
+        (f"held-out loss, {unit} · lower is better", [a.loss for a in arms])
     ]
+    digits = wording.loss_decimals(arm.loss.value for arm in arms)
     if not any(_finite(arm.loss) for arm in arms):
         return None
     if any(_finite(arm.gain) for arm in arms if arm.name != "untouched"):
@@ -103,14 +116,15 @@ def arms(arms: Sequence[Arm], best: str, width: int) -> Markup | None:
             drawing.heading(axes, title)
             if number > 0:
                 axes.axvline(0, color=MUTED, linewidth=1)
-            _intervals(axes, arms, shown, best, zero=number > 0)
+            _intervals(axes, arms, shown, best, digits, zero=number > 0)
             if stacked or number == 0:
                 for row, arm in enumerate(arms):
                     drawing.row_label(axes, arm.label, row, stacked=stacked, bold=arm.name == best)
         said = [
-            f"{a.label} {wording.fixed(a.loss.value)} ({wording.between(a.loss)})" for a in arms
+            f"{a.label} {wording.fixed(a.loss.value, digits)} ({wording.between(a.loss, digits)})"
+            for a in arms
         ]
-        described = "Held-out loss in nats per token with 95% intervals: " + "; ".join(said) + "."
+        described = f"Held-out loss in {unit} with 95% intervals: " + "; ".join(said) + "."
         return sheet.svg(f"arms-{width}", described, "wide" if width == WIDE else "narrow")
 
 
@@ -131,8 +145,13 @@ def _reach(
     return low, high + 0.1 * (high - low)  # the value stands right of its interval
 
 
-def curves(curves: Sequence[Curve], width: int) -> Markup | None:
+def curves(curves: Sequence[Curve], unit: str, width: int) -> Markup | None:
     """Draw validation loss against step, one line an arm, named at its end.
+
+    Args:
+        curves: one an arm.
+        unit: of the losses.
+        width: of the chart.
 
     Returns:
         None where no curve has a finite validation loss.
@@ -148,8 +167,11 @@ def curves(curves: Sequence[Curve], width: int) -> Markup | None:
             lines.append((curve, sorted(points)))
     if not lines:
         return None
+    losses = [loss for _, points in lines for _, loss in points]
+    digits = wording.loss_decimals(losses)
+    left = 46 + 8 * (digits - 3)  # longer numbers stand before the axis
     right = 190 if width == WIDE else 122
-    area = (46, 30, width - 46 - right, 300 if width == WIDE else 250)
+    area = (left, 30, width - left - right, 300 if width == WIDE else 250)
     with drawing.sheet(width, area[3] + 76) as sheet:
         axes = sheet.axes(*area)
         axes.grid(axis="x", visible=False)
@@ -157,11 +179,10 @@ def curves(curves: Sequence[Curve], width: int) -> Markup | None:
         last = max(points[-1][0] for _, points in lines)
         first = min(points[0][0] for _, points in lines)
         axes.set_xlim(first, last if last > first else first + 1)
-        losses = [loss for _, points in lines for _, loss in points]
         axes.set_ylim(*drawing.limits(losses, 0.05))
         drawing.ticks(axes.xaxis, 8 if width == WIDE else 4)
         drawing.ticks(axes.yaxis, 6)
-        drawing.heading(axes, "validation loss, nats per token", 46)
+        drawing.heading(axes, f"validation loss, {unit}", left)
         drawing.axis_name(axes, "step")
         # Steps before any training are the untouched model's: a line to measure the others by.
         starts = [points[0][1] for _, points in lines if points[0][0] == 0]
@@ -173,7 +194,7 @@ def curves(curves: Sequence[Curve], width: int) -> Markup | None:
             _line(axes, curve, points)
         _name_ends(axes, lines, (area[2], area[3]), 24 if width == WIDE else 14)
         said = [
-            f"{c.label}: lowest {wording.fixed(min(loss for _, loss in points))}, "
+            f"{c.label}: lowest {wording.fixed(min(loss for _, loss in points), digits)}, "
             f"best step {c.best_step}"
             for c, points in lines
         ]

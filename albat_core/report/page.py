@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from albat_core.report import figures, selection_figures, wording
-from albat_core.report.content import Arm, Interval, ReportContent, Selection, SourceCount
+from albat_core.report.content import NATS, Arm, Interval, ReportContent, Selection, SourceCount
 from albat_core.report.drawing import NARROW, WIDE
 from albat_core.report.selection_figures import SourceShare
 
@@ -22,6 +22,8 @@ _LONGEST = 12_000
 _CHARTED_SOURCES = 16
 _SHOWN_EXAMPLES = 4
 """Examples of a kind shown before the rest is unfolded."""
+_SHOWN_PROMPTS = 8
+"""Prompts whose samples are shown before the rest is unfolded."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,19 @@ def render(content: ReportContent) -> str:
         best=best,
         sources=sources,
         shown_examples=_SHOWN_EXAMPLES,
+        shown_prompts=_SHOWN_PROMPTS,
+        digits=wording.loss_decimals(arm.loss.value for arm in content.arms),
+        score_digits=wording.decimals(chosen.candidate_scores, 3),
+        counted=content.unit == NATS,
+        explained=wording.EXPLAINED.get(content.unit, ""),
         longest_stage=max((stage.seconds for stage in content.stages), default=0) or 1.0,
         css=_own("page.css"),
         dark_css=_own("dark.css"),
         charts={
-            "arms": [figures.arms(content.arms, best_name, w) for w in (WIDE, NARROW)],
-            "curves": [figures.curves(content.curves, w) for w in (WIDE, NARROW)],
+            "arms": [
+                figures.arms(content.arms, best_name, content.unit, w) for w in (WIDE, NARROW)
+            ],
+            "curves": [figures.curves(content.curves, content.unit, w) for w in (WIDE, NARROW)],
             "sources": [selection_figures.sources(shares, w) for w in (WIDE, NARROW)],
             "scores": [selection_figures.scores(chosen.candidate_scores, chosen.selected_scores)],
             "weights": [

@@ -1,10 +1,47 @@
 """Numbers in the words of the report; what is not there or not finite is a dash."""
 
 import math
+from collections.abc import Iterable
+from statistics import median
 
-from albat_core.report.content import Interval
+from albat_core.report.content import NATS, Interval
 
 NOTHING = "–"
+
+EXPLAINED = {
+    NATS: "How surprised the model is by the next token, on average; lower is better. Perplexity "
+    "is the same number on another scale: e to the power of the loss. A gain of 0.10 nats makes "
+    "the held-out text about 10% more probable per token.",
+    "squared error per latent value": "How far the model is off when it tells noise from picture, "
+    "on average over noise levels; lower is better. Every arm meets the same noise. Much of this "
+    "loss no model can avoid, so small gains may be plain to see in what is drawn: look at the "
+    "samples too.",
+}
+"""What a unit of loss means."""
+
+
+def decimals(values: Iterable[float | None], significant: int) -> int:
+    """Return the digits behind the point that show numbers of this size, 3 to 9.
+
+    Args:
+        values: numbers that are written alike; what is not finite or 0 does not count.
+        significant: digits that their median gets, the first that is not 0 included.
+    """
+    sizes = [abs(v) for v in values if v is not None and math.isfinite(v) and v]
+    if not sizes:
+        return 3
+    return min(max(significant - 1 - math.floor(math.log10(median(sizes))), 3), 9)
+
+
+def loss_decimals(losses: Iterable[float | None]) -> int:
+    """Return the digits behind the point of losses and their differences: 2.521, 0.08342."""
+    return decimals(losses, 4)
+
+
+def in_unit(value: float, unit: str, digits: int) -> str:
+    """Return ``2.521 nats per token`` or ``0.08342 (squared error per latent value)``."""
+    counted = unit.startswith("nats")
+    return f"{fixed(value, digits)} {unit}" if counted else f"{fixed(value, digits)} ({unit})"
 
 
 def fixed(value: float | None, digits: int = 3) -> str:

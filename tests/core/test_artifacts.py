@@ -275,6 +275,14 @@ def test_a_disk_full_while_publishing_publishes_nothing(
     assert store.changed_files(ref) == []
 
 
+def test_a_place_is_told_without_fetching(
+    store: ArtifactStore, build: Builder, tmp_path: Path
+) -> None:
+    ref = produce(store, build)
+    assert set(storage.file_sizes(store.place(ref))) == {"count.txt", "deep/words.txt"}
+    assert not (tmp_path / "cache").exists()
+
+
 def test_references_are_equal_by_name_alone() -> None:
     ref = ArtifactRef(stage="words", key="k")
     assert ref == ArtifactRef(stage="words", key="k", reused=True)

@@ -3,7 +3,8 @@
 Searches are checked against comparing with every vector in NumPy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from albat_core.index import (
     load_index,
     recall,
 )
+from albat_core.progress import Advance, Silent, reporting_to
 from albat_core.seeding import numpy_generator
 from albat_core.shards import Part
 from albat_core.stage import Runtime
@@ -269,6 +271,24 @@ def test_parts_of_different_dimensions_are_refused(embedded: Embedded, runtime: 
     parts = embedded(clustered(50), clustered(50, dimension=24))
     with pytest.raises(DimensionMismatchError, match=r"16.*24"):
         built(parts, runtime)
+
+
+def test_every_pass_over_the_vectors_is_shown(embedded: Embedded, runtime: Runtime) -> None:
+    shown: dict[str, list[int]] = {}
+
+    class Watching(Silent):
+        @contextmanager
+        def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+            assert (total, unit) == (ROWS, "vectors")
+            yield shown.setdefault(label, []).append
+
+    with reporting_to(Watching()):
+        build_index(embedded(*in_blocks(clustered())), IndexConfig(kind="ivf"), 0, runtime)
+    assert list(shown) == [
+        f"index: {what}"
+        for what in ("whiten", "draw a sample", "add", "draw queries", "measure recall")
+    ]
+    assert {sum(done) for done in shown.values()} == {ROWS}
 
 
 def test_an_empty_corpus_is_refused(runtime: Runtime) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from albat_core.report import drawing, figures, page, selection_figures, wording
 from albat_core.report.content import (
+    NATS,
     Arm,
     Curve,
     CurvePoint,
@@ -28,6 +29,7 @@ from albat_core.report.content import (
     StageTime,
 )
 from albat_core.report.drawing import NARROW, WIDE
+from albat_core.report.writing import headline
 
 SCRIPT = '<script>alert("x")</script>'
 
@@ -245,7 +247,7 @@ def test_the_charts_of_arms_name_and_measure_each_arm(content: ReportContent) ->
         a.model_copy(update={"loss": around(a.loss.value, widths[a.name])}) for a in content.arms
     ]
     for width in (WIDE, NARROW):
-        drawn = figures.arms(arms, "albat", width)
+        drawn = figures.arms(arms, "albat", NATS, width)
         assert drawn is not None
         lengths = []
         for arm_, name in zip(arms, ("untouched", "adaptation", "random", "albat"), strict=True):
@@ -470,6 +472,13 @@ def test_no_clear_difference_is_called_that(content: ReportContent) -> None:
     close = content.arms[3].model_copy(update={"gain": around(0.01, 0.03)})
     html = page.render(bare(arms=(content.arms[1], close)))
     assert html.count("no clear difference") == 2 and 'class="number big even"' in html
+
+
+def test_the_headline_writes_numbers_as_the_table_does(content: ReportContent) -> None:
+    nil = Interval(value=-0.0002, low=-0.01, high=0.0003)
+    close = content.arms[3].model_copy(update={"gain": nil})
+    said = headline([content.arms[1], close])
+    assert "adaptation data only (0.000, 95% interval −0.010 to 0.000)" in said
 
 
 def test_the_best_arm_is_not_the_reference_with_more_data(content: ReportContent) -> None:

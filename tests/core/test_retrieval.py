@@ -1,10 +1,16 @@
 """Candidates, in turns and at random."""
 
+import weakref
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pytest
 
 from albat_core.artifacts import ArtifactStore
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
+from albat_core.corpus import ShardConfig
 from albat_core.embedding import load_queries
 from albat_core.index import load_index
 from albat_core.records import read_table
@@ -83,6 +89,27 @@ def test_the_limit_keeps_the_first_turns(chain: Chain, run_config: RunConfig) ->
     ref = retrieve_candidates(chain.index, chain.queries, few, run_config.runtime)
     kept = read_table(store.folder(ref) / CANDIDATES)["example_id"].to_pylist()
     assert kept == all_of_them[:10]
+
+
+def test_names_are_read_from_one_part_at_a_time(
+    run_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = Chain(run_config.model_copy(update={"shards": ShardConfig(rows=8)}))
+    assert len(many.embeddings) > 10
+    index, queries, alive = many.index, many.queries, []
+
+    def read(path: Path, columns: list[str]) -> pa.Table:
+        table = read_table(path, columns)
+        alive.append(weakref.ref(table))
+        held.append(sum(each() is not None for each in alive))
+        return table
+
+    held: list[int] = []
+    monkeypatch.setattr("albat_core.retrieval.read_table", read)
+    every = RetrievalConfig(neighbours=120)
+    assert retrieve_candidates(index, queries, every, run_config.runtime)
+    assert len(held) == len(many.embeddings)
+    assert max(held) <= 2  # and the one before, until it is replaced
 
 
 def test_random_candidates_are_as_many_distinct_and_named_by_the_seed(

@@ -105,6 +105,13 @@ def repeat_in_adaptation(folder: Path) -> dict[str, Any]:
     return {"adaptation": {"path": ["adaptation.jsonl", "more.jsonl"], **columns}}
 
 
+def chats_without_template(folder: Path) -> dict[str, Any]:
+    (folder / "backbone" / "chat_template.jinja").unlink()
+    chat = [{"role": "user", "content": "leaf"}, {"role": "assistant", "content": "root"}]
+    write_jsonl(folder / "chats.jsonl", [{"messages": chat}] * 12)
+    return {"adaptation": {"path": "chats.jsonl", "messages_column": "messages"}}
+
+
 def other_vocabulary(folder: Path) -> None:
     save_backbone(folder / "backbone", vocabulary=100)
 
@@ -259,7 +266,6 @@ CASES = {
         ("expected each id once, 'plants-1-3'", "adaptation and more"),
         stage="adaptation",
         left={SHARDS},
-        early=False,
     ),
     "empty adaptation set": Case(
         as_adaptation([]),
@@ -288,7 +294,26 @@ CASES = {
         ("are in both sets", "held-out documents must not be trained on"),
         stage="adaptation",
         left={SHARDS},
-        early=False,
+    ),
+    "no held-out documents": Case(
+        lambda _: {"split": {"folds": 3, "test": 0.0}},
+        InputError,
+        ("split.test: expected held-out documents for the evaluation, got none",),
+        stage="adaptation",
+        left={SHARDS},
+    ),
+    "share that leaves fewer documents than folds": Case(
+        lambda _: {"adaptation": {"path": "adaptation.jsonl", "share": 0.05}},
+        InputError,
+        ("expected at least 3 documents to train and validate on",),
+        stage="adaptation",
+        left={SHARDS},
+    ),
+    "chats for a tokenizer without a template": Case(
+        chats_without_template,
+        BackboneError,
+        ("/backbone: expected a chat template for rows of messages",),
+        stage="adaptation",
     ),
     "tokenizer and model that do not fit": Case(
         other_vocabulary,

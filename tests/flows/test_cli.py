@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
@@ -159,12 +160,54 @@ def test_mistakes_in_the_file_are_told_with_their_lines(albat: Albat, tmp_path: 
         assert line in said.err
 
 
+@pytest.mark.usefixtures("_elsewhere")
+def test_mistakes_in_the_file_do_not_hide_those_in_the_inputs(
+    albat: Albat, toy: Path, tmp_path: Path
+) -> None:
+    config = changed(
+        toy,
+        tmp_path,
+        backbone={"path": "./none"},
+        corpus={"path": "none.jsonl", "txt_column": "text"},  # unsound: not looked at
+        heldout={"path": "gone.jsonl"},
+        runtime={"device": "cuda", "root": str(tmp_path / "artifacts")},
+        mixtur={"rows": 3},
+    )
+    said = albat("check", config)
+    assert said.code == 1
+    for expected in (
+        "unknown key 'mixtur'; did you mean 'mixture'?",
+        "unknown key 'corpus.txt_column'; did you mean 'text_column'?",
+        f"{tmp_path}/none: expected a model folder, found none",
+        f"heldout: {tmp_path}/gone.jsonl: expected a file or a folder, found none",
+    ):
+        assert expected in said.err, expected
+    assert ("expected a CUDA device" in said.err) is not torch.cuda.is_available()
+    assert "none.jsonl" not in said.err
+    split = changed(toy, tmp_path, corpus={"path": "none.jsonl"}, split={"folds": 50}, seed=-1)
+    assert "expected at least 50 documents" not in albat("check", split).err  # seed is unknown
+    split = changed(toy, tmp_path, corpus={"path": "none.jsonl"}, split={"folds": 50})
+    assert "expected at least 50 documents" in albat("check", split).err
+
+
 def test_a_file_that_is_not_there(albat: Albat, tmp_path: Path) -> None:
     for command in ("check", "run"):
         said = albat(command, tmp_path / "none.yaml")
         assert said.code == 1
         assert f"error: {tmp_path}/none.yaml: expected a YAML file" in said.err
         assert "albat init" in said.err
+
+
+def test_ctrl_c_before_a_run_has_begun_is_answered(
+    albat: Albat, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.config.load_config", stopped)
+    said = albat("run", toy)
+    assert said.code == 130
+    assert "stopped at once; what was finished is kept" in said.err
 
 
 @pytest.fixture
@@ -192,6 +235,16 @@ def test_show_tells_what_an_artifact_is(
     ):  # fmt: skip
         assert expected in said.out, expected
     assert "digests are as" not in said.out
+
+
+def test_digests_are_whole_in_a_narrow_terminal(
+    albat: Albat, artifact: tuple[ArtifactStore, ArtifactRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ref = artifact
+    monkeypatch.setattr("flows.console.console.width", 80)
+    said = albat("show", ref, "--root", store.root)
+    line = next(line for line in said.out.splitlines() if line.endswith("rows.txt"))
+    assert line.split() == [store.manifest(ref).files[0].sha256, "8", "rows.txt"]
 
 
 def test_show_lists_artifacts_also_beside_a_broken_one(

@@ -1,0 +1,154 @@
+"""Fidelity of samples: how close pictures are to the subject and to their prompts.
+
+As DreamBooth defines them (arXiv 2208.12242, section 4.1): DINO and CLIP-I are the mean cosine of
+the embeddings of all pairs of a generated and a real picture, CLIP-T the mean cosine of the
+embeddings of a generated picture and its prompt; all in [-1, 1], higher is better.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from albat_core.adaptation import read_role, role_digest
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.backbones import encoder_identity, open_encoder
+from albat_core.backbones.base import Embedder
+from albat_core.errors import InputError
+from albat_core.evaluation import bootstrap_interval
+from albat_core.progress import track
+from albat_core.records import TRAIN, Example, read_table, write_table
+from albat_core.samples import SampleConfig, read_samples
+from albat_core.stage import Runtime
+
+STAGE = "fidelity"
+STAGE_VERSION = 1
+FIDELITY = "fidelity.parquet"
+MEASURES = ("dino", "clip_i", "clip_t")
+_BATCH = 32  # pictures given to an encoder at once
+
+FIDELITY_SCHEMA = pa.schema(
+    [
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("pictures", pa.int64(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in MEASURES),
+    ]
+)
+"""Mean cosines by prompt; null where the encoder of a measure is not configured."""
+
+Floats = NDArray[np.float64]
+
+
+def measure_fidelity(
+    samples: ArtifactRef,
+    adaptation: ArtifactRef,
+    config: SampleConfig,
+    seed: int,
+    runtime: Runtime,
+    label: str = "fidelity",
+) -> ArtifactRef:
+    """Measure samples against the adaptation pictures that are trained on, and their prompts.
+
+    Args:
+        samples: pictures of one arm.
+        adaptation: the adaptation set, split.
+        config: names the encoders.
+        seed: of the bootstrap over prompts.
+        runtime: where to compute.
+        label: names the progress line.
+
+    Returns:
+        an artifact with means by prompt; means over prompts with 95% intervals are in its facts,
+        as ``value``, ``low`` and ``high`` of each measure.
+
+    Raises:
+        InputError: samples or adaptation examples have no pictures, or a prompt is too long.
+        BackboneError: an encoder cannot be read, or the one for CLIP reads no text.
+    """
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        drawn = read_samples(store, samples)
+        made = _pictures([e for _, examples in drawn for e in examples], "samples")
+        real = _pictures(read_role(store, adaptation, TRAIN), "adaptation examples")
+        each = len(made) // len(drawn)
+        columns: dict[str, Floats] = {}
+        with track(label, len(made) + len(real), "pictures") as advance:
+            if config.dino is not None:
+                with open_encoder(config.dino, runtime) as encoder:
+                    columns["dino"] = _closeness(_embed(encoder, made), _embed(encoder, real))
+            if config.clip is not None:
+                with open_encoder(config.clip, runtime) as encoder:
+                    pictures = _embed(encoder, made)
+                    columns["clip_i"] = _closeness(pictures, _embed(encoder, real))
+                    prompts = F.normalize(encoder.embed_prompts([p for p, _ in drawn]).double())
+                    said = prompts.repeat_interleave(each, dim=0)
+                    columns["clip_t"] = (pictures * said).sum(dim=1).numpy()
+            advance(len(made) + len(real))
+        by_prompt = {n: values.reshape(-1, each).mean(axis=1) for n, values in columns.items()}
+        table = pa.Table.from_pydict(
+            {
+                "prompt": [prompt for prompt, _ in drawn],
+                "pictures": [each] * len(drawn),
+                **{n: by_prompt.get(n, [None] * len(drawn)) for n in MEASURES},
+            },
+            schema=FIDELITY_SCHEMA,
+        )
+        write_table(table, folder / FIDELITY)
+        facts = {n: _interval(values, seed) for n, values in by_prompt.items()}
+        return Built(rows=len(drawn), facts=facts | {"real": len(real)})
+
+    encoders = {"dino": config.dino, "clip": config.clip}
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        {"seed": seed},
+        {
+            "samples": samples.key,
+            "real": role_digest(store, adaptation, TRAIN),
+            **{n: encoder_identity(path, runtime) for n, path in encoders.items() if path},
+        },
+        build,
+    )
+
+
+def _pictures(examples: Sequence[Example], what: str) -> Sequence[Example]:
+    bare = [e.example_id for e in examples if e.image is None]
+    if bare or not examples:
+        raise InputError(
+            f"expected pictures to measure fidelity of, {len(bare)} of {len(examples)} {what} "
+            "have none",
+            where="samples",
+            remedy="leave samples.dino and samples.clip out: they are for pictures",
+        )
+    return examples
+
+
+def _embed(encoder: Embedder, examples: Sequence[Example]) -> torch.Tensor:
+    """Return unit embeddings of pictures, (n, d) float64, in order."""
+    blocks = [
+        encoder.embed(encoder.encode(examples[start : start + _BATCH]))
+        for start in range(0, len(examples), _BATCH)
+    ]
+    return F.normalize(torch.cat(blocks).double())
+
+
+def _closeness(made: torch.Tensor, real: torch.Tensor) -> Floats:
+    """Return each made picture's mean cosine with all real ones, (n_made,) in [-1, 1]."""
+    mean: Floats = (made @ real.T).mean(dim=1).numpy()
+    return mean
+
+
+def _interval(values: Floats, seed: int) -> dict[str, float]:
+    """Return the mean over prompts with its 95% bootstrap interval."""
+    value, low, high = bootstrap_interval([values], np.ones(len(values)), seed)
+    return {"value": value, "low": low, "high": high}
+
+
+def prompt_fidelity(store: ArtifactStore, fidelity: ArtifactRef) -> pa.Table:
+    """Return means by prompt as a table of ``FIDELITY_SCHEMA``."""
+    return read_table(store.folder(fidelity) / FIDELITY)

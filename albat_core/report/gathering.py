@@ -1,0 +1,191 @@
+"""Gathers what a run came to, for its report."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from albat_core.adaptation import ROLES
+from albat_core.artifacts import ArtifactStore, Manifest
+from albat_core.evaluation import bootstrap_interval, document_losses
+from albat_core.report import wording
+from albat_core.report.content import (
+    NATS,
+    Arm,
+    Curve,
+    CurvePoint,
+    InputCount,
+    Interval,
+    ReportContent,
+    StageTime,
+)
+from albat_core.report.run import RunArtifacts
+from albat_core.report.showing import fidelity, sample_grid, selection
+
+BASELINE = "adaptation_only"
+MAIN = "albat"
+
+
+def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int) -> ReportContent:
+    """Return all that the report shows, read from the artifacts."""
+    unit = str(store.manifest(run.arms[0].evaluation).facts["unit"])
+    arms = _arms(store, run, seed, unit)
+    mixture = store.manifest(run.mixture)
+    index = store.manifest(run.index)
+    recall = {k: v for k, v in index.facts.items() if k.startswith("recall")}
+    kept = ("kind", "dimension", "cells", "probes")
+    return ReportContent(
+        title=str(yaml.safe_load(config_yaml)["name"]),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        headline=headline(arms, unit),
+        unit=unit,
+        arms=tuple(arms),
+        curves=tuple(_curves(store, run)),
+        selection=selection(store, run),
+        samples=sample_grid(store, run),
+        fidelity=tuple(fidelity(store, run)),
+        alpha=mixture.facts["alpha"],
+        splits={r: store.manifest(run.adaptation).facts[r]["documents"] for r in ROLES},
+        inputs=tuple(_inputs(store, run)),
+        index={"rows": index.rows} | {k: index.facts[k] for k in kept if index.facts[k]} | recall,
+        stages=tuple(_stages(store, run)),
+        config_yaml=config_yaml,
+        versions=mixture.versions,
+        machine=f"{platform.system()} {platform.machine()}, {_cores()} cores",
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def headline(arms: Sequence[Arm], unit: str) -> str:
+    """Return the result in plain sentences."""
+    by_name = {arm.name: arm for arm in arms}
+    main = by_name[MAIN]
+    digits = wording.loss_decimals(arm.loss.value for arm in arms)
+    reached = wording.in_unit(main.loss.value, unit, digits)
+    loss = f"ALBAT reaches {reached} on the held-out documents"
+    if main.gain is None:
+        return f"{loss}; no arm with adaptation data only was trained to compare it with."
+    gain = main.gain
+    interval = f"95% interval {wording.between(gain, digits)}"
+    size = wording.fixed(abs(gain.value), digits)
+    if gain.low > 0:
+        verdict = f"{size} lower than with adaptation data only ({interval})"
+    elif gain.high < 0:
+        verdict = (
+            f"{size} higher than with adaptation data only ({interval}): do not mix this corpus in"
+        )
+    else:
+        change = wording.signed(gain.value, digits)
+        verdict = f"no clear difference from adaptation data only ({change}, {interval})"
+    random = by_name.get("random")
+    if random is None:
+        return f"{loss}, {verdict}."
+    same = (
+        f"The same number of random corpus rows reaches {wording.fixed(random.loss.value, digits)}"
+    )
+    return f"{loss}, {verdict}. {same}."
+
+
+def _arms(store: ArtifactStore, run: RunArtifacts, seed: int, unit: str) -> list[Arm]:
+    losses = {arm.name: document_losses(store, arm.evaluation) for arm in run.arms}
+    arms = []
+    for arm in run.arms:
+        totals, units = losses[arm.name]
+        value, low, high = bootstrap_interval([totals], units, seed)
+        gain = None
+        if BASELINE in losses and arm.name != BASELINE:
+            pair = [losses[BASELINE][0], totals]
+            gain = _interval(bootstrap_interval(pair, units, seed))
+        facts = store.manifest(arm.adapter).facts if arm.adapter else {}
+        arms.append(
+            Arm(
+                name=arm.name,
+                label=arm.label,
+                loss=_interval((value, low, high)),
+                gain=gain,
+                perplexity=float(np.exp(value)) if unit == NATS else None,
+                documents=len(units),
+                units=int(units.sum()),
+                adaptation_rows=facts.get("adaptation_rows", 0),
+                backbone_rows=facts.get("backbone_rows", 0),
+                best_step=facts.get("best_step"),
+                steps=facts.get("steps"),
+                seconds=facts.get("training_seconds"),
+            )
+        )
+    return arms
+
+
+def _interval(values: tuple[float, float, float]) -> Interval:
+    value, low, high = values
+    return Interval(value=value, low=low, high=high)
+
+
+def _curves(store: ArtifactStore, run: RunArtifacts) -> list[Curve]:
+    curves = []
+    for arm in run.arms:
+        if arm.adapter is None:
+            continue
+        facts = store.manifest(arm.adapter).facts
+        points = tuple(
+            CurvePoint(step=int(p["step"]), train=p.get("train"), validation=p.get("validation"))
+            for p in facts["history"]
+        )
+        curves.append(
+            Curve(arm=arm.name, label=arm.label, best_step=facts["best_step"], points=points)
+        )
+    return curves
+
+
+def _inputs(store: ArtifactStore, run: RunArtifacts) -> list[InputCount]:
+    shards = dict.fromkeys(run.corpus, "corpus")
+    for stage in run.stages:
+        for ref in stage.refs:
+            if ref.stage == "shards":
+                shards.setdefault(ref, "adaptation")
+    return [_input_count(store.manifest(ref), role) for ref, role in shards.items()]
+
+
+def _input_count(manifest: Manifest, role: str) -> InputCount:
+    facts = manifest.facts
+    told = {
+        "null_rows": "without text, skipped",
+        "split_rows": "longer than the backbone takes, cut into pieces",
+        "unfit_rows": "whose prompt leaves no room for an answer, skipped",
+    }
+    return InputCount(
+        name=", ".join(Path(name).name for name in facts["files"][:2]),
+        role=role,
+        rows=facts["rows"],
+        examples=manifest.rows,
+        notes=tuple(
+            f"{n} row{'s' if n > 1 else ''} {text}"
+            for k, text in told.items()
+            if (n := facts.get(k, 0))
+        ),
+    )
+
+
+def _stages(store: ArtifactStore, run: RunArtifacts) -> list[StageTime]:
+    stages = []
+    for stage in run.stages:
+        manifests = [store.manifest(ref) for ref in stage.refs]
+        stages.append(
+            StageTime(
+                stage=stage.refs[0].stage,
+                label=stage.label,
+                rows=sum(m.rows for m in manifests),
+                seconds=round(sum(m.seconds for m in manifests), 3),
+                reused=stage.reused,
+                artifact=str(stage.refs[0])[:24]
+                + (f" and {len(stage.refs) - 1} more" if len(stage.refs) > 1 else ""),
+            )
+        )
+    return stages

@@ -1,0 +1,50 @@
+"""What a run leaves behind, as a report is told of it."""
+
+from pydantic import BaseModel, ConfigDict
+
+from albat_core.artifacts import ArtifactRef
+
+
+class ArmRun(BaseModel):
+    """One arm's artifacts; no adapter where the backbone is untouched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    label: str
+    adapter: ArtifactRef | None
+    evaluation: ArtifactRef
+    samples: ArtifactRef | None = None
+    """What it made of the prompts, where any are configured."""
+    fidelity: ArtifactRef | None = None
+    """How close that is to subject and prompts, where encoders are configured."""
+
+
+class StageRun(BaseModel):
+    """One stage's artifacts, as this run came by them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    refs: tuple[ArtifactRef, ...]
+
+    @property
+    def reused(self) -> bool:
+        """Whether nothing of the stage had to be computed."""
+        return all(ref.reused for ref in self.refs)
+
+
+class RunArtifacts(BaseModel):
+    """References to all that a report tells of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: tuple[ArtifactRef, ...]
+    adaptation: ArtifactRef
+    index: ArtifactRef
+    candidates: ArtifactRef
+    scores: ArtifactRef
+    selection: ArtifactRef
+    mixture: ArtifactRef
+    arms: tuple[ArmRun, ...]
+    stages: tuple[StageRun, ...]

@@ -1,0 +1,186 @@
+"""Gathers what a report shows in full: examples beside their nearest, samples, fidelity."""
+
+import base64
+from collections import Counter
+
+import pyarrow as pa
+
+from albat_core.adaptation import read_role
+from albat_core.artifacts import ArtifactStore, Manifest
+from albat_core.fidelity import MEASURES
+from albat_core.mixture import read_selection
+from albat_core.pictures import thumbnail
+from albat_core.records import TRAIN, Example, read_table
+from albat_core.report.content import (
+    Fidelity,
+    Interval,
+    NoiseLevels,
+    RankAgreement,
+    Sample,
+    SampleGrid,
+    SampleRow,
+    SelectedExample,
+    Selection,
+    SourceCount,
+)
+from albat_core.report.run import RunArtifacts
+from albat_core.samples import read_samples
+from albat_core.scoring import SCORES
+from albat_core.shards import read_rows
+
+_SHOWN = 6  # examples at either end of the scores
+_SIDE, _SMALL_SIDE = 256, 160  # pixels that pictures in the page have at most
+_LARGE = 48  # samples that are shown at the larger size; of more, all are smaller
+_PROMPTS = 40  # prompts whose samples are in the page
+_EACH = 4  # samples of one prompt and arm that are in the page
+
+
+def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
+    """Return what was selected, with the most and the least useful examples."""
+    scores = read_table(store.folder(run.scores) / SCORES)
+    selected = read_selection(store, run.selection)
+    corpus: Counter[str] = Counter()
+    for ref in run.corpus:
+        corpus.update(store.manifest(ref).facts["sources"])
+    candidates = Counter(scores["source"].to_pylist())
+    chosen = Counter(selected["source"].to_pylist())
+    weights: Counter[str] = Counter()
+    for source, weight in zip(
+        selected["source"].to_pylist(), selected["weight"].to_pylist(), strict=True
+    ):
+        weights[source] += weight
+    ranked = scores.sort_by([("score", "descending"), ("example_id", "ascending")])
+    weight_of = dict(
+        zip(selected["example_id"].to_pylist(), selected["weight"].to_pylist(), strict=True)
+    )
+    nearest = {e.example_id: e for e in read_role(store, run.adaptation, TRAIN)}
+    best = selected.sort_by([("score", "descending"), ("example_id", "ascending")])
+    worst = ranked.slice(max(ranked.num_rows - _SHOWN, 0))
+    return Selection(
+        scorer=str(store.manifest(run.scores).config["scorer"]),
+        corpus_rows=sum(corpus.values()),
+        candidates=scores.num_rows,
+        selected=selected.num_rows,
+        effective_sample_size=store.manifest(run.selection).facts["effective_sample_size"],
+        sources=tuple(
+            SourceCount(
+                source=source,
+                corpus=count,
+                candidates=candidates[source],
+                selected=chosen[source],
+                weight=weights[source],
+            )
+            for source, count in corpus.most_common()
+        ),
+        candidate_scores=tuple(scores["score"].to_pylist()),
+        selected_scores=tuple(selected["score"].to_pylist()),
+        selected_weights=tuple(selected["weight"].to_pylist()),
+        most_useful=_shown(store, best.slice(0, _SHOWN), weight_of, nearest),
+        least_useful=_shown(store, worst, weight_of, nearest)[::-1],
+        noise=_noise_levels(store.manifest(run.scores)),
+    )
+
+
+def _noise_levels(scores: Manifest) -> NoiseLevels | None:
+    levels = scores.facts.get("noise_levels")
+    if levels is None:
+        return None
+    tried = scores.facts.get("rank_agreement", [])
+    return NoiseLevels(
+        levels=levels,
+        asked=scores.config["rank_agreement"] if tried else None,
+        tried=tuple(
+            RankAgreement(levels=int(t["levels"]), agreement=t["agreement"]) for t in tried
+        ),
+    )
+
+
+def _shown(
+    store: ArtifactStore,
+    table: pa.Table,
+    weight_of: dict[str, float],
+    nearest: dict[str, Example],
+) -> tuple[SelectedExample, ...]:
+    """Return rows in full, each beside its nearest adaptation example."""
+    rows = table.to_pylist()
+    examples = read_rows(store, [r["shard"] for r in rows], [r["row"] for r in rows])
+    shown = []
+    for row, example in zip(rows, examples, strict=True):
+        near = nearest.get(row["nearest_example_id"])
+        shown.append(
+            SelectedExample(
+                example_id=row["example_id"],
+                source=row["source"],
+                text=_as_text(example),
+                score=row["score"],
+                score_error=row["score_error"],
+                weight=weight_of.get(row["example_id"]),
+                similarity=row["similarity"],
+                nearest_id=row["nearest_example_id"],
+                nearest_text=None if near is None else _as_text(near),
+                image=_picture(example, _SIDE),
+                nearest_image=None if near is None else _picture(near, _SIDE),
+            )
+        )
+    return tuple(shown)
+
+
+def _as_text(example: Example) -> str:
+    if example.messages is None:
+        return example.text or ""
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in example.messages)
+
+
+def _picture(example: Example, side: int) -> str | None:
+    """Return an example's picture as a data URI, None where it has none."""
+    if example.image is None:
+        return None
+    content = thumbnail(example.image, side)
+    kind = "png" if content.startswith(b"\x89PNG") else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def sample_grid(store: ArtifactStore, run: RunArtifacts) -> SampleGrid | None:
+    """Return what the arms made of the prompts; None where they made nothing."""
+    arms = [(arm.label, arm.samples) for arm in run.arms if arm.samples is not None]
+    if not arms:
+        return None
+    drawn = [read_samples(store, samples) for _, samples in arms]
+    count, each = len(drawn[0]), len(drawn[0][0][1])
+    shown = len(arms) * min(count, _PROMPTS) * min(each, _EACH)
+    side = _SIDE if shown <= _LARGE else _SMALL_SIDE
+    return SampleGrid(
+        labels=tuple(label for label, _ in arms),
+        rows=tuple(
+            SampleRow(
+                prompt=drawn[0][n][0],
+                cells=tuple(
+                    tuple(_sample(example, side) for example in by_prompt[n][1][:_EACH])
+                    for by_prompt in drawn
+                ),
+            )
+            for n in range(min(count, _PROMPTS))
+        ),
+        prompts=count,
+        per_prompt=each,
+    )
+
+
+def _sample(example: Example, side: int) -> Sample:
+    if example.image is not None:
+        return Sample(image=_picture(example, side))
+    return Sample(text=_as_text(example).removeprefix(example.prompt or ""))
+
+
+def fidelity(store: ArtifactStore, run: RunArtifacts) -> list[Fidelity]:
+    """Return how close each arm's pictures are to subject and prompts, where that was measured."""
+    found = []
+    for arm in run.arms:
+        if arm.fidelity is None:
+            continue
+        manifest = store.manifest(arm.fidelity)
+        measured = {
+            name: Interval(**manifest.facts[name]) for name in MEASURES if name in manifest.facts
+        }
+        found.append(Fidelity(name=arm.name, label=arm.label, prompts=manifest.rows, **measured))
+    return found

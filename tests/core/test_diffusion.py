@@ -1,0 +1,393 @@
+"""Text-to-image backbones of every family, at toy size."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from albat_core.backbones import (
+    check_backbone,
+    loss_unit,
+    open_backbone,
+    open_splitter,
+    precomputes,
+)
+from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise, SamplingConfig
+from albat_core.backbones.diffusion import DiffusionBackbone
+from albat_core.errors import AlbatError, BackboneError, InputError
+from albat_core.losses import advantages
+from albat_core.pictures import picture_pixels
+from albat_core.records import Example
+from albat_core.stage import Runtime
+from tests.pictures import picture
+from tests.pipelines import LONGEST_CAPTION, PIPELINES, save_pipeline
+
+CPU = Runtime(device="cpu")
+NOISE = FixedNoise(levels=4)
+
+
+def config_of(folder: Path, **settings: object) -> BackboneConfig:
+    diffusion = {"picture": {"resolution": 16}} | settings
+    return BackboneConfig(kind="diffusion", path=str(folder), dtype="float32", diffusion=diffusion)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pipelines")
+    return {family: save_pipeline(root / family, family) for family in PIPELINES}
+
+
+@pytest.fixture(params=PIPELINES)
+def backbone(
+    request: pytest.FixtureRequest, folders: dict[str, Path]
+) -> Iterator[DiffusionBackbone]:
+    with open_backbone(config_of(folders[request.param]), CPU) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sd(folders: dict[str, Path]) -> BackboneConfig:
+    return config_of(folders["sd"])
+
+
+@pytest.fixture
+def copied(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A folder of Stable Diffusion 1.x that a test may spoil."""
+    return Path(shutil.copytree(folders["sd"], tmp_path / "copy"))
+
+
+def rows(count: int = 3) -> list[Example]:
+    captions = ("a photo of a red circle", "a blue square", "a green dot on the box")
+    return [
+        Example(f"r{n}", f"r{n}", "toy", captions[n % 3], image=picture("red", "circle", n, 16))
+        for n in range(count)
+    ]
+
+
+def cut(backbone: DiffusionBackbone, count: int = 3) -> list[Example]:
+    return [piece for row in rows(count) for piece in backbone.pieces(row)]
+
+
+def means(backbone: DiffusionBackbone, examples: list[Example]) -> torch.Tensor:
+    with torch.inference_mode():
+        return backbone.losses(backbone.encode(examples), NOISE).mean
+
+
+def moved(backbone: DiffusionBackbone, by: float = 0.1) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in backbone.adapter_parameters().values():
+        parameter.data += by * torch.randn(parameter.shape, generator=generator)
+
+
+def test_a_row_is_brought_to_the_backbone_s_size(backbone: DiffusionBackbone) -> None:
+    [piece] = backbone.pieces(rows()[0])
+    assert picture_pixels(piece.image or b"").shape == (16, 16, 3)
+    assert piece.frame == (16, 20, 0, 2)
+    assert (piece.example_id, piece.text) == ("r0", "a photo of a red circle")
+
+
+def test_a_caption_that_is_too_long_is_cut_between_words_and_says_so(
+    backbone: DiffusionBackbone,
+) -> None:
+    long = " ".join(["more words"] * 60)
+    [piece] = backbone.pieces(Example("r", "r", "toy", long, image=picture("red", "circle", 0)))
+    assert piece.example_id == "r#0"
+    assert 0 < len(piece.text or "") < len(long)
+    assert long.startswith(piece.text or "x")
+    tokenizer = backbone._family.pipeline
+    longest = getattr(tokenizer, backbone._family.tokenizers[-1])
+    assert LONGEST_CAPTION - 3 <= len(longest(piece.text)["input_ids"]) <= longest.model_max_length
+
+
+def test_losses_have_one_column_a_level_and_do_not_depend_on_the_batch(
+    backbone: DiffusionBackbone,
+) -> None:
+    encoded = backbone.encode(cut(backbone))
+    with torch.inference_mode():
+        together = backbone.losses(encoded, NOISE)
+        alone = [backbone.losses([one], NOISE).each[0] for one in encoded]
+    assert together.each.shape == (3, NOISE.levels)
+    assert together.units.tolist() == [NOISE.levels] * 3
+    assert torch.allclose(together.each, torch.stack(alone), atol=1e-5)
+    assert torch.equal(backbone.losses(encoded, NOISE).each, together.each)
+    other = backbone.losses(encoded, FixedNoise(NOISE.levels, replicate=1))
+    assert (other.each - together.each).abs().max() > 1e-3
+
+
+def test_training_draws_from_torch_s_generator(backbone: DiffusionBackbone) -> None:
+    encoded = backbone.encode(cut(backbone))
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return backbone.losses(encoded).each
+
+    assert drawn(1).shape == (3, 1)
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_captions_matter_to_losses_and_not_to_embeddings(backbone: DiffusionBackbone) -> None:
+    one = cut(backbone, 1)[0]
+    other = Example(one.example_id, one.document, "", "a cat", image=one.image, frame=one.frame)
+    changed = backbone.encode([one, other])
+    vectors = backbone.embed(changed)
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-6)
+    assert vectors.shape[1] >= 16
+    assert not torch.allclose(*means(backbone, [one, other]), atol=1e-6)
+
+
+def test_pictures_differ_in_their_embeddings(backbone: DiffusionBackbone) -> None:
+    vectors = backbone.embed(backbone.encode(cut(backbone)))
+    assert torch.isfinite(vectors).all()
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_an_adapter_does_nothing_until_trained_and_comes_back_as_saved(
+    backbone: DiffusionBackbone, text_encoder: bool, tmp_path: Path
+) -> None:
+    examples = cut(backbone)
+    untouched = means(backbone, examples)
+    backbone.attach_adapter(AdapterConfig(rank=2, text_encoder=text_encoder), seed=3)
+    names = backbone.adapter_parameters()
+    assert any("text_encoder" in name for name in names) == text_encoder
+    assert torch.equal(means(backbone, examples), untouched)
+    moved(backbone)
+    trained = means(backbone, examples)
+    assert (trained - untouched).abs().max() > 1e-4
+    with backbone.adapter_disabled():
+        assert torch.equal(means(backbone, examples), untouched)
+    assert torch.equal(means(backbone, examples), trained)
+    backbone.save_adapter(tmp_path)
+    backbone.detach_adapter()
+    assert torch.equal(means(backbone, examples), untouched)
+    backbone.load_adapter(tmp_path)
+    assert torch.allclose(means(backbone, examples), trained, atol=1e-6)
+
+
+def test_gradients_reach_every_factor_that_can_have_one(backbone: DiffusionBackbone) -> None:
+    backbone.attach_adapter(AdapterConfig(rank=2, text_encoder=True), seed=0)
+    moved(backbone)
+    backbone.training(True)
+    torch.manual_seed(0)
+    backbone.losses(backbone.encode(cut(backbone))).mean.sum().backward()
+    without = {
+        name
+        for name, p in backbone.adapter_parameters().items()
+        if p.grad is None or not p.grad.any()
+    }
+    # SDXL reads an encoder's last but one layer, so nothing flows through the last
+    assert all("text_encoder" in name for name in without), without
+    assert len(without) < len(backbone.adapter_parameters()) / 3
+
+
+def test_the_same_seed_gives_the_same_adapter(sd: BackboneConfig) -> None:
+    def factors(seed: int) -> dict[str, torch.Tensor]:
+        with open_backbone(sd, CPU) as backbone:
+            backbone.attach_adapter(AdapterConfig(rank=2, text_encoder=True), seed)
+            return {n: p.detach().clone() for n, p in backbone.adapter_parameters().items()}
+
+    first, again, other = factors(1), factors(1), factors(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_an_adapter_of_another_backbone_is_refused(
+    sd: BackboneConfig, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with open_backbone(sd, CPU) as backbone:
+        backbone.attach_adapter(AdapterConfig(rank=2), 0)
+        backbone.save_adapter(tmp_path)
+    with (
+        open_backbone(config_of(folders["sdxl"]), CPU) as other,
+        pytest.raises(BackboneError, match="made for backbone"),
+    ):
+        other.load_adapter(tmp_path)
+
+
+def test_both_passes_of_an_advantage_share_their_noise(sd: BackboneConfig) -> None:
+    with open_backbone(sd, CPU) as backbone:
+        encoded = backbone.encode(cut(backbone, 6))
+        backbone.attach_adapter(AdapterConfig(rank=2), 0)
+        nothing = advantages(backbone, encoded, 8192, NOISE)
+        moved(backbone, 0.02)
+        little = advantages(backbone, encoded, 8192, NOISE)
+    assert np.array_equal(nothing.untouched, nothing.adapted)
+    assert not nothing.error.any()
+    difference = little.untouched - little.adapted
+    with open_backbone(sd, CPU) as backbone:
+        encoded = backbone.encode(cut(backbone, 6))
+        with torch.inference_mode():
+            each = backbone.losses(encoded, NOISE).each
+    spread = float(each.std(dim=1).mean()) / NOISE.levels**0.5
+    assert (little.error < spread / 3).all()  # far less than the error of either loss
+    assert difference.any()
+
+
+def test_the_standard_error_is_that_of_a_mean_of_differences(sd: BackboneConfig) -> None:
+    with open_backbone(sd, CPU) as backbone:
+        encoded = backbone.encode(cut(backbone, 3))
+        backbone.attach_adapter(AdapterConfig(rank=2), 0)
+        moved(backbone)
+        found = advantages(backbone, encoded, 8192, NOISE)
+        with torch.inference_mode():
+            after = backbone.losses(encoded, NOISE).each
+            with backbone.adapter_disabled():
+                before = backbone.losses(encoded, NOISE).each
+    expected = (before - after).double().std(dim=1, unbiased=True) / NOISE.levels**0.5
+    assert found.error == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_min_snr_weighs_losses_and_noise_offset_only_training(
+    sd: BackboneConfig, folders: dict[str, Path]
+) -> None:
+    def measured(config: BackboneConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        with open_backbone(config, CPU) as backbone:
+            encoded = backbone.encode(cut(backbone))
+            torch.manual_seed(0)
+            return backbone.losses(encoded, NOISE).each, backbone.losses(encoded).each
+
+    plain, drawn = measured(sd)
+    weighed, _ = measured(config_of(folders["sd"], snr_gamma=5.0))
+    offset, drawn_offset = measured(config_of(folders["sd"], noise_offset=0.5))
+    assert torch.equal(plain, offset)
+    assert not torch.equal(drawn, drawn_offset)
+    ratio = weighed / plain
+    assert torch.allclose(ratio[0], ratio[1], atol=1e-4)  # by level, not by example
+    assert float(ratio[0, 0]) < 0.5
+    assert float(ratio[0, -1]) == pytest.approx(1)
+
+
+def test_gradient_checkpointing_changes_no_gradient(sd: BackboneConfig) -> None:
+    def gradients(runtime: Runtime) -> list[torch.Tensor]:
+        with open_backbone(sd, runtime) as backbone:
+            backbone.attach_adapter(AdapterConfig(rank=2), 0)
+            moved(backbone)
+            backbone.training(True)
+            torch.manual_seed(0)
+            backbone.losses(backbone.encode(cut(backbone))).mean.sum().backward()
+            return [p.grad.clone() for p in backbone.adapter_parameters().values()]
+
+    plain = gradients(CPU)
+    spared = gradients(CPU.model_copy(update={"gradient_checkpointing": True}))
+    for one, other in zip(plain, spared, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_pictures_are_made_with_a_seed_of_their_own(backbone: DiffusionBackbone) -> None:
+    sampling = SamplingConfig(steps=2, guidance=2.0)
+    made = backbone.generate(["a red circle", "a cat"], sampling, seed=4)
+    again = backbone.generate(["a red circle"], sampling, seed=4)
+    assert [e.text for e in made] == ["a red circle", "a cat"]
+    first, alone = (picture_pixels(e.image or b"").astype(int) for e in (made[0], again[0]))
+    assert first.shape == (16, 16, 3)
+    assert np.abs(first - alone).max() <= 2  # of 255: batches round otherwise
+    assert len({e.image for e in made}) == 2
+
+
+def test_bfloat16_computes_nearly_the_same(sd: BackboneConfig) -> None:
+    half = sd.model_copy(update={"dtype": "bfloat16"})
+    found = []
+    for config in (sd, half):
+        with open_backbone(config, CPU) as backbone:
+            found.append(means(backbone, cut(backbone)))
+    assert torch.allclose(*found, rtol=0.02)
+    assert not torch.equal(*found)
+
+
+def test_latents_are_worth_keeping() -> None:
+    config = BackboneConfig(kind="diffusion", path="somewhere")
+    assert precomputes(config)
+    assert "squared error" in loss_unit(config)
+
+
+def test_known_latents_are_not_computed_again(sd: BackboneConfig) -> None:
+    class Known:
+        def find(self, example: Example) -> dict[str, np.ndarray] | None:
+            return {"latents": np.full((4, 8, 8), 0.5, np.float32)} if example.text else None
+
+    with open_backbone(sd, CPU, Known()) as backbone:
+        [one] = backbone.encode(cut(backbone, 1))
+    assert one.inputs["latents"].unique().tolist() == [0.5]
+
+
+def test_rows_without_a_picture_are_refused(sd: BackboneConfig) -> None:
+    with pytest.raises(InputError, match="expected a picture"):
+        open_splitter(sd)(Example("t", "t", "toy", "a text"))
+
+
+def refusal(config: BackboneConfig) -> str:
+    with pytest.raises(AlbatError) as raised:
+        check_backbone(config, CPU)
+    return str(raised.value)
+
+
+def test_a_size_that_cannot_be_encoded_is_refused(folders: dict[str, Path]) -> None:
+    picture_of = {"picture": {"resolution": (17, 16)}}
+    message = refusal(config_of(folders["sd"], **picture_of))
+    assert "divisible by 2, got 17 x 16" in message
+    assert "[16, 16]" in message
+    assert "divisible by 4" in refusal(config_of(folders["flux"], picture={"resolution": (18, 16)}))
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "meant"),
+    [("sdxl", "StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+     ("sd", "StableDiffusionXLPipeline", "StableDiffusionPipeline")],
+)  # fmt: skip
+def test_a_folder_given_as_another_family_is_refused(
+    folders: dict[str, Path], tmp_path: Path, family: str, said: str, meant: str
+) -> None:
+    folder = Path(shutil.copytree(folders[family], tmp_path / "copy"))
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": said}))
+    message = refusal(config_of(folder))
+    assert f"the folder says {said}, but its UNet takes" in message
+    assert f"its models fit {meant}" in message
+
+
+def test_what_is_wrong_with_a_folder_is_told(copied: Path, backbone_folder: Path) -> None:
+    config = config_of(copied)
+    index = copied / "model_index.json"
+    whole = index.read_text()
+    index.write_text(json.dumps(json.loads(whole) | {"_class_name": "KandinskyPipeline"}))
+    assert "expected one of StableDiffusionPipeline" in refusal(config)
+    index.write_text("{")
+    assert "expected a pipeline that diffusers can load" in refusal(config)
+    index.write_text(whole)
+    shutil.rmtree(copied / "tokenizer")
+    assert "expected a tokenizer" in refusal(config)
+    (copied / "unet" / "config.json").unlink()
+    assert "expected the pipeline's unet" in refusal(config)
+    index.unlink()
+    assert "found neither config.json nor model_index.json" in refusal(config)
+    as_picture = config_of(backbone_folder)
+    assert "expected a diffusion backbone, found no model_index.json" in refusal(as_picture)
+
+
+def test_a_pipeline_given_as_a_language_model_is_refused(copied: Path) -> None:
+    message = refusal(BackboneConfig(path=str(copied)))
+    assert "expected a language backbone, found no config.json" in message
+    assert "set backbone.kind" in message
+
+
+def test_targets_that_match_no_layer_are_refused(sd: BackboneConfig) -> None:
+    with (
+        open_backbone(sd, CPU) as backbone,
+        pytest.raises(BackboneError, match="match no layer") as raised,
+    ):
+        backbone.attach_adapter(AdapterConfig(target_modules=("nothing",)), 0)
+    assert "to_q" in raised.value.remedy
+    with open_backbone(sd, CPU) as backbone:  # and leaves no trace
+        backbone.attach_adapter(AdapterConfig(rank=2), 0)
+        assert backbone.adapter_parameters()
+
+
+def test_weights_that_are_pickled_are_never_read(copied: Path) -> None:
+    for file in copied.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    assert "pickled weights are never read" in refusal(config_of(copied))
