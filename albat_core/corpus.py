@@ -317,7 +317,7 @@ def refuse_duplicates(store: ArtifactStore, refs: Sequence[ArtifactRef]) -> None
 def check_source(source: SourceConfig) -> list[AlbatError]:
     """Return every problem found in a source, from a look at the head of each file."""
     files, problems = find_problems(source)
-    texts = 0
+    texts, unseen = 0, False
     for file in files:
         counts: Counter[str] = Counter()
         head = _PICTURES_LOOKED_AT if file.config.image_column else HEAD
@@ -335,7 +335,8 @@ def check_source(source: SourceConfig) -> list[AlbatError]:
         except AlbatError as error:
             problems.append(error)
         texts += counts["rows"] - counts["null"]
-    if files and not problems and not texts:
+        unseen = unseen or counts["rows"] == head
+    if files and not problems and not texts and not unseen:
         problems.append(
             InputError(
                 "expected text, every file is blank",

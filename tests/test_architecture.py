@@ -73,7 +73,6 @@ def test_layers_import_downwards_only(package: str, forbidden: set[str]) -> None
             "transformers",
             {f"albat_core/backbones/{n}.py" for n in ("language", "text", "captions", "vision")},
         ),
-        ("PIL", {"albat_core/pictures.py"}),
         ("matplotlib", {"albat_core/report/drawing.py"}),
         ("PIL", {"albat_core/pictures.py"}),
         ("typer", {"flows/cli.py"}),

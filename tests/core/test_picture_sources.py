@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from albat_core import storage
+from albat_core import input_files, storage
 from albat_core.corpus import check_source, read_rows
 from albat_core.input_files import find_files
 from albat_core.records import Example
@@ -141,6 +141,13 @@ def test_folders_of_several_kinds(tmp_path: Path) -> None:
     assert row.image == (folder / "a.png").read_bytes()
 
 
+@pytest.fixture
+def ungrouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every picture of a folder is read by itself, to see which of them change."""
+    monkeypatch.setattr(input_files, "_GROUP_LIMIT", 1)
+
+
+@pytest.mark.usefixtures("ungrouped")
 def test_fingerprints_follow_captions_and_pictures(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     write_pictures(folder, [f"{i:02d}.png" for i in range(6)])
@@ -347,6 +354,16 @@ def test_webdataset_is_streamed(tmp_path: Path) -> None:
     assert peak < 8e6
 
 
+def test_headers_of_an_archive_are_not_kept(tmp_path: Path) -> None:
+    path = wds(tmp_path, {f"{i}.{end}": b"x" for i in range(3000) for end in ("jpg", "txt")})
+    file = only(SourceConfig(path=str(path)))
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(file)) == 3000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_few_pictures_of_a_table_are_in_memory(tmp_path: Path, kind: str) -> None:
     rows = [{"text": "a", "image": os.urandom(1 << 20)} for _ in range(100)]
@@ -370,6 +387,7 @@ def test_few_pictures_of_a_table_are_in_memory(tmp_path: Path, kind: str) -> Non
     assert most < 45e6
 
 
+@pytest.mark.usefixtures("ungrouped")
 def test_remote_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remote = fsspec.filesystem("memory")
     try:
@@ -419,6 +437,13 @@ def test_check_looks_at_the_first_pictures(tmp_path: Path, monkeypatch: pytest.M
     table = write_jsonl(tmp_path / "r.jsonl", [{"text": "t", "image": "p/b.png"}])
     (error,) = check_source(SourceConfig(path=str(table), image_column="image"))
     assert f"{table}:0 ({folder}/b.png): expected a picture" in str(error)
+
+
+def test_pictures_with_captions_may_come_late(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, [f"{i:02d}.png" for i in range(20)])
+    (folder / "19.txt").write_text("the only one")
+    assert check_source(SourceConfig(path=str(folder))) == []
 
 
 def test_a_quoted_table_with_line_ends(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import s3fs
 import yaml
 
-from albat_core import storage
+from albat_core import input_files, storage
 from albat_core.artifacts import ArtifactStore
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint
 from albat_core.corpus import check_source, read_rows
@@ -169,7 +169,10 @@ def test_files_larger_than_a_block_are_read_in_ranges(
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_folder_of_pictures(bucket: s3fs.S3FileSystem, tmp_path: Path) -> None:
+def test_a_folder_of_pictures(
+    bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_files, "_GROUP_LIMIT", 1)  # to see which of them change
     content = write_pictures(tmp_path / "p", [f"{i:02d}.png" for i in range(40)])
     for number in range(40):
         (tmp_path / "p" / f"{number:02d}.txt").write_text(f"picture {number}")

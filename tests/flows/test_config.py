@@ -148,7 +148,7 @@ def test_wrong_types_and_bounds(tmp_path: Path, change: dict[str, Any], expected
 
 
 def test_mistakes_of_a_source_are_told_with_it(tmp_path: Path) -> None:
-    source = {"path": "c", "text_column": "t", "template": "no column"}
+    source = {"path": "c", "format": "csv", "text_column": "t", "template": "no column"}
     (said,) = mistakes(tmp_path, LEAST | {"corpus": [{"path": "d"}, source]})
     assert "'corpus.1': text_column and template exclude each other" in said
     assert "'no column' names no column" in said
