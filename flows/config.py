@@ -284,7 +284,7 @@ def starter_config() -> str:
         inner = _model_of(field.annotation)
         if inner is None:
             lines.append(_entry(name, field.default))
-        elif field.default == ():
+        elif field.default == () and name not in _STARTER_SECTIONS:
             lines.append(f"#{_entry(name, field.default)}")
         else:
             lines.append(f"{name}:" if name in _STARTER_SECTIONS else f"#{name}:")

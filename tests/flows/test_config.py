@@ -136,7 +136,10 @@ runtime: {device: tpu}
         ({"finetune": 3}, "'finetune': input should be a valid dictionary"),
         ({"finetune": {"learning_rate": float("nan")}}, "'finetune.learning_rate': "),
         ({"finetune": {"learning_rate": float("inf")}}, "should be a finite number"),
-        ({"baselines": ["randon"]}, "'baselines.0': input should be 'adaptation_only' or 'random'"),
+        (
+            {"baselines": ["randon"]},
+            "'baselines.0': input should be 'adaptation_only', 'random' or 'generated'",
+        ),
         ({"name": "../run"}, "'name': string should match pattern"),
         ({"backbone": {"path": ""}}, "'backbone.path': string should have at least 1 character"),
         ({1: 2}, "'1'"),
@@ -165,9 +168,10 @@ def test_a_key_said_twice_is_refused(tmp_path: Path) -> None:
 
 def test_missing_sections_are_described(tmp_path: Path) -> None:
     said = mistakes(tmp_path, "seed: 3\nbackbone:\n")
+    corpus = said.pop(1)
+    assert corpus.startswith("line 1: 'corpus': name at least one source, or generated.prompts")
     assert [line.split(" is missing; ")[0] for line in said] == [
         "line 1: 'adaptation'",
-        "line 1: 'corpus'",
         "line 2: 'backbone'",  # there, with nothing in it
     ]
     assert all(len(line.split(" is missing; ")[1]) > 10 for line in said)
