@@ -27,7 +27,8 @@ from albat_core.report.writing import export_run, write_report
 from albat_core.retrieval import draw_candidates, retrieve_candidates, take_candidates
 from albat_core.samples import draw_samples
 from albat_core.scoring import score_candidates
-from albat_core.shards import Part, parts_of
+from albat_core.shards import STAGE as SHARDS
+from albat_core.shards import Part, parts_of, row_notes
 from albat_core.sources import SourceConfig
 
 UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
@@ -363,5 +364,6 @@ class Chain:
             done = StageRun(label=label, refs=refs)
             self.stages.append(done)
             rows = sum(self._store.manifest(ref).rows for ref in refs)
-            announce(label, rows, time.perf_counter() - began, done.reused)
+            cut = [self._store.manifest(ref).facts for ref in refs if ref.stage == SHARDS]
+            announce(label, rows, time.perf_counter() - began, done.reused, row_notes(cut))
         return results

@@ -24,6 +24,7 @@ from albat_core.formats import (
 )
 from albat_core.picture_folders import Beside, row_of, without_descriptions
 from albat_core.picture_paths import paths_fingerprint
+from albat_core.progress import track
 from albat_core.readers import readable, stream_rows
 from albat_core.sources import SourceConfig
 from albat_core.stage import canonical_json
@@ -31,6 +32,7 @@ from albat_core.stage import canonical_json
 _SMALL_FOLDER = {"text": 64}  # up to so many files are entries of their own
 _GROUP_ENDS = 64  # one file in so many ends a group
 _GROUP_LIMIT = 512  # files
+_MANY = 256  # files that take a while to look at
 _SIDECARS = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 
@@ -102,7 +104,11 @@ def _fingerprints(found: Sequence[Found]) -> dict[str, str]:
     """Return the fingerprint of each file and caption by its address."""
     captions = [file.beside.caption for file in found if file.beside.caption]
     uris = [file.uri for file in found] + captions
-    prints = dict(zip(uris, storage.fingerprints(uris), strict=True))
+    prints = {}
+    with track("look at input files" if len(uris) > _MANY else "", len(uris), "files") as advance:
+        for uri, content in zip(uris, storage.fingerprints(uris), strict=True):
+            prints[uri] = content
+            advance(1)
     for uri, content in prints.items():
         if not content:
             with readable(uri):

@@ -1,6 +1,6 @@
 """Progress of long work: the core tells a reporter, whoever shows it installs one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -16,8 +16,13 @@ class Reporter(Protocol):
         It may raise ``Interrupted`` from that call, where a person asked to stop.
         """
 
-    def announce(self, stage: str, rows: int, seconds: float, reused: bool) -> None:
-        """Show that a stage is finished, after so many seconds of this run."""
+    def announce(
+        self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
+    ) -> None:
+        """Show that a stage is finished, after so many seconds of this run.
+
+        Notes say what it did that a person would not expect, such as rows that were skipped.
+        """
 
 
 class Silent:
@@ -28,7 +33,9 @@ class Silent:
         del label, total, unit
         return nullcontext(lambda _done: None)
 
-    def announce(self, stage: str, rows: int, seconds: float, reused: bool) -> None:
+    def announce(
+        self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
+    ) -> None:
         """Tell nobody."""
 
 
@@ -51,6 +58,8 @@ def track(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
     return _reporter.track(label, total, unit)
 
 
-def announce(stage: str, rows: int, seconds: float, reused: bool) -> None:
+def announce(
+    stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str] = ()
+) -> None:
     """Tell that a stage is finished, see ``Reporter.announce``."""
-    _reporter.announce(stage, rows, seconds, reused)
+    _reporter.announce(stage, rows, seconds, reused, notes)

@@ -1,8 +1,9 @@
 """Rows of the sharded corpus, read where they lie."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,23 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.records import EXAMPLE_SCHEMA, Example, table_to_examples
 
 STAGE = "shards"
+
+
+_NOTES = {
+    "null_rows": "without text, skipped",
+    "uncaptioned_rows": "with a picture but no caption, skipped",
+    "damaged_rows": "whose picture cannot be read, skipped",
+    "split_rows": "longer than the backbone takes, cut",
+    "unfit_rows": "whose prompt leaves no room for an answer, skipped",
+}
+
+
+def row_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what became of rows that were not taken as they are, from shards' facts."""
+    counts = {name: sum(f.get(name, 0) for f in facts) for name in _NOTES}
+    return tuple(
+        f"{n:,} row{'s' if n > 1 else ''} {_NOTES[name]}" for name, n in counts.items() if n
+    )
 
 
 class Part(BaseModel):

@@ -17,8 +17,10 @@ import fsspec
 import pyarrow as pa
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
+from albat_core.progress import track
 
 _BLOCK = 4 << 20
+_TAKES_SECONDS = 1 << 30  # bytes whose digest a person waits for
 _ASKED_ONE_BY_ONE = 32  # files of a folder
 _S3_OPTIONS = {
     "use_listings_cache": False,  # others write too: what was listed once may have changed
@@ -241,9 +243,12 @@ def file_sizes(uri: str) -> dict[str, int]:
 def digest(file: Path | str) -> str:
     """Return the SHA-256 of a file's content, hexadecimal; a string may name a remote one."""
     running = hashlib.sha256()
-    with open_binary(str(file)) as opened:
+    total = size(str(file))
+    label = f"read {str(file).rpartition('/')[2]}" if total > _TAKES_SECONDS else ""
+    with open_binary(str(file)) as opened, track(label, total, "bytes") as advance:
         while block := opened.read(_BLOCK):
             running.update(block)
+            advance(len(block))
     return running.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """What a person sees in the terminal: progress, stages, results."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -87,12 +87,16 @@ class TerminalReporter:
             if task is not None:
                 self._progress.remove_task(task)
 
-    def announce(self, stage: str, rows: int, seconds: float, reused: bool) -> None:
+    def announce(
+        self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
+    ) -> None:
         """Print a finished stage."""
         mark, time = ("[blue]=[/]", "reused") if reused else ("[green]✓[/]", f"{seconds:.1f} s")
         self._progress.console.print(
             f" {mark} {escape(stage):<42}[dim]{rows:>9,} rows {time:>9}[/]"
         )
+        for note in notes:
+            self._progress.console.print(f"     [yellow]{escape(note)}[/]")
 
 
 def show_error(error: AlbatError) -> None:

@@ -25,6 +25,7 @@ from albat_core.report.content import (
 )
 from albat_core.report.run import RunArtifacts
 from albat_core.report.showing import fidelity, sample_grid, selection
+from albat_core.shards import row_notes
 
 BASELINE = "adaptation_only"
 MAIN = "albat"
@@ -155,21 +156,12 @@ def _inputs(store: ArtifactStore, run: RunArtifacts) -> list[InputCount]:
 
 def _input_count(manifest: Manifest, role: str) -> InputCount:
     facts = manifest.facts
-    told = {
-        "null_rows": "without text, skipped",
-        "split_rows": "longer than the backbone takes, cut into pieces",
-        "unfit_rows": "whose prompt leaves no room for an answer, skipped",
-    }
     return InputCount(
         name=", ".join(Path(name).name for name in facts["files"][:2]),
         role=role,
         rows=facts["rows"],
         examples=manifest.rows,
-        notes=tuple(
-            f"{n} row{'s' if n > 1 else ''} {text}"
-            for k, text in told.items()
-            if (n := facts.get(k, 0))
-        ),
+        notes=row_notes([facts]),
     )
 
 
