@@ -206,7 +206,7 @@ def main():
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
     parser.add_argument("--start", type=Path, help="folder of a pipeline to train on")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
@@ -254,6 +254,11 @@ def main():
             requires_safety_checker=False,
         )
         pipe.save_pretrained(arguments.out, safe_serialization=True)
+        # Diffusers notes where a model was loaded from, a folder of this machine.
+        for path in arguments.out.glob("*/config.json"):
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)
+            path.write_text(json.dumps(config, indent=2) + "\n")
 
     train_denoiser((unet, text_encoder), ema, corpus, training_draws, arguments, save)
     save()
