@@ -93,7 +93,7 @@ def arms(arms: Sequence[Arm], best: str, unit: str, width: int) -> Markup | None
     panels: list[tuple[str, list[Interval | None]]] = [
         (f"held-out loss, {unit} · lower is better", [a.loss for a in arms])
     ]
-    digits = wording.loss_decimals(arm.loss.value for arm in arms)
+    digits = wording.arm_decimals(arms)
     if not any(_finite(arm.loss) for arm in arms):
         return None
     if any(_finite(arm.gain) for arm in arms if arm.name != "untouched"):

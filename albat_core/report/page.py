@@ -73,7 +73,7 @@ def render(content: ReportContent) -> str:
         sources=sources,
         shown_examples=_SHOWN_EXAMPLES,
         shown_prompts=_SHOWN_PROMPTS,
-        digits=wording.loss_decimals(arm.loss.value for arm in content.arms),
+        digits=wording.arm_decimals(content.arms),
         score_digits=wording.decimals(chosen.candidate_scores, 3),
         counted=unit == NATS,
         explained=wording.EXPLAINED.get(unit, ""),
