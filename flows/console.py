@@ -106,8 +106,9 @@ def show_error(error: AlbatError) -> None:
 
 def _shown(interval: Interval, digits: int, signed: bool = False) -> str:
     sign = "+" if signed else ""
+    gap = " " if digits <= 3 else "\n"  # longer numbers do not fit side by side in 80 columns
     return (
-        f"{interval.value:{sign}.{digits}f} [dim]\\[{interval.low:{sign}.{digits}f}, "
+        f"{interval.value:{sign}.{digits}f}{gap}[dim]\\[{interval.low:{sign}.{digits}f}, "
         f"{interval.high:{sign}.{digits}f}][/]"
     )
 
