@@ -7,6 +7,7 @@ embeddings of a generated picture and its prompt; all in [-1, 1], higher is bett
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from albat_core.adaptation import read_role, role_digest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import encoder_identity, open_encoder
-from albat_core.backbones.base import Embedder
+from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import InputError
 from albat_core.evaluation import bootstrap_interval
 from albat_core.progress import track
@@ -38,7 +39,8 @@ FIDELITY_SCHEMA = pa.schema(
         *(pa.field(name, pa.float64()) for name in MEASURES),
     ]
 )
-"""Mean cosines by prompt; null where the encoder of a measure is not configured."""
+"""Mean cosines by prompt; null where the encoder of a measure is not configured, or a prompt is
+longer than it takes."""
 
 Floats = NDArray[np.float64]
 
@@ -63,10 +65,11 @@ def measure_fidelity(
 
     Returns:
         an artifact with means by prompt; means over prompts with 95% intervals are in its facts,
-        as ``value``, ``low`` and ``high`` of each measure.
+        as ``value``, ``low`` and ``high`` of each measure. Prompts longer than CLIP's text encoder
+        takes have no CLIP-T: ``unread_prompts`` counts them.
 
     Raises:
-        InputError: samples or adaptation examples have no pictures, or a prompt is too long.
+        InputError: samples or adaptation examples have no pictures.
         BackboneError: an encoder cannot be read, or the one for CLIP reads no text.
     """
     store = ArtifactStore(runtime.root)
@@ -85,21 +88,20 @@ def measure_fidelity(
                 with open_encoder(config.clip, runtime) as encoder:
                     pictures = _embed(encoder, made)
                     columns["clip_i"] = _closeness(pictures, _embed(encoder, real))
-                    prompts = F.normalize(encoder.embed_prompts([p for p, _ in drawn]).double())
-                    said = prompts.repeat_interleave(each, dim=0)
-                    columns["clip_t"] = (pictures * said).sum(dim=1).numpy()
+                    columns["clip_t"] = _agreement(encoder, pictures, [p for p, _ in drawn])
             advance(len(made) + len(real))
         by_prompt = {n: values.reshape(-1, each).mean(axis=1) for n, values in columns.items()}
-        table = pa.Table.from_pydict(
-            {
-                "prompt": [prompt for prompt, _ in drawn],
-                "pictures": [each] * len(drawn),
-                **{n: by_prompt.get(n, [None] * len(drawn)) for n in MEASURES},
-            },
-            schema=FIDELITY_SCHEMA,
-        )
-        write_table(table, folder / FIDELITY)
-        facts = {n: _interval(values, seed) for n, values in by_prompt.items()}
+        unknown = np.full(len(drawn), np.nan)
+        arrays = [
+            pa.array([prompt for prompt, _ in drawn], pa.string()),
+            pa.array([each] * len(drawn), pa.int64()),
+            *(pa.array(by_prompt.get(n, unknown), from_pandas=True) for n in MEASURES),
+        ]
+        write_table(pa.Table.from_arrays(arrays, schema=FIDELITY_SCHEMA), folder / FIDELITY)
+        known = {n: values[np.isfinite(values)] for n, values in by_prompt.items()}
+        facts: dict[str, Any] = {n: _interval(v, seed) for n, v in known.items() if v.size}
+        unread = int(np.isnan(by_prompt["clip_t"]).sum()) if "clip_t" in by_prompt else 0
+        facts["unread_prompts"] = unread
         return Built(rows=len(drawn), facts=facts | {"real": len(real)})
 
     encoders = {"dino": config.dino, "clip": config.clip}
@@ -128,7 +130,7 @@ def _pictures(examples: Sequence[Example], what: str) -> Sequence[Example]:
     return examples
 
 
-def _embed(encoder: Embedder, examples: Sequence[Example]) -> torch.Tensor:
+def _embed(encoder: VisionEncoder, examples: Sequence[Example]) -> torch.Tensor:
     """Return unit embeddings of pictures, (n, d) float64, in order."""
     blocks = [
         encoder.embed(encoder.encode(examples[start : start + _BATCH]))
@@ -141,6 +143,25 @@ def _closeness(made: torch.Tensor, real: torch.Tensor) -> Floats:
     """Return each made picture's mean cosine with all real ones, (n_made,) in [-1, 1]."""
     mean: Floats = (made @ real.T).mean(dim=1).numpy()
     return mean
+
+
+def _agreement(encoder: VisionEncoder, made: torch.Tensor, prompts: Sequence[str]) -> Floats:
+    """Return each made picture's cosine with its prompt, (n_made,); NaN where that is too long.
+
+    Args:
+        encoder: CLIP.
+        made: unit embeddings, equally many of each prompt, in order.
+        prompts: what they were made of.
+    """
+    read = np.array(encoder.reads(prompts))
+    each = len(made) // len(prompts)
+    found: Floats = np.full(len(made), np.nan)
+    if read.any():
+        texts = encoder.embed_prompts([p for p, fits in zip(prompts, read, strict=True) if fits])
+        said = F.normalize(texts.double()).repeat_interleave(each, dim=0)
+        places = np.repeat(read, each)
+        found[places] = (made[torch.from_numpy(places)] * said).sum(dim=1).numpy()
+    return found
 
 
 def _interval(values: Floats, seed: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance
 from albat_core.report.content import Interval, ReportContent
-from albat_core.report.wording import fixed, loss_decimals, signed
+from albat_core.report.wording import arm_decimals, fixed, signed
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -114,9 +114,9 @@ def _shown(interval: Interval, digits: int, number: Callable[[float, int], str] 
 
 def show_results(results: ReportContent) -> None:
     """Print the comparison of the arms."""
-    digits = loss_decimals(arm.loss.value for arm in results.arms)
+    digits = arm_decimals(results.arms)
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column(f"held-out loss,\n{results.unit}", no_wrap=True)
+    table.add_column("held-out", no_wrap=True)
     table.add_column("loss [95%]", justify="right", no_wrap=True)
     table.add_column("gain [95%]", justify="right", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)
@@ -129,6 +129,7 @@ def show_results(results: ReportContent) -> None:
             style="bold cyan" if arm.name == "albat" else "",
         )
     console.print()
+    console.print(f"[dim]in {escape(results.unit)}[/]")
     console.print(table)
     console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
 

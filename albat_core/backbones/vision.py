@@ -181,13 +181,11 @@ class VisionEncoder:
             found = output.last_hidden_state[:, 0] if token else _vectors(output)
         return found.to("cpu", torch.float32)
 
-    @torch.inference_mode()
-    def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Return the projected features of prompts, (n, d) float32 on the CPU.
+    def reads(self, prompts: Sequence[str]) -> list[bool]:
+        """Tell of each prompt whether the encoder takes all of it.
 
         Raises:
             BackboneError: the encoder reads no text.
-            InputError: a prompt is longer than it takes.
         """
         from transformers import AutoTokenizer
 
@@ -202,16 +200,30 @@ class VisionEncoder:
                 self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
             except (OSError, ValueError, KeyError) as error:
                 raise unreadable("tokenizer", self._folder, error) from error
-        longest = self._model.config.text_config.max_position_embeddings
-        for prompt, ids in zip(prompts, self._tokenizer(list(prompts))["input_ids"], strict=True):
-            if len(ids) > longest:
+        return [len(self._tokenizer(p)["input_ids"]) <= self._longest for p in prompts]
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that a prompt may have, special tokens included."""
+        return int(self._model.config.text_config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def embed_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Return the projected features of prompts, (n, d) float32 on the CPU.
+
+        Raises:
+            BackboneError: the encoder reads no text.
+            InputError: a prompt is longer than it takes.
+        """
+        for prompt, fits in zip(prompts, self.reads(prompts), strict=True):
+            if not fits:
                 raise InputError(
-                    f"expected a prompt of at most {longest} tokens, got {len(ids)}",
+                    f"expected a prompt of at most {self._longest} tokens",
                     where=f"prompt {prompt!r}, read by {self._path}",
                     remedy="shorten it, or leave the encoder out",
                 )
         tokens = self._tokenizer(
-            list(prompts), padding="max_length", max_length=longest, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=self._longest, return_tensors="pt"
         ).to(self._device)
         found = self._model.get_text_features(
             input_ids=tokens["input_ids"], attention_mask=tokens.get("attention_mask")

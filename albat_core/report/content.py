@@ -138,6 +138,8 @@ class Fidelity(_Part):
     name: str
     label: str
     prompts: int
+    unread_prompts: int = 0
+    """Prompts without CLIP-T, longer than its text encoder takes."""
     dino: Interval | None = None
     clip_i: Interval | None = None
     clip_t: Interval | None = None

@@ -90,16 +90,16 @@ def arms(arms: Sequence[Arm], best: str, unit: str, width: int) -> Markup | None
     Returns:
         None where no arm has a finite loss.
     """
+    stacked = width < WIDE  # a phone has no room for long titles
     panels: list[tuple[str, list[Interval | None]]] = [
-        (f"held-out loss, {unit} · lower is better", [a.loss for a in arms])
+        (f"held-out loss, {unit}" + " · lower is better" * (not stacked), [a.loss for a in arms])
     ]
-    digits = wording.loss_decimals(arm.loss.value for arm in arms)
+    digits = wording.arm_decimals(arms)
     if not any(_finite(arm.loss) for arm in arms):
         return None
     if any(_finite(arm.gain) for arm in arms if arm.name != "untouched"):
         title = "gain over adaptation only, paired · higher is better"
         panels.append((title, [a.gain for a in arms]))
-    stacked = width < WIDE
     block = len(arms) * (50 if stacked else 46)
     if stacked:
         areas = [(0, 34 + i * (block + 82), width - 50, block) for i in range(len(panels))]

@@ -68,7 +68,7 @@ def headline(arms: Sequence[Arm], unit: str) -> str:
     """Return the result in plain sentences."""
     by_name = {arm.name: arm for arm in arms}
     main = by_name[MAIN]
-    digits = wording.loss_decimals(arm.loss.value for arm in arms)
+    digits = wording.arm_decimals(arms)
     reached = wording.in_unit(main.loss.value, unit, digits)
     loss = f"ALBAT reaches {reached} on the held-out documents"
     if main.gain is None:

@@ -62,7 +62,7 @@ def render(content: ReportContent) -> str:
     )
     best = best_arm(content.arms)
     best_name = best.name if best else ""
-    chosen = content.selection
+    chosen, unit = content.selection, content.unit
     sources = source_shares(chosen)
     shares = charted([share for _, share in sources])
     page = environment.get_template("page.html").render(
@@ -73,10 +73,10 @@ def render(content: ReportContent) -> str:
         sources=sources,
         shown_examples=_SHOWN_EXAMPLES,
         shown_prompts=_SHOWN_PROMPTS,
-        digits=wording.loss_decimals(arm.loss.value for arm in content.arms),
+        digits=wording.arm_decimals(content.arms),
         score_digits=wording.decimals(chosen.candidate_scores, 3),
-        counted=content.unit == NATS,
-        explained=wording.EXPLAINED.get(content.unit, ""),
+        counted=unit == NATS,
+        explained=wording.EXPLAINED.get(unit, ""),
         longest_stage=max((stage.seconds for stage in content.stages), default=0) or 1.0,
         css=_own("page.css"),
         dark_css=_own("dark.css"),

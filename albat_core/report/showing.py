@@ -182,5 +182,13 @@ def fidelity(store: ArtifactStore, run: RunArtifacts) -> list[Fidelity]:
         measured = {
             name: Interval(**manifest.facts[name]) for name in MEASURES if name in manifest.facts
         }
-        found.append(Fidelity(name=arm.name, label=arm.label, prompts=manifest.rows, **measured))
+        found.append(
+            Fidelity(
+                name=arm.name,
+                label=arm.label,
+                prompts=manifest.rows,
+                unread_prompts=manifest.facts["unread_prompts"],
+                **measured,
+            )
+        )
     return found

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from statistics import median
 
-from albat_core.report.content import NATS, Interval
+from albat_core.report.content import NATS, Arm, Interval
 
 NOTHING = "–"
 
@@ -34,8 +34,15 @@ def decimals(values: Iterable[float | None], significant: int) -> int:
 
 
 def loss_decimals(losses: Iterable[float | None]) -> int:
-    """Return the digits behind the point of losses and their differences: 2.521, 0.08342."""
+    """Return the digits behind the point of losses: 2.521, 0.08342."""
     return decimals(losses, 4)
+
+
+def arm_decimals(arms: Iterable[Arm]) -> int:
+    """Return the digits behind the point of arms' losses and gains, so many that intervals show."""
+    arms = list(arms)
+    widths = [a.gain.high - a.gain.low for a in arms if a.gain is not None]
+    return max(loss_decimals(a.loss.value for a in arms), decimals(widths, 1))
 
 
 def in_unit(value: float, unit: str, digits: int) -> str:

@@ -37,12 +37,20 @@ def pictures(count: int, seed: int) -> list[Example]:
 REAL, MADE = pictures(5, 1), pictures(len(PROMPTS) * EACH, 2)
 
 
-def artifact(store: ArtifactStore, stage: str, file: str, rows: list[Example]) -> ArtifactRef:
+def artifact(
+    store: ArtifactStore,
+    stage: str,
+    file: str,
+    rows: list[Example],
+    prompts: list[str] = PROMPTS,
+) -> ArtifactRef:
     def build(folder: Path) -> Built:
         write_table(examples_to_table(rows), folder / file)
-        return Built(rows=len(rows), facts={"prompts": PROMPTS, "per_prompt": EACH})
+        return Built(rows=len(rows), facts={"prompts": prompts, "per_prompt": EACH})
 
-    return store.produce(stage, 1, {}, {"rows": [r.digest() for r in rows]}, build)
+    return store.produce(
+        stage, 1, {}, {"rows": [r.digest() for r in rows], "prompts": prompts}, build
+    )
 
 
 def embedded(folder: Path, rows: list[Example]) -> torch.Tensor:
@@ -129,3 +137,25 @@ def test_prompts_need_an_encoder_that_reads_them(
     config = SampleConfig(prompts=tuple(PROMPTS), clip=encoders["dino"])
     with pytest.raises(BackboneError, match="reads pictures only"):
         measure_fidelity(samples, adaptation, config, 0, runtime)
+
+
+def test_a_prompt_that_clip_cannot_read_is_left_out_and_counted(
+    encoders: dict[str, str], runtime: Runtime
+) -> None:
+    store = ArtifactStore(runtime.root)
+    adaptation = artifact(store, "adaptation", f"{TRAIN}.parquet", REAL)
+    config = SampleConfig(prompts=tuple(PROMPTS), clip=encoders["clip"])
+    long = [PROMPTS[0], "dog " * LONGEST_CAPTION, PROMPTS[2]]
+    whole, ref = (
+        measure_fidelity(
+            artifact(store, "samples", SAMPLES, MADE, prompts), adaptation, config, 0, runtime
+        )
+        for prompts in (PROMPTS, long)
+    )
+    expected = prompt_fidelity(store, whole)["clip_t"].to_pylist()
+    found = prompt_fidelity(store, ref)["clip_t"].to_pylist()
+    assert found[1] is None
+    assert [found[0], found[2]] == pytest.approx([expected[0], expected[2]])
+    facts = store.manifest(ref).facts
+    assert facts["unread_prompts"] == 1 and store.manifest(whole).facts["unread_prompts"] == 0
+    assert facts["clip_t"]["value"] == pytest.approx((expected[0] + expected[2]) / 2)

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-from albat_core.report import drawing, figures, page, selection_figures, wording
+from albat_core.report import drawing, figures, gathering, page, selection_figures, wording
 from albat_core.report.content import (
     NATS,
     Arm,
@@ -22,7 +22,12 @@ from albat_core.report.content import (
     CurvePoint,
     InputCount,
     Interval,
+    NoiseLevels,
+    RankAgreement,
     ReportContent,
+    Sample,
+    SampleGrid,
+    SampleRow,
     SelectedExample,
     Selection,
     SourceCount,
@@ -342,10 +347,10 @@ def test_labels_that_look_like_formulas_or_styles_are_shown_as_they_are() -> Non
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script(html: str) -> None:
     elements = Elements(html)
-    for tag, attributes in elements.found:
+    for _, attributes in elements.found:
         for name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
             target = attributes.get(name)
-            assert target is None or target.startswith("#") or target == "data:,", (tag, target)
+            assert target is None or target.startswith(("#", "data:image/")) or target == "data:,"
     assert "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
     assert not re.search("https?:", html)  # nor a namespace: HTML needs none
@@ -522,6 +527,69 @@ def test_numbers_in_words() -> None:
         for value, words in expected.items():
             assert say(value) == words, (say.__name__, value)
     assert wording.between(around_zero, 1) == "−0.1 to 0.1"
+
+
+@pytest.mark.parametrize(
+    ("values", "significant", "digits"),
+    [([2.5, 3.5], 4, 3), ([0.0834, 0.0829], 4, 5), ([0.3], 4, 4), ([1234.0], 4, 3),
+     ([0.0004, float("nan"), 0.0], 3, 6), ([], 4, 3), ([1e-20], 3, 9)],
+)  # fmt: skip
+def test_numbers_get_the_digits_that_their_size_needs(
+    values: list[float], significant: int, digits: int
+) -> None:
+    assert wording.decimals(values, significant) == digits
+
+
+def test_small_losses_in_another_unit_are_told_with_enough_digits(content: ReportContent) -> None:
+    small = tuple(
+        a.model_copy(
+            update={
+                "loss": around(0.08 + 0.001 * n, 0.002),
+                "gain": None if a.gain is None else around(0.00031, 0.00002),
+                "perplexity": None,
+            }
+        )
+        for n, a in enumerate(content.arms)
+    )
+    unit = "squared error per latent value"
+    headline = gathering.headline(small, unit)
+    assert headline.startswith("ALBAT reaches 0.08300 (squared error per latent value) on the")
+    assert "0.00031 lower than with adaptation data only (95% interval 0.00029 to" in headline
+    assert gathering.headline(content.arms, NATS) == content.headline
+    html = page.render(sample(arms=small, unit=unit, headline=headline))
+    row = rows_of(html, "Arms")[3]
+    assert "0.08300 0.08100 to 0.08500 +0.00031 0.00029 to 0.00033" in row
+    words = " ".join(Elements(html).words)
+    assert "Perplexity" not in words and "nats" not in words
+    assert "Squared error per latent value" in words  # explained at the end
+    assert f"held-out loss, {unit}" in words and "+0.00031" in charts_of(html)[0]
+
+
+def test_samples_of_texts_are_shown_as_texts(content: ReportContent) -> None:
+    cells = tuple((Sample(text=f"{SCRIPT} by {a.label}"),) for a in content.arms)
+    grid = SampleGrid(
+        labels=tuple(a.label for a in content.arms),
+        rows=tuple(SampleRow(prompt=f"prompt {n}", cells=cells) for n in range(10)),
+        prompts=12,
+        per_prompt=3,
+    )
+    html = page.render(sample(samples=grid))
+    assert SCRIPT not in html and html.count("by Adaptation only") == 10
+    words = " ".join(" ".join(Elements(html).words).split())
+    assert "2 more prompts" in words and "Samples of 2 more prompts are in the run" in words
+    assert "Of each prompt 3 were made; the first 1 are shown." in words
+    assert 'id="samples"' not in page.render(content)
+
+
+def test_noise_levels_that_do_not_suffice_are_called_that(content: ReportContent) -> None:
+    def told(noise: NoiseLevels) -> str:
+        chosen = content.selection.model_copy(update={"noise": noise})
+        return " ".join(" ".join(Elements(page.render(sample(selection=chosen))).words).split())
+
+    tried = tuple(RankAgreement(levels=4 * 2**n, agreement=0.8 + 0.05 * n) for n in range(3))
+    assert "So many are enough" in told(NoiseLevels(levels=16, asked=0.9, tried=tried))
+    assert "Even so many are not enough" in told(NoiseLevels(levels=16, asked=0.95, tried=tried))
+    assert "same 7 noise levels, as configured." in told(NoiseLevels(levels=7))
 
 
 def test_labels_are_spread_without_changing_their_order() -> None:

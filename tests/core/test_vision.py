@@ -126,8 +126,9 @@ def test_prompts_are_embedded_as_transformers_does(tmp_path: Path, save: Any) ->
 
 def test_a_prompt_that_is_too_long_is_refused_not_cut(tmp_path: Path) -> None:
     encoder = VisionEncoder(str(save_clip(tmp_path / "clip")), CPU)
-    with pytest.raises(InputError, match=f"at most {LONGEST_CAPTION} tokens, got"):
+    with pytest.raises(InputError, match=f"at most {LONGEST_CAPTION} tokens"):
         encoder.embed_prompts(["dog", "dog " * LONGEST_CAPTION])
+    assert encoder.reads(["dog", "dog " * LONGEST_CAPTION]) == [True, False]
 
 
 def test_an_encoder_that_reads_no_text_says_so(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from albat_core.records import read_table
 from albat_core.seeding import torch_generator
 from tests.end_to_end.conftest import Run, Start
 from tests.pictures import picture, write_image_run
-from tests.pipelines import PIPELINES
+from tests.pipelines import PIPELINES, save_pipeline
 from tests.toys import rewrite
 
 pytestmark = pytest.mark.end_to_end
@@ -164,3 +164,39 @@ def test_rows_that_the_backbone_makes_are_a_baseline_and_a_corpus(
     )
     captions = {r["text"] for r in mixture if r["role"] == "backbone"}
     assert captions == set(made["prompts"])
+
+
+def test_a_subject_is_learned_from_photographs(start: Start, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "subject" / "subject.yaml"
+    config = yaml.safe_load(example.read_text())
+    save_pipeline(tmp_path / "pipeline", "sd")
+    for role in ("corpus", "adaptation"):
+        config[role]["path"] = str(example.parent / config[role]["path"])
+    config["backbone"] |= {"path": str(tmp_path / "pipeline"), "dtype": "float32"}
+    config["backbone"]["diffusion"]["picture"]["resolution"] = 32
+    short = {"steps": 4, "evaluate_every": 2, "noise_levels": 2, "batch_size": 4}
+    for stage in ("finetune", "surrogate"):
+        config[stage] |= short
+    config["generated"] |= {"rows": 6, "sampling": {"steps": 2}}
+    config["samples"] |= {"sampling": {"steps": 2}}
+    config["scoring"] = {"noise_levels": 4}
+    config["mixture"] = {"alpha": 0.5, "rows": 20}
+    config |= {"output": str(tmp_path / "runs"), "runtime": {"root": str(tmp_path / "artifacts")}}
+    path = tmp_path / "subject.yaml"
+    path.write_text(yaml.safe_dump(config))
+    run = start(path)
+    assert run.manifest("cut corpus").facts["rows"] == 153
+    assert run.manifest("split by document").facts["test"]["documents"] == 1
+    mixture = load_dataset(
+        run.result.places["mixture"], split="train", cache_dir=str(tmp_path / "cache")
+    )
+    own = [row for row in mixture if row["role"] == "adaptation"]
+    assert {row["text"] for row in own} == {"a photo of sks dog"}
+    others = [row["text"] for row in mixture if row["role"] == "backbone"]
+    assert len(others) == 20
+    assert all(text.startswith("a photo of a ") for text in others)
+    samples = run.manifest("samples: ALBAT")
+    assert samples.rows == 25  # DreamBooth's prompts of a live subject
+    page = Path(run.result.places["report"]).read_text()
+    assert "a sks dog wearing a red hat" in page
+    assert page.count("data:image/png;base64,") >= 25 * 5
