@@ -24,7 +24,7 @@ from albat_core.formats import (
 )
 from albat_core.picture_folders import Beside, row_of, without_descriptions
 from albat_core.picture_paths import paths_fingerprint
-from albat_core.progress import track
+from albat_core.progress import track_long
 from albat_core.readers import readable, stream_rows
 from albat_core.sources import SourceConfig
 from albat_core.stage import canonical_json
@@ -105,7 +105,7 @@ def _fingerprints(found: Sequence[Found]) -> dict[str, str]:
     captions = [file.beside.caption for file in found if file.beside.caption]
     uris = [file.uri for file in found] + captions
     prints = {}
-    with track("look at input files" if len(uris) > _MANY else "", len(uris), "files") as advance:
+    with track_long("look at input files", len(uris), "files", _MANY) as advance:
         for uri, content in zip(uris, storage.fingerprints(uris), strict=True):
             prints[uri] = content
             advance(1)

@@ -58,6 +58,11 @@ def track(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
     return _reporter.track(label, total, unit)
 
 
+def track_long(label: str, total: int, unit: str, least: int) -> AbstractContextManager[Advance]:
+    """Open a progress line for work of more than ``least`` units, show nothing of less."""
+    return track(label, total, unit) if total > least else Silent().track(label, total, unit)
+
+
 def announce(
     stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str] = ()
 ) -> None:

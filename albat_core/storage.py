@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
-from albat_core.progress import track
+from albat_core.progress import track_long
 
 _BLOCK = 4 << 20
 _TAKES_SECONDS = 1 << 30  # bytes whose digest a person waits for
@@ -244,8 +244,11 @@ def digest(file: Path | str) -> str:
     """Return the SHA-256 of a file's content, hexadecimal; a string may name a remote one."""
     running = hashlib.sha256()
     total = size(str(file))
-    label = f"read {str(file).rpartition('/')[2]}" if total > _TAKES_SECONDS else ""
-    with open_binary(str(file)) as opened, track(label, total, "bytes") as advance:
+    label = f"read {str(file).rpartition('/')[2]}"
+    with (
+        open_binary(str(file)) as opened,
+        track_long(label, total, "bytes", _TAKES_SECONDS) as advance,
+    ):
         while block := opened.read(_BLOCK):
             running.update(block)
             advance(len(block))

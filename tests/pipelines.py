@@ -31,7 +31,7 @@ WORDS = [
     "a photo of red green blue round square circle box stripe dot in on the style cat dog",
     "sks backpack toy plush candle with many more words than fit",
 ]
-LONGEST_CAPTION = 16
+LONGEST_CAPTION = 77
 
 
 @lru_cache
@@ -47,7 +47,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(WORDS, trainer)
-    letters = [f"{letter}</w>" for letter in pre_tokenizers.ByteLevel.alphabet()]
+    letters = [f"{letter}</w>" for letter in sorted(pre_tokenizers.ByteLevel.alphabet())]
     vocabulary = tokenizer.get_vocab()
     for letter in letters:
         vocabulary.setdefault(letter, len(vocabulary))

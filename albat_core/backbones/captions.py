@@ -1,11 +1,14 @@
-"""Captions held to the length that a pipeline's text encoders take."""
+"""Captions and pictures brought to what a text-to-image pipeline takes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.folder import unreadable
+from albat_core.errors import InputError
+from albat_core.pictures import prepare_picture
 from albat_core.records import Example
 
 _LONGEST = 512  # tokens: T5 has no limit of its own, pipelines give it so many
@@ -57,3 +60,32 @@ class CaptionFitter:
             image=image,
             frame=frame,
         )
+
+
+class RowPreparation:
+    """Brings rows to the size of a text-to-image backbone.
+
+    Args:
+        captions: cuts captions.
+        config: of the backbone.
+    """
+
+    def __init__(self, captions: CaptionFitter, config: BackboneConfig) -> None:
+        self._captions = captions
+        self._picture = config.diffusion.picture
+
+    def __call__(self, example: Example) -> list[Example]:
+        """Return the example at the backbone's size.
+
+        Raises:
+            InputError: it has no picture, or one that cannot be read.
+        """
+        if example.image is None:
+            raise InputError(
+                "expected a picture, the row has none",
+                where=f"example {example.example_id}",
+                remedy="set image_column, or kind: language for texts",
+            )
+        where = f"example {example.example_id}"
+        image, frame = prepare_picture(example.image, self._picture, where)
+        return [self._captions.fit(example, image, frame)]

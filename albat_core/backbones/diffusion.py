@@ -20,13 +20,13 @@ from albat_core.backbones.base import (
     Precomputed,
     SamplingConfig,
 )
-from albat_core.backbones.captions import CaptionFitter
+from albat_core.backbones.captions import CaptionFitter, RowPreparation
 from albat_core.backbones.diffusion_adapter import PipelineAdapter
 from albat_core.backbones.folder import backbone_folder, unreadable
 from albat_core.backbones.noise import drawn_levels, open_schedule, stratified_levels
 from albat_core.backbones.pipelines import Condition, Family, find_family, refuse_indivisible
 from albat_core.errors import InputError
-from albat_core.pictures import picture_pixels, png_file, prepare_picture
+from albat_core.pictures import picture_pixels, png_file
 from albat_core.records import Example
 from albat_core.seeding import torch_generator
 
@@ -62,7 +62,7 @@ def input_identity(config: BackboneConfig) -> dict[str, Any]:
 def load_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
     """Return what brings pictures to the backbone's size and captions to its length."""
     folder = backbone_folder(config)
-    return _Preparation(CaptionFitter(folder, find_family(folder).tokenizers), config)
+    return RowPreparation(CaptionFitter(folder, find_family(folder).tokenizers), config)
 
 
 def load_backbone(
@@ -89,28 +89,6 @@ def check_backbone(config: BackboneConfig) -> None:
     CaptionFitter(folder, family.tokenizers)
 
 
-class _Preparation:
-    def __init__(self, captions: CaptionFitter, config: BackboneConfig) -> None:
-        self._captions = captions
-        self._picture = config.diffusion.picture
-
-    def __call__(self, example: Example) -> list[Example]:
-        """Return the example at the backbone's size.
-
-        Raises:
-            InputError: it has no picture, or one that cannot be read.
-        """
-        if example.image is None:
-            raise InputError(
-                "expected a picture, the row has none",
-                where=f"example {example.example_id}",
-                remedy="set image_column, or kind: language for texts",
-            )
-        where = f"example {example.example_id}"
-        image, frame = prepare_picture(example.image, self._picture, where)
-        return [self._captions.fit(example, image, frame)]
-
-
 class DiffusionBackbone:
     """A frozen text-to-image pipeline, see the ``Backbone`` protocol."""
 
@@ -130,7 +108,9 @@ class DiffusionBackbone:
         self._kept_dtype = np.float16 if self._autocast else np.float32
         weights = torch.float32 if device.type == "cpu" else dtype
         self._family = self._load(config, weights)
-        self._pieces = load_splitter(config)
+        folder = backbone_folder(config)
+        self._captions = CaptionFitter(folder, self._family.tokenizers)
+        self._pieces = RowPreparation(self._captions, config)
         self._schedule = open_schedule(
             self._family.pipeline.scheduler, self._config.snr_gamma, config.path
         )
@@ -294,6 +274,7 @@ class DiffusionBackbone:
     def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
         """Return a picture for each prompt, see ``Backbone``."""
         height, width = self._config.picture.size
+        self._refuse_long(prompts)
         made: list[Example] = []
         for start in range(0, len(prompts), _SAMPLED_AT_ONCE):
             batch = list(prompts[start : start + _SAMPLED_AT_ONCE])
@@ -316,6 +297,15 @@ class DiffusionBackbone:
                             frame=(height, width, 0, 0))
                 )  # fmt: skip
         return made
+
+    def _refuse_long(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            if not self._captions.fits(prompt):
+                raise InputError(
+                    "expected a prompt that the text encoder reads whole, this one is longer",
+                    where=f"prompt {prompt[:60]!r}",
+                    remedy="shorten it",
+                )
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter to the denoiser, and to text encoders if configured."""

@@ -93,7 +93,7 @@ def test_a_row_is_brought_to_the_backbone_s_size(backbone: DiffusionBackbone) ->
 def test_a_caption_that_is_too_long_is_cut_between_words_and_says_so(
     backbone: DiffusionBackbone,
 ) -> None:
-    long = " ".join(["more words"] * 60)
+    long = " ".join(["more words"] * 100)
     [piece] = backbone.pieces(Example("r", "r", "toy", long, image=picture("red", "circle", 0)))
     assert piece.example_id == "r#0"
     assert 0 < len(piece.text or "") < len(long)
@@ -391,3 +391,12 @@ def test_weights_that_are_pickled_are_never_read(copied: Path) -> None:
     for file in copied.rglob("*.safetensors"):
         file.rename(file.with_suffix(".bin"))
     assert "pickled weights are never read" in refusal(config_of(copied))
+
+
+def test_a_prompt_that_is_too_long_to_draw_is_refused(sd: BackboneConfig) -> None:
+    with (
+        open_backbone(sd, CPU) as backbone,
+        pytest.raises(InputError, match="text encoder reads whole") as raised,
+    ):
+        backbone.generate(["a dog", "more words " * 100], SamplingConfig(steps=2), 0)
+    assert "more words" in raised.value.where

@@ -43,7 +43,7 @@ def flux_error(pipeline, latents, noise, u, captions, frames):
     level = shift * level / (1 + (shift - 1) * level)
     noisy = (1 - level) * latents + level * noise
     n, c, h, w = latents.shape
-    text, pooled, text_ids = pipeline.encode_prompt(captions, None, max_sequence_length=32)
+    text, pooled, text_ids = pipeline.encode_prompt(captions, None, max_sequence_length=154)
     packed = pipeline._pack_latents(noisy, n, c, h, w)
     said = pipeline.transformer(
         hidden_states=packed,

@@ -195,7 +195,7 @@ def test_a_subject_is_learned_from_photographs(start: Start, tmp_path: Path) -> 
     others = [row["text"] for row in mixture if row["role"] == "backbone"]
     assert len(others) == 20
     assert all(text.startswith("a photo of a ") for text in others)
-    samples = run.manifest("samples: ALBAT")
+    samples = run.manifest("sample: ALBAT")
     assert samples.rows == 25  # DreamBooth's prompts of a live subject
     page = Path(run.result.places["report"]).read_text()
     assert "a sks dog wearing a red hat" in page
