@@ -1,4 +1,4 @@
-"""Speed and size of the text demo: `make bench` prints the figures that docs/benchmarks.md quotes.
+"""Speed and size of the demos: `make bench` prints the figures that docs/benchmarks.md quotes.
 
 Ratios are measured side by side, in turns, within one process; medians are quoted.
 """
@@ -25,9 +25,10 @@ from albat_core.embedding import embed_part
 from albat_core.input_files import find_files
 from albat_core.shards import iterate_part, parts_of
 from albat_core.stage import Runtime
+from bench.pictures import scoring_against_forward, training_against_dreambooth
 from flows.config import RunConfig, load_config
 
-DEMO = Path(__file__).parent.parent / "examples" / "text" / "demo.yaml"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 ROUNDS = 5
 
 
@@ -85,7 +86,10 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {cores} cores, {cpu_name()}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}")
-    embedding_against_forward(load_config(str(DEMO)))
+    embedding_against_forward(load_config(str(EXAMPLES / "text" / "demo.yaml")))
+    pictures = load_config(str(EXAMPLES / "image" / "demo.yaml"))
+    training_against_dreambooth(pictures)
+    scoring_against_forward(pictures)
     if quick:
         return
     albat = str(Path(sys.executable).parent / "albat")
@@ -93,6 +97,7 @@ def main() -> None:
         demo = [albat, "demo", "--root", root]
         whole_process("demo", demo, "480 s, 4 GB")
         whole_process("demo again, all reused", demo, "20 s")
+        whole_process("image demo", [*demo, "--image"], "600 s")
     whole_process("tests without installation", [sys.executable, "-m", "pytest"], "600 s")
 
 

@@ -10,7 +10,7 @@ from albat_core.backbones.folder import (
     refuse_other_kind,
     unreadable,
 )
-from albat_core.errors import BackboneError
+from albat_core.errors import BackboneError, InputError
 from albat_core.records import Example
 
 _SHORTEST_ANSWER = 4  # tokens of answer that must fit behind a prompt
@@ -108,7 +108,16 @@ class TextEncoder:
         first part; what is left of the answer follows as text. A chat loses its last turns.
         Nothing is returned where a prompt leaves no room for an answer. A lone token or character
         between two cuts is left out where nothing can be learned from it.
+
+        Raises:
+            InputError: it has a picture.
         """
+        if example.image is not None:
+            raise InputError(
+                "expected a text, the row has a picture, and a language model reads none",
+                where=f"example {example.example_id}",
+                remedy="set backbone.kind: diffusion, or drop image_column",
+            )
         ids, mask = self.tokens(example)
         if not any(mask):
             return []

@@ -293,6 +293,11 @@ def test_what_fits_is_left_as_it_is(encoder: TextEncoder, backbone_config: Backb
     assert len(encoder_of(backbone_config, exact.max_length - 1).pieces(row)) == 2
 
 
+def test_a_picture_is_refused(encoder: TextEncoder) -> None:
+    with pytest.raises(InputError, match="the row has a picture"):
+        encoder.pieces(example("a dog", image=b"PNG"))
+
+
 def test_a_row_without_loss_has_no_pieces(encoder: TextEncoder) -> None:
     assert encoder.pieces(example("leaf", continues=True, prompt="leaf")) == []
     assert encoder.pieces(example(messages=(USER,))) == []
