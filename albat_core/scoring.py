@@ -25,7 +25,7 @@ STAGE = "scores"
 STAGE_VERSION = 1
 SCORES = "scores.parquet"
 _BLOCK = 4096  # candidates that are in memory at once
-_SAMPLE = 256  # candidates on which the number of noise levels is chosen
+_SAMPLE = 128  # candidates on which the number of noise levels is chosen
 _LEVELS = (4, 8, 16, 32, 64)
 
 Scores = NDArray[np.float64]

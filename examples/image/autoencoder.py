@@ -45,13 +45,13 @@ def drawing_weights(rows):
 
 
 def new_vae():
-    """An autoencoder of 64x64 drawings with latents of 4x16x16."""
+    """An autoencoder of 64x64 drawings with latents of 8x8x8."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 80),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=8,
         norm_num_groups=8,
         sample_size=SIZE,
         # Drawings this small need no look across the whole picture to be coded.
@@ -129,7 +129,7 @@ def train_vae(vae, images, weights, generator, arguments):
         # Absolute error alone lets a rare colour pass for a common one, and the latents drop it.
         colours = avg_pool2d(batch, 4)
         loss = loss + 2 * mse_loss(avg_pool2d(restored, 4), colours)
-        loss = loss + 2 * mse_loss(readout(posterior.mean.float()), colours)
+        loss = loss + 2 * mse_loss(readout(posterior.mean.float()), avg_pool2d(colours, 2))
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         return loss + arguments.kl * kl
 
@@ -167,7 +167,7 @@ def main():
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
     parser.add_argument("--start", type=Path, help="folder of an autoencoder to train on")
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
