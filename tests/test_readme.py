@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.config import load_config
 from tests.toys import write_run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -22,6 +23,15 @@ def test_selection_from_python(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "nearest_example_id" in done.stdout
     assert (tmp_path / ".albat" / "selection").is_dir()
+
+
+def test_every_configuration_is_sound(tmp_path: Path) -> None:
+    shown = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(shown) == 2
+    for number, text in enumerate(shown):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        assert load_config(str(path)).adaptation
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:

@@ -43,7 +43,8 @@ class FinetuneConfig(StageConfig):
     """Tokens computed at once, padding included (of pictures, positions of their latents); larger
     batches accumulate gradients."""
     learning_rate: float = Field(2e-3, gt=0)
-    """Highest learning rate of AdamW."""
+    """Highest learning rate of AdamW. The default suits small models; large diffusion models
+    usually take 1e-4."""
     warmup: int = Field(20, ge=0)
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"
