@@ -213,7 +213,7 @@ def main():
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
     parser.add_argument("--start", type=Path, help="folder of a pipeline to train on")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=2300)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
@@ -232,7 +232,11 @@ def main():
     rows, images = read_rows(arguments.data / "corpus" / "noto.parquet")
     weights = drawing_weights(rows)
     captions = [row["caption"] for row in rows]
-    tokenizer = train_tokenizer(captions, arguments.out / "tokenizer")
+    if arguments.start:
+        tokenizer = CLIPTokenizer.from_pretrained(arguments.start / "tokenizer")
+        tokenizer.save_pretrained(arguments.out / "tokenizer")
+    else:
+        tokenizer = train_tokenizer(captions, arguments.out / "tokenizer")
     vae = AutoencoderKL.from_pretrained(arguments.out / "vae").float()
     unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
     if start := arguments.start:
