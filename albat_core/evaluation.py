@@ -95,11 +95,16 @@ def evaluate(
     )
 
 
-def document_losses(store: ArtifactStore, evaluation: ArtifactRef) -> tuple[Floats, Floats]:
-    """Return total loss in nats and units of each held-out document, (n_documents,), by name."""
+def losses_by_document(store: ArtifactStore, evaluation: ArtifactRef) -> pa.Table:
+    """Return ``document``, ``loss_sum`` (nats) and ``units_sum`` of each, sorted by name."""
     table = read_table(store.folder(evaluation) / LOSSES)
     grouped = table.group_by("document").aggregate([("loss", "sum"), ("units", "sum")])
-    grouped = grouped.sort_by("document")
+    return grouped.sort_by("document")
+
+
+def document_losses(store: ArtifactStore, evaluation: ArtifactRef) -> tuple[Floats, Floats]:
+    """Return total loss in nats and units of each held-out document, (n_documents,), by name."""
+    grouped = losses_by_document(store, evaluation)
     return (
         grouped["loss_sum"].to_numpy().astype(np.float64),
         grouped["units_sum"].to_numpy().astype(np.float64),

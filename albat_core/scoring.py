@@ -22,7 +22,7 @@ from albat_core.shards import read_rows
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "scores"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 SCORES = "scores.parquet"
 _BLOCK = 4096  # candidates that are in memory at once
 _SAMPLE = 128  # candidates on which the number of noise levels is chosen

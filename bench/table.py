@@ -14,8 +14,7 @@ import numpy as np
 from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, LABELS, RANDOM, UNTOUCHED, Chain
 from albat_core.config import RunConfig
-from albat_core.evaluation import LOSSES, Floats, bootstrap_interval
-from albat_core.records import read_table
+from albat_core.evaluation import Floats, bootstrap_interval, losses_by_document
 from flows.config import load_config
 
 ARMS = (UNTOUCHED, ADAPTATION_ONLY, RANDOM, ALBAT)
@@ -27,12 +26,9 @@ Losses = dict[str, tuple[float, float]]
 
 def document_losses(store: ArtifactStore, evaluation: ArtifactRef) -> Losses:
     """Return what each held-out document lost."""
-    found: Losses = {}
-    table = read_table(store.folder(evaluation) / LOSSES)
-    for row in table.select(["document", "loss", "units"]).to_pylist():
-        loss, units = found.get(row["document"], (0.0, 0.0))
-        found[row["document"]] = (loss + row["loss"], units + row["units"])
-    return found
+    columns = losses_by_document(store, evaluation).to_pydict()
+    pairs = zip(columns["loss_sum"], columns["units_sum"], strict=True)
+    return dict(zip(columns["document"], pairs, strict=True))
 
 
 def with_all_data(config: RunConfig, more: str | None, steps: int) -> RunConfig:

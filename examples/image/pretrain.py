@@ -271,7 +271,7 @@ def main():
             config.pop("_name_or_path", None)
             path.write_text(json.dumps(config, indent=2) + "\n")
 
-    # Attention this small is several times faster on a CPU without the fused kernel.
+    # On a CPU a step with attention this small takes a quarter less without the fused kernel.
     with sdpa_kernel(SDPBackend.MATH):
         train_denoiser((unet, text_encoder), ema, corpus, training_draws, arguments, save)
     save()
