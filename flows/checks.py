@@ -6,7 +6,14 @@ from typing import Any
 
 from albat_core import storage
 from albat_core.adaptation import assign_roles, refuse_common, refuse_no_test, refuse_repeated
-from albat_core.backbones import check_backbone, encoder_identity, open_splitter, resolve_device
+from albat_core.backbones import (
+    check_adapter,
+    check_backbone,
+    check_prompts,
+    encoder_identity,
+    open_splitter,
+    resolve_device,
+)
 from albat_core.config import RunConfig
 from albat_core.corpus import check_source, is_used, read_rows
 from albat_core.errors import AlbatError, ConfigError
@@ -49,6 +56,7 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
         anywhere = config.runtime.model_copy(update={"device": "auto"})
         no_backbone = _caught(lambda: check_backbone(config.backbone, anywhere))
         found += no_backbone
+        found += [] if no_backbone else _demands(config, unsound)
     for place, encoder in _encoders(config).items():
         if encoder is not None and place.partition(".")[0] not in unsound:
             problems = _caught(lambda path=encoder: _check_encoder(path, config))  # type: ignore[misc]
@@ -64,6 +72,22 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
             found += [_in_role(role, error) for error in problems]
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(lambda: _check_split(config))
+    return found
+
+
+def _demands(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:
+    """Return what is asked of a sound backbone that it cannot do."""
+    found: list[AlbatError] = []
+    adapters = {"surrogate": config.surrogate.adapter, "finetune": config.finetune.adapter}
+    for section, adapter in adapters.items():
+        if section not in unsound and adapter.target_modules != "auto":
+            problems = _caught(lambda one=adapter: check_adapter(config.backbone, one))  # type: ignore[misc]
+            found += [_in_role(section, error) for error in problems]
+    asked = {"samples": config.samples.all_prompts, "generated": config.generated.prompts}
+    for section, prompts in asked.items():
+        if section not in unsound:
+            problems = _caught(lambda some=prompts: check_prompts(config.backbone, some))  # type: ignore[misc]
+            found += [_in_role(section, error) for error in problems]
     return found
 
 

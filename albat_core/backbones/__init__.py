@@ -1,7 +1,7 @@
 """Backbones: opened here, by the one look-up that knows which modality is which."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-from albat_core.backbones.base import Backbone, BackboneConfig, Embedder, Precomputed
+from albat_core.backbones.base import (
+    AdapterConfig,
+    Backbone,
+    BackboneConfig,
+    Embedder,
+    Precomputed,
+)
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint, model_folder
 from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import BackboneError
@@ -195,3 +201,21 @@ def check_backbone(config: BackboneConfig, runtime: Runtime) -> None:
     """
     resolve_device(runtime)
     _family(config).check_backbone(config)
+
+
+def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
+    """Look whether a backbone takes prompts, without loading its weights.
+
+    Raises:
+        InputError: one is too long.
+    """
+    _family(config).check_prompts(config, prompts)
+
+
+def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
+    """Look whether an adapter finds its layers in a backbone, without loading weights.
+
+    Raises:
+        BackboneError: ``target_modules`` match nothing.
+    """
+    _family(config).check_adapter(config, adapter)

@@ -40,6 +40,16 @@ class CaptionFitter:
             for t in self._tokenizers
         )
 
+    def refuse_long(self, prompts: Sequence[str]) -> None:
+        """Raise an InputError for a prompt that no text encoder reads whole."""
+        for prompt in prompts:
+            if not self.fits(prompt):
+                raise InputError(
+                    "expected a prompt that the text encoder reads whole, this one is longer",
+                    where=f"prompt {prompt[:60]!r}",
+                    remedy="shorten it",
+                )
+
     def fit(self, example: Example, image: bytes, frame: tuple[int, int, int, int]) -> Example:
         """Return the example with its picture; one whose caption was cut has another id, ``#0``."""
         caption = example.text or ""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from albat_core.backbones.adapter_note import check_note, write_note
 from albat_core.backbones.base import (
@@ -22,9 +21,10 @@ from albat_core.backbones.base import (
 )
 from albat_core.backbones.captions import CaptionFitter, RowPreparation
 from albat_core.backbones.diffusion_adapter import PipelineAdapter
-from albat_core.backbones.folder import backbone_folder, unreadable
+from albat_core.backbones.folder import backbone_folder
 from albat_core.backbones.noise import drawn_levels, open_schedule, stratified_levels
-from albat_core.backbones.pipelines import Condition, Family, find_family, refuse_indivisible
+from albat_core.backbones.pipeline_loading import load_hollow, load_pipeline
+from albat_core.backbones.pipelines import Condition, find_family, refuse_indivisible
 from albat_core.errors import InputError
 from albat_core.pictures import picture_pixels, png_file
 from albat_core.records import Example
@@ -40,7 +40,6 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
 """How an adapter is loaded, for its card."""
 LIBRARY = "diffusers"
 
-_ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
 _EMBEDDING_LEVEL = 0.1  # nearly clean: the middle of the denoiser then describes the picture
 _VAE_BATCH = 8
 _TEXT_KEPT = 256 << 20  # bytes of text encodings kept
@@ -89,6 +88,27 @@ def check_backbone(config: BackboneConfig) -> None:
     CaptionFitter(folder, family.tokenizers)
 
 
+def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
+    """Check that the text encoder reads prompts whole.
+
+    Raises:
+        InputError: one is longer.
+    """
+    folder = backbone_folder(config)
+    CaptionFitter(folder, find_family(folder).tokenizers).refuse_long(prompts)
+
+
+def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
+    """Check that an adapter finds its layers; no weights are loaded.
+
+    Raises:
+        BackboneError: ``target_modules`` match nothing.
+    """
+    # text encoders have the same targets always
+    of_denoiser = adapter.model_copy(update={"text_encoder": False})
+    PipelineAdapter(load_hollow(config), config.path).attach(of_denoiser, seed=0)
+
+
 class DiffusionBackbone:
     """A frozen text-to-image pipeline, see the ``Backbone`` protocol."""
 
@@ -107,7 +127,7 @@ class DiffusionBackbone:
         self._autocast = dtype == torch.bfloat16
         self._kept_dtype = np.float16 if self._autocast else np.float32
         weights = torch.float32 if device.type == "cpu" else dtype
-        self._family = self._load(config, weights)
+        self._family = load_pipeline(config, device, weights)
         folder = backbone_folder(config)
         self._captions = CaptionFitter(folder, self._family.tokenizers)
         self._pieces = RowPreparation(self._captions, config)
@@ -116,33 +136,6 @@ class DiffusionBackbone:
         )
         self._adapter = PipelineAdapter(self._family, config.path)
         self._texts: dict[str, Text] = {}
-
-    def _load(self, config: BackboneConfig, weights: torch.dtype) -> Family:
-        import diffusers
-
-        diffusers.utils.logging.disable_progress_bar()
-        folder = backbone_folder(config)
-        family = find_family(folder)
-        loader = getattr(diffusers, family.pipeline_class)
-        optional = {n: None for n in _ABSENT if n in loader._optional_components}
-        if "safety_checker" in optional:
-            optional["requires_safety_checker"] = None
-        try:
-            pipeline = loader.from_pretrained(
-                folder,
-                dtype={"default": weights, "vae": torch.float32},  # SDXL's overflows in half
-                use_safetensors=True,
-                local_files_only=True,
-                **optional,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise unreadable("pipeline", folder, error, library="diffusers") from error
-        pipeline.to(self.device)
-        pipeline.set_progress_bar_config(disable=True)
-        for module in pipeline.components.values():
-            if isinstance(module, torch.nn.Module):
-                module.eval().requires_grad_(requires_grad=False)
-        return family(pipeline, config.diffusion)
 
     def pieces(self, example: Example) -> list[Example]:
         """Bring an example to the backbone's size."""
@@ -274,7 +267,7 @@ class DiffusionBackbone:
     def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
         """Return a picture for each prompt, see ``Backbone``."""
         height, width = self._config.picture.size
-        self._refuse_long(prompts)
+        self._captions.refuse_long(prompts)
         made: list[Example] = []
         for start in range(0, len(prompts), _SAMPLED_AT_ONCE):
             batch = list(prompts[start : start + _SAMPLED_AT_ONCE])
@@ -297,15 +290,6 @@ class DiffusionBackbone:
                             frame=(height, width, 0, 0))
                 )  # fmt: skip
         return made
-
-    def _refuse_long(self, prompts: Sequence[str]) -> None:
-        for prompt in prompts:
-            if not self._captions.fits(prompt):
-                raise InputError(
-                    "expected a prompt that the text encoder reads whole, this one is longer",
-                    where=f"prompt {prompt[:60]!r}",
-                    remedy="shorten it",
-                )
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter to the denoiser, and to text encoders if configured."""

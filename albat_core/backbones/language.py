@@ -99,6 +99,43 @@ def check_backbone(config: BackboneConfig) -> None:
         )
 
 
+def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
+    """Check that prompts leave room to write.
+
+    Raises:
+        InputError: one does not.
+    """
+    _refuse_long(TextEncoder(config), prompts)
+
+
+def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
+    """Check that an adapter finds its layers; no weights are loaded.
+
+    Raises:
+        BackboneError: ``target_modules`` match nothing.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    remote = {"trust_remote_code": config.trust_remote_code}
+    folder = backbone_folder(config)
+    described = AutoConfig.from_pretrained(folder, local_files_only=True, **remote)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(described, **remote)
+    _attached(model, adapter, config.path)
+
+
+def _refuse_long(encoder: TextEncoder, prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        length = len(encoder.tokenizer(prompt)["input_ids"])
+        if length >= encoder.max_length:
+            raise InputError(
+                f"expected a prompt of less than {encoder.max_length} tokens (max_length), "
+                f"got {length}",
+                where=f"prompt {prompt[:60]!r}",
+                remedy="shorten it, or raise backbone.max_length",
+            )
+
+
 class LanguageBackbone:
     """A frozen causal language model, see the ``Backbone`` protocol."""
 
@@ -217,11 +254,12 @@ class LanguageBackbone:
         """Return a text for each prompt, the prompt its beginning, see ``Backbone``."""
         model = self._adapted if self._adapted is not None else self._model
         tokenizer = self._encoder.tokenizer
+        _refuse_long(self._encoder, prompts)
         drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0}
         made = []
         for n, prompt in enumerate(prompts):
             ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.device)
-            room = max(self._encoder.max_length - ids.shape[1], 1)
+            room = self._encoder.max_length - ids.shape[1]
             with torch.random.fork_rng(), torch.inference_mode(), self._precision():
                 torch.manual_seed(derive_seed(seed, "generated", n))
                 written = model.generate(
@@ -238,29 +276,9 @@ class LanguageBackbone:
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""
-        from peft import LoraConfig, get_peft_model
-
-        targets = "all-linear" if config.target_modules == "auto" else config.target_modules
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
-                self._adapted = get_peft_model(self._model, lora)
-            except ValueError as error:
-                names = sorted(
-                    {n.rpartition(".")[2] for n, m in self._model.named_modules() if _is_linear(m)}
-                )
-                raise BackboneError(
-                    f"adapter.target_modules={targets!r} match no layer",
-                    where=self._path,
-                    remedy=f"choose from {', '.join(names)}, or all-linear",
-                ) from error
+            self._adapted = _attached(self._model, config, self._path)
 
     def load_adapter(self, folder: Path) -> None:
         """Attach the adapter saved in ``folder``, after checking whose it is."""
@@ -318,6 +336,33 @@ class LanguageBackbone:
 def _disabled(model: Any) -> Iterator[None]:
     with model.disable_adapter():
         yield
+
+
+def _attached(model: Any, config: AdapterConfig, where: str) -> Any:
+    """Return the model with a LoRA adapter.
+
+    Raises:
+        BackboneError: ``target_modules`` match nothing.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = "all-linear" if config.target_modules == "auto" else config.target_modules
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
+        raise BackboneError(
+            f"adapter.target_modules={targets!r} match no layer",
+            where=where,
+            remedy=f"choose from {', '.join(names)}, or all-linear",
+        ) from error
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from albat_core.backbones import (
+    check_adapter,
     check_backbone,
+    check_prompts,
     loss_unit,
     open_backbone,
     open_splitter,
@@ -400,3 +402,17 @@ def test_a_prompt_that_is_too_long_to_draw_is_refused(sd: BackboneConfig) -> Non
     ):
         backbone.generate(["a dog", "more words " * 100], SamplingConfig(steps=2), 0)
     assert "more words" in raised.value.where
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_adapter_and_prompts_are_checked_without_weights(
+    folders: dict[str, Path], family: str
+) -> None:
+    pipeline_config = config_of(folders[family])
+    check_adapter(pipeline_config, AdapterConfig(target_modules=("to_q",), text_encoder=True))
+    with pytest.raises(BackboneError, match="match no layer") as raised:
+        check_adapter(pipeline_config, AdapterConfig(target_modules=("nothing",)))
+    assert "to_q" in raised.value.remedy
+    check_prompts(pipeline_config, ["a dog"])
+    with pytest.raises(InputError, match="text encoder reads whole"):
+        check_prompts(pipeline_config, ["a dog", "more words " * 600])

@@ -399,6 +399,28 @@ def test_bad_input_is_explained_and_leaves_nothing(name: str, tmp_path: Path) ->
         assert stages_left(config) == case.left
 
 
+def test_what_is_asked_of_a_sound_backbone_is_checked(tmp_path: Path) -> None:
+    path = rewrite(
+        write_run(tmp_path),
+        {
+            "finetune": {"adapter": {"target_modules": ["c_attn"]}},
+            "surrogate": {"adapter": {"target_modules": ["q_proj"]}},
+            "samples": {"prompts": ["sail", "sail mast " * 100]},
+            "generated": {"prompts": ["mast sail " * 100]},
+        },
+    )
+    targets, sample, generated = find_mistakes(load_config(str(path)))
+    assert targets.where.startswith("finetune: ")
+    assert "match no layer" in targets.message
+    assert "q_proj" in targets.remedy
+    for mistake, where in (
+        (sample, "samples: prompt 'sail"),
+        (generated, "generated: prompt 'mast"),
+    ):
+        assert "expected a prompt of less than" in mistake.message
+        assert mistake.where.startswith(where)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Chain]:
     """A run to its report whose corpus has rows without text and rows that are too long."""

@@ -1,0 +1,67 @@
+"""Text-to-image pipelines loaded from their folders by diffusers."""
+
+from types import SimpleNamespace
+
+import torch
+from safetensors import SafetensorError
+
+from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.folder import backbone_folder, unreadable
+from albat_core.backbones.pipelines import Family, find_family, read_config
+
+_ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
+
+
+def load_pipeline(config: BackboneConfig, device: torch.device, weights: torch.dtype) -> Family:
+    """Load a whole pipeline, frozen.
+
+    Args:
+        config: of the backbone.
+        device: where its models go.
+        weights: precision that they are kept in, but for the autoencoder's.
+
+    Raises:
+        BackboneError: it is of no known family, or cannot be read.
+    """
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    folder = backbone_folder(config)
+    family = find_family(folder)
+    loader = getattr(diffusers, family.pipeline_class)
+    optional = {n: None for n in _ABSENT if n in loader._optional_components}
+    if "safety_checker" in optional:
+        optional["requires_safety_checker"] = None
+    try:
+        pipeline = loader.from_pretrained(
+            folder,
+            dtype={"default": weights, "vae": torch.float32},  # SDXL's overflows in half
+            use_safetensors=True,
+            local_files_only=True,
+            **optional,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise unreadable("pipeline", folder, error, library="diffusers") from error
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval().requires_grad_(requires_grad=False)
+    return family(pipeline, config.diffusion)
+
+
+def load_hollow(config: BackboneConfig) -> Family:
+    """Return a pipeline that is its denoiser alone, with shapes but no weights.
+
+    Raises:
+        BackboneError: it is of no known family, or its description cannot be read.
+    """
+    import diffusers
+
+    folder = backbone_folder(config)
+    family = find_family(folder)
+    described = read_config(folder, family.denoiser_name)
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, described["_class_name"]).from_config(described)
+    parts = dict.fromkeys(family.adaptable_encoders) | {family.denoiser_name: denoiser}
+    return family(SimpleNamespace(**parts), config.diffusion)
