@@ -83,7 +83,7 @@ def rounded(value: float | None) -> str:
         return f"{fixed(value / 10.0**power, 1)}e{power}"
     if abs(value) >= 1000:
         return fixed(value, 0)
-    return f"{value:.3g}".replace("-", "−")
+    return f"{value:#.3g}".rstrip(".").replace("-", "−")  # 12.0, not 12
 
 
 def whole(value: int | float | None) -> str:
