@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, ParamSpec
 
 from albat_core import storage
 from albat_core.adaptation import assign_roles, refuse_common, refuse_no_test, refuse_repeated
@@ -22,6 +22,8 @@ from albat_core.input_files import find_problems
 from albat_core.records import Example
 from albat_core.sources import SourceConfig
 from flows.config import load_config, load_sound_part
+
+Given = ParamSpec("Given")
 
 
 def check_file(path: str, overrides: dict[str, Any] | None = None) -> list[AlbatError]:
@@ -47,31 +49,30 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
     """
     found: list[AlbatError] = []
     if "runtime" not in unsound:
-        found += _caught(lambda: resolve_device(config.runtime))
-        found += _caught(lambda: storage.check_writable(config.runtime.root))
+        found += _caught(resolve_device, config.runtime)
+        found += _caught(storage.check_writable, config.runtime.root)
     if "output" not in unsound:
-        found += _caught(lambda: storage.check_writable(config.output))
+        found += _caught(storage.check_writable, config.output)
     no_backbone: list[AlbatError] = []
     if "backbone" not in unsound:
         anywhere = config.runtime.model_copy(update={"device": "auto"})
-        no_backbone = _caught(lambda: check_backbone(config.backbone, anywhere))
-        found += no_backbone
-        found += [] if no_backbone else _demands(config, unsound)
+        no_backbone = _caught(check_backbone, config.backbone, anywhere)
+        found += no_backbone or _demands(config, unsound)
     for place, encoder in _encoders(config).items():
         if encoder is not None and place.partition(".")[0] not in unsound:
-            problems = _caught(lambda path=encoder: _check_encoder(path, config))  # type: ignore[misc]
+            problems = _caught(encoder_identity, encoder, config.runtime)
             found += [_in_role(place, error) for error in problems]
     spoilt = set(unsound)
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
             problems = check_source(source)
             if not problems and not no_backbone and "backbone" not in unsound:
-                problems = _caught(lambda one=source: _check_cut(one, config))  # type: ignore[misc]
+                problems = _caught(_check_cut, source, config)
             if problems:
                 spoilt.add(role)
             found += [_in_role(role, error) for error in problems]
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
-        found += _caught(lambda: _check_split(config))
+        found += _caught(_check_split, config)
     return found
 
 
@@ -81,12 +82,12 @@ def _demands(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:
     adapters = {"surrogate": config.surrogate.adapter, "finetune": config.finetune.adapter}
     for section, adapter in adapters.items():
         if section not in unsound and adapter.target_modules != "auto":
-            problems = _caught(lambda one=adapter: check_adapter(config.backbone, one))  # type: ignore[misc]
+            problems = _caught(check_adapter, config.backbone, adapter)
             found += [_in_role(section, error) for error in problems]
     asked = {"samples": config.samples.all_prompts, "generated": config.generated.prompts}
     for section, prompts in asked.items():
-        if section not in unsound:
-            problems = _caught(lambda some=prompts: check_prompts(config.backbone, some))  # type: ignore[misc]
+        if prompts and section not in unsound:
+            problems = _caught(check_prompts, config.backbone, prompts)
             found += [_in_role(section, error) for error in problems]
     return found
 
@@ -100,14 +101,12 @@ def _encoders(config: RunConfig) -> dict[str, str | None]:
     }
 
 
-def _check_encoder(path: str, config: RunConfig) -> None:
-    """Find an image encoder's files, as the run will."""
-    encoder_identity(path, config.runtime)
-
-
-def _caught(check: Callable[[], object]) -> list[AlbatError]:
+def _caught(
+    check: Callable[Given, object], *of: Given.args, **by: Given.kwargs
+) -> list[AlbatError]:
+    """Return what a check raises, if anything."""
     try:
-        check()
+        check(*of, **by)
     except AlbatError as error:
         return [error]
     return []

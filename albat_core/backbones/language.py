@@ -71,17 +71,8 @@ def check_backbone(config: BackboneConfig) -> None:
     Raises:
         BackboneError: they do not, or ``max_length`` is more than the model takes.
     """
-    from transformers import AutoConfig
-
-    folder = backbone_folder(config)
     encoder = TextEncoder(config)
-    try:
-        model_config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise unreadable("model", folder, error) from error
-    text_config = model_config.get_text_config()
+    text_config = _described(config).get_text_config()
     vocabulary = text_config.vocab_size
     tokens = max(encoder.tokenizer.get_vocab().values()) + 1
     if tokens > vocabulary:
@@ -105,35 +96,44 @@ def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
     Raises:
         InputError: one does not.
     """
-    _refuse_long(TextEncoder(config), prompts)
+    TextEncoder(config).refuse_long(prompts)
 
 
 def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
     """Check that an adapter finds its layers; no weights are loaded.
 
     Raises:
-        BackboneError: ``target_modules`` match nothing.
+        BackboneError: ``target_modules`` match nothing, or the model's description is of no causal
+            language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    remote = {"trust_remote_code": config.trust_remote_code}
-    folder = backbone_folder(config)
-    described = AutoConfig.from_pretrained(folder, local_files_only=True, **remote)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(described, **remote)
+    described = _described(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                described, trust_remote_code=config.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable("model", backbone_folder(config), error) from error
     _attached(model, adapter, config.path)
 
 
-def _refuse_long(encoder: TextEncoder, prompts: Sequence[str]) -> None:
-    for prompt in prompts:
-        length = len(encoder.tokenizer(prompt)["input_ids"])
-        if length >= encoder.max_length:
-            raise InputError(
-                f"expected a prompt of less than {encoder.max_length} tokens (max_length), "
-                f"got {length}",
-                where=f"prompt {prompt[:60]!r}",
-                remedy="shorten it, or raise backbone.max_length",
-            )
+def _described(config: BackboneConfig) -> Any:
+    """Return the model's description.
+
+    Raises:
+        BackboneError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    folder = backbone_folder(config)
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable("model", folder, error) from error
 
 
 class LanguageBackbone:
@@ -254,7 +254,7 @@ class LanguageBackbone:
         """Return a text for each prompt, the prompt its beginning, see ``Backbone``."""
         model = self._adapted if self._adapted is not None else self._model
         tokenizer = self._encoder.tokenizer
-        _refuse_long(self._encoder, prompts)
+        self._encoder.refuse_long(prompts)
         drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0}
         made = []
         for n, prompt in enumerate(prompts):

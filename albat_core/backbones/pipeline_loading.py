@@ -61,7 +61,10 @@ def load_hollow(config: BackboneConfig) -> Family:
     folder = backbone_folder(config)
     family = find_family(folder)
     described = read_config(folder, family.denoiser_name)
-    with torch.device("meta"):
-        denoiser = getattr(diffusers, described["_class_name"]).from_config(described)
+    try:
+        with torch.device("meta"):
+            denoiser = getattr(diffusers, described["_class_name"]).from_config(described)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(family.denoiser_name, folder, error, library="diffusers") from error
     parts = dict.fromkeys(family.adaptable_encoders) | {family.denoiser_name: denoiser}
     return family(SimpleNamespace(**parts), config.diffusion)

@@ -1,5 +1,6 @@
 """Texts, prompts with answers and chats as tokens, and cut to what a language model takes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +44,18 @@ class TextEncoder:
         self.where = str(folder)
         self.max_length = config.max_length
         self._specials = len(self.tokenizer("")["input_ids"]) + 1  # and the end of the text
+
+    def refuse_long(self, prompts: Sequence[str]) -> None:
+        """Raise an InputError for a prompt that leaves no room to write."""
+        for prompt in prompts:
+            length = len(self.tokenizer(prompt)["input_ids"])
+            if length >= self.max_length:
+                raise InputError(
+                    f"expected a prompt of less than {self.max_length} tokens (max_length), "
+                    f"got {length}",
+                    where=f"prompt {prompt[:60]!r}",
+                    remedy="shorten it, or raise backbone.max_length",
+                )
 
     def tokens(self, example: Example) -> tuple[list[int], list[bool]]:
         """Return token ids and, for each, whether predicting it is part of the loss.

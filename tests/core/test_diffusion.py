@@ -406,9 +406,12 @@ def test_a_prompt_that_is_too_long_to_draw_is_refused(sd: BackboneConfig) -> Non
 
 @pytest.mark.parametrize("family", PIPELINES)
 def test_adapter_and_prompts_are_checked_without_weights(
-    folders: dict[str, Path], family: str
+    folders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
-    pipeline_config = config_of(folders[family])
+    copy = Path(shutil.copytree(folders[family], tmp_path / "copy"))
+    for file in copy.rglob("*.safetensors"):
+        file.write_bytes(b"read by nobody")
+    pipeline_config = config_of(copy)
     check_adapter(pipeline_config, AdapterConfig(target_modules=("to_q",), text_encoder=True))
     with pytest.raises(BackboneError, match="match no layer") as raised:
         check_adapter(pipeline_config, AdapterConfig(target_modules=("nothing",)))
@@ -416,3 +419,12 @@ def test_adapter_and_prompts_are_checked_without_weights(
     check_prompts(pipeline_config, ["a dog"])
     with pytest.raises(InputError, match="text encoder reads whole"):
         check_prompts(pipeline_config, ["a dog", "more words " * 600])
+
+
+def test_a_denoiser_of_no_known_class_is_refused_when_its_layers_are_looked_for(
+    copied: Path,
+) -> None:
+    path = copied / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "NoSuchModel"}))
+    with pytest.raises(BackboneError, match="expected a unet that diffusers can load"):
+        check_adapter(config_of(copied), AdapterConfig(target_modules=("to_q",)))

@@ -19,7 +19,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from albat_core.backbones import backbone_identity, check_backbone, input_fingerprint, open_backbone
+from albat_core.backbones import (
+    backbone_identity,
+    check_adapter,
+    check_backbone,
+    input_fingerprint,
+    open_backbone,
+)
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, length_batches
 from albat_core.backbones.language import LanguageBackbone
 from albat_core.backbones.text import TextEncoder
@@ -442,6 +448,17 @@ def test_modules_that_are_not_there_are_refused_with_those_that_are(
     assert "q_proj" in caught.value.remedy
     backbone.attach_adapter(AdapterConfig(target_modules=("q_proj",)), seed=0)
     assert len(backbone.adapter_parameters()) == 4
+
+
+def test_layers_are_looked_for_without_weights(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "copy")
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(b"read by nobody")
+    config = BackboneConfig(path=str(folder), max_length=64)
+    check_adapter(config, AdapterConfig(target_modules=("q_proj",)))
+    with pytest.raises(BackboneError, match="match no layer") as caught:
+        check_adapter(config, AdapterConfig(target_modules=("c_attn",)))
+    assert "q_proj" in caught.value.remedy
 
 
 # Folders that cannot be used
