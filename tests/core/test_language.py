@@ -23,6 +23,7 @@ from albat_core.backbones import (
     backbone_identity,
     check_adapter,
     check_backbone,
+    check_prompts,
     input_fingerprint,
     open_backbone,
 )
@@ -459,6 +460,15 @@ def test_layers_are_looked_for_without_weights(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="match no layer") as caught:
         check_adapter(config, AdapterConfig(target_modules=("c_attn",)))
     assert "q_proj" in caught.value.remedy
+
+
+def test_a_prompt_leaves_room_for_a_token(encoder: TextEncoder, copied: BackboneConfig) -> None:
+    prompt = " ".join(sentences(next(iter(TOPICS)), 2, 0))
+    length = len(encoder.tokenizer(prompt)["input_ids"])
+    room = copied.model_copy(update={"max_length": length + 1})
+    check_prompts(room, [prompt])
+    with pytest.raises(InputError, match=f"less than {length} tokens .* got {length}"):
+        check_prompts(room.model_copy(update={"max_length": length}), [prompt])
 
 
 # Folders that cannot be used
