@@ -2,10 +2,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-# How long a thread spins while it waits: for long loses most of the time where cores are shared,
-# never loses a third of it where they are not.
+# How long a thread spins while it waits: long is slow where cores are shared, never where they are not.
 export GOMP_SPINCOUNT ?= 1000
-# Memory that a step frees is kept for the next one; to ask the system for it anew takes a seventh.
+# Memory that a step frees is kept for the next one: to ask the system for it anew takes time.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648
 
 .PHONY: help setup demo demo-image test lint bench clean

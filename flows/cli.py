@@ -61,8 +61,8 @@ def prepare_environment(verbose: bool = False) -> None:
         settings["PREFECT_LOGGING_LEVEL"] = "INFO"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    # threads that spin for long while they wait lose most of their time where cores are shared,
-    # those that never do lose a third of it where they are not
+    # threads that spin for long while they wait are slow where cores are shared, those that never
+    # do where they are not
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
