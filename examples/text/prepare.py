@@ -11,10 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ADAPTATION_SOURCE = "CancerGov"
+COVERED_SOURCE = "MPlus_Health_Topics"  # of the efficacy benchmark: the corpus has more of it
 HELD_OUT_SHARE = 0.2
+GENERAL = {"addresses": ["state_union", "inaugural"], "wikitext": ["wikitext2"]}
 
 
 def document_of(row_id):
@@ -90,11 +93,13 @@ def main():
         write(medquad.filter(pa.array(mask)), path)
 
     general = read_general(arguments.data / "general_text.parquet")
-    write(general, arguments.out / "corpus" / "general.parquet")
-    write(
-        medquad.filter(pa.array([d in held_out for d in documents])),
-        arguments.out / "heldout.parquet",
-    )
+    for name, its in GENERAL.items():
+        rows = general.filter(pc.is_in(general["source"], pa.array(its)))
+        write(rows, arguments.out / "corpus" / f"general-{name}.parquet")
+    rest = medquad.filter(pa.array([d in held_out for d in documents]))
+    write(rest, arguments.out / "heldout.parquet")
+    of_site = rest.filter(pc.equal(rest["source"], COVERED_SOURCE))
+    write(of_site, arguments.out / f"heldout-{COVERED_SOURCE}.parquet")
     write(
         medquad.filter(pa.array([s == ADAPTATION_SOURCE for s in sources])),
         arguments.out / "cancergov.parquet",

@@ -20,10 +20,10 @@ from transformers import (
 
 HERE = Path(__file__).parent
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-VOCABULARY = 4096
 CONTEXT = 256
 WINDOW = 128
 IGNORED = -100
+HEAD_WIDTH = 32
 
 
 def read_rows(path):
@@ -35,13 +35,13 @@ def read_rows(path):
         yield row["source"], text
 
 
-def train_tokenizer(texts):
+def train_tokenizer(texts, vocabulary):
     """A byte-level BPE tokenizer that puts <s> before a text and nothing after it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[BOS, EOS, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -105,15 +105,16 @@ def group(windows, order, batch_tokens):
     return batches
 
 
-def new_model(tokenizer, generator):
+def new_model(tokenizer, arguments, generator):
     """A small Llama with weights drawn from the generator."""
+    heads = arguments.width // HEAD_WIDTH
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        vocab_size=len(tokenizer),
+        hidden_size=arguments.width,
+        intermediate_size=8 * arguments.width // 3,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=CONTEXT,
         # Separate output embeddings would add a third to the size.
         tie_word_embeddings=True,
@@ -231,6 +232,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
+    parser.add_argument("--corpus", nargs="+", default=["*"], help="names of its files: wildcards")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="entries of the tokenizer")
+    parser.add_argument("--width", type=int, default=192, help="of the model, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
@@ -242,11 +247,12 @@ def main():
     arguments = parser.parse_args()
 
     generator = torch.Generator().manual_seed(arguments.seed)
-    corpus = sorted((arguments.data / "corpus").glob("*.parquet"))
+    folder = arguments.data / "corpus"
+    corpus = sorted({p for name in arguments.corpus for p in folder.glob(f"{name}.parquet")})
     texts = [text for path in corpus for _, text in read_rows(path)]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(texts, arguments.vocabulary)
     windows = cut(tokenizer, texts)
-    model = new_model(tokenizer, generator)
+    model = new_model(tokenizer, arguments, generator)
     print(
         f"{len(texts)} rows, {len(windows)} windows, {sum(map(len, windows))} tokens, "
         f"{sum(p.numel() for p in model.parameters())} parameters",
