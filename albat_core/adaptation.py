@@ -44,8 +44,10 @@ class SplitConfig(StageConfig):
     curves."""
 
 
-def assign_roles(documents: Sequence[str], config: SplitConfig, seed: int) -> dict[str, str]:
-    """Return the role of each distinct document.
+def assign_roles(
+    documents: Sequence[str], config: SplitConfig, seed: int, fold: int = 0
+) -> dict[str, str]:
+    """Return the role of each distinct document; ``fold`` of ``config.folds`` validates.
 
     Documents are ordered by a hash, so that a document that is added moves few others, and the
     documents of a smaller ``use`` are among those of a larger one.
@@ -72,7 +74,7 @@ def assign_roles(documents: Sequence[str], config: SplitConfig, seed: int) -> di
     roles |= dict.fromkeys(rest[len(used) :], UNUSED)
     # every folds-th validates: a document's role depends on its place alone as `use` grows
     for place, name in enumerate(used, start=1):
-        roles[name] = VALIDATION if place % config.folds == 0 else TRAIN
+        roles[name] = VALIDATION if place % config.folds == fold else TRAIN
     return roles
 
 
@@ -82,6 +84,7 @@ def split_adaptation(
     config: SplitConfig,
     seed: int,
     runtime: Runtime,
+    fold: int = 0,
 ) -> ArtifactRef:
     """Divide the adaptation set by document; one Parquet file a role.
 
@@ -91,6 +94,7 @@ def split_adaptation(
         config: the shares.
         seed: decides which documents go where.
         runtime: where artifacts are kept.
+        fold: which part of the documents that are not held out validates, from 0.
 
     Raises:
         InputError: too few documents, one of them is in both sets, or an id occurs twice.
@@ -106,7 +110,7 @@ def split_adaptation(
         names = pa.concat_tables([table, test_only])
         ids, sources = names["example_id"].to_pylist(), names["source"].to_pylist()
         refuse_repeated(list(zip(ids, sources, strict=True)))
-        roles = assign_roles(table["document"].to_pylist(), config, seed)
+        roles = assign_roles(table["document"].to_pylist(), config, seed, fold)
         refuse_common(roles, test_only["document"].to_pylist())
         role_column = pa.array([roles[name] for name in table["document"].to_pylist()])
         facts = {}
@@ -125,7 +129,7 @@ def split_adaptation(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json") | {"seed": seed},
+        config.model_dump(mode="json") | {"seed": seed} | ({"fold": fold} if fold else {}),
         {"parts": [p.sha256 for p in own], "heldout": [p.sha256 for p in other]},
         build,
     )

@@ -8,17 +8,30 @@ from albat_core.adaptation import SplitConfig
 from albat_core.backbones.base import BackboneConfig
 from albat_core.corpus import ShardConfig
 from albat_core.dataset import DatasetConfig
+from albat_core.decontamination import DecontaminationConfig
 from albat_core.embedding import EmbeddingConfig
 from albat_core.evaluation import EvaluationConfig
 from albat_core.finetuning.trainer import FinetuneConfig
 from albat_core.generation import GenerationConfig
 from albat_core.index import IndexConfig
+from albat_core.mixing import MixingConfig
 from albat_core.mixture import MixtureConfig
+from albat_core.proxy import ProxyConfig
 from albat_core.retrieval import RetrievalConfig
 from albat_core.samples import SampleConfig
 from albat_core.scoring import ScoringConfig
 from albat_core.sources import SourceConfig
 from albat_core.stage import Runtime, StageConfig
+
+
+def _makes_no_rows(others: ValidationInfo) -> bool:
+    """Tell whether the backbone is given nothing to make rows from."""
+    backbone, generated = others.data.get("backbone"), others.data.get("generated")
+    if generated is None:
+        return False  # another mistake, told elsewhere
+    needs_prompts = backbone is None or backbone.needs_prompts or not generated.freely
+    return bool(needs_prompts and not generated.prompts)
+
 
 Baseline = Literal["adaptation_only", "random", "generated"]
 
@@ -39,7 +52,9 @@ class RunConfig(StageConfig):
     named."""
     corpus: tuple[SourceConfig, ...] = Field((), validate_default=True)
     """The backbone's own pretraining data, or what stands for it: one source or a list. None: the
-    rows that `generated.prompts` give."""
+    rows that the backbone makes (`generated`)."""
+    proxy: ProxyConfig = ProxyConfig()
+    """Where the backbone's own data is closed and the corpus stands for it."""
     adaptation: tuple[SourceConfig, ...] = Field(min_length=1)
     """The few examples of what the backbone is adapted to: one source or a list."""
     heldout: tuple[SourceConfig, ...] = ()
@@ -54,12 +69,16 @@ class RunConfig(StageConfig):
     """How the corpus is searched."""
     retrieval: RetrievalConfig = RetrievalConfig()
     """How many corpus examples are looked at."""
+    decontamination: DecontaminationConfig = DecontaminationConfig()
+    """Which candidates count as copies of rows that validate or test, and are left out."""
     surrogate: FinetuneConfig = FinetuneConfig()
     """How the surrogate is trained, on the adaptation set alone."""
     scoring: ScoringConfig = ScoringConfig()
     """How candidates are scored."""
     mixture: MixtureConfig = MixtureConfig()
     """How much backbone data is mixed in, and which."""
+    mixing: MixingConfig = MixingConfig()
+    """How the mixing weight is computed, and what the selection is worth."""
     dataset: DatasetConfig = DatasetConfig()
     """How the mixture is written."""
     finetune: FinetuneConfig = FinetuneConfig()
@@ -80,9 +99,20 @@ class RunConfig(StageConfig):
     def _corpus_or_prompts(
         cls, value: tuple[SourceConfig, ...], others: ValidationInfo
     ) -> tuple[SourceConfig, ...]:
-        generated = others.data.get("generated")
-        if not value and generated is not None and not generated.prompts:
+        if not value and _makes_no_rows(others):
             raise ValueError("name at least one source, or generated.prompts where there is none")
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _prompts_for_proxy(cls, value: ProxyConfig, others: ValidationInfo) -> ProxyConfig:
+        if value.enabled and not others.data.get("corpus"):
+            raise ValueError("rows that the backbone made need no proxy.enabled: name a corpus")
+        if value.enabled and _makes_no_rows(others):
+            raise ValueError(
+                "the corpus is compared with rows that the backbone makes: give generated.prompts, "
+                "or generated.freely for a language model"
+            )
         return value
 
     @field_validator("baselines")
@@ -90,8 +120,7 @@ class RunConfig(StageConfig):
     def _prompts_for_baseline(
         cls, value: tuple[Baseline, ...], others: ValidationInfo
     ) -> tuple[Baseline, ...]:
-        generated = others.data.get("generated")
-        if "generated" in value and generated is not None and not generated.prompts:
+        if "generated" in value and _makes_no_rows(others):
             raise ValueError("the baseline generated needs generated.prompts")
         return value
 

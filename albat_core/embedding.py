@@ -110,7 +110,7 @@ def embed_part(
         np.save(folder / VECTORS, vectors)
         return Built(
             rows=len(vectors),
-            facts={"dimension": vectors.shape[1], "tokens": sum(e.length for e in encoded)},
+            facts={"dimension": vectors.shape[1], "passes": sum(e.length for e in encoded)},
         )
 
     ref = store.produce(
@@ -129,18 +129,24 @@ def embed_queries(
     backbone_config: BackboneConfig,
     config: EmbeddingConfig,
     runtime: Runtime,
+    roles: Sequence[str] = (TRAIN,),
+    label: str = "adaptation examples",
 ) -> ArtifactRef:
-    """Embed the training examples of the adaptation set.
+    """Embed examples of the adaptation set: those that are trained on, unless told otherwise.
 
-    Rows that an earlier set had are not embedded again. They are computed one at a time, so that
-    a row's embedding does not depend on which rows are beside it, bit for bit.
+    Rows that an earlier set had are not embedded again. Rows trained on are computed one at a
+    time, so that a row's embedding does not depend on which rows are beside it, bit for bit.
     """
     store = ArtifactStore(runtime.root)
     identity = _identity(config, backbone_config, runtime)
     family = stage_key(QUERY_STAGE, STAGE_VERSION, config.model_dump(mode="json"), identity)
+    at_once = 1
+    if tuple(roles) != (TRAIN,):  # rows that only say what is a copy need not be so exact
+        at_once = config.batch_tokens
+        family = f"{family}-{'-'.join(roles)}"
 
     def build(folder: Path) -> Built:
-        examples = read_role(store, adaptation, TRAIN)
+        examples = [e for role in roles for e in read_role(store, adaptation, role)]
         digests = [e.digest() for e in examples]
         known = _known_rows(store, family)
         fresh = [i for i, name in enumerate(digests) if name not in known]
@@ -148,7 +154,7 @@ def embed_queries(
             known_inputs = Encodings(store, encodings)
             with open_embedder(config.encoder, backbone_config, runtime, known_inputs) as embedder:
                 encoded = embedder.encode([examples[i] for i in fresh])
-                computed = embed_examples(embedder, encoded, 1, "embed adaptation rows")
+                computed = embed_examples(embedder, encoded, at_once, f"embed {label}")
             known |= {digests[i]: row for i, row in zip(fresh, computed, strict=True)}
         vectors = np.stack([known[name] for name in digests])
         np.save(folder / VECTORS, vectors)
@@ -168,7 +174,10 @@ def embed_queries(
         QUERY_STAGE,
         STAGE_VERSION,
         config.model_dump(mode="json"),
-        {"rows": role_digest(store, adaptation, TRAIN), "backbone": identity},
+        {
+            "rows": "/".join(role_digest(store, adaptation, role) for role in roles),
+            "backbone": identity,
+        },
         build,
     )
     store.set_latest(family, ref)

@@ -13,8 +13,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
 from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted
 from albat_core.encoding import Encodings
-from albat_core.errors import BackboneError
-from albat_core.losses import example_losses
+from albat_core.losses import example_losses, refuse_not_finite
 from albat_core.records import LOSS_SCHEMA, TEST, read_table, write_table
 from albat_core.seeding import numpy_generator
 from albat_core.stage import Runtime, StageConfig
@@ -62,15 +61,10 @@ def evaluate(
             totals, units = example_losses(
                 backbone, encoded, config.batch_tokens, FixedNoise(config.noise_levels), label
             )
-        if not np.isfinite(totals).all():
-            worst = examples[int(np.flatnonzero(~np.isfinite(totals))[0])].example_id
-            raise BackboneError(
-                "expected finite losses, got NaN or infinity",
-                where=f"example {worst}",
-                remedy="check the adapter and the backbone's weights",
-            )
+        names = [e.example_id for e in examples]
+        refuse_not_finite(totals, names, "check the adapter and the backbone's weights")
         columns = [
-            [e.example_id for e in examples],
+            names,
             [e.document for e in examples],
             totals,
             units,
@@ -97,8 +91,16 @@ def evaluate(
 
 def losses_by_document(store: ArtifactStore, evaluation: ArtifactRef) -> pa.Table:
     """Return ``document``, ``loss_sum`` (nats) and ``units_sum`` of each, sorted by name."""
-    table = read_table(store.folder(evaluation) / LOSSES)
-    grouped = table.group_by("document").aggregate([("loss", "sum"), ("units", "sum")])
+    return summed_by_document(read_table(store.folder(evaluation) / LOSSES))
+
+
+def summed_by_document(losses: pa.Table) -> pa.Table:
+    """Return ``document``, ``loss_sum`` (nats) and ``units_sum`` of each, sorted by name.
+
+    Args:
+        losses: with the columns of ``LOSS_SCHEMA``, an example a row.
+    """
+    grouped = losses.group_by("document").aggregate([("loss", "sum"), ("units", "sum")])
     return grouped.sort_by("document")
 
 
@@ -128,11 +130,25 @@ def bootstrap_interval(
         value, low and high, nats per unit.
     """
     difference = totals[0] - totals[1] if len(totals) == 2 else totals[0]
-    generator = numpy_generator(seed, "bootstrap")
+    samples = bootstrap_samples(difference, units, numpy_generator(seed, "bootstrap"), draws)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(difference.sum() / units.sum()), float(low), float(high)
+
+
+def bootstrap_samples(
+    totals: Floats, units: Floats, generator: np.random.Generator, draws: int = 2000
+) -> Floats:
+    """Return the loss of documents drawn with replacement, as many as there are, (draws,).
+
+    Args:
+        totals: (n_documents,), nats.
+        units: (n_documents,).
+        generator: of the draws.
+        draws: bootstrap samples.
+    """
     samples = np.empty(draws)
     for start in range(0, draws, _DRAWN_AT_ONCE):
         block = samples[start : start + _DRAWN_AT_ONCE]
         drawn = generator.integers(0, len(units), size=(len(block), len(units)))
-        block[:] = difference[drawn].sum(axis=1) / units[drawn].sum(axis=1)
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(difference.sum() / units.sum()), float(low), float(high)
+        block[:] = totals[drawn].sum(axis=1) / units[drawn].sum(axis=1)
+    return samples

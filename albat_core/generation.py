@@ -1,5 +1,7 @@
 """Rows that the backbone makes of its own, where its corpus is closed or for comparison with it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -7,13 +9,14 @@ from pydantic import Field
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig, SamplingConfig
+from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records import Example, examples_to_table, write_table
 from albat_core.seeding import derive_seed
 from albat_core.shards import STAGE
 from albat_core.stage import Runtime, StageConfig
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 SOURCE = "generated"
 _AT_ONCE = 64  # rows made between two looks at whether to stop
 
@@ -23,8 +26,10 @@ class GenerationConfig(StageConfig):
 
     prompts: tuple[str, ...] = ()
     """What rows are made from, in turns: for pictures of a dog, `"a photo of a dog"`."""
+    freely: bool = False
+    """A language model may write rows from no prompt at all."""
     rows: int = Field(200, ge=1)
-    """Rows made."""
+    """Rows made; those with nothing to learn from are left out."""
     sampling: SamplingConfig = SamplingConfig()
     """How they are drawn."""
 
@@ -39,11 +44,23 @@ def generate_rows(
         config: from which prompts, and how many.
         seed: of their random draws.
         runtime: where and with what.
+
+    Raises:
+        BackboneError: the backbone needs prompts and there are none, or it makes nothing.
     """
+    if backbone_config.needs_prompts and not config.prompts:
+        raise BackboneError(
+            "expected prompts to make rows from, got none, and this backbone makes nothing of use "
+            "without",
+            where=backbone_config.path,
+            remedy="give generated.prompts",
+        )
 
     def build(folder: Path) -> Built:
-        prompts = [config.prompts[n % len(config.prompts)] for n in range(config.rows)]
+        asked = config.prompts or ("",)
+        prompts = [asked[n % len(asked)] for n in range(config.rows)]
         parts: list[dict[str, str | int]] = []
+        rows = 0
         with (
             open_backbone(backbone_config, runtime) as backbone,
             track("generate rows", config.rows, "examples") as advance,
@@ -51,30 +68,29 @@ def generate_rows(
             for start in range(0, len(prompts), _AT_ONCE):
                 some = prompts[start : start + _AT_ONCE]
                 draws = derive_seed(seed, "rows from", start)
-                made = [
-                    Example(
-                        example_id=f"{SOURCE}/{start + n}",
-                        document=f"{SOURCE}/{start + n}",
-                        source=SOURCE,
-                        text=example.text,
-                        prompt=example.prompt,
-                        image=example.image,
-                        frame=example.frame,
-                    )
-                    for n, example in enumerate(backbone.generate(some, config.sampling, draws))
-                ]
-                name = f"part-{len(parts):05d}.parquet"
-                write_table(examples_to_table(made), folder / name)
-                parts.append({"name": name, "rows": len(made)})
-                advance(len(made))
+                made = _named(backbone.generate(some, config.sampling, draws), start)
+                # what was written may have more tokens when it is read: the rest is of no use
+                kept = [piece for example in made for piece in backbone.pieces(example)[:1]]
+                if kept:
+                    name = f"part-{len(parts):05d}.parquet"
+                    write_table(examples_to_table(kept), folder / name)
+                    parts.append({"name": name, "rows": len(kept)})
+                    rows += len(kept)
+                advance(len(some))
+        if not parts:
+            raise BackboneError(
+                f"expected rows, got {config.rows} with nothing to learn from",
+                where=backbone_config.path,
+                remedy="give generated.prompts, or raise generated.sampling.max_new_tokens",
+            )
         facts = {
             "files": [SOURCE],
-            "rows": config.rows,
-            "documents": config.rows,
+            "rows": rows,
+            "documents": rows,
             "parts": parts,
-            "sources": {SOURCE: config.rows},
+            "sources": {SOURCE: rows},
         }
-        return Built(rows=config.rows, facts=facts)
+        return Built(rows=rows, facts=facts)
 
     return ArtifactStore(runtime.root).produce(
         STAGE,
@@ -83,3 +99,12 @@ def generate_rows(
         {"backbone": backbone_identity(backbone_config, runtime)},
         build,
     )
+
+
+def _named(examples: Sequence[Example], first: int) -> list[Example]:
+    """Return examples named by their numbers, each a document, counted from ``first``."""
+    names = [f"{SOURCE}/{n}" for n in range(first, first + len(examples))]
+    return [
+        replace(example, example_id=name, document=name, source=SOURCE)
+        for name, example in zip(names, examples, strict=True)
+    ]

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise, length_batches
+from albat_core.errors import BackboneError
 from albat_core.progress import track
 
 Floats = NDArray[np.float64]
@@ -19,6 +20,7 @@ def example_losses(
     batch_tokens: int,
     noise: FixedNoise,
     label: str = "",
+    units_each: int | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Return each example's total loss, (n,), and the units it falls on, (n,).
 
@@ -28,16 +30,35 @@ def example_losses(
         batch_tokens: tokens in a batch, padding included.
         noise: what a backbone that adds noise adds.
         label: names the progress line; none: no line.
+        units_each: the first units of an example that count; None: all.
     """
     totals = np.zeros(len(encoded))
     units = np.zeros(len(encoded), dtype=np.int64)
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
         for batch in length_batches([e.length for e in encoded], batch_tokens):
             losses = backbone.losses([encoded[i] for i in batch], noise)
+            losses = losses if units_each is None else losses.first(units_each)
             totals[batch] = losses.total.double().cpu().numpy()
             units[batch] = losses.units.cpu().numpy()
             advance(len(batch))
     return totals, units
+
+
+def refuse_not_finite(losses: Floats, names: Sequence[str], remedy: str) -> None:
+    """Raise a BackboneError that names the first example whose loss is NaN or infinite.
+
+    Args:
+        losses: (n,).
+        names: of the examples.
+        remedy: what to do about it.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise BackboneError(
+            "expected finite losses, got NaN or infinity",
+            where=f"example {names[int(bad[0])]}",
+            remedy=remedy,
+        )
 
 
 @dataclass(frozen=True)

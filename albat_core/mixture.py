@@ -1,7 +1,7 @@
 """Selection and weights: which candidates go into the mixture, and how much each counts."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.errors import ConfigError
 from albat_core.records import (
     CANDIDATE_SCHEMA,
     SCORE_SCHEMA,
@@ -18,6 +19,7 @@ from albat_core.records import (
 )
 from albat_core.retrieval import CANDIDATES, NEIGHBOURS
 from albat_core.scoring import SCORES
+from albat_core.seeding import numpy_generator
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "selection"
@@ -30,15 +32,23 @@ Floats = NDArray[np.float64]
 class MixtureConfig(StageConfig):
     """How much backbone data is mixed in, and which."""
 
-    alpha: float = Field(0.5, ge=0, lt=1)
-    """Mixing weight: share of the backbone data in the objective, in [0, 1)."""
+    alpha: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
+    """Mixing weight: share of the backbone data in the objective, in [0, 1); `auto`: computed from
+    gradients at the surrogate."""
     rows: int = Field(4000, ge=1)
     """Backbone rows selected at most."""
-    select: Literal["turns", "top"] = "turns"
+    select: Literal["turns", "top", "gumbel"] = "turns"
     """`turns`: each adaptation example in turn takes its best-scored neighbour, so that all are
-    served; `top`: the best scores, whoever they serve."""
+    served; `top`: the best scores, whoever they serve; `gumbel`: drawn without replacement with
+    chances that grow as exp(score / temperature)."""
+    temperature: float | None = Field(None, gt=0)
+    """Temperature of `gumbel`, in units of the score; none: the one at which the chances have an
+    effective sample size of `rows`."""
+    weigh: Literal["exponential", "even", "proportional"] = "exponential"
+    """Weights of the rows selected: `exponential`: exp(score / tau), tau as `ess` asks; `even`: all
+    the same; `proportional`: as the score, where that is a weight (scorer `matching`)."""
     ess: float = Field(0.9, gt=0, le=1)
-    """Effective sample size of the weights over the rows selected, in (0, 1]; 1: all the same."""
+    """Effective sample size of exponential weights over the rows selected, in (0, 1]."""
 
 
 def effective_sample_size(weights: Floats) -> float:
@@ -110,10 +120,59 @@ def best_by_turns(
     return list(taken)
 
 
+def gumbel_top(scores: Floats, count: int, temperature: float | None, seed: int) -> list[int]:
+    """Draw candidates without replacement with chances as exp(score / temperature).
+
+    The highest of score / temperature + Gumbel noise are such a draw (arXiv 1903.06059).
+
+    Args:
+        scores: (n,), higher is better.
+        count: candidates drawn at most.
+        temperature: > 0; None: the one at which the chances' effective sample size is ``count``.
+        seed: of the noise.
+
+    Returns:
+        positions drawn, the first first.
+    """
+    if temperature is None:
+        _, temperature = exponential_weights(scores, min(count / len(scores), 1))
+    noise = numpy_generator(seed, "gumbel").gumbel(size=len(scores))
+    order = np.argsort(-(scores / temperature + noise), kind="stable")
+    return [int(row) for row in order[:count]]
+
+
+def weights_of(scores: Floats, config: MixtureConfig) -> tuple[Floats, float]:
+    """Return the weights (n,) of selected rows, which sum to 1, and tau; infinite without one.
+
+    Raises:
+        ConfigError: weights as the score are asked for, and one is negative or all are 0.
+    """
+    if config.weigh == "even":
+        return np.full(len(scores), 1 / len(scores)), np.inf
+    if config.weigh == "exponential":
+        return exponential_weights(scores, config.ess)
+    if scores.min() < 0 or scores.max() == 0:
+        raise ConfigError(
+            f"expected scores >= 0 with one above 0, got {scores.min():.3g} to {scores.max():.3g}",
+            where="mixture.weigh",
+            remedy="set it to exponential, or scoring.scorer to matching",
+        )
+    return scores / scores.sum(), np.inf
+
+
 def select(
-    candidates: ArtifactRef, scores: ArtifactRef, config: MixtureConfig, runtime: Runtime
+    candidates: ArtifactRef,
+    scores: ArtifactRef,
+    config: MixtureConfig,
+    seed: int,
+    runtime: Runtime,
 ) -> ArtifactRef:
-    """Choose among scored candidates and weigh them; alpha plays no part yet."""
+    """Choose among scored candidates and weigh them; alpha plays no part yet.
+
+    Raises:
+        ConfigError: turns are asked for where candidates are no neighbours, or weights as scores
+            that are none.
+    """
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
@@ -121,16 +180,27 @@ def select(
         values = table["score"].to_numpy().astype(np.float64)
         if config.select == "turns":
             pairs = read_table(store.folder(candidates) / NEIGHBOURS)
+            if not pairs.num_rows:
+                raise ConfigError(
+                    "expected neighbours of adaptation examples, which take turns, got none",
+                    where="mixture.select",
+                    remedy="set it to top or gumbel, or retrieval.pool to neighbours",
+                )
             queries = pairs["query"].combine_chunks().dictionary_encode().indices.to_numpy()
             chosen = best_by_turns(
                 queries.astype(np.int64), pairs["candidate"].to_numpy(), values, config.rows
             )
+        elif config.select == "gumbel":
+            chosen = gumbel_top(values, config.rows, config.temperature, seed)
         else:
             chosen = np.argsort(-values, kind="stable")[: config.rows].tolist()
-        weights, tau = exponential_weights(values[chosen], config.ess)
+        if config.weigh == "proportional":  # a row without weight is none
+            chosen = [row for row in chosen if values[row] != 0] or chosen
+        weights, tau = weights_of(values[chosen], config)
         return _write(table.take(pa.array(chosen)), weights, {"tau": tau}, folder)
 
     knobs = config.model_dump(mode="json", exclude={"alpha"})
+    knobs |= {"seed": seed} if config.select == "gumbel" else {}
     inputs = {"candidates": candidates.key, "scores": scores.key}
     return store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
 

@@ -42,15 +42,21 @@ class Silent:
 _reporter: Reporter = Silent()
 
 
+def report_to(reporter: Reporter) -> None:
+    """Send all progress of this process to ``reporter`` from now on."""
+    global _reporter  # noqa: PLW0603 - worker threads must see it too, so no context variable
+    _reporter = reporter
+
+
 @contextmanager
 def reporting_to(reporter: Reporter) -> Iterator[None]:
     """Send all progress of this process to ``reporter`` while the context lasts."""
-    global _reporter  # noqa: PLW0603 - worker threads must see it too, so no context variable
-    before, _reporter = _reporter, reporter
+    before = _reporter
+    report_to(reporter)
     try:
         yield
     finally:
-        _reporter = before
+        report_to(before)
 
 
 def track(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,9 @@ NEIGHBOUR_SCHEMA = pa.schema(
 class RetrievalConfig(StageConfig):
     """How many corpus examples are looked at."""
 
+    pool: Literal["neighbours", "corpus"] = "neighbours"
+    """`neighbours`: what is near the adaptation examples; `corpus`: every row, which costs more to
+    score and has no turns (`mixture.select: top` or `gumbel`)."""
     neighbours: int = Field(64, ge=1, le=2048)
     """Neighbours retrieved per adaptation example."""
     candidates: int = Field(20_000, ge=1)
@@ -79,12 +82,15 @@ def retrieve_candidates(
     config: RetrievalConfig,
     runtime: Runtime,
 ) -> ArtifactRef:
-    """Find the corpus examples nearest to each adaptation example."""
+    """Find the corpus examples nearest to each adaptation example, or take the whole corpus."""
     store = ArtifactStore(runtime.root)
+    everything = config.pool == "corpus"
 
     def build(folder: Path) -> Built:
-        _refuse_mismatch(store, index_ref, queries_ref)
         corpus = load_index(store, index_ref, runtime)
+        if everything:
+            return _write_unsought(store, corpus, range(corpus.rows), folder)
+        _refuse_mismatch(store, index_ref, queries_ref)
         ids, vectors = load_queries(store, queries_ref)
         k = min(config.neighbours, corpus.rows)
         similarities, positions = corpus.index.search(corpus.space.project(vectors), k)
@@ -121,10 +127,21 @@ def retrieve_candidates(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json"),
-        {"index": index_ref.key, "queries": queries_ref.key},
+        {"pool": "corpus"} if everything else config.model_dump(mode="json", exclude={"pool"}),
+        {"index": index_ref.key} | ({} if everything else {"queries": queries_ref.key}),
         build,
     )
+
+
+def _write_unsought(
+    store: ArtifactStore, corpus: CorpusIndex, rows: Sequence[int], folder: Path
+) -> Built:
+    """Write candidates that were found for no adaptation example."""
+    nothing = [None] * len(rows)
+    table = _candidates(store, corpus, rows, [0] * len(rows), nothing, nothing)
+    write_table(table, folder / CANDIDATES)
+    write_table(NEIGHBOUR_SCHEMA.empty_table(), folder / NEIGHBOURS)
+    return Built(rows=len(rows))
 
 
 def _refuse_mismatch(store: ArtifactStore, index: ArtifactRef, queries: ArtifactRef) -> None:
@@ -147,11 +164,7 @@ def draw_candidates(
     def build(folder: Path) -> Built:
         corpus = load_index(store, index_ref, runtime)
         drawn = numpy_generator(seed, "random candidates").permutation(corpus.rows)[:count]
-        nothing = [None] * len(drawn)
-        table = _candidates(store, corpus, drawn.tolist(), [0] * len(drawn), nothing, nothing)
-        write_table(table, folder / CANDIDATES)
-        write_table(NEIGHBOUR_SCHEMA.empty_table(), folder / NEIGHBOURS)
-        return Built(rows=len(drawn))
+        return _write_unsought(store, corpus, drawn.tolist(), folder)
 
     return store.produce(
         STAGE, STAGE_VERSION, {"random": count, "seed": seed}, {"index": index_ref.key}, build
@@ -197,9 +210,9 @@ def _candidates(
     ids, sources = [""] * len(shards), [""] * len(shards)
     for address, numbers in located.items():  # one part's names at a time, there may be many parts
         names = read_table(part_path(store, address), ["example_id", "source"])
-        for number in numbers:
-            ids[number] = names["example_id"][places[number]].as_py()
-            sources[number] = names["source"][places[number]].as_py()
+        found = names.take(pa.array([places[number] for number in numbers]))
+        for number, row in zip(numbers, found.to_pylist(), strict=True):
+            ids[number], sources[number] = row["example_id"], row["source"]
     return _candidate_table([ids, sources, shards, places, turns, nearest, similarities])
 
 

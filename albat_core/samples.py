@@ -23,7 +23,7 @@ from albat_core.seeding import derive_seed
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "samples"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 SAMPLES = "samples.parquet"
 _BLOCK = 16  # prompts given to the backbone at once; their places seed what is drawn
 

@@ -1,22 +1,35 @@
-"""Scores: how much each candidate helps. One small class a scorer; higher is better."""
+"""The stage that gives candidates their scores; the scorers are in ``scorers/``."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import Field
 
+from albat_core.adaptation import read_role, role_digest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise, adapted
 from albat_core.encoding import Encodings
 from albat_core.errors import BackboneError
-from albat_core.losses import advantages
-from albat_core.records import SCORE_SCHEMA, Example, read_table, write_table
+from albat_core.finetuning.checkpoint import read_checkpoints
+from albat_core.records import (
+    SCORE_SCHEMA,
+    TRAIN,
+    VALIDATION,
+    Example,
+    read_table,
+    write_table,
+)
 from albat_core.retrieval import CANDIDATES
+from albat_core.scorers.advantage import Advantage, choose_noise_levels
+from albat_core.scorers.base import Candidates, Scorer, Scores
+from albat_core.scorers.gradient import Gradient
+from albat_core.scorers.matching import Matching
+from albat_core.scorers.nearest import Nearest, Random
+from albat_core.scorers.ngram import Ngram
 from albat_core.seeding import numpy_generator
 from albat_core.shards import read_rows
 from albat_core.stage import Runtime, StageConfig
@@ -24,19 +37,31 @@ from albat_core.stage import Runtime, StageConfig
 STAGE = "scores"
 STAGE_VERSION = 2
 SCORES = "scores.parquet"
-_BLOCK = 4096  # candidates that are in memory at once
 _SAMPLE = 128  # candidates on which the number of noise levels is chosen
-_LEVELS = (4, 8, 16, 32, 64)
 
-Scores = NDArray[np.float64]
+
+ScorerName = Literal["advantage", "nearest", "ngram", "gradient", "matching", "random"]
+
+
+WITHOUT_SURROGATE = ("nearest", "ngram", "random")
+"""Scorers that need none."""
 
 
 class ScoringConfig(StageConfig):
     """How candidates are scored."""
 
-    scorer: Literal["advantage", "nearest"] = "advantage"
+    scorer: ScorerName = "advantage"
     """`advantage`: how much better the surrogate predicts a row than the backbone, in nats per
-    unit; `nearest`: similarity to the nearest adaptation example, in [-1, 1]."""
+    unit; `nearest`: similarity to the nearest adaptation example, in [-1, 1]; `ngram`: log
+    importance weight of a text's words and word pairs, in nats; `gradient`: how much a training
+    step on the row would help, in [-1, 1]; `matching`: weight at which the rows' mean gradient is
+    the target's, mean 1; `random`: evenly drawn from [0, 1)."""
+    dimension: int = Field(2048, ge=16)
+    """Coordinates of the random projection of gradients (scorers `gradient` and `matching`)."""
+    damping: float = Field(10.0, gt=0)
+    """Damping of the Hessian in units of its mean eigenvalue (scorer `matching`)."""
+    checkpoints: int = Field(4, ge=1)
+    """Surrogates on the way to the best one whose gradients are compared (scorer `gradient`)."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in a batch, padding included; of pictures, positions of their latents."""
     noise_levels: int | Literal["auto"] = "auto"
@@ -46,134 +71,53 @@ class ScoringConfig(StageConfig):
     """Spearman correlation that counts as the same ranks, in (0, 1)."""
 
 
-class Scorer(Protocol):
-    """Gives candidates their scores."""
-
-    def score(self, examples: Sequence[Example], similarity: Scores) -> dict[str, Scores]:
-        """Return columns (n,) by name: ``score``, and the losses behind it where there are any.
-
-        Args:
-            examples: the candidates.
-            similarity: (n,) similarity to the nearest adaptation example.
-        """
-
-
-class Advantage:
-    """Surrogate advantage s(c) = l(c; backbone) - l(c; surrogate), loss per unit, any sign.
-
-    It estimates log P_T(c) / P_C(c) per unit: the backbone models the corpus and the surrogate
-    the adaptation set (cross-entropy difference, Moore and Lewis 2010; RHO-loss, arXiv 2206.07137).
-
-    Args:
-        backbone: with the surrogate's adapter attached.
-        batch_tokens: tokens in a batch.
-        noise: the same for every candidate and both passes.
-    """
-
-    def __init__(self, backbone: Backbone, batch_tokens: int, noise: FixedNoise) -> None:
-        self._backbone = backbone
-        self._batch_tokens = batch_tokens
-        self._noise = noise
-
-    def score(self, examples: Sequence[Example], similarity: Scores) -> dict[str, Scores]:
-        """Return the advantage with its standard error, and both losses."""
-        del similarity
-        found = advantages(
-            self._backbone,
-            self._backbone.encode(examples),
-            self._batch_tokens,
-            self._noise,
-            "score candidates",
-        )
-        return {
-            "loss_backbone": found.untouched,
-            "loss_surrogate": found.adapted,
-            "score": found.untouched - found.adapted,
-            "score_error": found.error,
-        }
-
-
-class Nearest:
-    """Similarity to the nearest adaptation example, in [-1, 1] (RDS+, arXiv 2503.01807)."""
-
-    def score(self, examples: Sequence[Example], similarity: Scores) -> dict[str, Scores]:
-        """Return the similarity itself."""
-        del examples
-        return {"score": similarity}
-
-
-def choose_noise_levels(
-    backbone: Backbone, examples: Sequence[Example], batch_tokens: int, agreement: float
-) -> tuple[int, list[dict[str, float]]]:
-    """Return the fewest noise levels at which ranks do not depend on the noise drawn.
-
-    The advantage of every example is measured twice, with independent noise; levels are doubled
-    until both give nearly the same ranks (Spearman).
-
-    Args:
-        backbone: with the surrogate's adapter attached.
-        examples: a sample of the candidates.
-        batch_tokens: tokens in a batch.
-        agreement: the correlation asked for.
-
-    Returns:
-        the levels, and what was tried: ``levels`` with their ``agreement``.
-    """
-    encoded = backbone.encode(examples)
-    tried = []
-    for levels in _LEVELS:
-        pair = [
-            advantages(backbone, encoded, batch_tokens, FixedNoise(levels, replicate))
-            for replicate in (1, 2)
-        ]
-        first, second = (a.untouched - a.adapted for a in pair)
-        tried.append({"levels": levels, "agreement": rank_correlation(first, second)})
-        if tried[-1]["agreement"] >= agreement:
-            break
-    return levels, tried
-
-
-def rank_correlation(first: Scores, second: Scores) -> float:
-    """Return Spearman's correlation of two scores (n,), in [-1, 1]; 1 where neither varies."""
-    if len(first) < 2:
-        return 1.0
-    ranks = [np.argsort(np.argsort(v, kind="stable")).astype(np.float64) for v in (first, second)]
-    first, second = (r - r.mean() for r in ranks)
-    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
-
-
 def score_candidates(
     candidates: ArtifactRef,
-    surrogate: ArtifactRef,
+    surrogate: ArtifactRef | None,
+    adaptation: ArtifactRef,
     encodings: Sequence[ArtifactRef],
     backbone_config: BackboneConfig,
     config: ScoringConfig,
+    seed: int,
     runtime: Runtime,
 ) -> ArtifactRef:
     """Score all candidates.
 
+    Args:
+        candidates: what is scored.
+        surrogate: trained on the adaptation set's training rows; None for a scorer that reads none.
+        adaptation: whose validation rows the surrogate was not trained on.
+        encodings: costly inputs of the rows, where the backbone has any.
+        backbone_config: what is adapted.
+        config: by which scorer.
+        seed: of the scorer `random`.
+        runtime: where and with what.
+
     Raises:
         BackboneError: a score is not finite.
+        ConfigError: a scorer of similarity is given candidates that are near to nothing.
+        InputError: a scorer of words finds none.
     """
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
         table = read_table(store.folder(candidates) / CANDIDATES)
-        blocks = []
-        with (
-            open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone,
-            adapted(backbone, store.folder(surrogate)),
-        ):
-            scorer: Scorer = Nearest()
-            noise_facts: dict[str, Any] = {}
-            if config.scorer == "advantage":
-                noise, noise_facts = _noise(backbone, config, store, table)
-                scorer = Advantage(backbone, config.batch_tokens, noise)
-            for start in range(0, table.num_rows, _BLOCK):
-                block = table.slice(start, _BLOCK)
-                examples = read_rows(store, block["shard"].to_pylist(), block["row"].to_pylist())
-                blocks.append(scorer.score(examples, block["similarity"].to_numpy()))
-        columns = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+        pool = Candidates(store, table)
+        noise_facts: dict[str, Any] = {}
+        scorer: Scorer
+        if config.scorer in WITHOUT_SURROGATE:
+            scorer = _light_scorer(config, store, adaptation, seed)
+            columns = scorer.score(pool)
+        else:
+            assert surrogate is not None  # whoever calls gives one to a scorer that reads it
+            known = Encodings(store, encodings)
+            with open_backbone(backbone_config, runtime, known) as backbone:
+                folder_of_surrogate = store.folder(surrogate)
+                with adapted(backbone, folder_of_surrogate):
+                    noise, noise_facts = _noise(backbone, config, store, table)
+                    heldout = read_role(store, adaptation, VALIDATION)
+                    scorer = _scorer(backbone, folder_of_surrogate, heldout, config, noise)
+                    columns = scorer.score(pool)
         if not np.isfinite(columns["score"]).all():
             worst = int(np.flatnonzero(~np.isfinite(columns["score"]))[0])
             raise BackboneError(
@@ -189,6 +133,7 @@ def score_candidates(
                 "mean": float(score.mean()),
                 "deviation": float(score.std()),
                 "positive": float((score > 0).mean()),
+                "passes": scorer.passes,
                 **noise_facts,
             },
         )
@@ -196,14 +141,62 @@ def score_candidates(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json"),
+        _knobs(config) | ({"seed": seed} if config.scorer == "random" else {}),
         {
             "candidates": candidates.key,
-            "surrogate": surrogate.key,
+            "surrogate": surrogate.key if surrogate else None,
+            **_rows_read(config, store, adaptation),
             "backbone": backbone_identity(backbone_config, runtime),
         },
         build,
     )
+
+
+_OF_GRADIENTS = ("gradient", "matching")
+
+
+def _knobs(config: ScoringConfig) -> dict[str, Any]:
+    """Return what of the configuration the scorer reads."""
+    unread = set() if config.scorer in _OF_GRADIENTS else {"dimension", "damping", "checkpoints"}
+    return config.model_dump(mode="json", exclude=unread)
+
+
+def _rows_read(
+    config: ScoringConfig, store: ArtifactStore, adaptation: ArtifactRef
+) -> dict[str, str]:
+    """Return the adaptation rows that the scorer reads, for the key."""
+    if config.scorer == "ngram":
+        return {"target": role_digest(store, adaptation, TRAIN)}
+    if config.scorer in _OF_GRADIENTS:
+        return {"heldout": role_digest(store, adaptation, VALIDATION)}
+    return {}
+
+
+def _light_scorer(
+    config: ScoringConfig, store: ArtifactStore, adaptation: ArtifactRef, seed: int
+) -> Scorer:
+    if config.scorer == "nearest":
+        return Nearest()
+    if config.scorer == "random":
+        return Random(seed)
+    return Ngram(read_role(store, adaptation, TRAIN))
+
+
+def _scorer(
+    backbone: Backbone,
+    surrogate: Path,
+    heldout: Sequence[Example],
+    config: ScoringConfig,
+    noise: FixedNoise,
+) -> Scorer:
+    if config.scorer == "gradient":
+        kept = read_checkpoints(surrogate)
+        return Gradient(backbone, kept, heldout, config.batch_tokens, noise, config.dimension)
+    if config.scorer == "matching":
+        return Matching(
+            backbone, heldout, config.batch_tokens, noise, config.dimension, config.damping
+        )
+    return Advantage(backbone, config.batch_tokens, noise)
 
 
 def _noise(

@@ -7,9 +7,10 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.artifacts import ArtifactRef
-from albat_core.chain import ALBAT, Chain, Each
+from albat_core.chain import ALBAT, Chain
 from albat_core.config import RunConfig
 from albat_core.report.run import StageRun
+from albat_core.selecting import Each
 from tasks.stages import TASKS
 
 _RUN_NAME = "{config.name}"

@@ -1,18 +1,20 @@
 """The `albat` command."""
 
-import os
-import signal
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from albat_core.errors import AlbatError, ConfigError, Interrupted
+from albat_core.progress import reporting_to
+from flows.running import (
+    AT_ONCE,
+    embedded_server,
+    prepare_environment,
+    run_in_processes,
+    stop_on_ctrl_c,
+)
 
 if TYPE_CHECKING:
     from albat_core.config import RunConfig
@@ -29,6 +31,9 @@ app = typer.Typer(
     "computed is kept and found again: a command that was stopped goes on where it was.",
 )
 
+bench = typer.Typer(no_args_is_help=True, help="Measure what selection is worth.")
+app.add_typer(bench, name="bench", rich_help_panel="Look and prepare")
+
 _ALL, _STAGES, _LOOK = "The whole chain", "One stage, with what it needs", "Look and prepare"
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
@@ -40,70 +45,6 @@ Device = Annotated[
     typer.Option(help="auto, cpu or cuda. [config: auto]", metavar="DEVICE"),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's logs.")]
-
-_AT_ONCE = "stopped at once; what was finished is kept"
-
-# Set before Prefect is imported. An address of a server that a person set is left alone.
-_PREFECT_SETTINGS = {
-    "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-}
-
-
-def prepare_environment(verbose: bool = False) -> None:
-    """Set what Prefect and the libraries read from the environment, where it is not set."""
-    settings = dict(_PREFECT_SETTINGS)
-    if verbose:
-        settings["PREFECT_LOGGING_LEVEL"] = "INFO"
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    # threads that spin for long while they wait are slow where cores are shared, those that never
-    # do where they are not
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # what libraries say to each other is not for the person at the terminal
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    loopback = "127.0.0.1,localhost"
-    for name in ("NO_PROXY", "no_proxy"):  # a proxy must not stand before the embedded server
-        there = os.environ.get(name, "")
-        if "127.0.0.1" not in there:
-            os.environ[name] = f"{there},{loopback}" if there else loopback
-
-
-@contextmanager
-def _embedded_server() -> Iterator[Callable[[], None]]:
-    """Start Prefect's server, unless one is configured; what is given waits until it answers.
-
-    It starts beside the imports and checks that a run begins with, which take as long.
-    """
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
-    from prefect.settings.context import temporary_settings
-
-    from flows.server import OwnServer
-
-    if PREFECT_API_URL.value() is not None:
-        yield lambda: None
-        return
-    server = OwnServer()
-    starting = threading.Thread(target=server.start, daemon=True)
-    starting.start()
-    try:
-        # the heartbeat is for workers' runs; here its thread would hold every end for a second
-        with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield starting.join
-    finally:
-        if starting.is_alive():  # a mistake ended the run before the server answered
-            if server.server_process is not None:
-                server.server_process.kill()
-        else:
-            server.stop()
 
 
 def _load(config: str, root: str | None, device: str | None) -> "RunConfig":
@@ -124,13 +65,13 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
 
     with console.status("reading the configuration"):
         run = _load(config, root, device)
-    with _embedded_server() as server_answers:
+    with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
             _refuse_mistakes(run)
             import flows.albat  # noqa: F401 - the server starts meanwhile
 
             server_answers()
-        with TerminalReporter() as reporter, _stop_on_ctrl_c(reporter):
+        with TerminalReporter() as reporter, stop_on_ctrl_c(reporter):
             result = _run_flow(name, run, reporter)
     if name == "albat":
         from albat_core.artifacts import ArtifactStore
@@ -148,7 +89,6 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
 def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from albat_core.progress import reporting_to
     from flows import albat as flows
 
     started: Any = getattr(flows, name)
@@ -166,27 +106,6 @@ def _refuse_mistakes(run: "RunConfig") -> None:
             f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
             + "\n\n".join(str(m) for m in mistakes)
         )
-
-
-@contextmanager
-def _stop_on_ctrl_c(reporter: Any) -> Iterator[None]:
-    """End at the next step on the first Ctrl-C (or SIGTERM), at once on the second."""
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, stop_at_once)
-        reporter.stop()
-
-    def stop_at_once(*_: object) -> None:
-        # no thread can be made to end, so the process does; files are whole or not there
-        typer.secho(_AT_ONCE, fg="yellow", err=True)
-        os._exit(130)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @app.command(rich_help_panel=_ALL)
@@ -270,6 +189,32 @@ def evaluate(
     _run("evaluate", config, root, device, verbose)
 
 
+@bench.command()
+def efficacy(
+    config: ConfigPath,
+    out: Annotated[str, typer.Option(help="Folder that the table is written to.")] = "runs",
+    root: Root = None,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Compare every scorer and every fair baseline, on several tasks and seeds."""
+    prepare_environment(verbose)
+    from flows.config import load_efficacy
+    from flows.console import console, show_places
+
+    benchmark = load_efficacy(config, _overrides(root, device))
+    with embedded_server() as server_answers:
+        with console.status("checking inputs, starting Prefect"):
+            for situation in benchmark.situations:
+                _refuse_mistakes(situation.run)
+            from flows.efficacy import efficacy as started
+            from flows.efficacy import export_table
+
+            server_answers()
+        result = run_in_processes(started, benchmark, benchmark.parallel)
+    show_places({"table": export_table(result, benchmark, f"albat bench efficacy {config}", out)})
+
+
 @app.command(rich_help_panel=_LOOK)
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("albat.yaml"),
@@ -296,7 +241,14 @@ def init(
 
 
 @app.command(rich_help_panel=_LOOK)
-def check(config: ConfigPath, root: Root = None, device: Device = None) -> None:
+def check(
+    config: ConfigPath,
+    verdict: Annotated[
+        bool, typer.Option("--verdict", help="Then say whether it will pay, without fine-tuning.")
+    ] = False,
+    root: Root = None,
+    device: Device = None,
+) -> None:
     """Look for all mistakes in a configuration and its inputs, in seconds."""
     prepare_environment()
     from flows.checks import check_file
@@ -309,6 +261,20 @@ def check(config: ConfigPath, root: Root = None, device: Device = None) -> None:
     if mistakes:
         raise typer.Exit(1)
     console.print("[green]✓[/] no mistakes found")
+    if verdict:
+        _show_verdict(_load(config, root, device))
+
+
+def _show_verdict(run: "RunConfig") -> None:
+    """Compute and print what the corpus is expected to be worth."""
+    from albat_core.selecting import Selecting
+    from albat_core.verdict import quick_look
+    from flows.console import TerminalReporter, show_verdict
+
+    with TerminalReporter() as reporter, stop_on_ctrl_c(reporter), reporting_to(reporter):
+        chain = Selecting(quick_look(run))
+        facts = chain.facts(chain.mixing)
+    show_verdict(facts)
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -361,7 +327,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C, without a word
-            typer.secho(_AT_ONCE, fg="yellow", err=True)
+            typer.secho(AT_ONCE, fg="yellow", err=True)
         raise
 
 

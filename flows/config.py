@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from albat_core import storage
 from albat_core.config import RunConfig
+from albat_core.efficacy import EfficacyConfig
 from albat_core.errors import ConfigError
 from albat_core.sources import SourceConfig
 
@@ -48,6 +49,47 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
             remedy="mend these lines; `albat init` writes a file with every key and its default",
         )
     return _anchored(config, path)
+
+
+def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> EfficacyConfig:
+    """Read a benchmark's configuration: ``run`` holds for all ``situations``, each adds its own.
+
+    Args:
+        path: YAML file, local or remote.
+        overrides: values of ``runtime`` that replace the file's.
+
+    Raises:
+        ConfigError: every mistake in the file.
+    """
+    values = _read(path)[1]
+    shared = values.pop("run", None) or {}
+    situations = []
+    for name, its in (values.pop("situations", None) or {}).items():
+        run = _merged(shared, its or {}) | {"name": name}
+        run["runtime"] = run.get("runtime", {}) | (overrides or {})
+        situations.append({"name": name, "run": run})
+    try:
+        config = EfficacyConfig.model_validate(values | {"situations": situations})
+    except ValidationError as error:
+        raise ConfigError(
+            f"{error.error_count()} mistakes:\n"
+            + "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()),
+            where=path,
+            remedy="mend them; `run` and each of `situations` have the keys of a run",
+        ) from error
+    anchored = [
+        each.model_copy(update={"run": _anchored(each.run, path)}) for each in config.situations
+    ]
+    return config.model_copy(update={"situations": tuple(anchored)})
+
+
+def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return settings where the second's replace the first's, within sections too."""
+    merged = dict(first)
+    for name, value in second.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
 
 
 _LEAST = {name: {"path": "none"} for name in ("backbone", "corpus", "adaptation")}

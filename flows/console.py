@@ -1,8 +1,9 @@
 """What a person sees in the terminal: progress, stages, results."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,10 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.efficacy import ARMS
 from albat_core.errors import AlbatError, Interrupted
-from albat_core.progress import Advance
+from albat_core.progress import Advance, Silent
 from albat_core.report.content import Interval, ReportContent
 from albat_core.report.wording import arm_decimals, fixed, signed
+from albat_core.verdict import verdict
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -99,6 +102,23 @@ class TerminalReporter:
             self._progress.console.print(f"     [yellow]{escape(note)}[/]")
 
 
+class LineReporter(Silent):
+    """Prints a line for each arm of a benchmark that is finished, from processes side by side."""
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """Count arms, and nothing else."""
+        finished = 0
+
+        def advance(done: int) -> None:
+            nonlocal finished
+            finished += done
+            if unit == ARMS:
+                console.print(f" [green]✓[/] {escape(label)}: {finished} of {total} {unit}")
+
+        yield advance
+
+
 def show_error(error: AlbatError) -> None:
     """Print an error: what, where, and what to do."""
     where = f"[bold]{escape(error.where)}[/]: " if error.where else ""
@@ -132,6 +152,11 @@ def show_results(results: ReportContent) -> None:
     console.print(f"[dim]in {escape(results.unit)}[/]")
     console.print(table)
     console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
+
+
+def show_verdict(facts: Mapping[str, Any]) -> None:
+    """Print what the corpus is expected to be worth."""
+    console.print(Panel(escape(verdict(facts)), border_style="cyan", expand=False))
 
 
 def show_places(places: dict[str, str]) -> None:

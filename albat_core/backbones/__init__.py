@@ -57,6 +57,11 @@ def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def use_cores(count: int) -> None:
+    """Let models of this process compute on so many cores of a CPU."""
+    torch.set_num_threads(count)
+
+
 def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:
     """Return what identifies a backbone in the key of a result that it computes."""
     content = folder_fingerprint(backbone_folder(config), weights=True)

@@ -49,6 +49,11 @@ class BackboneConfig(StageConfig):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
 
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether what it makes without a prompt is of no use; a language model writes freely."""
+        return self.kind != "language"
+
 
 class SamplingConfig(StageConfig):
     """How a backbone makes examples of its own."""
@@ -136,6 +141,10 @@ class Losses:
         """Mean loss of each example, (n,) float32, per unit."""
         return self.total / self.units
 
+    def first(self, count: int) -> "Losses":
+        """Return the losses of each example's first ``count`` >= 1 units alone."""
+        return Losses(self.each, self.mask & (self.mask.cumsum(dim=1) <= count))
+
 
 class Embedder(Protocol):
     """What represents examples as vectors."""
@@ -180,6 +189,20 @@ class Backbone(Embedder, Protocol):
                 torch's generator of the CPU, one level an example.
         """
 
+    def losses_with_divergence(
+        self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
+    ) -> tuple[Losses, Losses]:
+        """Return each example's losses, and how far the adapter moves the outputs behind them.
+
+        The divergence is >= 0 by the same units: KL(backbone || adapted) of a token, or the
+        squared difference of both predictions at a noise level, weighted as the loss. One pass
+        with the adapter, one without: that one has no dropout and carries no gradient.
+
+        Args:
+            batch: examples as ``encode`` gave them.
+            fixed: noise to be used in both passes, see ``losses``.
+        """
+
     def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
         """Return an example for each prompt, made by the backbone with its adapter.
 
@@ -206,6 +229,9 @@ class Backbone(Embedder, Protocol):
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the attached adapter's trainable parameters by name."""
 
+    def adapter_layers(self) -> dict[str, torch.nn.Module]:
+        """Return the layers whose weights those are, by the same names; none has a bias."""
+
     def adapter_disabled(self) -> AbstractContextManager[None]:
         """Compute as the untouched backbone while the context lasts."""
 
@@ -217,6 +243,32 @@ class Backbone(Embedder, Protocol):
 
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them: less memory."""
+
+
+def trained_layers(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.nn.Module]:
+    """Return the layers of a module whose weight is trained, by the weight's name."""
+    return {
+        f"{prefix}{name}.weight": layer
+        for name, layer in module.named_modules()
+        if isinstance(w := getattr(layer, "weight", None), torch.nn.Parameter) and w.requires_grad
+    }
+
+
+@contextmanager
+def as_untouched(backbone: Backbone, module: torch.nn.Module) -> Iterator[None]:
+    """Compute as the untouched backbone, without dropout or gradients, while the context lasts.
+
+    Args:
+        backbone: with or without an adapter.
+        module: whose mode is the backbone's: training or not.
+    """
+    mode = module.training
+    backbone.training(False)
+    try:
+        with backbone.adapter_disabled(), torch.no_grad():
+            yield
+    finally:
+        backbone.training(mode)
 
 
 @contextmanager
@@ -246,3 +298,8 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             batches.append([position])
             longest = lengths[position]
     return batches
+
+
+def forward_units(backbone: Backbone, encoded: Sequence[Encoded], noise: FixedNoise) -> int:
+    """Return the units that a forward pass over examples computes, at all noise levels."""
+    return sum(e.length for e in encoded) * (noise.levels if backbone.noisy else 1)

@@ -18,11 +18,12 @@ from albat_core.backbones.base import (
     Losses,
     Precomputed,
     SamplingConfig,
+    as_untouched,
 )
 from albat_core.backbones.captions import CaptionFitter, RowPreparation
 from albat_core.backbones.diffusion_adapter import PipelineAdapter
 from albat_core.backbones.folder import backbone_folder
-from albat_core.backbones.noise import drawn_levels, open_schedule, stratified_levels
+from albat_core.backbones.noise import Noised, drawn_levels, open_schedule, stratified_levels
 from albat_core.backbones.pipeline_loading import load_hollow, load_pipeline
 from albat_core.backbones.pipelines import Condition, find_family, refuse_indivisible
 from albat_core.errors import InputError
@@ -186,7 +187,8 @@ class DiffusionBackbone:
     def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
 
-    def _condition(self, batch: Sequence[Encoded], captions: Sequence[str]) -> Condition:
+    def _condition(self, batch: Sequence[Encoded], *, captioned: bool = True) -> Condition:
+        captions = [e.inputs["caption"] if captioned else "" for e in batch]
         frames = torch.tensor([e.inputs["frame"] for e in batch], dtype=torch.float32)
         return Condition(self._encode_texts(captions), frames.to(self.device))
 
@@ -216,7 +218,7 @@ class DiffusionBackbone:
         latents = self._latents(batch)
         level = torch.full((len(batch),), _EMBEDDING_LEVEL)
         noised = self._schedule.noise(latents, self._fixed(latents, 0, 0), level)
-        condition = self._condition(batch, [""] * len(batch))
+        condition = self._condition(batch, captioned=False)
         # what comes behind the middle need not be computed
         with _output_of(self._family.pooled_module) as found, self._precision(), suppress(_Enough):
             self._family.predict(noised.latents, noised.timestep, condition)
@@ -227,36 +229,44 @@ class DiffusionBackbone:
 
         Without ``fixed`` one level an example is drawn from each equal part of (0, 1).
         """
-        latents = self._latents(batch)
-        condition = self._condition(batch, [e.inputs["caption"] for e in batch])
-        if fixed is None:
-            u = drawn_levels(len(batch))
-            noise = torch.randn(latents.shape)
-            if self._config.noise_offset:
-                noise += self._config.noise_offset * torch.randn(*latents.shape[:2], 1, 1)
-            columns = [self._errors(latents, noise.to(self.device), u, condition)]
-        else:
-            columns = [
-                self._errors(
-                    latents,
-                    self._fixed(latents, fixed.replicate, n),
-                    u.expand(len(batch)),
-                    condition,
+        latents, condition = self._latents(batch), self._condition(batch)
+        noised = self._noised(latents, fixed)
+        return _losses([n.difference(n.target, p) for n, p in self._predictions(noised, condition)])
+
+    def losses_with_divergence(
+        self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
+    ) -> tuple[Losses, Losses]:
+        """Return the losses, and the squared differences of both predictions, weighted alike."""
+        noised = self._noised(self._latents(batch), fixed)
+        with as_untouched(self, self._family.denoiser):
+            before = self._predictions(noised, self._condition(batch))
+        after = self._predictions(noised, self._condition(batch))
+        moved = [n.difference(b, a) for (n, b), (_, a) in zip(before, after, strict=True)]
+        return _losses([n.difference(n.target, p) for n, p in after]), _losses(moved)
+
+    def _noised(self, latents: torch.Tensor, fixed: FixedNoise | None) -> list[Noised]:
+        """Return the latents with noise, one for each level."""
+        count = len(latents)
+        if fixed is not None:
+            return [
+                self._schedule.noise(
+                    latents, self._fixed(latents, fixed.replicate, n), u.expand(count)
                 )
                 for n, u in enumerate(stratified_levels(fixed.levels))
             ]
-        each = torch.stack(columns, dim=1)
-        return Losses(each=each, mask=torch.ones_like(each, dtype=torch.bool))
+        u = drawn_levels(count)
+        noise = torch.randn(latents.shape)
+        if self._config.noise_offset:
+            noise += self._config.noise_offset * torch.randn(*latents.shape[:2], 1, 1)
+        return [self._schedule.noise(latents, noise.to(self.device), u)]
 
-    def _errors(
-        self, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor, condition: Condition
-    ) -> torch.Tensor:
-        """Return the weighted mean squared error at levels u (n,), (n,)."""
-        noised = self._schedule.noise(latents, noise, u)
+    def _predictions(
+        self, noised: Sequence[Noised], condition: Condition
+    ) -> list[tuple[Noised, torch.Tensor]]:
+        """Return each with what the denoiser says of it, (n, c, h, w) float32."""
         with self._precision():
-            said = self._family.predict(noised.latents, noised.timestep, condition)
-        squared = (said.float() - noised.target).square().flatten(1).mean(dim=1)
-        return squared * self._schedule.weight(u).to(self.device)
+            said = [self._family.predict(n.latents, n.timestep, condition) for n in noised]
+        return [(n, one.float()) for n, one in zip(noised, said, strict=True)]
 
     def _fixed(self, latents: torch.Tensor, replicate: int, level: int) -> torch.Tensor:
         """Return the noise of a level, the same for every example."""
@@ -309,6 +319,10 @@ class DiffusionBackbone:
         """Return the LoRA factors by name; empty where no adapter is attached."""
         return self._adapter.parameters()
 
+    def adapter_layers(self) -> dict[str, torch.nn.Module]:
+        """Return the layers that hold the LoRA factors, by the factors' names."""
+        return self._adapter.layers()
+
     def adapter_disabled(self) -> AbstractContextManager[None]:
         """Compute as the untouched backbone while the context lasts."""
         return self._adapter.disabled()
@@ -324,6 +338,12 @@ class DiffusionBackbone:
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them."""
         self._family.denoiser.enable_gradient_checkpointing()
+
+
+def _losses(columns: Sequence[torch.Tensor]) -> Losses:
+    """Return losses with a column (n,) for each noise level."""
+    each = torch.stack(list(columns), dim=1)
+    return Losses(each=each, mask=torch.ones_like(each, dtype=torch.bool))
 
 
 class _Enough(Exception):  # noqa: N818 - it is no error

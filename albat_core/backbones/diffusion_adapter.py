@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from albat_core.backbones.base import AdapterConfig
+from albat_core.backbones.base import AdapterConfig, trained_layers
 from albat_core.backbones.folder import unreadable
 from albat_core.backbones.kohya import kohya_layers
 from albat_core.backbones.pipelines import Family
@@ -101,6 +101,8 @@ class PipelineAdapter:
             raise unreadable("LoRA adapter", folder, error, library="diffusers") from error
         for module in self._modules().values():
             module.requires_grad_(requires_grad=False).eval()
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad = "lora_" in name
 
     def save(self, folder: Path) -> None:
         """Save the adapter for diffusers and in kohya's format.
@@ -138,6 +140,13 @@ class PipelineAdapter:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
+
+    def layers(self) -> dict[str, torch.nn.Module]:
+        """Return the layers that hold what is trained, by the names of their weights."""
+        found: dict[str, torch.nn.Module] = {}
+        for component, module in self._modules().items():
+            found |= trained_layers(module, f"{component}.")
+        return found
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
@@ -19,12 +18,15 @@ from albat_core.backbones.base import (
     Losses,
     Precomputed,
     SamplingConfig,
+    as_untouched,
+    trained_layers,
 )
+from albat_core.backbones.continuation import write_texts
 from albat_core.backbones.folder import backbone_folder, unreadable
+from albat_core.backbones.likelihood import token_divergence, token_losses
 from albat_core.backbones.text import TextEncoder
 from albat_core.errors import BackboneError, InputError
 from albat_core.records import Example
-from albat_core.seeding import derive_seed
 
 PRECOMPUTES = False  # tokens are computed as fast as they are read
 LOSS_UNIT = "nats per token"
@@ -95,8 +97,9 @@ def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
 
     Raises:
         InputError: one does not.
+        BackboneError: one is empty, and no token is known to begin with.
     """
-    TextEncoder(config).refuse_long(prompts)
+    TextEncoder(config).beginnings(prompts)
 
 
 def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
@@ -240,39 +243,37 @@ class LanguageBackbone:
     def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
         """Return the negative log-likelihood of each token; there is no noise to be fixed."""
         del fixed
-        ids = self._collate(batch, "input_ids", 0)
+        ids, mask = self._tokens(batch)
+        return token_losses(self._logits(ids), ids[:, 1:], mask)
+
+    def losses_with_divergence(
+        self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
+    ) -> tuple[Losses, Losses]:
+        """Return the losses, and KL(backbone || adapted) of each token in nats."""
+        del fixed
+        ids, mask = self._tokens(batch)
+        with as_untouched(self, self._model):
+            before = self._logits(ids)[mask]
+        after = self._logits(ids)
+        return token_losses(after, ids[:, 1:], mask), token_divergence(before, after, mask)
+
+    def _tokens(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids, (n, t), and which of them but the first carry loss, (n, t - 1)."""
         mask = self._collate(batch, "loss_mask", 0)[:, 1:].to(torch.bool)
+        return self._collate(batch, "input_ids", 0), mask
+
+    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits of all tokens but the first, (n, t - 1, v)."""
         model = self._adapted if self._adapted is not None else self._model
         with self._precision():
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        each = F.cross_entropy(
-            logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-        ).view(mask.shape)
-        return Losses(each=each, mask=mask)
+            logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return logits
 
     def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
-        """Return a text for each prompt, the prompt its beginning, see ``Backbone``."""
+        """Return a text for each prompt, see ``Backbone`` and ``write_texts``."""
         model = self._adapted if self._adapted is not None else self._model
-        tokenizer = self._encoder.tokenizer
-        self._encoder.refuse_long(prompts)
-        drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0}
-        made = []
-        for n, prompt in enumerate(prompts):
-            ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.device)
-            room = self._encoder.max_length - ids.shape[1]
-            with torch.random.fork_rng(), torch.inference_mode(), self._precision():
-                torch.manual_seed(derive_seed(seed, "generated", n))
-                written = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=min(config.max_new_tokens, room),
-                    pad_token_id=tokenizer.eos_token_id,
-                    **(drawn if config.temperature > 0 else {"do_sample": False}),
-                )
-            text = prompt + tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
-            name = f"generated/{n}"
-            made.append(Example(name, name, "generated", text, prompt=prompt or None))
-        return made
+        with self._precision():
+            return write_texts(model, self._encoder, prompts, config, seed)
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""
@@ -286,7 +287,7 @@ class LanguageBackbone:
 
         check_note(folder, self.fingerprint, self._path)
         try:
-            self._adapted = PeftModel.from_pretrained(self._model, folder)
+            self._adapted = PeftModel.from_pretrained(self._model, folder, is_trainable=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise unreadable("LoRA adapter", folder, error) from error
         self._adapted.eval()
@@ -308,6 +309,10 @@ class LanguageBackbone:
         if self._adapted is None:
             return {}
         return {n: p for n, p in self._adapted.named_parameters() if p.requires_grad}
+
+    def adapter_layers(self) -> dict[str, torch.nn.Module]:
+        """Return the layers that hold the LoRA factors, by the factors' names."""
+        return trained_layers(self._adapted) if self._adapted is not None else {}
 
     def adapter_disabled(self) -> AbstractContextManager[None]:
         """Compute as the untouched backbone while the context lasts."""

@@ -22,11 +22,17 @@ class Noised:
         latents: (n, c, h, w), noise added.
         target: (n, c, h, w), what is predicted.
         timestep: (n,), as the denoiser takes it.
+        weight: (n,), of squared errors.
     """
 
     latents: torch.Tensor
     target: torch.Tensor
     timestep: torch.Tensor
+    weight: torch.Tensor
+
+    def difference(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Return the weighted mean squared difference of two (n, c, h, w), (n,)."""
+        return (second - first).square().flatten(1).mean(dim=1) * self.weight
 
 
 class Schedule(Protocol):
@@ -71,7 +77,8 @@ class DiscreteSchedule:
             "v_prediction": signal * noise - spread * latents,
             "sample": latents,
         }[self._prediction]
-        return Noised(signal * latents + spread * noise, target, step)
+        weight = self.weight(u).to(latents.device)
+        return Noised(signal * latents + spread * noise, target, step, weight)
 
     def weight(self, u: torch.Tensor) -> torch.Tensor:
         """See ``Schedule``."""
@@ -105,7 +112,12 @@ class FlowSchedule:
         level = torch.special.expit(torch.special.ndtri(u.double())).float().to(latents.device)
         level = self._shift * level / (1 + (self._shift - 1) * level)
         s = level.view(-1, 1, 1, 1)
-        return Noised((1 - s) * latents + s * noise, noise - latents, level * self._steps)
+        return Noised(
+            (1 - s) * latents + s * noise,
+            noise - latents,
+            level * self._steps,
+            self.weight(u).to(latents.device),
+        )
 
     def weight(self, u: torch.Tensor) -> torch.Tensor:
         """Return 1: the levels that are drawn are the weighting."""

@@ -45,17 +45,36 @@ class TextEncoder:
         self.max_length = config.max_length
         self._specials = len(self.tokenizer("")["input_ids"]) + 1  # and the end of the text
 
-    def refuse_long(self, prompts: Sequence[str]) -> None:
-        """Raise an InputError for a prompt that leaves no room to write."""
-        for prompt in prompts:
-            length = len(self.tokenizer(prompt)["input_ids"])
-            if length >= self.max_length:
-                raise InputError(
-                    f"expected a prompt of less than {self.max_length} tokens (max_length), "
-                    f"got {length}",
-                    where=f"prompt {prompt[:60]!r}",
-                    remedy="shorten it, or raise backbone.max_length",
-                )
+    def beginnings(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens from which to write on, one or more for each prompt.
+
+        Raises:
+            InputError: a prompt leaves no room to write.
+            BackboneError: a prompt is empty, and no token is known to begin with.
+        """
+        return [self._beginning(prompt) for prompt in prompts]
+
+    def _beginning(self, prompt: str) -> list[int]:
+        ids = list(self.tokenizer(prompt)["input_ids"])
+        first, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if len(ids) > 1 and ids[-1] == end:  # some tokenizers end every text
+            ids.pop()
+        if not ids:
+            ids = [token for token in (first, end) if token is not None][:1]
+        if not ids:
+            raise BackboneError(
+                "expected a token that begins a text, the tokenizer has none",
+                where=self.where,
+                remedy="give generated.prompts",
+            )
+        if len(ids) >= self.max_length:
+            raise InputError(
+                f"expected a prompt of less than {self.max_length} tokens (max_length), "
+                f"got {len(ids)}",
+                where=f"prompt {prompt[:60]!r}",
+                remedy="shorten it, or raise backbone.max_length",
+            )
+        return ids
 
     def tokens(self, example: Example) -> tuple[list[int], list[bool]]:
         """Return token ids and, for each, whether predicting it is part of the loss.
@@ -151,7 +170,7 @@ class TextEncoder:
                 example_id=f"{example.example_id}#{number}",
                 text=text[start:end],
                 prompt=example.prompt if number == 0 else None,
-                continues=number < len(spans) - 1,
+                continues=example.continues or number < len(spans) - 1,
             )
             for number, (start, end) in enumerate(spans)
         ]

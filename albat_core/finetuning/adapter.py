@@ -11,8 +11,13 @@ from albat_core.backbones import adapter_card, backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig
 from albat_core.dataset import read_mixture
 from albat_core.encoding import Encodings
-from albat_core.finetuning.checkpoint import CheckpointFile
-from albat_core.finetuning.trainer import FinetuneConfig, Trainer
+from albat_core.finetuning.checkpoint import CheckpointFile, write_checkpoint
+from albat_core.finetuning.trainer import (
+    FinetuneConfig,
+    Trainer,
+    learning_rate,
+    spread_waypoints,
+)
 from albat_core.records import VALIDATION
 from albat_core.seeding import derive_seed
 from albat_core.stage import Runtime, stage_key
@@ -54,7 +59,9 @@ def finetune(
         "validation": role_digest(store, adaptation, VALIDATION),
         "backbone": backbone_identity(backbone_config, runtime),
     }
-    knobs = config.model_dump(mode="json") | {"seed": seed}
+    # settings that came later change no key where they are off
+    off = {name for name in ("checkpoints", "penalty") if not getattr(config, name)}
+    knobs = config.model_dump(mode="json", exclude=off) | {"seed": seed}
     key = stage_key(STAGE, STAGE_VERSION, knobs, inputs)
     checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
 
@@ -77,6 +84,10 @@ def finetune(
             state = trainer.train(label)
             parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
             backbone.save_adapter(folder)
+            waypoints = spread_waypoints(state, config.checkpoints) if config.checkpoints else []
+            for step in waypoints:
+                moments = trainer.take_waypoint(state, step)
+                write_checkpoint(folder, step, backbone, moments, learning_rate(config, step - 1))
         facts = {
             "steps": state.step,
             "best_step": state.best_step,
@@ -86,6 +97,7 @@ def finetune(
             "adaptation_rows": len(rows.adaptation),
             "backbone_rows": len(rows.backbone),
             "alpha": rows.alpha,
+            "passes": state.passes,
             "training_seconds": round(time.perf_counter() - began, 3),
         }
         (folder / "README.md").write_text(adapter_card(backbone_config, facts))

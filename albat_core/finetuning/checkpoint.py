@@ -3,12 +3,14 @@
 import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save, save_file
 
 from albat_core import storage
+from albat_core.backbones.base import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +27,12 @@ class TrainingState:
         best_loss: that loss, nats per unit.
         history: what was measured, one entry an evaluation.
         recent: batch losses since the last evaluation.
+        passes: units that went through the model; a backward pass counts for two.
         parameters: adapter by name.
         best_parameters: adapter at ``best_step``.
         moments: Adam's first and second moments by ``first/<name>`` and ``second/<name>``.
+        waypoints: adapter and moments at earlier evaluations, by ``<step>/parameters/<name>``,
+            ``<step>/first/<name>`` and ``<step>/second/<name>``, where they are wanted.
     """
 
     step: int = 0
@@ -35,12 +40,14 @@ class TrainingState:
     best_loss: float = float("inf")
     history: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+    passes: int = 0
     parameters: Tensors = field(default_factory=dict)
     best_parameters: Tensors = field(default_factory=dict)
     moments: Tensors = field(default_factory=dict)
+    waypoints: Tensors = field(default_factory=dict)
 
 
-_GROUPS = ("parameters", "best_parameters", "moments")
+_GROUPS = ("parameters", "best_parameters", "moments", "waypoints")
 
 
 class CheckpointFile:
@@ -83,3 +90,42 @@ class CheckpointFile:
     def remove(self) -> None:
         """Remove the checkpoint once its run is finished."""
         storage.remove(self._uri)
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """An adapter on its way, as it was kept.
+
+    Args:
+        adapter: folder of the adapter.
+        moments: Adam's moments by ``first/<name>`` and ``second/<name>``.
+        learning_rate: of the step that led there.
+    """
+
+    adapter: Path
+    moments: Tensors
+    learning_rate: float
+
+
+_FOLDER, _MOMENTS, _RATE = "checkpoints", "moments.safetensors", "learning_rate"
+
+
+def write_checkpoint(
+    folder: Path, step: int, backbone: Backbone, moments: Tensors, learning_rate: float
+) -> None:
+    """Keep the attached adapter with Adam's moments beside the adapter that is finished."""
+    place = folder / _FOLDER / f"{step:08d}"
+    backbone.save_adapter(place)
+    there = {name: tensor.cpu().contiguous() for name, tensor in moments.items()}
+    save_file(there, place / _MOMENTS, {_RATE: repr(learning_rate)})
+
+
+def read_checkpoints(folder: Path) -> list[KeptCheckpoint]:
+    """Return what was kept on the way to the adapter in a folder, in order."""
+    found = []
+    for place in sorted((folder / _FOLDER).glob("*")):
+        with safe_open(place / _MOMENTS, "pt") as file:
+            rate = float(file.metadata()[_RATE])
+            moments = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found.append(KeptCheckpoint(place, moments, rate))
+    return found

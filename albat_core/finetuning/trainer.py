@@ -14,6 +14,7 @@ from albat_core.backbones.base import (
     Backbone,
     Encoded,
     FixedNoise,
+    forward_units,
     length_batches,
 )
 from albat_core.dataset import Mixture
@@ -59,6 +60,13 @@ class FinetuneConfig(StageConfig):
     """Noise levels of a diffusion model at which validation examples are looked at."""
     patience: int = Field(6, ge=1)
     """Looks without a new best after which training stops."""
+    penalty: float = Field(0.0, ge=0)
+    """Weight of a penalty that holds the adapter's outputs on the rows trained on to the
+    backbone's: KL divergence (language; nats per token) or squared difference of predictions
+    (diffusion); 0: none."""
+    checkpoints: int = Field(0, ge=0)
+    """Adapters with Adam's moments kept from the way to the best step, for the scorer
+    `gradient`."""
 
 
 def learning_rate(config: FinetuneConfig, step: int) -> float:
@@ -69,6 +77,17 @@ def learning_rate(config: FinetuneConfig, step: int) -> float:
         return config.learning_rate
     done = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def spread_waypoints(state: TrainingState, count: int) -> list[int]:
+    """Return steps evenly spread over the evaluations up to the best step, itself the last.
+
+    All of them where there are no more than ``count``; the first where the start was best.
+    """
+    steps = sorted({int(name.partition("/")[0]) for name in state.waypoints})
+    reached = [step for step in steps if step <= state.best_step] or steps[:1]
+    places = [round((n + 1) * len(reached) / count) - 1 for n in range(count)]
+    return [reached[place] for place in sorted({max(place, 0) for place in places})]
 
 
 class Trainer:
@@ -126,7 +145,7 @@ class Trainer:
                     self._evaluate(state)
                 if state.step == config.steps or self._stalled(state):
                     break
-                state.recent.append(self._step(state.step))
+                state.recent.append(self._step(state))
                 state.step += 1
                 advance(1)
                 if time.monotonic() - saved > self._checkpoint_seconds:
@@ -145,10 +164,12 @@ class Trainer:
                 self._checkpoint.write(self._snapshot(state))
             raise
 
-    def _step(self, step: int) -> float:
+    def _step(self, state: TrainingState) -> float:
         """Take one optimizer step; return the batch's mean loss per unit."""
+        step = state.step
         own, other = self._sampler.batch(step)
         batch = [self._adaptation[i] for i in own] + [self._corpus[i] for i in other]
+        state.passes += (4 if self._config.penalty else 3) * sum(e.length for e in batch)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step)
         self._backbone.training(True)
@@ -157,9 +178,9 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self._seed, "dropout and noise", step))
             for positions in length_batches([e.length for e in batch], self._config.batch_tokens):
-                mean = self._backbone.losses([batch[i] for i in positions]).mean.sum() / len(batch)
-                torch.autograd.backward(mean)
-                loss += float(mean.detach())
+                losses, objective = self._objective([batch[i] for i in positions])
+                torch.autograd.backward(objective.sum() / len(batch))
+                loss += float(losses.detach().sum() / len(batch))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"expected a finite loss, got {loss} at step {step}",
@@ -170,15 +191,22 @@ class Trainer:
         self._optimizer.step()
         return loss
 
+    def _objective(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each example's mean loss, and what is minimized: the penalty added; both (n,)."""
+        if not self._config.penalty:
+            mean = self._backbone.losses(batch).mean
+            return mean, mean
+        losses, divergence = self._backbone.losses_with_divergence(batch)
+        return losses.mean, losses.mean + self._config.penalty * divergence.mean
+
     def _evaluate(self, state: TrainingState) -> None:
         """Measure the validation loss, and keep the adapter if it is the best yet."""
         self._backbone.training(False)
+        noise = FixedNoise(self._config.noise_levels)
         totals, units = example_losses(
-            self._backbone,
-            self._validation,
-            self._config.batch_tokens,
-            FixedNoise(self._config.noise_levels),
+            self._backbone, self._validation, self._config.batch_tokens, noise
         )
+        state.passes += forward_units(self._backbone, self._validation, noise)
         loss = float(totals.sum() / units.sum())
         if not math.isfinite(loss):
             raise TrainingError(
@@ -191,6 +219,10 @@ class Trainer:
             measured["train"] = sum(state.recent) / len(state.recent)
             state.recent = []
         state.history.append(measured)
+        if self._config.checkpoints and state.step:
+            there = {f"parameters/{name}": value for name, value in self._copy().items()}
+            there |= {name: value.detach().clone() for name, value in self._moments().items()}
+            state.waypoints |= {f"{state.step}/{name}": value for name, value in there.items()}
         if loss < state.best_loss:
             state.best_step, state.best_loss = state.step, loss
             state.best_parameters = self._copy()
@@ -207,6 +239,16 @@ class Trainer:
     def _copy(self) -> Tensors:
         return {name: p.detach().clone() for name, p in self._parameters.items()}
 
+    def take_waypoint(self, state: TrainingState, step: int) -> Tensors:
+        """Set the adapter to that of an earlier step, and return Adam's moments there."""
+        found = {
+            name.partition("/")[2]: value
+            for name, value in state.waypoints.items()
+            if name.startswith(f"{step}/")
+        }
+        self._set({n.partition("/")[2]: v for n, v in found.items() if n.startswith("parameters/")})
+        return {n: v for n, v in found.items() if not n.startswith("parameters/")}
+
     @torch.no_grad()
     def _set(self, values: Tensors) -> None:
         for name, parameter in self._parameters.items():
@@ -214,13 +256,15 @@ class Trainer:
 
     def _snapshot(self, state: TrainingState) -> TrainingState:
         """Return the state with the adapter and the optimizer's moments in it."""
-        state.parameters = self._copy()
-        state.moments = {
-            f"{moment}/{name}": self._optimizer.state[p][key]
+        state.parameters, state.moments = self._copy(), self._moments()
+        return state
+
+    def _moments(self) -> Tensors:
+        return {
+            f"{moment}/{name}": self._optimizer.state[p].get(key, torch.zeros_like(p))
             for name, p in self._parameters.items()
             for moment, key in (("first", "exp_avg"), ("second", "exp_avg_sq"))
         }
-        return state
 
     def _restore(self) -> TrainingState:
         """Return the state to start from: the checkpoint's, where there is one that fits."""

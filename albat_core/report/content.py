@@ -151,6 +151,8 @@ class Selection(_Part):
     scorer: str
     corpus_rows: int
     candidates: int
+    copies: int | None = None
+    """Candidates left out because they repeat a held-out row; None where none were looked for."""
     selected: int
     effective_sample_size: float
     sources: tuple[SourceCount, ...]
@@ -203,8 +205,12 @@ class ReportContent(_Part):
     samples: SampleGrid | None = None
     fidelity: tuple[Fidelity, ...] = ()
     alpha: float
+    proxy: Interval | None = None
+    """How much harder the corpus is for the backbone than its own rows, where it is a proxy."""
+    verdict: str | None = None
+    """What mixing was expected to be worth before it was tried, where alpha was computed."""
     multiplier: Interval | None = None
-    """Effective data multiplier, where it is known."""
+    """Effective data multiplier that was expected, where alpha was computed."""
     splits: dict[str, int]
     """Adaptation documents by role."""
     inputs: tuple[InputCount, ...]

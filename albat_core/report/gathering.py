@@ -2,9 +2,10 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -26,6 +27,7 @@ from albat_core.report.content import (
 from albat_core.report.run import RunArtifacts
 from albat_core.report.showing import fidelity, sample_grid, selection
 from albat_core.shards import row_notes
+from albat_core.verdict import verdict
 
 BASELINE = "adaptation_only"
 MAIN = "albat"
@@ -36,6 +38,7 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
     unit = str(store.manifest(run.arms[0].evaluation).facts["unit"])
     arms = _arms(store, run, seed, unit)
     mixture = store.manifest(run.mixture)
+    mixing = store.manifest(run.mixing).facts if run.mixing else None
     index = store.manifest(run.index)
     recall = {k: v for k, v in index.facts.items() if k.startswith("recall")}
     kept = ("kind", "dimension", "cells", "probes")
@@ -50,14 +53,22 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
         samples=sample_grid(store, run),
         fidelity=tuple(fidelity(store, run)),
         alpha=mixture.facts["alpha"],
+        proxy=_proxy(store, run),
+        verdict=verdict(mixing) if mixing else None,
+        multiplier=_multiplier(mixing) if mixing else None,
         splits={r: store.manifest(run.adaptation).facts[r]["documents"] for r in ROLES},
         inputs=tuple(_inputs(store, run)),
         index={"rows": index.rows} | {k: index.facts[k] for k in kept if index.facts[k]} | recall,
         stages=tuple(_stages(store, run)),
         config_yaml=config_yaml,
         versions=mixture.versions,
-        machine=f"{platform.system()} {platform.machine()}, {_cores()} cores",
+        machine=machine(),
     )
+
+
+def machine() -> str:
+    """Return system, processor and cores."""
+    return f"{platform.system()} {platform.machine()}, {_cores()} cores"
 
 
 def _cores() -> int:
@@ -122,6 +133,18 @@ def _arms(store: ArtifactStore, run: RunArtifacts, seed: int, unit: str) -> list
             )
         )
     return arms
+
+
+def _proxy(store: ArtifactStore, run: RunArtifacts) -> Interval | None:
+    if run.proxy is None:
+        return None
+    facts = store.manifest(run.proxy).facts
+    return Interval(value=facts["distance"], low=facts["low"], high=facts["high"])
+
+
+def _multiplier(mixing: Mapping[str, Any]) -> Interval:
+    low, high = mixing["multiplier_interval"]
+    return Interval(value=mixing["multiplier"], low=low, high=high)
 
 
 def _interval(values: tuple[float, float, float]) -> Interval:

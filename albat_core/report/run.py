@@ -40,11 +40,15 @@ class RunArtifacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: tuple[ArtifactRef, ...]
+    proxy: ArtifactRef | None = None
+    """How far the corpus is from what the backbone models, where it stands for its own."""
     adaptation: ArtifactRef
     index: ArtifactRef
     candidates: ArtifactRef
     scores: ArtifactRef
     selection: ArtifactRef
+    mixing: ArtifactRef | None = None
+    """How alpha was computed; none where it was configured."""
     mixture: ArtifactRef
     arms: tuple[ArmRun, ...]
     stages: tuple[StageRun, ...]

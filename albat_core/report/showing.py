@@ -60,6 +60,7 @@ def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
         scorer=str(store.manifest(run.scores).config["scorer"]),
         corpus_rows=sum(corpus.values()),
         candidates=scores.num_rows,
+        copies=store.manifest(run.candidates).facts.get("excluded"),
         selected=selected.num_rows,
         effective_sample_size=store.manifest(run.selection).facts["effective_sample_size"],
         sources=tuple(

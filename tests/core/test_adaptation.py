@@ -1,5 +1,6 @@
 """The adaptation set's split: by document, nested, and stable as documents are added."""
 
+import hashlib
 from collections import Counter
 from itertools import chain, pairwise
 
@@ -7,6 +8,8 @@ import pytest
 
 from albat_core.adaptation import (
     ROLES,
+    STAGE,
+    STAGE_VERSION,
     SplitConfig,
     assign_roles,
     read_role,
@@ -16,7 +19,8 @@ from albat_core.adaptation import (
 from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.errors import InputError
 from albat_core.records import TEST, TRAIN, UNUSED, VALIDATION
-from albat_core.stage import Runtime
+from albat_core.shards import parts_of
+from albat_core.stage import Runtime, stage_key
 from tests.conftest import Cut
 from tests.toys import topic_rows
 
@@ -73,6 +77,47 @@ def test_a_document_that_is_added_moves_at_most_one_between_training_and_test() 
     for n in range(20):
         after = assign_roles([*NAMES, f"new {n}"], SplitConfig(), 0)
         assert len(named(before, TEST) ^ (named(after, TEST) - {f"new {n}"})) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "config"),
+    [
+        (100, SplitConfig()),
+        (37, SplitConfig(folds=4)),
+        (60, SplitConfig(use=0.6, folds=3)),
+        (2, SplitConfig(test=0, folds=2)),
+    ],
+)
+def test_over_the_folds_each_document_that_is_used_validates_once(
+    count: int, config: SplitConfig
+) -> None:
+    names = [f"document {n}" for n in range(count)]
+    folds = [assign_roles(names, config, 3, fold) for fold in range(config.folds)]
+    used = named(folds[0], TRAIN) | named(folds[0], VALIDATION)
+    validated = Counter(chain.from_iterable(named(roles, VALIDATION) for roles in folds))
+    assert validated == dict.fromkeys(used, 1)
+    for roles in folds:
+        assert named(roles, TRAIN) == used - named(roles, VALIDATION)
+        assert named(roles, TEST) == named(folds[0], TEST)
+        assert named(roles, UNUSED) == named(folds[0], UNUSED)
+    sizes = [len(named(roles, VALIDATION)) for roles in folds]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_first_fold_is_the_split_of_a_run_without_folds() -> None:
+    # the reference: in the order of a hash, 20 of 100 test and every fifth of the rest validates
+    digests = {n: hashlib.blake2b(f"7/{n}".encode(), digest_size=8).digest() for n in NAMES}
+    ranked = sorted(NAMES, key=digests.__getitem__)
+    roles = assign_roles(NAMES, SplitConfig(), 7)
+    assert named(roles, TEST) == set(ranked[:20])
+    assert named(roles, VALIDATION) == set(ranked[24::5])
+    assert assign_roles(NAMES, SplitConfig(), 7, 0) == roles
+
+
+def test_a_fold_s_smaller_use_is_nested_in_a_larger_one() -> None:
+    smaller, larger = (assign_roles(NAMES, SplitConfig(use=use), 0, 3) for use in (0.3, 0.9))
+    for role in (TRAIN, VALIDATION):
+        assert named(smaller, role) < named(larger, role)
 
 
 @pytest.mark.parametrize(
@@ -143,3 +188,21 @@ def test_a_role_s_digest_follows_its_rows_alone(cut: Cut, runtime: Runtime) -> N
     )
     assert role_digest(store, whole, TEST) == role_digest(store, half, TEST)
     assert role_digest(store, whole, TRAIN) != role_digest(store, half, TRAIN)
+
+
+def test_folds_are_written_beside_the_run_s_own_split(cut: Cut, runtime: Runtime) -> None:
+    store, config = ArtifactStore(runtime.root), SplitConfig(folds=3)
+    rows = topic_rows("plants", 40)
+    shards = cut("own", rows)
+    own, *others = (split_adaptation([shards], [], config, 0, runtime, fold) for fold in range(3))
+    knobs = config.model_dump(mode="json") | {"seed": 0}  # the key of before there were folds
+    inputs = {"parts": [part.sha256 for part in parts_of(store, [shards])], "heldout": []}
+    assert own.key == stage_key(STAGE, STAGE_VERSION, knobs, inputs)
+    assert own == split_adaptation([shards], [], config, 0, runtime)
+    documents = {row["id"]: row["doc"] for row in rows}
+    for fold, ref in enumerate((own, *others)):
+        roles = assign_roles(list(documents.values()), config, 0, fold)
+        for role, ids in read_ids(store, ref).items():
+            assert ids == [name for name, document in documents.items() if roles[document] == role]
+        assert role_digest(store, ref, TEST) == role_digest(store, own, TEST)
+    assert len({own, *others}) == 3

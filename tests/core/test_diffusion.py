@@ -18,8 +18,16 @@ from albat_core.backbones import (
     open_splitter,
     precomputes,
 )
-from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise, SamplingConfig
+from albat_core.backbones.base import (
+    AdapterConfig,
+    BackboneConfig,
+    Encoded,
+    FixedNoise,
+    SamplingConfig,
+)
 from albat_core.backbones.diffusion import DiffusionBackbone
+from albat_core.backbones.noise import Noised
+from albat_core.backbones.pipelines import Condition
 from albat_core.errors import AlbatError, BackboneError, InputError
 from albat_core.losses import advantages
 from albat_core.pictures import picture_pixels
@@ -428,3 +436,78 @@ def test_a_denoiser_of_no_known_class_is_refused_when_its_layers_are_looked_for(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "NoSuchModel"}))
     with pytest.raises(BackboneError, match="expected a unet that diffusers can load"):
         check_adapter(config_of(copied), AdapterConfig(target_modules=("to_q",)))
+
+
+def test_divergence_is_the_weighted_squared_difference_of_predictions(
+    folders: dict[str, Path],
+) -> None:
+    with open_backbone(config_of(folders["sd"], snr_gamma=1.0), CPU) as backbone:
+        encoded = backbone.encode(cut(backbone))
+        backbone.attach_adapter(AdapterConfig(rank=2, text_encoder=True), 0)
+        moved(backbone)
+        losses, divergence = backbone.losses_with_divergence(encoded, NOISE)
+        assert torch.equal(losses.each, backbone.losses(encoded, NOISE).each)
+        latents = torch.stack([e.inputs["latents"] for e in encoded])
+        for n in range(NOISE.levels):
+            u = torch.full((3,), (n + 0.5) / NOISE.levels)
+            noised = backbone._schedule.noise(latents, backbone._fixed(latents, 0, n), u)
+            with torch.no_grad():
+                after, before = predictions(backbone, noised, encoded)
+            weight = backbone._schedule.weight(u)
+            expected = ((after - before) ** 2).mean(dim=(1, 2, 3)) * weight
+            assert float(expected.min()) > 0
+            torch.testing.assert_close(divergence.each[:, n], expected, rtol=1e-4, atol=1e-7)
+    assert float(weight[0]) != pytest.approx(float(backbone._schedule.weight(torch.tensor([0.1]))))
+
+
+def predictions(
+    backbone: DiffusionBackbone, noised: Noised, encoded: list[Encoded]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the denoiser says with the adapter and without."""
+
+    def said() -> torch.Tensor:
+        captions = [e.inputs["caption"] for e in encoded]
+        frames = torch.tensor([e.inputs["frame"] for e in encoded], dtype=torch.float32)
+        texts = backbone._family.encode_text(captions, backbone.device)
+        return backbone._family.predict(noised.latents, noised.timestep, Condition(texts, frames))
+
+    after = said()
+    with backbone.adapter_disabled():
+        return after, said()
+
+
+def test_an_adapter_without_effect_has_no_divergence(backbone: DiffusionBackbone) -> None:
+    encoded = backbone.encode(cut(backbone))
+    backbone.attach_adapter(AdapterConfig(rank=2, text_encoder=True, dropout=0.5), 0)
+    for training in (True, False):
+        backbone.training(training)
+        torch.manual_seed(0)
+        losses, divergence = backbone.losses_with_divergence(encoded)
+        assert divergence.each.shape == losses.each.shape == (3, 1)
+        assert not divergence.each.any()
+    torch.manual_seed(0)
+    assert torch.equal(losses.each, backbone.losses(encoded).each)  # of the same noise
+
+
+def test_divergence_teaches_the_adapter_and_leaves_the_mode_as_it_was(
+    backbone: DiffusionBackbone,
+) -> None:
+    encoded = backbone.encode(cut(backbone))
+    backbone.attach_adapter(AdapterConfig(rank=2, text_encoder=True), 0)
+    moved(backbone)
+    backbone.training(True)
+    losses, divergence = backbone.losses_with_divergence(encoded, NOISE)
+    assert backbone._family.denoiser.training
+    assert all(encoder.training for encoder in backbone._family.encoders.values())
+    divergence.mean.sum().backward()
+    taught = [p for p in backbone.adapter_parameters().values() if p.grad is not None]
+    assert len(taught) > len(backbone.adapter_parameters()) / 2
+    assert any(p.grad.any() for p in taught)
+    assert losses.each.requires_grad
+    # a step against the gradient brings the outputs nearer to the backbone's
+    with torch.no_grad():
+        for parameter in taught:
+            parameter.sub_(1e-3 * parameter.grad / parameter.grad.norm().clamp(min=1e-12))
+        backbone.training(False)
+        _, nearer = backbone.losses_with_divergence(encoded, NOISE)
+    assert (nearer.mean.sum() < divergence.mean.sum()).item()

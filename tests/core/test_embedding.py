@@ -19,7 +19,7 @@ from albat_core.embedding import (
     load_vectors,
 )
 from albat_core.errors import BackboneError
-from albat_core.records import TRAIN, Example
+from albat_core.records import TEST, TRAIN, VALIDATION, Example
 from albat_core.shards import iterate_part, parts_of
 from albat_core.stage import Runtime
 from tests.conftest import Cut
@@ -70,7 +70,7 @@ def test_a_part_s_embeddings_are_its_rows_in_order(
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
         facts = store.manifest(found.embeddings).facts
         assert facts["dimension"] == vectors.shape[1] == 32
-        assert facts["tokens"] == sum(e.length for e in backbone.encode(rows))
+        assert facts["passes"] == sum(e.length for e in backbone.encode(rows))
 
 
 def test_a_part_is_known_by_its_content(
@@ -107,12 +107,17 @@ class Adaptations:
         self._runtime = Runtime(root=str(root), device="cpu")
         self.store = ArtifactStore(self._runtime.root)
 
-    def embed(self, rows: list[dict]) -> tuple[set[str], ArtifactRef]:
-        """Return digests of the training rows, and the embeddings."""
+    def embed(
+        self, rows: list[dict], roles: tuple[str, ...] = (TRAIN,)
+    ) -> tuple[set[str], ArtifactRef]:
+        """Return digests of the rows of these roles, and the embeddings."""
+        split = self.split(rows)
+        queries = embed_queries(split, [], self._config, CONFIG, self._runtime, roles)
+        return {e.digest() for role in roles for e in read_role(self.store, split, role)}, queries
+
+    def split(self, rows: list[dict]) -> ArtifactRef:
         shards = self._cut("own", rows, self._runtime)
-        split = split_adaptation([shards], [], SplitConfig(), 0, self._runtime)
-        queries = embed_queries(split, [], self._config, CONFIG, self._runtime)
-        return {e.digest() for e in read_role(self.store, split, TRAIN)}, queries
+        return split_adaptation([shards], [], SplitConfig(), 0, self._runtime)
 
     def facts(self, queries: ArtifactRef) -> tuple[int, int]:
         facts = self.store.manifest(queries).facts
@@ -195,3 +200,37 @@ def test_a_lost_hint_costs_time_alone(adaptations: Adaptations) -> None:
         hint.write_text("{")
     wanted, queries = adaptations.embed(rows)
     assert adaptations.facts(queries) == (len(wanted), 0)
+
+
+HELD_OUT = (TEST, VALIDATION)
+
+
+def test_held_out_rows_are_embedded_role_by_role(
+    adaptations: Adaptations, backbone: LanguageBackbone
+) -> None:
+    rows = topic_rows("plants", 40)
+    split = adaptations.split(rows)
+    test, validation = (read_role(adaptations.store, split, role) for role in HELD_OUT)
+    assert test
+    assert validation
+    _, queries = adaptations.embed(rows, HELD_OUT)
+    ids, vectors = load_queries(adaptations.store, queries)
+    assert ids == [e.example_id for e in [*test, *validation]]
+    alone = [backbone.embed(backbone.encode([e]))[0] for e in [*test, *validation]]
+    assert np.array_equal(vectors, np.stack(alone))
+    assert adaptations.store.manifest(queries).rows == len(alone)
+    _, other_way = adaptations.embed(rows, HELD_OUT[::-1])
+    assert load_queries(adaptations.store, other_way)[0] == ids[len(test) :] + ids[: len(test)]
+    _, trained_on = adaptations.embed(rows)
+    assert not set(load_queries(adaptations.store, trained_on)[0]) & set(ids)
+
+
+def test_held_out_rows_and_training_rows_are_each_reused_by_their_like(
+    adaptations: Adaptations,
+) -> None:
+    rows = topic_rows("plants", 60)
+    before = {roles: adaptations.embed(rows[:40], roles)[0] for roles in ((TRAIN,), HELD_OUT)}
+    for roles, known in before.items():  # of which the second was embedded last
+        wanted, queries = adaptations.embed(rows, roles)
+        assert wanted & known  # else this shows nothing
+        assert adaptations.facts(queries) == (len(wanted - known), len(wanted & known))

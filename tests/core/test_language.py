@@ -608,3 +608,75 @@ def test_weights_changed_in_place_are_loaded_anew(copied: BackboneConfig, runtim
     tensors["model.norm.weight"] += 1
     save_file(tensors, weights, {"format": "pt"})
     assert loss() != before
+
+
+# Divergence from the backbone
+
+PROMPTED = example("Q: leaf? A: root seed.", prompt="Q: leaf? A:")
+
+
+def log_chances(model: Any, ids: list[int]) -> torch.Tensor:
+    """Log-probabilities of each token but the first, (t - 1, v)."""
+    return model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1)
+
+
+def test_an_adapter_without_effect_has_no_divergence(backbone: LanguageBackbone) -> None:
+    encoded = backbone.encode([*texts(), PROMPTED])
+    backbone.attach_adapter(AdapterConfig(rank=4, dropout=0.5), seed=0)
+    backbone.training(True)
+    losses, divergence = backbone.losses_with_divergence(encoded)
+    assert not divergence.each.any()
+    assert torch.equal(divergence.mask, losses.mask)
+    assert torch.equal(losses.each, backbone.losses(encoded).each)
+
+
+def test_divergence_is_the_kl_of_each_token_that_carries_loss(
+    backbone: LanguageBackbone, plain: Any
+) -> None:
+    rows = [*texts(3), PROMPTED]
+    encoded = backbone.encode(rows)
+    backbone.attach_adapter(ADAPTER, seed=0)
+    disturb(backbone)
+    losses, divergence = backbone.losses_with_divergence(encoded)
+    assert torch.equal(losses.each, backbone.losses(encoded).each)
+    for n, one in enumerate(encoded):
+        learnt = torch.tensor(one.inputs["loss_mask"][1:])
+        with torch.no_grad():
+            before = log_chances(plain, one.inputs["input_ids"])[learnt]
+            after = log_chances(backbone._adapted, one.inputs["input_ids"])[learnt]
+        expected = torch.nn.functional.kl_div(after, before, reduction="sum", log_target=True)
+        assert float(expected) > 0.01
+        assert divergence.total[n].item() == pytest.approx(float(expected), rel=1e-4)
+        assert divergence.mean[n].item() == pytest.approx(
+            float(expected) / one.loss_units, rel=1e-4
+        )
+        other_way = torch.nn.functional.kl_div(before, after, reduction="sum", log_target=True)
+        assert float(other_way) != pytest.approx(float(expected), rel=1e-3)
+
+
+def test_divergence_teaches_the_adapter_alone_and_leaves_the_mode_as_it_was(
+    backbone: LanguageBackbone, plain: Any
+) -> None:
+    (encoded,) = backbone.encode([example("leaf root seed stem bloom.")])
+    backbone.attach_adapter(ADAPTER, seed=0)
+    disturb(backbone)
+    backbone.training(True)
+    _, divergence = backbone.losses_with_divergence([encoded])
+    assert backbone._adapted.training
+    assert backbone._model.training
+    divergence.total.sum().backward()
+    names = set(backbone.adapter_parameters())
+    assert {n for n, p in backbone._adapted.named_parameters() if p.grad is not None} == names
+    found = [p.grad.clone() for p in backbone.adapter_parameters().values()]
+    assert any(gradient.any() for gradient in found)
+    for parameter in backbone.adapter_parameters().values():
+        parameter.grad = None
+    with torch.no_grad():
+        before = log_chances(plain, encoded.inputs["input_ids"])
+    after = log_chances(backbone._adapted, encoded.inputs["input_ids"])
+    (before.exp() * (before - after)).sum().backward()
+    for one, parameter in zip(found, backbone.adapter_parameters().values(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-5)
+    backbone.training(False)
+    backbone.losses_with_divergence([encoded])
+    assert not backbone._model.training

@@ -1,22 +1,30 @@
 """Selection and weights."""
 
-import numpy as np
-import pytest
+from itertools import permutations
+from pathlib import Path
 
-from albat_core.artifacts import ArtifactStore
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
+from albat_core.errors import ConfigError
 from albat_core.mixture import (
     MixtureConfig,
     best_by_turns,
     effective_sample_size,
     exponential_weights,
+    gumbel_top,
     read_selection,
     select,
+    weights_of,
 )
-from albat_core.records import read_table
-from albat_core.retrieval import NEIGHBOURS
-from albat_core.scoring import SCORES
+from albat_core.records import SCORE_SCHEMA, read_table, write_table
+from albat_core.retrieval import NEIGHBOURS, RetrievalConfig, retrieve_candidates
+from albat_core.scoring import SCORES, ScoringConfig
 
 SCORED = np.random.default_rng(3).normal(size=400)
 
@@ -86,7 +94,7 @@ def test_selection_by_turns_serves_every_query(
 
 def test_selection_of_the_top(chain: Chain, store: ArtifactStore, run_config: RunConfig) -> None:
     top = MixtureConfig(rows=5, select="top", ess=1.0)
-    selection = select(chain.candidates, chain.scores, top, run_config.runtime)
+    selection = select(chain.candidates, chain.scores, top, 0, run_config.runtime)
     scored = read_table(store.folder(chain.scores) / SCORES)["score"].to_numpy()
     chosen = read_selection(store, selection)
     assert chosen["score"].to_pylist() == pytest.approx(np.sort(scored)[::-1][:5])
@@ -95,6 +103,178 @@ def test_selection_of_the_top(chain: Chain, store: ArtifactStore, run_config: Ru
 
 def test_alpha_plays_no_part_in_the_selection(chain: Chain, run_config: RunConfig) -> None:
     other = run_config.mixture.model_copy(update={"alpha": 0.1})
-    again = select(chain.candidates, chain.scores, other, run_config.runtime)
+    again = select(chain.candidates, chain.scores, other, 0, run_config.runtime)
     assert again == chain.selection
     assert again.reused
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    chances = np.exp(logits - logits.max())
+    return np.asarray(chances / chances.sum())
+
+
+def test_gumbel_draws_one_after_the_other_with_chances_as_the_softmax() -> None:
+    # the reference: draw i of those left with chance p_i / (what is left), p = softmax(s / T)
+    scores, draws = np.array([0.0, 0.5, 1.0, 1.8]), 6000
+    chances = softmax(scores / 0.7)
+    found = [tuple(gumbel_top(scores, 2, 0.7, seed)) for seed in range(draws)]
+    for first, second in permutations(range(4), 2):
+        expected = chances[first] * chances[second] / (1 - chances[first])
+        deviation = np.sqrt(expected * (1 - expected) / draws)
+        frequency = np.mean([pair == (first, second) for pair in found])
+        assert abs(frequency - expected) < 4.5 * deviation, (first, second)
+
+
+def test_gumbel_draws_each_once_and_fewer_are_the_first_of_more() -> None:
+    for seed in range(20):
+        every = gumbel_top(SCORED, 1000, 0.5, seed)
+        assert sorted(every) == list(range(400))
+        assert gumbel_top(SCORED, 30, 0.5, seed) == every[:30]
+    assert gumbel_top(SCORED, 30, 0.5, 0) != gumbel_top(SCORED, 30, 0.5, 1)
+
+
+@pytest.mark.parametrize("count", [4, 40, 200])
+def test_without_a_temperature_the_chances_are_worth_as_many_rows_as_are_drawn(count: int) -> None:
+    low, high = 1e-4, 1e4  # the reference: ESS of softmax(s / T) = count, T by bisection
+    for _ in range(200):
+        temperature = np.sqrt(low * high)
+        small = 1 / np.square(softmax(SCORED / temperature)).sum() < count
+        low, high = (temperature, high) if small else (low, temperature)
+    assert 1 / np.square(softmax(SCORED / temperature)).sum() == pytest.approx(count)
+    for seed in range(30):
+        chosen = gumbel_top(SCORED, count, None, seed)
+        assert chosen == gumbel_top(SCORED, count, float(temperature), seed)
+    assert chosen != gumbel_top(SCORED, count, 2 * float(temperature), seed)
+
+
+def test_without_a_temperature_all_that_there_are_come_in_any_order() -> None:
+    first = [gumbel_top(np.array([3.0, 2.0, 1.0]), 3, None, seed)[0] for seed in range(900)]
+    assert np.bincount(first) / 900 == pytest.approx(np.full(3, 1 / 3), abs=0.08)
+
+
+def test_weights_are_as_configured() -> None:
+    scores = np.array([0.5, 2.0, 0.0, 1.5])
+    assert weights_of(scores, MixtureConfig(weigh="even")) == (pytest.approx([0.25] * 4), np.inf)
+    as_scores, tau = weights_of(scores, MixtureConfig(weigh="proportional"))
+    assert (as_scores.tolist(), tau) == (pytest.approx([0.125, 0.5, 0.0, 0.375]), np.inf)
+    weights, tau = weights_of(scores, MixtureConfig(ess=0.6))
+    expected = exponential_weights(scores, 0.6)
+    assert (weights.tolist(), tau) == (pytest.approx(expected[0]), expected[1])
+
+
+@pytest.mark.parametrize("scores", [[-0.1, 2.0], [0.0, 0.0], [-1.0, -2.0]])
+def test_scores_that_are_no_weights_are_refused(scores: list[float]) -> None:
+    with pytest.raises(ConfigError, match="expected scores >= 0 with one above 0") as raised:
+        weights_of(np.array(scores), MixtureConfig(weigh="proportional"))
+    assert raised.value.where == "mixture.weigh"
+    assert "matching" in raised.value.remedy
+
+
+class Scored:
+    """Toy candidates with scores of the test's choice, selected among."""
+
+    def __init__(self, chain: Chain, run: RunConfig) -> None:
+        self._chain, self._runtime = chain, run.runtime
+        self.store = ArtifactStore(run.runtime.root)
+        self.rows = self.store.manifest(chain.candidates).rows
+
+    def score(self, values: ArrayLike) -> ArtifactRef:
+        """Return the toy run's scores with these in their place."""
+        table = read_table(self.store.folder(self._chain.scores) / SCORES)
+        column = pa.array(np.asarray(values), pa.float32())
+        place = SCORE_SCHEMA.get_field_index("score")
+
+        def build(folder: Path) -> Built:
+            field = SCORE_SCHEMA.field("score")
+            write_table(table.set_column(place, field, column), folder / SCORES)
+            return Built(rows=table.num_rows)
+
+        return self.store.produce("scores", 0, {"values": column.to_pylist()}, {}, build)
+
+    def select(self, scores: ArtifactRef, seed: int = 0, **settings: object) -> ArtifactRef:
+        config = MixtureConfig.model_validate({"rows": 6, "select": "top"} | settings)
+        return select(self._chain.candidates, scores, config, seed, self._runtime)
+
+    def chosen(self, scores: ArtifactRef, seed: int = 0, **settings: object) -> dict[str, float]:
+        """Return the names of the rows selected with their weights, in order."""
+        rows = read_selection(self.store, self.select(scores, seed, **settings)).to_pydict()
+        assert sum(rows["weight"]) == pytest.approx(1)
+        return dict(zip(rows["example_id"], rows["weight"], strict=True))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the candidates in order."""
+        table = read_table(self.store.folder(self._chain.scores) / SCORES)
+        return list(table["example_id"].to_pylist())
+
+
+@pytest.fixture
+def scored(chain: Chain, run_config: RunConfig) -> Scored:
+    return Scored(chain, run_config)
+
+
+def test_a_selection_by_gumbel_is_drawn_with_the_run_s_seed(scored: Scored) -> None:
+    values = np.linspace(0, 1, scored.rows, dtype=np.float32)
+    scores = scored.score(values)
+    for seed in range(3):
+        for temperature in (None, 0.2):
+            drawn = gumbel_top(values.astype(np.float64), 6, temperature, seed)
+            found = scored.chosen(scores, seed, select="gumbel", temperature=temperature)
+            assert list(found) == [scored.names[row] for row in drawn]
+
+
+def test_only_a_selection_that_is_drawn_depends_on_the_seed(scored: Scored) -> None:
+    scores = scored.score(np.linspace(0, 1, scored.rows))
+    for how, alike in (("turns", True), ("top", True), ("gumbel", False)):
+        refs = [scored.select(scores, seed, select=how) for seed in (1, 2)]
+        assert (refs[0] == refs[1]) == alike, how
+    again = scored.select(scores, 2, select="gumbel")
+    assert again == refs[1]
+    assert again.reused
+
+
+def test_a_selection_is_weighed_as_configured(scored: Scored) -> None:
+    values = np.zeros(scored.rows, np.float32)
+    values[:4] = [3.0, 0.0625, 4.0, 2.0]
+    scores, names = scored.score(values), scored.names
+    even = scored.chosen(scores, weigh="even")
+    order = (2, 0, 3, 1)
+    assert list(even)[:4] == [names[n] for n in order]
+    assert list(even.values()) == pytest.approx([1 / 6] * 6)
+    as_scores = scored.chosen(scores, weigh="proportional")  # and none without weight
+    assert as_scores == {names[n]: pytest.approx(values[n] / values.sum()) for n in order}
+    facts = scored.store.manifest(scored.select(scores, weigh="proportional")).facts
+    ess = values.sum() ** 2 / np.square(values).sum()
+    assert facts == {"effective_sample_size": pytest.approx(ess)}
+    steep = scored.chosen(scores, weigh="exponential", ess=0.5, rows=4)
+    assert effective_sample_size(np.array(list(steep.values()))) == pytest.approx(2, rel=1e-3)
+
+
+def test_candidates_none_of_which_has_weight_are_refused(scored: Scored) -> None:
+    with pytest.raises(ConfigError, match="one above 0, got 0 to 0"):
+        scored.select(scored.score(np.zeros(scored.rows)), weigh="proportional")
+
+
+def test_turns_without_neighbours_are_refused(
+    scored: Scored, chain: Chain, run_config: RunConfig
+) -> None:
+    pool = RetrievalConfig(pool="corpus")
+    everything = retrieve_candidates(chain.index, chain.queries, pool, run_config.runtime)
+    scores = scored.score(np.zeros(scored.rows))
+    with pytest.raises(ConfigError, match="expected neighbours") as raised:
+        select(everything, scores, MixtureConfig(select="turns"), 0, run_config.runtime)
+    assert raised.value.where == "mixture.select"
+    assert "gumbel" in raised.value.remedy
+
+
+def test_a_run_may_weigh_rows_by_what_they_match(run_config: RunConfig) -> None:
+    mixture = run_config.mixture.model_copy(update={"weigh": "proportional"})
+    changes = {"scoring": ScoringConfig(scorer="matching", dimension=64), "mixture": mixture}
+    matching = Chain(run_config.model_copy(update=changes))
+    store = ArtifactStore(run_config.runtime.root)
+    chosen = read_selection(store, matching.selection).to_pydict()
+    assert 1 < len(chosen["score"]) <= 20
+    assert min(chosen["score"]) > 0
+    expected = np.array(chosen["score"]) / np.sum(chosen["score"])
+    assert chosen["weight"] == pytest.approx(expected)
+    assert np.ptp(chosen["weight"]) > 0.01

@@ -104,7 +104,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 @pytest.fixture(scope="module")
 def store(chain: Chain) -> ArtifactStore:
-    return ArtifactStore(chain._config.runtime.root)
+    return ArtifactStore(chain.config.runtime.root)
 
 
 @pytest.fixture(scope="module")

@@ -275,7 +275,7 @@ def test_what_was_selected_mixed_and_timed_is_told(html: str) -> None:
         "Of 42,419 corpus rows 7,655 became candidates",
         "1,738 were selected. Their weights differ: they count as 1,403 rows",
         "50% selected rows (α = 0.50)",
-        "Not computed in this run.",
+        "set by hand",
         "517 long rows were cut up",
         "The stages made in this run took 22 min 34 s.",
         "which saved 10 min 13 s",
@@ -294,10 +294,32 @@ def test_what_was_selected_mixed_and_timed_is_told(html: str) -> None:
     assert "not selected" in words and "(×7.3 an equal share)" in words
 
 
-def test_a_known_multiplier_is_shown_with_its_interval() -> None:
-    html = page.render(sample(multiplier=Interval(value=3.12, low=2.2, high=4.5)))
-    assert html.count("×3.1") == 2 and "2.2 to 4.5" in html
-    assert "Not computed" not in html
+def text_of(html: str) -> str:
+    return " ".join(" ".join(Elements(html).words).split())
+
+
+def test_a_computed_verdict_is_shown() -> None:
+    words = text_of(page.render(sample(verdict="Worth 3.1 times your data: mix.")))
+    assert "Worth 3.1 times your data: mix." in words
+    assert "set by hand" not in words
+    assert "set by hand" in text_of(page.render(sample()))
+
+
+@pytest.mark.parametrize(
+    ("copies", "told"),
+    [
+        (1234, "1,234 candidates had been left out"),
+        (1, "1 candidate had been left out before because it repeats"),
+        (0, "No candidates had been left out"),
+        (None, ""),
+    ],
+)
+def test_candidates_left_out_are_counted(copies: int | None, told: str) -> None:
+    content = sample()
+    selection = content.selection.model_copy(update={"copies": copies})
+    words = text_of(page.render(content.model_copy(update={"selection": selection})))
+    assert told in words
+    assert ("left out before" in words) == (copies is not None)
 
 
 def test_text_of_the_data_never_becomes_markup(content: ReportContent) -> None:

@@ -122,3 +122,47 @@ def test_random_candidates_are_as_many_distinct_and_named_by_the_seed(
     assert len(set(drawn(0))) == len(drawn(0)) == store.manifest(chain.selection).rows
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
+
+
+def test_random_candidates_of_many_parts_have_their_own_names(
+    store: ArtifactStore, run_config: RunConfig
+) -> None:
+    many = Chain(run_config.model_copy(update={"shards": ShardConfig(rows=8)}))
+    ref = draw_candidates(many.index, many.selection, 3, run_config.runtime)
+    table = read_table(store.folder(ref) / CANDIDATES).to_pydict()
+    assert len(set(table["shard"])) > 5
+    assert table["row"] != sorted(table["row"])
+    examples = read_rows(store, table["shard"], table["row"])
+    assert [e.example_id for e in examples] == table["example_id"]
+    assert [e.source for e in examples] == table["source"]
+
+
+def test_the_whole_corpus_may_be_candidates(
+    chain: Chain, store: ArtifactStore, run_config: RunConfig
+) -> None:
+    whole = RetrievalConfig(pool="corpus")
+    ref = retrieve_candidates(chain.index, chain.queries, whole, run_config.runtime)
+    table = read_table(store.folder(ref) / CANDIDATES).to_pydict()
+    expected = {f"{topic}-0-{n}" for topic in ("plants", "ships") for n in range(60)}
+    assert len(table["example_id"]) == store.manifest(ref).rows == len(expected)
+    assert set(table["example_id"]) == expected
+    examples = read_rows(store, table["shard"], table["row"])
+    assert [e.example_id for e in examples] == table["example_id"]
+    assert [e.source for e in examples] == table["source"]
+    assert set(table["nearest_example_id"]) == set(table["similarity"]) == {None}
+    assert read_table(store.folder(ref) / NEIGHBOURS).num_rows == 0
+
+
+def test_the_whole_corpus_is_the_same_whatever_is_near(chain: Chain, run_config: RunConfig) -> None:
+    refs = [
+        retrieve_candidates(
+            chain.index,
+            queries,
+            RetrievalConfig(pool="corpus", neighbours=neighbours, candidates=10),
+            run_config.runtime,
+        )
+        for queries, neighbours in ((chain.queries, 8), (chain.heldout_queries, 3))
+    ]
+    assert refs[0] == refs[1]
+    near = RetrievalConfig(neighbours=8)
+    assert refs[0] != retrieve_candidates(chain.index, chain.queries, near, run_config.runtime)

@@ -77,7 +77,7 @@ def test_the_noise_is_the_same_for_every_arm_and_another_for_another_seed(
 
 def test_texts_are_drawn_by_the_same_stage(chain: Chain, store: ArtifactStore) -> None:
     config = SampleConfig(prompts=("leaf root", "sail"), per_prompt=2, sampling=FEW)
-    c = chain._config
+    c = chain.config
     ref = draw_samples(
         chain.adapter("adaptation_only"), config.all_prompts, c.backbone, config, 0, c.runtime
     )
@@ -92,7 +92,7 @@ def test_the_chain_draws_samples_only_of_prompts_and_measures_only_by_encoders(
     chain: Chain,
 ) -> None:
     assert chain.samples("untouched") is None and chain.fidelity("untouched") is None
-    config = chain._config.model_copy(
+    config = chain.config.model_copy(
         update={"samples": SampleConfig(prompts=("leaf",), sampling=FEW)}
     )
     asked = Chain(config)

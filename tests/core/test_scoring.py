@@ -1,16 +1,26 @@
 """Scores of candidates."""
 
+from pathlib import Path
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from albat_core.artifacts import ArtifactStore
+from albat_core.adaptation import split_adaptation
+from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import adapted
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
+from albat_core.errors import ConfigError
 from albat_core.records import read_table
-from albat_core.scoring import SCORES, ScoringConfig, score_candidates
+from albat_core.retrieval import CANDIDATES, RetrievalConfig
+from albat_core.scoring import SCORES, ScorerName, ScoringConfig, score_candidates
 from albat_core.shards import read_rows
+from albat_core.stage import Runtime
+
+SCORERS = get_args(ScorerName)
+OF_GRADIENTS = ("gradient", "matching")
 
 
 def test_advantage_is_what_the_surrogate_gains_per_token(
@@ -46,11 +56,141 @@ def test_nearest_scores_by_similarity(
     ref = score_candidates(
         chain.candidates,
         chain.surrogate,
+        chain.adaptation,
         [],
         run_config.backbone,
         ScoringConfig(scorer="nearest"),
+        0,
         run_config.runtime,
     )
     table = read_table(store.folder(ref) / SCORES)
     assert table["score"].to_pylist() == pytest.approx(table["similarity"].to_pylist())
     assert table["loss_backbone"].null_count == table.num_rows
+
+
+def scored_by(run: RunConfig, scorer: str, **changes: object) -> Chain:
+    """Stages of the toy run with another scorer."""
+    scoring = ScoringConfig(scorer=scorer, dimension=64, checkpoints=2)
+    return Chain(run.model_copy(update={"scoring": scoring} | changes))
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_scorer_gives_finite_scores_of_its_range(
+    store: ArtifactStore, run_config: RunConfig, scorer: str
+) -> None:
+    chain = scored_by(run_config, scorer)
+    table = read_table(store.folder(chain.scores) / SCORES)
+    candidates = read_table(store.folder(chain.candidates) / CANDIDATES)
+    assert table["example_id"].to_pylist() == candidates["example_id"].to_pylist()
+    scores = table["score"].to_numpy()
+    assert np.isfinite(scores).all()
+    assert np.std(scores) > 1e-3
+    everything = (-np.inf, np.inf)
+    ranges = {"nearest": (-1, 1), "gradient": (-1, 1), "matching": (0, len(scores))}
+    low, high = (ranges | {"random": (0, 1)}).get(scorer, everything)
+    assert low <= scores.min() < scores.max() <= high
+    facts = store.manifest(chain.scores).facts
+    assert facts["mean"] == pytest.approx(scores.mean(), abs=1e-6)
+    assert facts["positive"] == pytest.approx((scores > 0).mean())
+    if scorer == "matching":
+        assert scores.mean() == pytest.approx(1, abs=1e-5)
+    if scorer == "random":
+        assert scores.mean() == pytest.approx(0.5, abs=4 * (1 / 12 / len(scores)) ** 0.5)
+
+
+class Scoring:
+    """Scores the toy run's candidates again, below a root of the test's own."""
+
+    def __init__(self, chain: Chain, run: RunConfig, root: Path) -> None:
+        self._chain, self._run = chain, run
+        self._inputs = (chain.candidates, chain.surrogate)
+        root.mkdir()
+        for stage in ("shards", "candidates", "adapter", "adaptation"):
+            (root / stage).symlink_to(Path(run.runtime.root) / stage)
+        self._runtime = Runtime(root=str(root), device="cpu")
+        self.store = ArtifactStore(str(root))
+
+    def score(self, seed: int = 0, fold: int = 0, **settings: object) -> ArtifactRef:
+        run, runtime = self._run, self._run.runtime
+        adaptation = split_adaptation(self._chain.own, [], run.split, run.seed, runtime, fold)
+        scoring = run.scoring.model_copy(update=settings)
+        return score_candidates(
+            *self._inputs, adaptation, [], run.backbone, scoring, seed, self._runtime
+        )
+
+
+@pytest.fixture
+def scoring(run_config: RunConfig, tmp_path: Path) -> Scoring:
+    chain = scored_by(run_config, "gradient")
+    return Scoring(chain, run_config, tmp_path / "other")
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_equal_inputs_give_the_same_scores_bit_for_bit(
+    scoring: Scoring, store: ArtifactStore, run_config: RunConfig, tmp_path: Path, scorer: str
+) -> None:
+    chain = scored_by(run_config, "gradient")
+    settings = {"scorer": scorer, "dimension": 64}
+    first = scoring.score(**settings)
+    assert not first.reused
+    again = scoring.score(**settings)
+    assert again == first
+    assert again.reused
+    other = Scoring(chain, run_config, tmp_path / "another")
+    second = other.score(**settings)
+    assert second == first
+    assert not second.reused
+    assert other.store.manifest(second).files == scoring.store.manifest(first).files
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_scorer_s_scores_are_named_by_what_it_reads(scoring: Scoring, scorer: str) -> None:
+    first = scoring.score(scorer=scorer, dimension=64)
+    changed = {
+        "dimension": scoring.score(scorer=scorer, dimension=32) != first,
+        "damping": scoring.score(scorer=scorer, dimension=64, damping=1.0) != first,
+        "seed": scoring.score(scorer=scorer, dimension=64, seed=1) != first,
+        "rows": scoring.score(scorer=scorer, dimension=64, fold=1) != first,
+    }
+    assert changed["dimension"] == (scorer in OF_GRADIENTS)
+    assert changed["damping"] or scorer != "matching"
+    assert not changed["damping"] or scorer in OF_GRADIENTS
+    assert changed["seed"] == (scorer == "random")
+    assert changed["rows"] == (scorer in ("ngram", *OF_GRADIENTS))
+
+
+def test_random_scores_are_those_of_the_run_s_seed(scoring: Scoring) -> None:
+    def drawn(seed: int) -> list[float]:
+        ref = scoring.score(seed, scorer="random")
+        return list(read_table(scoring.store.folder(ref) / SCORES)["score"].to_pylist())
+
+    first, second = drawn(1), drawn(2)
+    assert len(set(first)) == len(first)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.5
+
+
+def test_candidates_that_are_near_to_nothing_have_no_similarity_to_score(
+    run_config: RunConfig,
+) -> None:
+    chain = scored_by(run_config, "nearest", retrieval=RetrievalConfig(pool="corpus"))
+    with pytest.raises(ConfigError, match="expected candidates near") as raised:
+        _ = chain.scores
+    assert raised.value.where == "scoring.scorer"
+    assert "neighbours" in raised.value.remedy
+
+
+@pytest.mark.parametrize("scorer", ["advantage", "ngram", "gradient", "matching", "random"])
+def test_the_whole_corpus_may_be_scored(
+    store: ArtifactStore, run_config: RunConfig, scorer: str
+) -> None:
+    chain = scored_by(run_config, scorer, retrieval=RetrievalConfig(pool="corpus"))
+    table = read_table(store.folder(chain.scores) / SCORES)
+    assert table.num_rows == store.manifest(chain.candidates).rows > 100
+    scores = table["score"].to_numpy()
+    plants = np.array([name.startswith("plants") for name in table["example_id"].to_pylist()])
+    ahead = scores[plants].mean() - scores[~plants].mean()
+    error = scores.std() * (1 / plants.sum() + 1 / (~plants).sum()) ** 0.5
+    if scorer == "random":
+        assert abs(ahead) < 4 * error
+    else:
+        assert ahead > 4 * error

@@ -144,7 +144,7 @@ def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(
         training.run()
     began: list[int] = []
     step = Trainer._step
-    monkeypatch.setattr(Trainer, "_step", lambda self, at: began.append(at) or step(self, at))
+    monkeypatch.setattr(Trainer, "_step", lambda self, at: began.append(at.step) or step(self, at))
     assert_ends_as_if_never_stopped(training, another, STEPS)
     assert began[0] == 12  # written after each step, the crash came before the thirteenth's
     assert began[8:] == list(range(20))  # the other run's
@@ -233,6 +233,52 @@ def test_the_adapter_is_one_that_peft_loads_with_the_loss_that_was_evaluated(
         assert row["loss"] / row["units"] == pytest.approx(expected, abs=1e-5)
     losses = [store.manifest(chain.evaluation(a)).facts["loss"] for a in (ALBAT, UNTOUCHED)]
     assert losses[0] < losses[1] - 0.01
+
+
+def distance_from_backbone(training: Training, ref: ArtifactRef) -> float:
+    """Mean KL(backbone || adapted) of a held-out token."""
+    with (
+        open_backbone(training.backbone, training.runtime) as backbone,
+        adapted(backbone, training.store.folder(ref)),
+        torch.inference_mode(),
+    ):
+        encoded = backbone.encode(read_role(training.store, training.adaptation, TEST))
+        _, divergence = backbone.losses_with_divergence(encoded)
+        return float(divergence.total.sum() / divergence.units.sum())
+
+
+def test_a_penalty_holds_what_is_said_of_other_rows_to_the_backbone(training: Training) -> None:
+    careful = STEPS.model_copy(update={"learning_rate": 0.005})
+    free, light, heavy = (
+        training.run(careful.model_copy(update={"penalty": penalty})) for penalty in (0, 10, 100)
+    )
+    distances = [distance_from_backbone(training, ref) for ref in (free, light, heavy)]
+    assert distances[0] > 1.3 * distances[1]
+    assert distances[1] > 2 * distances[2] > 0
+    losses = [training.store.manifest(ref).facts["validation_loss"] for ref in (free, light, heavy)]
+    assert losses[0] < losses[1] < losses[2]  # what it costs
+
+
+def test_what_is_reported_of_training_is_the_loss_without_the_penalty(training: Training) -> None:
+    ref = training.run(STEPS.model_copy(update={"penalty": 1000.0}))
+    assert 1000 * distance_from_backbone(training, ref) > 1
+    history = training.store.manifest(ref).facts["history"]
+    assert all(point["train"] < math.log(400) + 0.1 for point in history[1:])
+
+
+def test_without_a_penalty_nothing_is_computed_twice_and_keys_stay(training: Training) -> None:
+    passes: list[int] = []
+    with open_backbone(training.backbone, training.runtime) as backbone:
+        model = backbone._model
+    seen = model.register_forward_hook(lambda *_: passes.append(1))
+    counts = []
+    for penalty in (0.0, 1.0):
+        passes.clear()
+        ref = training.run(STEPS.model_copy(update={"penalty": penalty, "patience": 100}))
+        counts.append(len(passes))
+        assert ("penalty" in training.store.manifest(ref).config) == bool(penalty)
+    seen.remove()
+    assert counts[1] - counts[0] == STEPS.steps  # a pass more for each step
 
 
 def test_learning_rate_rises_then_falls_to_a_tenth() -> None:

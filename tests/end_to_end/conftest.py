@@ -14,8 +14,8 @@ import pytest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.config import RunConfig
 from flows.albat import FlowResult, albat
-from flows.cli import prepare_environment
 from flows.config import load_config
+from flows.running import prepare_environment
 from tests.toys import rewrite, write_run
 
 

@@ -248,14 +248,14 @@ def test_a_run_that_was_killed_goes_on(
 
 STOPS_TWICE = """
 import os, signal, time
-from flows.cli import _stop_on_ctrl_c
+from flows.running import stop_on_ctrl_c
 
 class Reporter:
     def stop(self):
         print("first", flush=True)
         os.kill(os.getpid(), signal.SIGINT)
 
-with _stop_on_ctrl_c(Reporter()):
+with stop_on_ctrl_c(Reporter()):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(30)
 """

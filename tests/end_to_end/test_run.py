@@ -114,7 +114,7 @@ def test_added_adaptation_rows_are_embedded_alone(start: Start, copied: Run) -> 
     )
     after = again(start, copied)
     assert after.labels - after.computed == {
-        "cut corpus", "embed corpus", "index", "draw random rows", "take random rows",
+        "cut corpus", "embed corpus", "index", "draw random rows",
         f"fine-tune: {ARMS[0]}",  # the surrogate again, see the first run
     }  # fmt: skip
     (queries,) = after.refs("embed adaptation set")
@@ -207,7 +207,8 @@ def test_prefect_shows_what_was_reused(start: Start, copied: Run) -> None:
     stages = {
         "cut plants", "cut ships", "cut adaptation", "embed shard 1/2", "embed shard 2/2",
         "index the corpus", "split by document", "embed adaptation examples",
-        "retrieve candidates", "fine-tune: surrogate", "score candidates", "select and weigh",
+        "embed held-out rows", "retrieve candidates", "leave out held-out rows",
+        "fine-tune: surrogate", "score candidates", "select and weigh",
         "draw random candidates", "take all random candidates", "evaluate: Backbone untouched",
         *(f"{what}: {arm}" for what in ("write mixture", "fine-tune", "evaluate") for arm in ARMS),
         "write the report",

@@ -1,0 +1,246 @@
+"""Decontamination: candidates that repeat a held-out row are left out."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from albat_core.adaptation import read_role, role_digest
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.embedding import load_queries
+from albat_core.errors import InputError
+from albat_core.index import CorpusIndex, VectorIndex, load_index
+from albat_core.records import TEST, VALIDATION, Example, read_table, write_table
+from albat_core.retrieval import CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS, STAGE
+from albat_core.scorers.base import Candidates
+from albat_core.scorers.ngram import example_text
+from albat_core.stage import Runtime, StageConfig
+
+STAGE_VERSION = 1
+_HELD_OUT = (TEST, VALIDATION)
+_SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
+_FIRST_SEARCH = 32  # neighbours of a held-out row
+_QUERIES = 64  # searched at once; each may have the whole corpus as neighbours
+_ROUNDING = 1e-5  # of a float32 dot product, so that a similarity of 1 finds equal vectors
+
+Mask = NDArray[np.bool_]
+
+
+class DecontaminationConfig(StageConfig):
+    """Which candidates count as copies of held-out rows."""
+
+    enabled: bool = True
+    """Leave out candidates that repeat a row that validates or tests."""
+    ngram: int = Field(13, ge=5)
+    """Consecutive words that a candidate and a held-out row must have in common for it to be a
+    copy, whatever their case and punctuation; of a shorter held-out text (8 words at least) all.
+    Captions of pictures are not compared."""
+    common: int = Field(10, ge=1)
+    """Consecutive words that more documents of the candidates contain are boilerplate, no copy."""
+    similarity: float | None = Field(0.95, gt=0, le=1)
+    """Cosine of whitened embeddings from which on a candidate is a copy, in (0, 1]; none:
+    embeddings are not compared."""
+
+
+def shared_ngram_rows(
+    candidate_texts: Sequence[str],
+    candidate_documents: Sequence[str],
+    heldout_texts: Sequence[str],
+    n: int,
+    common: int,
+) -> Mask:
+    r"""Tell which candidates share a run of n words with a held-out text (arXiv 2005.14165, C).
+
+    Words are runs of ``\w`` in lower case. Of a held-out text of 8 to n - 1 words all must occur
+    in a row; a shorter one is not looked for.
+
+    Args:
+        candidate_texts: (n_candidates,) texts.
+        candidate_documents: (n_candidates,) what each is a part of.
+        heldout_texts: texts that no candidate may repeat.
+        n: words of a run.
+        common: a run in more documents of the candidates than this is boilerplate and ignored.
+
+    Returns:
+        (n_candidates,) bool.
+    """
+    heldout = {run for text in heldout_texts for run in _sought_runs(_words(text), n)}
+    anchor = min(n, _SHORTEST)
+    lengths: dict[str, set[int]] = defaultdict(set)  # of the runs that begin with these words
+    for run in heldout:
+        words = run.split()
+        lengths[" ".join(words[:anchor])].add(len(words))
+    shared = [
+        {run for run in _runs_from(_words(text), anchor, lengths) if run in heldout}
+        for text in candidate_texts
+    ]
+    documents: dict[str, set[str]] = defaultdict(set)
+    for runs, document in zip(shared, candidate_documents, strict=True):
+        for run in runs:
+            documents[run].add(document)
+    telling = {run for run, names in documents.items() if len(names) <= common}
+    return np.array([not runs.isdisjoint(telling) for runs in shared], dtype=np.bool_)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _sought_runs(words: Sequence[str], n: int) -> Iterator[str]:
+    """Yield a held-out text's runs of n words; all of it where it is shorter, if long enough."""
+    if _SHORTEST <= len(words) < n:
+        yield " ".join(words)
+    for start in range(len(words) - n + 1):
+        yield " ".join(words[start : start + n])
+
+
+def _runs_from(words: Sequence[str], anchor: int, lengths: Mapping[str, set[int]]) -> Iterator[str]:
+    """Yield the runs of a row that begin as a sought one does and are as long."""
+    for start in range(len(words) - anchor + 1):
+        for length in lengths.get(" ".join(words[start : start + anchor]), ()):
+            yield " ".join(words[start : start + length])
+
+
+def similar_positions(
+    index: VectorIndex, queries: NDArray[np.float32], similarity: float, rows: int
+) -> NDArray[np.int64]:
+    """Return the rows of an index whose similarity to any query is at least ``similarity``.
+
+    k is multiplied until the last neighbour is less similar or all rows are seen, so that
+    what the index finds is complete; `ivf` and `ivfpq` find and measure approximately.
+
+    Args:
+        index: the corpus; on the CPU, where FAISS sets no limit to k (2048 on a GPU).
+        queries: (n, d) float32 projected vectors.
+        similarity: least cosine, up to rounding of 1e-5.
+        rows: of the index.
+
+    Returns:
+        distinct positions (m,) int64, ascending.
+    """
+    found = [np.zeros(0, np.int64)]
+    for start in range(0, len(queries), _QUERIES):
+        pending, k = queries[start : start + _QUERIES], min(_FIRST_SEARCH, rows)
+        while len(pending):
+            similarities, positions = index.search(pending, k)
+            close = (similarities >= similarity - _ROUNDING) & (positions >= 0)
+            found.append(positions[close])
+            pending = pending[close[:, -1]] if k < rows else pending[:0]
+            k = min(4 * k, rows)
+    return np.unique(np.concatenate(found))
+
+
+def decontaminate(
+    candidates: ArtifactRef,
+    heldout_queries: ArtifactRef,
+    index: ArtifactRef,
+    adaptation: ArtifactRef,
+    config: DecontaminationConfig,
+    runtime: Runtime,
+) -> ArtifactRef:
+    """Leave out the candidates that repeat a row that validates or tests.
+
+    The result is read as candidates are. The manifest's facts: ``examined`` candidates, of which
+    ``excluded_ngram`` share words with a held-out row, ``excluded_similar`` have its embedding,
+    and ``excluded`` either.
+
+    Args:
+        candidates: found for the adaptation examples.
+        heldout_queries: embeddings of the held-out rows.
+        index: in whose space they are compared.
+        adaptation: the set that was split.
+        config: what counts as a copy.
+        runtime: where artifacts are kept.
+
+    Raises:
+        InputError: every candidate is a copy.
+        DimensionMismatchError: held-out rows and corpus were embedded by different backbones.
+    """
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        table = read_table(store.folder(candidates) / CANDIDATES)
+        heldout = [e for role in _HELD_OUT for e in read_role(store, adaptation, role)]
+        repeated = _repeats_words(Candidates(store, table), heldout, config)
+        similar = np.zeros(table.num_rows, dtype=np.bool_)
+        if config.similarity is not None:
+            # on the CPU: on a GPU, FAISS finds no more than 2048 neighbours
+            corpus = load_index(store, index, runtime.model_copy(update={"device": "cpu"}))
+            queries = corpus.space.project(load_queries(store, heldout_queries)[1])
+            close = similar_positions(corpus.index, queries, config.similarity, corpus.rows)
+            similar = _among(table, corpus, close)
+        excluded = repeated | similar
+        if excluded.all():
+            raise InputError(
+                "expected candidates that do not repeat held-out rows, got none among "
+                f"{table.num_rows:,}: {repeated.sum():,} share words, {similar.sum():,} are alike",
+                where=str(candidates),
+                remedy="take the held-out documents out of the corpus, or raise "
+                "decontamination.ngram and decontamination.similarity",
+            )
+        pairs = read_table(store.folder(candidates) / NEIGHBOURS)
+        write_table(table.filter(pa.array(~excluded)), folder / CANDIDATES)
+        write_table(_renumbered(pairs, ~excluded), folder / NEIGHBOURS)
+        return Built(
+            rows=int((~excluded).sum()),
+            facts={
+                "examined": table.num_rows,
+                "excluded_ngram": int(repeated.sum()),
+                "excluded_similar": int(similar.sum()),
+                "excluded": int(excluded.sum()),
+            },
+        )
+
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json", exclude={"enabled"}),
+        {
+            "candidates": candidates.key,
+            "heldout": [role_digest(store, adaptation, role) for role in _HELD_OUT],
+            "heldout_queries": heldout_queries.key,
+            "index": index.key,
+        },
+        build,
+    )
+
+
+def _repeats_words(
+    candidates: Candidates, heldout: Sequence[Example], config: DecontaminationConfig
+) -> Mask:
+    """Tell which candidates share words with a held-out row (n,)."""
+    sought = [_compared_text(example) for example in heldout]
+    if not any(sought):  # of pictures: their files need not be read
+        return np.zeros(len(candidates), dtype=np.bool_)
+    texts, documents = [], []
+    for block in candidates.blocks():
+        texts += [_compared_text(example) for example in block]
+        documents += [example.document for example in block]
+    return shared_ngram_rows(texts, documents, sought, config.ngram, config.common)
+
+
+def _compared_text(example: Example) -> str:
+    """Return an example's text; none of a picture, since captions are often the same."""
+    return example_text(example) if example.image is None else ""
+
+
+def _among(candidates: pa.Table, corpus: CorpusIndex, positions: NDArray[np.int64]) -> Mask:
+    """Tell which candidates are at positions of the index (n,)."""
+    places = set(zip(*corpus.locate(positions.tolist()), strict=True))
+    shards, rows = candidates["shard"].to_pylist(), candidates["row"].to_pylist()
+    return np.array([p in places for p in zip(shards, rows, strict=True)], dtype=np.bool_)
+
+
+def _renumbered(pairs: pa.Table, kept: Mask) -> pa.Table:
+    """Return the neighbour pairs of kept candidates, which are numbered anew in their order."""
+    candidate = pairs["candidate"].to_numpy()
+    alive = kept[candidate]
+    number = (np.cumsum(kept) - 1)[candidate[alive]]
+    pairs = pairs.filter(pa.array(alive))
+    column = NEIGHBOUR_SCHEMA.get_field_index("candidate")
+    return pairs.set_column(column, NEIGHBOUR_SCHEMA.field("candidate"), pa.array(number))

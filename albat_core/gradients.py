@@ -1,0 +1,157 @@
+"""Gradients of single examples in the adapter's parameters, in a random projection."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from albat_core.backbones.base import Backbone, Encoded, FixedNoise, length_batches
+from albat_core.errors import BackboneError
+from albat_core.progress import track
+from albat_core.seeding import torch_generator
+
+Gradients = NDArray[np.float32]
+Transform = Callable[[str, torch.Tensor], torch.Tensor]
+"""Changes the gradients (n, ...) of the parameter named, before they are projected."""
+
+Use = tuple[str, torch.nn.Module, torch.Tensor, torch.Tensor]
+"""A layer's use in a forward pass: its name, the layer, what it read and what it gave."""
+
+
+class Projection:
+    """A random map of an adapter's parameters to ``dimension`` coordinates (CountSketch).
+
+    Each parameter is added to one coordinate, with a random sign, both drawn from the parameter's
+    name: E <Px, Py> = <x, y>, with a relative deviation of about 1 / sqrt(dimension)
+    (Charikar, Chen and Farach-Colton 2004; feature hashing, arXiv 0902.2206). The map is the same
+    for every run, so that projections of different adapters of one shape can be compared.
+
+    Args:
+        dimension: coordinates k.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+        self._drawn: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def add(self, sketch: torch.Tensor, name: str, values: torch.Tensor) -> None:
+        """Add the projection of one parameter's values (n, ...) to a sketch (n, k), in place."""
+        flat = values.flatten(1)
+        if name not in self._drawn:
+            generator = torch_generator(0, "projection", self.dimension, name)
+            places = torch.randint(self.dimension, (flat.shape[1],), generator=generator)
+            signs = torch.randint(2, (flat.shape[1],), generator=generator) * 2.0 - 1.0
+            self._drawn[name] = places.to(flat.device), signs.to(flat.device)
+        places, signs = self._drawn[name]
+        sketch.index_add_(1, places, flat * signs)
+
+
+def example_gradients(
+    backbone: Backbone,
+    encoded: Sequence[Encoded],
+    batch_tokens: int,
+    noise: FixedNoise,
+    projection: Projection,
+    transform: Transform | None = None,
+    label: str = "",
+) -> Gradients:
+    """Return the projected gradient of each example's mean loss in the adapter, (n, k) float32.
+
+    One backward pass serves a batch: a layer y = W x has for example i the gradient
+    sum_t (dL/dy)_it x_it^T, so what the layer read and the gradient of what it gave are enough
+    (Goodfellow, arXiv 1510.01799). Nothing is added to the parameters' own gradients.
+
+    Args:
+        backbone: with an adapter.
+        encoded: the examples.
+        batch_tokens: tokens in a batch, padding included.
+        noise: what a backbone that adds noise adds.
+        projection: to k coordinates.
+        transform: what is done to the gradients before projection; none: nothing.
+        label: names the progress line; none: no line.
+
+    Raises:
+        BackboneError: a layer of the adapter is of a kind whose gradients are not known.
+    """
+    found = np.zeros((len(encoded), projection.dimension), dtype=np.float32)
+    layers = backbone.adapter_layers()
+    backbone.training(False)
+    with track(label, len(encoded), "examples") as advance:
+        for positions in length_batches([e.length for e in encoded], batch_tokens):
+            batch = [encoded[i] for i in positions]
+            with torch.enable_grad(), _uses_of(layers) as uses:
+                loss = backbone.losses(batch, noise).mean.sum()
+                given = torch.autograd.grad(loss, [out for *_, out in uses], allow_unused=True)
+            sketch = torch.zeros(len(batch), projection.dimension, device=backbone.device)
+            by_name = defaultdict(list)
+            for (name, layer, read, _), gradient in zip(uses, given, strict=True):
+                if gradient is not None:
+                    by_name[name].append((layer, read, gradient))
+            for name, times in by_name.items():  # a layer is used at each noise level
+                values = reduce(
+                    torch.add, (_layer_gradients(name, *use, len(batch)) for use in times)
+                )
+                if transform is not None:
+                    values = transform(name, values)
+                projection.add(sketch, name, values)
+            found[positions] = sketch.cpu().numpy()
+            advance(len(batch))
+    return found
+
+
+@contextmanager
+def _uses_of(layers: Mapping[str, torch.nn.Module]) -> Iterator[list[Use]]:
+    """Note what these layers read and give while the context lasts."""
+    uses: list[Use] = []
+    handles = []
+    for name, layer in layers.items():
+
+        def note(
+            its: torch.nn.Module,
+            read: tuple[torch.Tensor, ...],
+            out: torch.Tensor,
+            name: str = name,
+        ) -> None:
+            if out.requires_grad:
+                uses.append((name, its, read[0].detach(), out))
+
+        handles.append(layer.register_forward_hook(note))
+    try:
+        yield uses
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_gradients(
+    name: str, layer: torch.nn.Module, read: torch.Tensor, gradient: torch.Tensor, examples: int
+) -> torch.Tensor:
+    """Return each example's gradient of a layer's weight, (n, *weight) float32."""
+    read, gradient = read.float(), gradient.float()
+    if isinstance(layer, torch.nn.Conv2d):
+        assert not isinstance(layer.padding, str)  # no LoRA layer has a padding by name
+        patches = torch.nn.functional.unfold(
+            read,
+            (layer.kernel_size[0], layer.kernel_size[1]),
+            layer.dilation,
+            layer.padding,
+            layer.stride,
+        )
+        weight = torch.einsum("nop,nip->noi", gradient.flatten(2), patches)
+        return weight.view(examples, *layer.weight.shape)
+    if not isinstance(layer, torch.nn.Linear) or read.shape[0] != examples:
+        raise BackboneError(
+            f"expected a linear or convolutional layer with one row an example, got "
+            f"{type(layer).__name__} with {read.shape[0]} rows for {examples} examples",
+            where=name,
+            remedy="choose other adapter.target_modules, or another scorer and a fixed alpha",
+        )
+    read, gradient = (
+        read.reshape(examples, -1, read.shape[-1]),
+        gradient.reshape(examples, -1, gradient.shape[-1]),
+    )
+    return torch.bmm(gradient.transpose(1, 2), read)

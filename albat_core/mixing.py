@@ -1,0 +1,140 @@
+"""The mixing weight and the verdict, computed before an adapter is trained on the mixture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from albat_core.adaptation import read_role, role_digest
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted, forward_units
+from albat_core.encoding import Encodings
+from albat_core.gradients import Projection, example_gradients
+from albat_core.mixture import effective_sample_size, read_selection
+from albat_core.records import VALIDATION, Example
+from albat_core.seeding import numpy_generator
+from albat_core.shards import read_rows
+from albat_core.stage import Runtime, StageConfig
+from albat_core.theory import Estimate, Floats, FoldGradients, estimate_terms
+
+STAGE = "mixing"
+STAGE_VERSION = 1
+LEAST = 0.05
+"""A mixing weight below this is not worth the rows: do not mix."""
+HIGHEST = 0.9
+"""The adaptation set always keeps a part in the objective: estimates are not that sure."""
+
+
+class MixingConfig(StageConfig):
+    """How the mixing weight and the verdict are computed."""
+
+    folds: int = Field(3, ge=1, le=100)
+    """Surrogates trained, each without another part of the adaptation documents, at most
+    `split.folds`; more give a narrower interval."""
+    rows: int = Field(512, ge=16)
+    """Selected rows whose gradients are looked at, drawn by their weights."""
+    dimension: int = Field(2048, ge=16)
+    """Coordinates of the random projection of gradients."""
+    damping: float = Field(10.0, gt=0)
+    """Damping of the Hessian, in units of its mean eigenvalue: directions of less curvature do not
+    count for more, as a training of few steps does not go far along them."""
+    stands_for: float = Field(1.0, ge=1)
+    """How many times as large the selection is that the selected rows stand for."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens in a batch, padding included; of pictures, positions of their latents."""
+    noise_levels: int = Field(8, ge=1, le=1000)
+    """Noise levels of a diffusion model that a gradient is the mean of."""
+
+
+def estimate_mixing(
+    selection: ArtifactRef,
+    folds: Sequence[tuple[ArtifactRef, ArtifactRef]],
+    encodings: Sequence[ArtifactRef],
+    backbone_config: BackboneConfig,
+    config: MixingConfig,
+    seed: int,
+    runtime: Runtime,
+) -> ArtifactRef:
+    """Compute alpha* and what the selection is worth, from gradients at the surrogates.
+
+    Args:
+        selection: weighted corpus rows.
+        folds: adaptation set and surrogate of each; the surrogate did not see its validation rows.
+        encodings: costly inputs of the rows, where the backbone has any.
+        backbone_config: what is adapted.
+        config: how.
+        seed: of the rows drawn, and of the bootstrap.
+        runtime: where and with what.
+    """
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        del folder
+        table = read_selection(store, selection)
+        weights = table["weight"].to_numpy()
+        rows = _drawn_rows(store, table, weights, config.rows, seed)
+        projection, noise = Projection(config.dimension), FixedNoise(config.noise_levels)
+        found, passes = [], 0
+        with open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone:
+            for number, (adaptation, surrogate) in enumerate(folds, 1):
+                heldout = read_role(store, adaptation, VALIDATION)
+                label = f"gradients of fold {number}/{len(folds)}"
+                encoded = backbone.encode([*heldout, *rows])
+                passes += 3 * forward_units(backbone, encoded, noise)
+                with adapted(backbone, store.folder(surrogate)):
+                    gradients = example_gradients(
+                        backbone, encoded, config.batch_tokens, noise, projection, label=label
+                    ).astype(np.float64)
+                found.append(
+                    FoldGradients(
+                        heldout=gradients[: len(heldout)],
+                        documents=np.array([e.document for e in heldout]),
+                        corpus=gradients[len(heldout) :],
+                    )
+                )
+        ess = effective_sample_size(weights) * config.stands_for
+        estimate = estimate_terms(found, ess, config.damping, seed)
+        return Built(rows=len(rows), facts=_facts(estimate) | {"passes": passes})
+
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json") | {"seed": seed},
+        {
+            "selection": selection.key,
+            "surrogates": [surrogate.key for _, surrogate in folds],
+            "heldout": [role_digest(store, adaptation, VALIDATION) for adaptation, _ in folds],
+            "backbone": backbone_identity(backbone_config, runtime),
+        },
+        build,
+    )
+
+
+def _drawn_rows(
+    store: ArtifactStore, table: pa.Table, weights: Floats, count: int, seed: int
+) -> list[Example]:
+    """Return selected rows drawn by their weights, with replacement."""
+    generator = numpy_generator(seed, "rows for gradients")
+    drawn = np.sort(generator.choice(len(weights), size=count, p=weights / weights.sum()))
+    chosen = table.take(pa.array(drawn))
+    return read_rows(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
+
+
+def _facts(estimate: Estimate) -> dict[str, Any]:
+    """Return what the manifest says: the mixing weight is 0 where mixing does not pay."""
+    terms = estimate.terms
+    alpha = min(terms.alpha, HIGHEST) if terms.alpha >= LEAST else 0.0
+    return {
+        "alpha": alpha,
+        "alpha_estimate": terms.alpha,
+        "alpha_interval": list(estimate.alpha),
+        "multiplier": terms.multiplier if alpha else 1.0,
+        "multiplier_interval": list(estimate.multiplier),
+        "target_variance": terms.target_variance,
+        "corpus_variance": terms.corpus_variance,
+        "bias": terms.bias,
+    }

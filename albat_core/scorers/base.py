@@ -1,0 +1,52 @@
+"""What a scorer is given and what it gives."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.records import Example
+from albat_core.shards import read_rows
+
+Scores = NDArray[np.float64]
+_BLOCK = 4096  # candidates that are in memory at once
+
+
+class Candidates:
+    """Candidates as scorers read them: rows a block at a time.
+
+    Args:
+        store: where the shards are.
+        table: of ``CANDIDATE_SCHEMA``.
+    """
+
+    def __init__(self, store: ArtifactStore, table: pa.Table) -> None:
+        self._store = store
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def similarity(self) -> Scores:
+        """Cosine with the nearest adaptation example, (n,) float64 in [-1, 1]."""
+        return np.asarray(self._table["similarity"].to_numpy(), dtype=np.float64)
+
+    def blocks(self) -> Iterator[list[Example]]:
+        """Yield all candidates in order, some thousands at a time."""
+        for start in range(0, len(self), _BLOCK):
+            block = self._table.slice(start, _BLOCK)
+            yield read_rows(self._store, block["shard"].to_pylist(), block["row"].to_pylist())
+
+
+class Scorer(Protocol):
+    """Gives candidates their scores: higher is better."""
+
+    passes: int
+    """Units that went through the model so far; a backward pass counts for two."""
+
+    def score(self, candidates: Candidates) -> dict[str, Scores]:
+        """Return columns (n,) by name: ``score``, and the losses behind it where there are any."""

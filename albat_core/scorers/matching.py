@@ -1,0 +1,129 @@
+"""Gradient matching: weights under which the corpus pulls the adapter as the target does."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from albat_core.backbones.base import Backbone, FixedNoise, forward_units
+from albat_core.gradients import Projection, example_gradients
+from albat_core.records import Example
+from albat_core.scorers.base import Candidates, Scores
+from albat_core.theory import metric_root
+
+Floats = NDArray[np.float64]
+_STEPS = 500
+_SLOW = 1e-6  # relative change of the objective at which the descent may be at its end
+_CLOSE = 1e-3  # and is, if so much of the objective is left to gain at most
+
+
+def simplex_projection(values: Floats) -> Floats:
+    """Return the nearest point (n,) with w >= 0 and sum w = 1 (Duchi et al. 2008, figure 1)."""
+    falling = np.sort(values)[::-1]
+    excess = (np.cumsum(falling) - 1) / np.arange(1, len(values) + 1)
+    last = int(np.flatnonzero(falling > excess)[-1])
+    return np.asarray(np.maximum(values - excess[last], 0))
+
+
+def matching_weights(
+    gradients: Floats, target: Floats, *, steps: int = _STEPS
+) -> tuple[Floats, list[float]]:
+    """Return the weights whose mean gradient is nearest the target's, its variance counted.
+
+    They minimise Q(w) = |sum_j w_j g_j - t|^2 + sum_j w_j^2 |g_j - m|^2 on the simplex, m the mean
+    gradient: B + V_w of the theory, up to what no weight changes. Accelerated projected gradient
+    descent (FISTA, Beck and Teboulle 2009) with restarts, until a thousandth of Q is left to gain.
+
+    Args:
+        gradients: (n, d) in coordinates in which H is the identity.
+        target: (d,) in the same.
+        steps: at most.
+
+    Returns:
+        w, (n,) >= 0 with sum 1, and Q after each step, falling.
+    """
+    spread = np.square(gradients - gradients.mean(axis=0)).sum(axis=1)
+
+    def objective(weights: Floats) -> float:
+        gap = weights @ gradients - target
+        return float(gap @ gap + np.square(weights) @ spread)
+
+    def slope_at(weights: Floats) -> Floats:
+        pull = gradients @ (weights @ gradients - target)
+        return np.asarray(2 * (pull + weights * spread))
+
+    def left_to_gain(weights: Floats) -> float:  # at most: the gap of Frank and Wolfe
+        slope = slope_at(weights)
+        return float(weights @ slope - slope.min())
+
+    # the largest eigenvalue of G G^T bounds the curvature, with the variance's added
+    curvature = 2 * (float(np.linalg.eigvalsh(gradients.T @ gradients)[-1]) + float(spread.max()))
+    weights = np.full(len(gradients), 1 / len(gradients))
+    values = [objective(weights)]
+    ahead, momentum = weights, 1.0
+    for _ in range(steps):
+        following = simplex_projection(ahead - slope_at(ahead) / curvature)
+        value = objective(following)
+        if value > values[-1]:
+            if momentum == 1.0:
+                break
+            ahead, momentum = weights, 1.0  # overshot: start anew from here
+            continue
+        grown = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = following + (momentum - 1) / grown * (following - weights)
+        slow = values[-1] - value <= _SLOW * value
+        weights, momentum = following, grown
+        values.append(value)
+        if slow and left_to_gain(weights) <= _CLOSE * value:
+            break
+    return weights, values
+
+
+class Matching:
+    """Weight of a row under which the corpus's mean gradient matches the target's, times n.
+
+    At least 0, mean 1: 0 for rows that do not help; see ``matching_weights``. Gradients are those
+    at the surrogate, the target's of examples that it was not trained on.
+
+    Args:
+        backbone: with the surrogate's adapter attached.
+        heldout: adaptation examples that the surrogate was not trained on.
+        batch_tokens: tokens in a batch.
+        noise: the same for every example.
+        dimension: of the projection.
+        damping: of the metric, see ``theory.metric_root``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heldout: Sequence[Example],
+        batch_tokens: int,
+        noise: FixedNoise,
+        dimension: int,
+        damping: float,
+    ) -> None:
+        self._backbone = backbone
+        self._heldout = heldout
+        self._batch_tokens = batch_tokens
+        self._noise = noise
+        self._projection = Projection(dimension)
+        self._damping = damping
+        self.passes = 0
+
+    def score(self, candidates: Candidates) -> dict[str, Scores]:
+        """Return the weights times n."""
+        corpus = np.concatenate(
+            [self._gradients(rows, "score candidates") for rows in candidates.blocks()]
+        )
+        target = self._gradients(self._heldout, "")
+        whitening = metric_root(np.concatenate([corpus, target]), self._damping)
+        weights, _ = matching_weights(corpus @ whitening, target.mean(axis=0) @ whitening)
+        return {"score": weights * len(candidates)}
+
+    def _gradients(self, examples: Sequence[Example], label: str) -> Floats:
+        encoded = self._backbone.encode(examples)
+        self.passes += 3 * forward_units(self._backbone, encoded, self._noise)
+        return example_gradients(
+            self._backbone, encoded, self._batch_tokens, self._noise, self._projection, label=label
+        ).astype(np.float64)

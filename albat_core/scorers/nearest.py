@@ -1,0 +1,45 @@
+"""Scores without a surrogate: similarity, and none at all."""
+
+import numpy as np
+
+from albat_core.errors import ConfigError
+from albat_core.scorers.base import Candidates, Scores
+from albat_core.seeding import numpy_generator
+
+
+class Nearest:
+    """Similarity to the nearest adaptation example, in [-1, 1] (RDS+, arXiv 2503.01807)."""
+
+    passes = 0
+
+    def score(self, candidates: Candidates) -> dict[str, Scores]:
+        """Return the similarity itself.
+
+        Raises:
+            ConfigError: the candidates were found for no adaptation example.
+        """
+        similarity = candidates.similarity
+        if np.isnan(similarity).any():
+            raise ConfigError(
+                "expected candidates near the adaptation examples, got some that are near to none",
+                where="scoring.scorer",
+                remedy="choose another scorer, or set retrieval.pool to neighbours",
+            )
+        return {"score": similarity}
+
+
+class Random:
+    """A number drawn evenly from [0, 1): what choosing is worth shows beside it.
+
+    Args:
+        seed: of the draws.
+    """
+
+    passes = 0
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def score(self, candidates: Candidates) -> dict[str, Scores]:
+        """Return a number for each candidate."""
+        return {"score": numpy_generator(self._seed, "random scores").random(len(candidates))}

@@ -1,0 +1,124 @@
+"""The mixing weight, the verdict, and what they are computed from."""
+
+import numpy as np
+import pytest
+
+from albat_core.adaptation import read_role
+from albat_core.artifacts import ArtifactStore
+from albat_core.chain import ALBAT, RANDOM, Chain
+from albat_core.config import RunConfig
+from albat_core.dataset import read_mixture
+from albat_core.mixing import HIGHEST, estimate_mixing
+from albat_core.records import TEST, TRAIN, VALIDATION
+from albat_core.verdict import quick_look, verdict
+
+
+@pytest.fixture(scope="module")
+def computed(run_config: RunConfig) -> Chain:
+    """The toy run with a computed mixing weight: half of its corpus is of the target's topic."""
+    mixture = run_config.mixture.model_copy(update={"alpha": "auto"})
+    return Chain(run_config.model_copy(update={"mixture": mixture}))
+
+
+def test_surrogates_never_saw_what_they_are_looked_at_with(
+    computed: Chain, store: ArtifactStore
+) -> None:
+    assert len(computed.folds) == 2
+    validated = []
+    for adaptation, surrogate in computed.folds:
+        roles = {
+            role: {e.document for e in read_role(store, adaptation, role)}
+            for role in (TRAIN, VALIDATION, TEST)
+        }
+        assert not roles[TRAIN] & roles[VALIDATION]
+        mixture = store.manifest(surrogate).inputs["mixture"]
+        trained = next(read_mixture(store, ref) for ref in store.all_refs() if ref.key == mixture)
+        assert {e.document for e in trained.adaptation} == roles[TRAIN]
+        validated.append(roles[VALIDATION])
+    assert not validated[0] & validated[1]
+
+
+def test_alpha_goes_into_every_mixture(computed: Chain, store: ArtifactStore) -> None:
+    facts = computed.facts(computed.mixing)
+    assert 0 < facts["alpha"] <= HIGHEST
+    low, high = facts["alpha_interval"]
+    assert low <= facts["alpha_estimate"] <= high
+    assert facts["alpha_estimate"] == pytest.approx(
+        facts["target_variance"]
+        / (facts["target_variance"] + facts["corpus_variance"] + facts["bias"])
+    )
+    for arm in (ALBAT, RANDOM):
+        assert read_mixture(store, computed.mixture(arm)).alpha == facts["alpha"]
+
+
+def test_a_selection_of_another_topic_is_worth_less(
+    computed: Chain, store: ArtifactStore, run_config: RunConfig
+) -> None:
+    c = run_config
+
+    def worth(chain: Chain) -> float:
+        ref = estimate_mixing(
+            chain.selection, computed.folds, [], c.backbone, c.mixing, c.seed, c.runtime
+        )
+        return float(store.manifest(ref).facts["alpha_estimate"])
+
+    corpus = c.corpus[0].path
+    assert isinstance(corpus, str)
+    alphas = {}
+    for topic in ("plants", "ships"):
+        source = c.corpus[0].model_copy(update={"path": corpus.replace("*", topic)})
+        alphas[topic] = worth(Chain(c.model_copy(update={"corpus": (source,)})))
+    assert alphas["plants"] > alphas["ships"] + 0.1
+
+
+def test_the_same_run_gives_the_same_weight(computed: Chain, run_config: RunConfig) -> None:
+    again = Chain(computed.config)
+    assert again.mixing.key == computed.mixing.key
+    assert again.mixing.reused
+    more = run_config.mixing.model_copy(update={"stands_for": 10.0})
+    larger = Chain(computed.config.model_copy(update={"mixing": more}))
+    one, ten = (chain.facts(chain.mixing) for chain in (computed, larger))
+    assert ten["corpus_variance"] == pytest.approx(one["corpus_variance"] / 10)
+
+
+def test_a_configured_weight_needs_no_further_surrogates(
+    run_config: RunConfig, store: ArtifactStore
+) -> None:
+    chain = Chain(run_config)
+    assert read_mixture(store, chain.mixture(ALBAT)).alpha == run_config.mixture.alpha
+    assert not [stage for stage in chain.stages if "fold" in stage.label]
+
+
+FACTS = {
+    "alpha": 0.52,
+    "alpha_estimate": 0.52,
+    "alpha_interval": [0.41, 0.6],
+    "multiplier": 3.12,
+    "multiplier_interval": [2.2, float("inf")],
+}
+
+
+def test_the_verdict_in_words() -> None:
+    assert verdict(FACTS) == (
+        "Worth 3.1 times your data (95% interval 2.2 to over 100): mix with alpha = 0.52 "
+        "(95% interval 0.41 to 0.60)."
+    )
+    nothing = FACTS | {"alpha": 0.0, "alpha_estimate": 0.02, "alpha_interval": [0.0, 0.08]}
+    assert verdict(nothing).startswith("Do not mix: this corpus does not pay (best alpha 0.02")
+
+
+def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:
+    config = computed.config.model_copy(
+        update={"mixture": computed.config.mixture.model_copy(update={"rows": 200})}
+    )
+    quick = quick_look(config)
+    assert quick.mixture.rows == 20
+    assert quick.mixing.stands_for == 10
+    assert quick.corpus[0].share == pytest.approx(config.corpus[0].share / 10)
+    chain = Chain(quick)
+    facts = chain.facts(chain.mixing)
+    assert np.isfinite(facts["alpha_estimate"])
+    labels = [stage.label for stage in chain.stages]
+    assert not [label for label in labels if label.startswith("fine-tune: A")]
+    steps = chain.facts(chain.surrogate)["steps"]
+    assert steps <= config.surrogate.steps / 6
