@@ -1,0 +1,126 @@
+"""The efficacy benchmark on toys: every arm, the table, and what is found again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.efficacy import LABELS, EfficacyConfig, measure_situation
+from albat_core.efficacy_table import RESULTS, TABLE, data_multiplier, tabulate
+from albat_core.errors import ConfigError
+from flows.config import load_efficacy
+from tests.toys import write_run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EfficacyConfig:
+    """Two tasks on toys, one seed, a short curve and grid."""
+    folder = tmp_path_factory.mktemp("efficacy")
+    run = yaml.safe_load(write_run(folder).read_text())
+    run["mixture"]["alpha"] = "auto"
+    run["split"] |= {"use": 0.5}
+    adaptation = run.pop("adaptation")
+    path = folder / "benchmark.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "seeds": [0, 1],
+                "alphas": [0.5],
+                "shares": [0.7, 1.0],
+                "run": run,
+                "situations": {
+                    "plants": {"adaptation": adaptation},
+                    "gentle": {"adaptation": adaptation, "finetune": {"learning_rate": 0.001}},
+                },
+            },
+            sort_keys=False,
+        )
+    )
+    return load_efficacy(str(path))
+
+
+def test_settings_of_a_task_stand_beside_those_of_all(config: EfficacyConfig) -> None:
+    plants, gentle = (each.run for each in config.situations)
+    assert (plants.name, gentle.name) == ("plants", "gentle")
+    assert plants.finetune.learning_rate == 0.002
+    assert gentle.finetune.learning_rate == 0.001
+    assert gentle.finetune.steps == plants.finetune.steps == 12
+    assert Path(plants.backbone.path).is_absolute()
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("seeds: []\nsituations: {a: {backbone: {path: x}, corpus: {path: y}}}\n")
+    with pytest.raises(ConfigError, match=r"(?s)adaptation.*seeds|seeds.*adaptation"):
+        load_efficacy(str(path))
+
+
+@pytest.fixture(scope="module")
+def results(config: EfficacyConfig) -> list:
+    return [
+        r for seed in config.seeds for r in measure_situation(config.situations[0], config, seed)
+    ]
+
+
+def test_every_arm_is_measured_with_its_compute(config: EfficacyConfig, results: list) -> None:
+    first = {r.arm: r for r in results if r.seed == 0}
+    assert set(first) == {*LABELS, "alpha 0.5", "share 0.7"}
+    assert first["untouched"].passes == 0
+    assert first["albat"].passes > first["adaptation_only"].passes
+    assert first["more_steps"].passes > first["adaptation_only"].passes
+    assert first["albat"].alpha == first["nearest"].alpha == first["random"].alpha
+    assert first["alpha 0.5"].alpha == 0.5
+    evaluations = {r.evaluation.key for r in results}
+    assert len(evaluations) > len(results) / 2  # arms and seeds are not one and the same
+
+
+def test_what_was_measured_is_found_again(config: EfficacyConfig, results: list) -> None:
+    again = measure_situation(config.situations[0], config, 0)
+    assert all(r.evaluation.reused for r in again)
+    assert [r.evaluation.key for r in again] == [r.evaluation.key for r in results if r.seed == 0]
+
+
+def test_the_table_says_what_the_losses_say(config: EfficacyConfig, results: list) -> None:
+    runtime = config.situations[0].run.runtime
+    store = ArtifactStore(runtime.root)
+    ref = tabulate(results, 0, runtime)
+    rows = {row["arm"]: row for row in yaml.safe_load((store.folder(ref) / RESULTS).read_text())}
+    losses = {
+        arm: np.mean([store.manifest(r.evaluation).facts["loss"] for r in results if r.arm == arm])
+        for arm in rows
+    }
+    for arm, row in rows.items():
+        assert row["loss"]["value"] == pytest.approx(losses[arm])
+        gain = losses["adaptation_only"] - losses[arm]
+        assert row["gain"]["value"] == pytest.approx(gain, abs=1e-9)
+        assert row["gain"]["low"] <= row["gain"]["value"] + 1e-9
+    assert rows["adaptation_only"]["multiplier"]["value"] == 1
+    assert rows["adaptation_only"]["passes"] == 1
+    text = (store.folder(ref) / TABLE).read_text()
+    assert text.count("\n|") == len(rows) + 2
+    assert "| gradient similarity (LESS) |" in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (3.0, 1.0),
+        (2.5, 2.0),
+        (2.25, 2 * 2**0.5),  # halfway in the logarithm of the share
+        (2.0, 4.0),
+        (1.0, 10.0),  # better than all of the data: at least so many times
+        (3.25, 2**-0.5),  # the first piece goes on
+    ],
+)
+def test_multiplier_is_read_off_the_curve(loss: float, expected: float) -> None:
+    shares = np.array([0.1, 0.2, 0.4, 1.0])
+    losses = np.array([3.0, 2.5, 2.0, 1.5])
+    assert data_multiplier(shares, losses, loss) == pytest.approx(expected)
+
+
+def test_a_curve_that_rises_is_made_falling() -> None:
+    shares = np.array([0.1, 0.2, 0.4, 1.0])
+    assert data_multiplier(shares, np.array([3.0, 3.1, 2.0, 2.0]), 2.0) == pytest.approx(4.0)
+    assert data_multiplier(shares, np.array([3.0, 3.1, 3.2, 3.0]), 3.5) == 1.0
