@@ -7,7 +7,9 @@ export GOMP_SPINCOUNT ?= 1000
 # Memory that a step frees is kept for the next one: to ask the system for it anew takes time.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648
 
-.PHONY: help setup demo demo-image test lint bench clean
+LARGE_BACKBONE := examples/efficacy/backbone-large
+
+.PHONY: help setup demo demo-image test lint bench bench-efficacy clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +37,15 @@ lint: .venv/ready ## Check style and types.
 
 bench: .venv/ready ## Measure speed and memory; print the figures.
 	$(BIN)/python -m bench.speed
+
+bench-efficacy: .venv/ready ## Compare scorers and baselines on three tasks (LARGE=1: ten times the size, for a GPU).
+ifdef LARGE
+	test -d $(LARGE_BACKBONE) || $(BIN)/python examples/text/pretrain.py --corpus 'medquad-*' general-wikitext \
+		--width 384 --layers 6 --device cuda --out $(LARGE_BACKBONE)
+	$(BIN)/albat bench efficacy examples/efficacy/text-large.yaml --out docs
+else
+	$(BIN)/albat bench efficacy examples/efficacy/text.yaml --out docs
+endif
 
 clean: ## Remove what runs and tests made, but not the environment.
 	rm -rf .albat runs .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ LABELS = {
     ADAPTATION_ONLY: "adaptation data only",
     "more_steps": "adaptation data only, with ALBAT's compute",
     "penalty": "penalty towards the backbone's outputs",
+    "rows_alone": "ALBAT without the penalty",
     RANDOM: "random corpus rows",
     "nearest": "nearest neighbours (RDS+)",
     "ngram": "hashed n-grams (DSIR)",
@@ -113,6 +114,7 @@ def measure_situation(situation: Situation, config: EfficacyConfig, seed: int) -
     store = ArtifactStore(run.runtime.root)
     results = []
     arms = 6 + len(config.scorers) + len(config.alphas) + len(config.shares)
+    arms += bool(run.finetune.penalty)
     with track(f"{situation.name}, seed {seed}", arms, ARMS) as advance:
         for arm, its, role in _arms(run, config, store):
             results.append(_result(situation.name, arm, Chain(its), role, store))
@@ -124,13 +126,17 @@ def _arms(
     run: RunConfig, config: EfficacyConfig, store: ArtifactStore
 ) -> Iterator[tuple[str, RunConfig, str]]:
     """Yield each arm's name, its run, and which of the run's arms it is."""
+    plain = with_settings(run, finetune={"penalty": 0.0}, surrogate={"penalty": 0.0})
     yield UNTOUCHED, run, UNTOUCHED
-    yield ADAPTATION_ONLY, run, ADAPTATION_ONLY
+    yield ADAPTATION_ONLY, plain, ADAPTATION_ONLY
     yield ALBAT, run, ALBAT
-    own, whole = (_compute(store, _trained(run, arm))[0] for arm in (ADAPTATION_ONLY, ALBAT))
+    own = _compute(store, _trained(plain, ADAPTATION_ONLY))[0]
+    whole = _compute(store, _trained(run, ALBAT))[0]
     steps = round(run.finetune.steps * whole / own)
-    yield "more_steps", with_settings(run, finetune={"steps": steps}), ADAPTATION_ONLY
-    yield "penalty", with_settings(run, finetune={"penalty": config.penalty}), ADAPTATION_ONLY
+    yield "more_steps", with_settings(plain, finetune={"steps": steps}), ADAPTATION_ONLY
+    yield "penalty", with_settings(plain, finetune={"penalty": config.penalty}), ADAPTATION_ONLY
+    if run.finetune.penalty:
+        yield "rows_alone", plain, ALBAT
     alpha = Chain(run).alpha
     for scorer in ("random", *config.scorers):
         settings = {n: dict(v) for n, v in _SCORER_SETTINGS.get(scorer, {}).items()}
@@ -141,7 +147,7 @@ def _arms(
         yield f"alpha {each:g}", with_settings(run, mixture={"alpha": each}), ALBAT
     for share in config.shares:
         name = "all" if share == 1 else f"share {share:g}"
-        yield name, with_settings(run, split={"use": share}), ADAPTATION_ONLY
+        yield name, with_settings(plain, split={"use": share}), ADAPTATION_ONLY
 
 
 def _trained(run: RunConfig, role: str) -> Chain:

@@ -23,7 +23,7 @@ from albat_core.theory import Estimate, Floats, FoldGradients, estimate_terms
 
 STAGE = "mixing"
 STAGE_VERSION = 1
-LEAST = 0.05
+LEAST = 0.02
 """A mixing weight below this is not worth the rows: do not mix."""
 HIGHEST = 0.9
 """The adaptation set always keeps a part in the objective: estimates are not that sure."""

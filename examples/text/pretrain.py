@@ -184,7 +184,8 @@ def train(model, windows, tokenizer, generator, arguments):
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate(step, steps, arguments.lr, arguments.warm_up)
         ids, labels = collate([windows[i] for i in batch], tokenizer.pad_token_id)
-        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
+        ids, labels = ids.to(arguments.device), labels.to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bf16):
             loss = token_losses(model, ids, labels, "mean")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -240,13 +241,14 @@ def main():
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50, help="steps between log lines")
     parser.add_argument("--max-steps", type=int, default=0, help="stop early, for a trial")
     arguments = parser.parse_args()
 
-    generator = torch.Generator().manual_seed(arguments.seed)
+    generator = torch.Generator().manual_seed(arguments.seed)  # on the CPU, whatever computes
     folder = arguments.data / "corpus"
     corpus = sorted({p for name in arguments.corpus for p in folder.glob(f"{name}.parquet")})
     texts = [text for path in corpus for _, text in read_rows(path)]
@@ -258,14 +260,14 @@ def main():
         f"{sum(p.numel() for p in model.parameters())} parameters",
         flush=True,
     )
-    train(model, windows, tokenizer, generator, arguments)
+    train(model.to(arguments.device), windows, tokenizer, generator, arguments)
 
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.to(torch.bfloat16).save_pretrained(arguments.out)
+    model.to("cpu", torch.bfloat16).save_pretrained(arguments.out)
     save_tokenizer(tokenizer, arguments.out)
 
     # What counts is the saved model: its rounded weights, computed with in full precision.

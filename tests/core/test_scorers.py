@@ -30,7 +30,7 @@ from tests.pictures import write_image_run
 
 Floats = NDArray[np.float64]
 Named = dict[str, torch.Tensor]
-DIMENSION = 512
+DIMENSION, DAMPING = 512, 3.0
 NOISE = FixedNoise(levels=2)
 SURROGATE = FinetuneConfig(
     steps=6, batch_size=4, evaluate_every=3, warmup=4, learning_rate=0.01, noise_levels=2,
@@ -64,8 +64,8 @@ class Scored:
 
     def chain(self, scorer: str) -> Chain:
         scoring = ScoringConfig(
-            scorer=scorer, dimension=DIMENSION, checkpoints=2, noise_levels=NOISE.levels,
-            batch_tokens=300,
+            scorer=scorer, dimension=DIMENSION, damping=DAMPING, checkpoints=2, batch_tokens=300,
+            noise_levels=NOISE.levels,
         )  # fmt: skip
         changes = {"scoring": scoring, "surrogate": SURROGATE}
         return Chain(self.run.model_copy(update=changes))
@@ -162,7 +162,7 @@ def test_matching_is_of_the_gradients_at_the_surrogate(scored: Scored) -> None:
             np.stack([projected(g) for g in gradients_one_by_one(backbone, examples)])
             for examples in scored.rows("matching")
         )
-    root = metric_root(np.concatenate([corpus, target]), ScoringConfig().damping)
+    root = metric_root(np.concatenate([corpus, target]), DAMPING)
     weights, _ = matching_weights(corpus @ root, target.mean(axis=0) @ root)
     np.testing.assert_allclose(found, weights * len(weights), atol=0.02 * found.max())
     assert found.mean() == pytest.approx(1, abs=1e-5)

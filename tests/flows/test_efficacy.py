@@ -21,6 +21,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EfficacyConfig:
     run = yaml.safe_load(write_run(folder).read_text())
     run["mixture"]["alpha"] = "auto"
     run["split"] |= {"use": 0.5}
+    for training in ("finetune", "surrogate"):
+        run[training] = run[training] | {"penalty": 0.2}
     adaptation = run.pop("adaptation")
     path = folder / "benchmark.yaml"
     path.write_text(
