@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +11,19 @@ from pydantic import Field
 from albat_core.adaptation import read_role, role_digest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted, forward_units
+from albat_core.backbones.base import (
+    AdapterConfig,
+    Backbone,
+    BackboneConfig,
+    FixedNoise,
+    adapted,
+    forward_units,
+)
 from albat_core.encoding import Encodings
 from albat_core.gradients import Projection, example_gradients
 from albat_core.mixture import effective_sample_size, read_selection
-from albat_core.records import VALIDATION, Example
-from albat_core.seeding import numpy_generator
+from albat_core.records import TRAIN, VALIDATION, Example
+from albat_core.seeding import derive_seed, numpy_generator
 from albat_core.shards import read_rows
 from albat_core.stage import Runtime, StageConfig
 from albat_core.theory import Estimate, Floats, FoldGradients, estimate_terms
@@ -27,11 +34,15 @@ LEAST = 0.02
 """A mixing weight below this is not worth the rows: do not mix."""
 HIGHEST = 0.9
 """The adaptation set always keeps a part in the objective: estimates are not that sure."""
+_PARTS = 8  # of the documents, where gradients are those of a new adapter
 
 
 class MixingConfig(StageConfig):
     """How the mixing weight and the verdict are computed."""
 
+    at: Literal["surrogates", "start"] = "surrogates"
+    """Where gradients are looked at: at surrogates, each of which is trained; or at the untouched
+    backbone, which costs next to nothing and is less exact."""
     folds: int = Field(3, ge=1, le=100)
     """Surrogates trained, each without another part of the adaptation documents, at most
     `split.folds`; more give a narrower interval."""
@@ -52,22 +63,27 @@ class MixingConfig(StageConfig):
 
 def estimate_mixing(
     selection: ArtifactRef,
+    adaptation: ArtifactRef,
     folds: Sequence[tuple[ArtifactRef, ArtifactRef]],
     encodings: Sequence[ArtifactRef],
     backbone_config: BackboneConfig,
+    adapter: AdapterConfig,
     config: MixingConfig,
     seed: int,
     runtime: Runtime,
 ) -> ArtifactRef:
-    """Compute alpha* and what the selection is worth, from gradients at the surrogates.
+    """Compute alpha* and what the selection is worth, from gradients.
 
     Args:
         selection: weighted corpus rows.
+        adaptation: the set that is adapted to.
         folds: adaptation set and surrogate of each; the surrogate did not see its validation rows.
+            None: gradients are those of a new adapter, and folds are made of the documents.
         encodings: costly inputs of the rows, where the backbone has any.
         backbone_config: what is adapted.
+        adapter: shape of a new adapter.
         config: how.
-        seed: of the rows drawn, and of the bootstrap.
+        seed: of the rows drawn, of a new adapter, and of the bootstrap.
         runtime: where and with what.
     """
     store = ArtifactStore(runtime.root)
@@ -77,41 +93,85 @@ def estimate_mixing(
         table = read_selection(store, selection)
         weights = table["weight"].to_numpy()
         rows = _drawn_rows(store, table, weights, config.rows, seed)
-        projection, noise = Projection(config.dimension), FixedNoise(config.noise_levels)
-        found, passes = [], 0
+        measure = _Measure(config)
         with open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone:
-            for number, (adaptation, surrogate) in enumerate(folds, 1):
-                heldout = read_role(store, adaptation, VALIDATION)
-                label = f"gradients of fold {number}/{len(folds)}"
-                encoded = backbone.encode([*heldout, *rows])
-                passes += 3 * forward_units(backbone, encoded, noise)
-                with adapted(backbone, store.folder(surrogate)):
-                    gradients = example_gradients(
-                        backbone, encoded, config.batch_tokens, noise, projection, label=label
-                    ).astype(np.float64)
-                found.append(
-                    FoldGradients(
-                        heldout=gradients[: len(heldout)],
-                        documents=np.array([e.document for e in heldout]),
-                        corpus=gradients[len(heldout) :],
+            if folds:
+                found = [
+                    measure.at_surrogate(
+                        backbone, store.folder(surrogate), read_role(store, split, VALIDATION), rows
                     )
-                )
+                    for split, surrogate in folds
+                ]
+            else:
+                backbone.attach_adapter(adapter, derive_seed(seed, "adapter"))
+                own = [e for r in (TRAIN, VALIDATION) for e in read_role(store, adaptation, r)]
+                found = measure.at_start(backbone, own, rows, seed)
         ess = effective_sample_size(weights) * config.stands_for
         estimate = estimate_terms(found, ess, config.damping, seed)
-        return Built(rows=len(rows), facts=_facts(estimate) | {"passes": passes})
+        return Built(rows=len(rows), facts=_facts(estimate) | {"passes": measure.passes})
 
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json") | {"seed": seed},
+        config.model_dump(mode="json") | {"seed": seed, "adapter": adapter.model_dump(mode="json")},
         {
             "selection": selection.key,
             "surrogates": [surrogate.key for _, surrogate in folds],
-            "heldout": [role_digest(store, adaptation, VALIDATION) for adaptation, _ in folds],
+            "heldout": [role_digest(store, split, VALIDATION) for split, _ in folds],
+            "adaptation": [role_digest(store, adaptation, r) for r in (TRAIN, VALIDATION)],
             "backbone": backbone_identity(backbone_config, runtime),
         },
         build,
     )
+
+
+class _Measure:
+    """Computes the gradients, and counts the units that go through the model."""
+
+    def __init__(self, config: MixingConfig) -> None:
+        self._config = config
+        self._noise = FixedNoise(config.noise_levels)
+        self._projection = Projection(config.dimension)
+        self.passes = 0
+
+    def at_surrogate(
+        self,
+        backbone: Backbone,
+        surrogate: Path,
+        heldout: Sequence[Example],
+        rows: Sequence[Example],
+    ) -> FoldGradients:
+        """Return gradients at a surrogate that was not trained on the examples held out."""
+        with adapted(backbone, surrogate):
+            found = self._gradients(backbone, [*heldout, *rows])
+        documents = np.array([e.document for e in heldout])
+        return FoldGradients(found[: len(heldout)], documents, found[len(heldout) :])
+
+    def at_start(
+        self, backbone: Backbone, own: Sequence[Example], rows: Sequence[Example], seed: int
+    ) -> list[FoldGradients]:
+        """Return gradients at the attached adapter, with each part of the documents held out."""
+        found = self._gradients(backbone, [*own, *rows])
+        gradients, corpus = found[: len(own)], found[len(own) :]
+        documents = np.array([e.document for e in own])
+        names = numpy_generator(seed, "folds").permutation(np.unique(documents))
+        parts = [np.isin(documents, part) for part in np.array_split(names, _PARTS) if len(part)]
+        return [
+            FoldGradients(gradients[part], documents[part], corpus, trained=gradients[~part])
+            for part in parts
+        ]
+
+    def _gradients(self, backbone: Backbone, examples: Sequence[Example]) -> Floats:
+        encoded = backbone.encode(examples)
+        self.passes += 3 * forward_units(backbone, encoded, self._noise)
+        return example_gradients(
+            backbone,
+            encoded,
+            self._config.batch_tokens,
+            self._noise,
+            self._projection,
+            label="gradients",
+        ).astype(np.float64)
 
 
 def _drawn_rows(

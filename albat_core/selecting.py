@@ -228,8 +228,9 @@ class Selecting:
         return self._run(
             "estimate what it is worth",
             estimate_mixing,
-            self.selection, self.folds, [*self.own_encodings, *self.corpus_encodings],
-            self._backbone, c.mixing, c.seed, self._runtime,
+            self.selection, self.adaptation, self.folds if c.mixing.at == "surrogates" else [],
+            [*self.own_encodings, *self.corpus_encodings],
+            self._backbone, c.surrogate.adapter, c.mixing, c.seed, self._runtime,
         )  # fmt: skip
 
     @property

@@ -118,17 +118,20 @@ def metric_root(gradients: Floats, damping: float) -> Floats:
 
 @dataclass(frozen=True)
 class FoldGradients:
-    """Gradients at a surrogate that was trained without one fold of the adaptation documents.
+    """Gradients at one adapter, beside which a fold of the adaptation documents is held out.
 
     Args:
         heldout: (n, d) of the fold's examples.
         documents: (n,) which document each belongs to.
         corpus: (m, d) of selected rows, drawn by their weights.
+        trained: (t, d) of the other folds' examples; None at a surrogate that was trained on them,
+            where their mean is about 0.
     """
 
     heldout: Floats
     documents: NDArray[np.str_]
     corpus: Floats
+    trained: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -153,16 +156,17 @@ def estimate_terms(
     seed: int,
     draws: int = 2000,
 ) -> Estimate:
-    """Estimate the terms by cross-fitting: no example's gradient is at a surrogate that saw it.
+    """Estimate the terms by cross-fitting: held-out examples are none that were trained on.
 
-    At a surrogate with the error e = phi - phi*, the expected gradient of held-out examples is H e
-    and that of the selection b + H e. In the metric H^-1, over draws of the adaptation set,
+    At any adapter phi, with e = phi - phi*, gradients are to first order: of held-out examples H e
+    in the mean, of the selection b + H e, and of the examples trained on H e plus a noise z whose
+    size is what V_T tells of. In the metric H^-1, over draws of the adaptation set,
 
-        <heldout, selection> = V_T,   |selection|^2 = V_T + B,   and V_w = tr(H^-1 S_w) / ESS,
+        <heldout - trained, selection - trained> = |z|^2 = V_T,   |selection - trained|^2 = V_T + B,
 
-    so alpha* is the step from the surrogate along the selection's gradient that helps held-out
-    documents most, and a factor that H is known up to cancels in it. Negative estimates are 0.
-    Intervals are percentiles of a bootstrap over the held-out documents.
+    and V_w = tr(H^-1 S_w) / ESS. So alpha* is the mixture of the two mean gradients that comes
+    nearest the held-out one, and a factor that H is known up to cancels in it. Negative estimates
+    are 0. Intervals are percentiles of a bootstrap over the held-out documents.
 
     Args:
         folds: at least one.
@@ -179,9 +183,12 @@ def estimate_terms(
         corpus = fold.corpus @ whitening
         mean, rows = corpus.mean(axis=0), len(corpus)
         spread = float(np.square(corpus - mean).sum() / max(rows - 1, 1))
-        products.append(fold.heldout @ whitening @ mean)
+        trained = np.zeros(len(mean)) if fold.trained is None else fold.trained.mean(axis=0)
+        trained = trained @ whitening
+        apart = mean - trained
+        products.append((fold.heldout @ whitening - trained) @ apart)
         documents.append([f"{number}/{name}" for name in fold.documents])
-        lengths.append(float(mean @ mean) - spread / rows)  # less what drawing few rows adds
+        lengths.append(float(apart @ apart) - spread / rows)  # less what drawing few rows adds
         spreads.append(spread)
     pull, size = _by_document(np.concatenate(products), np.concatenate(documents))
     length, corpus_variance = float(np.mean(lengths)), float(np.mean(spreads)) / effective_rows

@@ -58,8 +58,9 @@ def test_a_selection_of_another_topic_is_worth_less(
 
     def worth(chain: Chain) -> float:
         ref = estimate_mixing(
-            chain.selection, computed.folds, [], c.backbone, c.mixing, c.seed, c.runtime
-        )
+            chain.selection, computed.adaptation, computed.folds, [], c.backbone,
+            c.surrogate.adapter, c.mixing, c.seed, c.runtime,
+        )  # fmt: skip
         return float(store.manifest(ref).facts["alpha_estimate"])
 
     corpus = c.corpus[0].path
@@ -118,7 +119,4 @@ def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:
     chain = Chain(quick)
     facts = chain.facts(chain.mixing)
     assert np.isfinite(facts["alpha_estimate"])
-    labels = [stage.label for stage in chain.stages]
-    assert not [label for label in labels if label.startswith("fine-tune: A")]
-    steps = chain.facts(chain.surrogate)["steps"]
-    assert steps <= config.surrogate.steps / 6
+    assert not [stage for stage in chain.stages if stage.label.startswith("fine-tune")]

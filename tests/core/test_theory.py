@@ -170,6 +170,34 @@ def test_terms_are_estimated_from_gradients(shift: float) -> None:
     assert high - low < 0.2
 
 
+def test_terms_are_the_same_from_gradients_at_any_adapter() -> None:
+    """Least squares is quadratic: where the gradients are taken must not matter but by noise."""
+    generator = np.random.default_rng(6)
+    target, n = np.full(D, 0.4), 3 * D
+    drift = 0.7 * np.eye(D)[0]
+    found: dict[str, list[FoldGradients]] = {"start": [], "fit": []}
+    for _ in range(300):
+        x, own = covariates(generator, n), covariates(generator, n)
+        z = covariates(generator, M)
+        y, v = x @ target + generator.normal(size=n), own @ target + generator.normal(size=n)
+        u = z @ (target + drift) + generator.normal(size=M)
+        names = np.arange(n).astype(str)
+        for name, phi in (("start", np.zeros(D)), ("fit", np.linalg.lstsq(x, y, rcond=None)[0])):
+            found[name].append(
+                FoldGradients(
+                    heldout=own * (own @ phi - v)[:, None],
+                    documents=names,
+                    corpus=z * (z @ phi - u)[:, None],
+                    trained=x * (x @ phi - y)[:, None],
+                )
+            )
+    start, fit = (
+        estimate_terms(found[name], M, 1e-6, 0, draws=50).terms.alpha for name in ("start", "fit")
+    )
+    assert start == pytest.approx(fit, abs=0.12)
+    assert 0.6 < fit < 0.85
+
+
 def test_the_interval_covers_what_is_true() -> None:
     generator = np.random.default_rng(4)
     inside = 0
