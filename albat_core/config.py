@@ -33,6 +33,11 @@ def _makes_no_rows(others: ValidationInfo) -> bool:
     return bool(needs_prompts and not generated.prompts)
 
 
+def _whole_corpus(others: ValidationInfo) -> bool:
+    retrieval = others.data.get("retrieval")
+    return retrieval is not None and retrieval.pool == "corpus"
+
+
 Baseline = Literal["adaptation_only", "random", "generated"]
 
 
@@ -75,7 +80,7 @@ class RunConfig(StageConfig):
     """How the surrogate is trained, on the adaptation set alone."""
     scoring: ScoringConfig = ScoringConfig()
     """How candidates are scored."""
-    mixture: MixtureConfig = MixtureConfig()
+    mixture: MixtureConfig = Field(MixtureConfig(), validate_default=True)
     """How much backbone data is mixed in, and which."""
     mixing: MixingConfig = MixingConfig()
     """How the mixing weight is computed, and what the selection is worth."""
@@ -112,6 +117,25 @@ class RunConfig(StageConfig):
             raise ValueError(
                 "the corpus is compared with rows that the backbone makes: give generated.prompts, "
                 "or generated.freely for a language model"
+            )
+        return value
+
+    @field_validator("scoring")
+    @classmethod
+    def _neighbours_for_nearest(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:
+        if value.scorer == "nearest" and _whole_corpus(others):
+            raise ValueError("the scorer nearest needs retrieval.pool neighbours")
+        return value
+
+    @field_validator("mixture")
+    @classmethod
+    def _selects_what_is_there(cls, value: MixtureConfig, others: ValidationInfo) -> MixtureConfig:
+        if value.select == "turns" and _whole_corpus(others):
+            raise ValueError("with retrieval.pool corpus there are no turns: select top or gumbel")
+        scoring = others.data.get("scoring")
+        if value.weigh == "proportional" and scoring and scoring.scorer != "matching":
+            raise ValueError(
+                "weigh proportional needs the scorer matching, whose scores are weights"
             )
         return value
 

@@ -140,6 +140,19 @@ runtime: {device: tpu}
             {"baselines": ["randon"]},
             "'baselines.0': input should be 'adaptation_only', 'random' or 'generated'",
         ),
+        (
+            {"retrieval": {"pool": "corpus"}},
+            "'mixture': with retrieval.pool corpus there are no turns",
+        ),
+        (
+            {"retrieval": {"pool": "corpus"}, "scoring": {"scorer": "nearest"}},
+            "'scoring': the scorer nearest needs retrieval.pool neighbours",
+        ),
+        (
+            {"mixture": {"weigh": "proportional"}},
+            "'mixture': weigh proportional needs the scorer matching",
+        ),
+        ({"proxy": {"enabled": True}}, "'proxy': the corpus is compared with rows"),
         ({"name": "../run"}, "'name': string should match pattern"),
         ({"backbone": {"path": ""}}, "'backbone.path': string should have at least 1 character"),
         ({1: 2}, "'1'"),
