@@ -12,14 +12,14 @@ from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.writing import export_run, write_report
 from albat_core.retrieval import draw_candidates, take_candidates
 from albat_core.samples import draw_samples
-from albat_core.selecting import Execute, Selecting, call_each
+from albat_core.selecting import OWN_LABEL, Execute, Selecting, call_each
 from albat_core.shards import parts_of
 
 UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
 GENERATED, ALBAT = "generated", "albat"
 LABELS = {
     UNTOUCHED: "Backbone untouched",
-    ADAPTATION_ONLY: "Adaptation data only",
+    ADAPTATION_ONLY: OWN_LABEL,
     RANDOM: "With random corpus rows",
     GENERATED: "With generated rows",
     ALBAT: "ALBAT",
@@ -89,6 +89,7 @@ class Chain(Selecting):
             self._adapters[arm] = self._finetune(
                 LABELS[arm],
                 self.mixture(arm),
+                self.adaptation,
                 self.config.finetune,
                 self.generated_encodings if arm == GENERATED else self.corpus_encodings,
             )

@@ -15,10 +15,16 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.embedding import load_queries
 from albat_core.errors import InputError
 from albat_core.index import CorpusIndex, VectorIndex, load_index
-from albat_core.records import TEST, VALIDATION, Example, read_table, write_table
+from albat_core.records import (
+    TEST,
+    VALIDATION,
+    Example,
+    example_text,
+    read_table,
+    write_table,
+)
 from albat_core.retrieval import CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS, STAGE
 from albat_core.scorers.base import Candidates
-from albat_core.scorers.ngram import example_text
 from albat_core.stage import Runtime, StageConfig
 
 STAGE_VERSION = 1

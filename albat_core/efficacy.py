@@ -1,6 +1,6 @@
 """The efficacy benchmark: every scorer and every fair baseline, on several seeds, as a table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -112,32 +112,37 @@ def measure_situation(situation: Situation, config: EfficacyConfig, seed: int) -
     """Train and evaluate every arm of a situation with one seed, or find them finished."""
     run = situation.run.model_copy(update={"seed": seed})
     store = ArtifactStore(run.runtime.root)
-    results = []
+    results: dict[str, ArmResult] = {}
     arms = 6 + len(config.scorers) + len(config.alphas) + len(config.shares)
     arms += bool(run.finetune.penalty)
     with track(f"{situation.name}, seed {seed}", arms, ARMS) as advance:
-        for arm, its, role in _arms(run, config, store):
-            results.append(_result(situation.name, arm, Chain(its), role, store))
+        for arm, its, role in _arms(run, config, results):
+            results[arm] = _result(situation.name, arm, Chain(its), role, store)
             advance(1)
-    return results
+    return list(results.values())
 
 
 def _arms(
-    run: RunConfig, config: EfficacyConfig, store: ArtifactStore
+    run: RunConfig, config: EfficacyConfig, results: Mapping[str, ArmResult]
 ) -> Iterator[tuple[str, RunConfig, str]]:
-    """Yield each arm's name, its run, and which of the run's arms it is."""
+    """Yield each arm's name, its run, and which of the run's arms it is.
+
+    Args:
+        run: ALBAT's.
+        config: of the benchmark.
+        results: of the arms yielded so far, on which later ones depend.
+    """
     plain = with_settings(run, finetune={"penalty": 0.0}, surrogate={"penalty": 0.0})
     yield UNTOUCHED, run, UNTOUCHED
     yield ADAPTATION_ONLY, plain, ADAPTATION_ONLY
     yield ALBAT, run, ALBAT
-    own = _compute(store, _trained(plain, ADAPTATION_ONLY))[0]
-    whole = _compute(store, _trained(run, ALBAT))[0]
-    steps = round(run.finetune.steps * whole / own)
+    more = results[ALBAT].passes / results[ADAPTATION_ONLY].passes
+    steps = round(run.finetune.steps * more)
     yield "more_steps", with_settings(plain, finetune={"steps": steps}), ADAPTATION_ONLY
     yield "penalty", with_settings(plain, finetune={"penalty": config.penalty}), ADAPTATION_ONLY
     if run.finetune.penalty:
         yield "rows_alone", plain, ALBAT
-    alpha = Chain(run).alpha
+    alpha = results[ALBAT].alpha
     for scorer in ("random", *config.scorers):
         settings = {n: dict(v) for n, v in _SCORER_SETTINGS.get(scorer, {}).items()}
         settings["scoring"] = {"scorer": scorer}
@@ -148,12 +153,6 @@ def _arms(
     for share in config.shares:
         name = "all" if share == 1 else f"share {share:g}"
         yield name, with_settings(plain, split={"use": share}), ADAPTATION_ONLY
-
-
-def _trained(run: RunConfig, role: str) -> Chain:
-    chain = Chain(run)
-    chain.adapter(role)
-    return chain
 
 
 def _compute(store: ArtifactStore, chain: Chain) -> tuple[int, float]:

@@ -11,6 +11,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.chain import ADAPTATION_ONLY, ALBAT
 from albat_core.efficacy import LABELS, ArmResult
 from albat_core.evaluation import document_losses
+from albat_core.report.content import Interval
 from albat_core.seeding import numpy_generator
 from albat_core.stage import Runtime
 
@@ -24,16 +25,6 @@ Draw = list[tuple[int, NDArray[np.int64]]]
 """Seeds and, for each, the held-out documents drawn."""
 
 
-class Value(BaseModel):
-    """A figure with its 95% interval over seeds and documents."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    value: float
-    low: float
-    high: float
-
-
 class Row(BaseModel):
     """What an arm came to over all seeds."""
 
@@ -41,10 +32,11 @@ class Row(BaseModel):
 
     situation: str
     arm: str
-    loss: Value
-    gain: Value
+    loss: Interval
+    """Over seeds and documents, as all intervals here."""
+    gain: Interval
     """Loss of adaptation data only less this arm's, paired by document."""
-    multiplier: Value
+    multiplier: Interval
     """Measured: how many times the adaptation data would be needed for this loss without corpus."""
     alphas: tuple[float, ...]
     """By seed."""
@@ -66,10 +58,9 @@ class Measured:
 
     def __init__(self, store: ArtifactStore, results: Sequence[ArmResult]) -> None:
         self.seeds = sorted({r.seed for r in results})
-        self.arms = list(dict.fromkeys(r.arm for r in results))
         self.by_arm = {
             arm: sorted((r for r in results if r.arm == arm), key=lambda r: r.seed)
-            for arm in self.arms
+            for arm in dict.fromkeys(r.arm for r in results)
         }
         found = {arm: [document_losses(store, r.evaluation) for r in rows]
                  for arm, rows in self.by_arm.items()}  # fmt: skip
@@ -161,10 +152,10 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
     return rows
 
 
-def _value(found: Floats) -> Value:
+def _value(found: Floats) -> Interval:
     """Return the first, which is measured on everything, with the interval of the others."""
     low, high = np.quantile(found[1:], [0.025, 0.975])
-    return Value(value=float(found[0]), low=float(low), high=float(high))
+    return Interval(value=float(found[0]), low=float(low), high=float(high))
 
 
 def tabulate(results: Sequence[ArmResult], seed: int, runtime: Runtime) -> ArtifactRef:
@@ -225,5 +216,5 @@ def _line(row: Row) -> str:
     )
 
 
-def _shown(value: Value, form: str) -> str:
+def _shown(value: Interval, form: str) -> str:
     return f"{value.value:{form}} ({value.low:{form}} to {value.high:{form}})"

@@ -9,9 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from albat_core.backbones.base import Backbone, Encoded, FixedNoise, length_batches
+from albat_core.backbones.base import (
+    Backbone,
+    Encoded,
+    FixedNoise,
+    forward_units,
+    length_batches,
+)
 from albat_core.errors import BackboneError
 from albat_core.progress import track
+from albat_core.records import Example
 from albat_core.seeding import torch_generator
 
 Gradients = NDArray[np.float32]
@@ -101,6 +108,43 @@ def example_gradients(
             found[positions] = sketch.cpu().numpy()
             advance(len(batch))
     return found
+
+
+class AdapterGradients:
+    """Takes gradients of examples at the adapter that a backbone has, and counts what they cost.
+
+    Args:
+        backbone: whose adapter, whichever is attached at the time.
+        batch_tokens: tokens in a batch.
+        noise: the same for every example.
+        dimension: of the projection, which all share.
+    """
+
+    def __init__(
+        self, backbone: Backbone, batch_tokens: int, noise: FixedNoise, dimension: int
+    ) -> None:
+        self._backbone = backbone
+        self._batch_tokens = batch_tokens
+        self._noise = noise
+        self._projection = Projection(dimension)
+        self.passes = 0
+        """Units that went through the model so far; a backward pass counts for two."""
+
+    def of(
+        self, examples: Sequence[Example], label: str = "", transform: Transform | None = None
+    ) -> Gradients:
+        """Return the gradients of examples, (n, k) float32, see ``example_gradients``."""
+        encoded = self._backbone.encode(examples)
+        self.passes += 3 * forward_units(self._backbone, encoded, self._noise)
+        return example_gradients(
+            self._backbone,
+            encoded,
+            self._batch_tokens,
+            self._noise,
+            self._projection,
+            transform,
+            label,
+        )
 
 
 @contextmanager

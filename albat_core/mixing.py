@@ -17,10 +17,9 @@ from albat_core.backbones.base import (
     BackboneConfig,
     FixedNoise,
     adapted,
-    forward_units,
 )
 from albat_core.encoding import Encodings
-from albat_core.gradients import Projection, example_gradients
+from albat_core.gradients import AdapterGradients
 from albat_core.mixture import effective_sample_size, read_selection
 from albat_core.records import TRAIN, VALIDATION, Example
 from albat_core.seeding import derive_seed, numpy_generator
@@ -35,6 +34,7 @@ LEAST = 0.02
 HIGHEST = 0.9
 """The adaptation set always keeps a part in the objective: estimates are not that sure."""
 _PARTS = 8  # of the documents, where gradients are those of a new adapter
+_LABEL = "gradients"
 
 
 class MixingConfig(StageConfig):
@@ -93,22 +93,24 @@ def estimate_mixing(
         table = read_selection(store, selection)
         weights = table["weight"].to_numpy()
         rows = _drawn_rows(store, table, weights, config.rows, seed)
-        measure = _Measure(config)
         with open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone:
+            noise = FixedNoise(config.noise_levels)
+            gradients = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
             if folds:
                 found = [
-                    measure.at_surrogate(
-                        backbone, store.folder(surrogate), read_role(store, split, VALIDATION), rows
+                    _at_surrogate(
+                        gradients, backbone, store.folder(surrogate),
+                        read_role(store, split, VALIDATION), rows,
                     )
                     for split, surrogate in folds
-                ]
+                ]  # fmt: skip
             else:
                 backbone.attach_adapter(adapter, derive_seed(seed, "adapter"))
                 own = [e for r in (TRAIN, VALIDATION) for e in read_role(store, adaptation, r)]
-                found = measure.at_start(backbone, own, rows, seed)
+                found = _at_start(gradients, own, rows, seed)
         ess = effective_sample_size(weights) * config.stands_for
         estimate = estimate_terms(found, ess, config.damping, seed)
-        return Built(rows=len(rows), facts=_facts(estimate) | {"passes": measure.passes})
+        return Built(rows=len(rows), facts=_facts(estimate) | {"passes": gradients.passes})
 
     return store.produce(
         STAGE,
@@ -125,53 +127,33 @@ def estimate_mixing(
     )
 
 
-class _Measure:
-    """Computes the gradients, and counts the units that go through the model."""
+def _at_surrogate(
+    gradients: AdapterGradients,
+    backbone: Backbone,
+    surrogate: Path,
+    heldout: Sequence[Example],
+    rows: Sequence[Example],
+) -> FoldGradients:
+    """Return gradients at a surrogate that was not trained on the examples held out."""
+    with adapted(backbone, surrogate):
+        found = gradients.of([*heldout, *rows], _LABEL).astype(np.float64)
+    documents = np.array([e.document for e in heldout])
+    return FoldGradients(found[: len(heldout)], documents, found[len(heldout) :])
 
-    def __init__(self, config: MixingConfig) -> None:
-        self._config = config
-        self._noise = FixedNoise(config.noise_levels)
-        self._projection = Projection(config.dimension)
-        self.passes = 0
 
-    def at_surrogate(
-        self,
-        backbone: Backbone,
-        surrogate: Path,
-        heldout: Sequence[Example],
-        rows: Sequence[Example],
-    ) -> FoldGradients:
-        """Return gradients at a surrogate that was not trained on the examples held out."""
-        with adapted(backbone, surrogate):
-            found = self._gradients(backbone, [*heldout, *rows])
-        documents = np.array([e.document for e in heldout])
-        return FoldGradients(found[: len(heldout)], documents, found[len(heldout) :])
-
-    def at_start(
-        self, backbone: Backbone, own: Sequence[Example], rows: Sequence[Example], seed: int
-    ) -> list[FoldGradients]:
-        """Return gradients at the attached adapter, with each part of the documents held out."""
-        found = self._gradients(backbone, [*own, *rows])
-        gradients, corpus = found[: len(own)], found[len(own) :]
-        documents = np.array([e.document for e in own])
-        names = numpy_generator(seed, "folds").permutation(np.unique(documents))
-        parts = [np.isin(documents, part) for part in np.array_split(names, _PARTS) if len(part)]
-        return [
-            FoldGradients(gradients[part], documents[part], corpus, trained=gradients[~part])
-            for part in parts
-        ]
-
-    def _gradients(self, backbone: Backbone, examples: Sequence[Example]) -> Floats:
-        encoded = backbone.encode(examples)
-        self.passes += 3 * forward_units(backbone, encoded, self._noise)
-        return example_gradients(
-            backbone,
-            encoded,
-            self._config.batch_tokens,
-            self._noise,
-            self._projection,
-            label="gradients",
-        ).astype(np.float64)
+def _at_start(
+    gradients: AdapterGradients, own: Sequence[Example], rows: Sequence[Example], seed: int
+) -> list[FoldGradients]:
+    """Return gradients at the attached adapter, with each part of the documents held out."""
+    found = gradients.of([*own, *rows], _LABEL).astype(np.float64)
+    target, corpus = found[: len(own)], found[len(own) :]
+    documents = np.array([e.document for e in own])
+    names = numpy_generator(seed, "folds").permutation(np.unique(documents))
+    parts = [np.isin(documents, part) for part in np.array_split(names, _PARTS) if len(part)]
+    return [
+        FoldGradients(target[part], documents[part], corpus, trained=target[~part])
+        for part in parts
+    ]
 
 
 def _drawn_rows(

@@ -117,6 +117,13 @@ class Example:
         return hashlib.blake2b(canonical_json(seen).encode(), digest_size=16).hexdigest()
 
 
+def example_text(example: Example) -> str:
+    """Return all that is written in an example: its text or caption, or a chat's contents."""
+    if example.messages is not None:
+        return "\n".join(message["content"] for message in example.messages)
+    return example.text or ""
+
+
 def examples_to_table(examples: Iterable[Example]) -> pa.Table:
     """Return examples as a table of ``EXAMPLE_SCHEMA``."""
     return pa.Table.from_pylist([asdict(e) for e in examples], schema=EXAMPLE_SCHEMA)

@@ -15,6 +15,7 @@ from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise, adap
 from albat_core.encoding import Encodings
 from albat_core.errors import BackboneError
 from albat_core.finetuning.checkpoint import read_checkpoints
+from albat_core.gradients import AdapterGradients
 from albat_core.records import (
     SCORE_SCHEMA,
     TRAIN,
@@ -189,14 +190,12 @@ def _scorer(
     config: ScoringConfig,
     noise: FixedNoise,
 ) -> Scorer:
+    if config.scorer not in _OF_GRADIENTS:
+        return Advantage(backbone, config.batch_tokens, noise)
+    gradients = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
     if config.scorer == "gradient":
-        kept = read_checkpoints(surrogate)
-        return Gradient(backbone, kept, heldout, config.batch_tokens, noise, config.dimension)
-    if config.scorer == "matching":
-        return Matching(
-            backbone, heldout, config.batch_tokens, noise, config.dimension, config.damping
-        )
-    return Advantage(backbone, config.batch_tokens, noise)
+        return Gradient(backbone, read_checkpoints(surrogate), heldout, gradients)
+    return Matching(heldout, gradients, config.damping)
 
 
 def _noise(

@@ -30,6 +30,8 @@ from albat_core.shards import STAGE as SHARDS
 from albat_core.shards import Part, parts_of, row_notes
 from albat_core.sources import SourceConfig
 
+OWN_LABEL = "Adaptation data only"
+
 Each = Sequence[tuple[Any, ...]]
 Execute = Callable[[Callable[..., Any], Each, tuple[Any, ...]], list[Any]]
 
@@ -164,7 +166,7 @@ class Selecting:
     @cached_property
     def own_mixture(self) -> ArtifactRef:
         """The adaptation rows alone."""
-        return self._mixture(self.adaptation, None, 0.0, "Adaptation data only")
+        return self._mixture(self.adaptation, None, 0.0, OWN_LABEL)
 
     @cached_property
     def surrogate(self) -> ArtifactRef:
@@ -172,7 +174,7 @@ class Selecting:
         config = self.config.surrogate
         if self.config.scoring.scorer == "gradient":
             config = config.model_copy(update={"checkpoints": self.config.scoring.checkpoints})
-        return self._finetune("surrogate", self.own_mixture, config, [])
+        return self._finetune("surrogate", self.own_mixture, self.adaptation, config, [])
 
     @cached_property
     def scores(self) -> ArtifactRef:
@@ -211,14 +213,9 @@ class Selecting:
                 f"split by document, {label}",
                 split_adaptation, self.own, self.heldout, c.split, c.seed, self._runtime, fold,
             )  # fmt: skip
-            mixture = self._mixture(split, None, 0.0, f"surrogate of {label}")
-            surrogate = self._run(
-                f"fine-tune: surrogate of {label}",
-                finetune,
-                mixture, split, self.own_encodings, self._backbone, short, c.seed, self._runtime,
-                f"surrogate of {label}",
-            )  # fmt: skip
-            found.append((split, surrogate))
+            name = f"surrogate of {label}"
+            mixture = self._mixture(split, None, 0.0, name)
+            found.append((split, self._finetune(name, mixture, split, short, [])))
         return found
 
     @cached_property
@@ -269,13 +266,14 @@ class Selecting:
         self,
         label: str,
         mixture: ArtifactRef,
+        adaptation: ArtifactRef,
         config: FinetuneConfig,
         encodings: Sequence[ArtifactRef],
     ) -> ArtifactRef:
         return self._run(
             f"fine-tune: {label}",
             finetune,
-            mixture, self.adaptation, [*self.own_encodings, *encodings],
+            mixture, adaptation, [*self.own_encodings, *encodings],
             self._backbone, config, self.config.seed, self._runtime, label,
         )  # fmt: skip
 

@@ -31,10 +31,10 @@ app = typer.Typer(
     "computed is kept and found again: a command that was stopped goes on where it was.",
 )
 
-bench = typer.Typer(no_args_is_help=True, help="Measure what selection is worth.")
-app.add_typer(bench, name="bench", rich_help_panel="Look and prepare")
-
 _ALL, _STAGES, _LOOK = "The whole chain", "One stage, with what it needs", "Look and prepare"
+
+bench = typer.Typer(no_args_is_help=True, help="Measure what selection is worth.")
+app.add_typer(bench, name="bench", rich_help_panel=_LOOK)
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
 Root = Annotated[

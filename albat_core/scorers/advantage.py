@@ -7,7 +7,7 @@ import numpy as np
 from albat_core.backbones.base import Backbone, FixedNoise, forward_units
 from albat_core.losses import advantages
 from albat_core.records import Example
-from albat_core.scorers.base import Candidates, Scores
+from albat_core.scorers.base import LABEL, Candidates, Scores
 
 _LEVELS = (4, 8, 16, 32, 64)
 
@@ -36,9 +36,7 @@ class Advantage:
         for examples in candidates.blocks():
             encoded = self._backbone.encode(examples)
             self.passes += 2 * forward_units(self._backbone, encoded, self._noise)
-            found = advantages(
-                self._backbone, encoded, self._batch_tokens, self._noise, "score candidates"
-            )
+            found = advantages(self._backbone, encoded, self._batch_tokens, self._noise, LABEL)
             blocks.append((found.untouched, found.adapted, found.error))
         untouched, adapted, error = (np.concatenate(column) for column in zip(*blocks, strict=True))
         return {

@@ -15,6 +15,10 @@ Scores = NDArray[np.float64]
 _BLOCK = 4096  # candidates that are in memory at once
 
 
+LABEL = "score candidates"
+"""Names the progress line of work on all candidates."""
+
+
 class Candidates:
     """Candidates as scorers read them: rows a block at a time.
 
@@ -45,8 +49,9 @@ class Candidates:
 class Scorer(Protocol):
     """Gives candidates their scores: higher is better."""
 
-    passes: int
-    """Units that went through the model so far; a backward pass counts for two."""
+    @property
+    def passes(self) -> int:
+        """Units that went through the model so far; a backward pass counts for two."""
 
     def score(self, candidates: Candidates) -> dict[str, Scores]:
         """Return columns (n,) by name: ``score``, and the losses behind it where there are any."""

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from albat_core.backbones.base import Backbone, FixedNoise, forward_units
+from albat_core.backbones.base import Backbone
 from albat_core.finetuning.checkpoint import KeptCheckpoint
-from albat_core.gradients import Gradients, Projection, Transform, example_gradients
+from albat_core.gradients import AdapterGradients, Transform
 from albat_core.records import Example
-from albat_core.scorers.base import Candidates, Scores
+from albat_core.scorers.base import LABEL, Candidates, Scores
 
 _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8  # AdamW's rates, as the trainer has them
 
@@ -40,9 +40,7 @@ class Gradient:
         backbone: without an adapter.
         checkpoints: of the surrogate, at least one.
         heldout: adaptation examples that the surrogate was not trained on.
-        batch_tokens: tokens in a batch.
-        noise: the same for every example.
-        dimension: of the projection.
+        gradients: of the backbone's adapter.
     """
 
     def __init__(
@@ -50,17 +48,17 @@ class Gradient:
         backbone: Backbone,
         checkpoints: Sequence[KeptCheckpoint],
         heldout: Sequence[Example],
-        batch_tokens: int,
-        noise: FixedNoise,
-        dimension: int,
+        gradients: AdapterGradients,
     ) -> None:
         self._backbone = backbone
         self._checkpoints = checkpoints
         self._heldout = heldout
-        self._batch_tokens = batch_tokens
-        self._noise = noise
-        self._projection = Projection(dimension)
-        self.passes = 0
+        self._gradients = gradients
+
+    @property
+    def passes(self) -> int:
+        """Units that went through the model so far."""
+        return self._gradients.passes
 
     def score(self, candidates: Candidates) -> dict[str, Scores]:
         """Return the sum over checkpoints."""
@@ -69,22 +67,11 @@ class Gradient:
         for checkpoint in self._checkpoints:
             self._backbone.detach_adapter()
             self._backbone.load_adapter(checkpoint.adapter)
-            target = self._gradients(self._heldout, None).mean(axis=0)
+            target = self._gradients.of(self._heldout).mean(axis=0)
             step = adam_step(checkpoint.moments, self._backbone.device)
-            steps = np.concatenate([self._gradients(rows, step) for rows in candidates.blocks()])
+            steps = np.concatenate(
+                [self._gradients.of(rows, LABEL, step) for rows in candidates.blocks()]
+            )
             sizes = np.linalg.norm(steps, axis=1) * np.linalg.norm(target)
             scores += checkpoint.learning_rate / total * (steps @ target) / np.maximum(sizes, 1e-30)
         return {"score": scores}
-
-    def _gradients(self, examples: Sequence[Example], transform: Transform | None) -> Gradients:
-        encoded = self._backbone.encode(examples)
-        self.passes += 3 * forward_units(self._backbone, encoded, self._noise)
-        return example_gradients(
-            self._backbone,
-            encoded,
-            self._batch_tokens,
-            self._noise,
-            self._projection,
-            transform,
-            "score candidates" if transform else "",
-        )

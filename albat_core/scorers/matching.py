@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from albat_core.backbones.base import Backbone, FixedNoise, forward_units
-from albat_core.gradients import Projection, example_gradients
+from albat_core.gradients import AdapterGradients
 from albat_core.records import Example
-from albat_core.scorers.base import Candidates, Scores
+from albat_core.scorers.base import LABEL, Candidates, Scores
 from albat_core.theory import metric_root
 
 Floats = NDArray[np.float64]
@@ -86,44 +85,28 @@ class Matching:
     at the surrogate, the target's of examples that it was not trained on.
 
     Args:
-        backbone: with the surrogate's adapter attached.
         heldout: adaptation examples that the surrogate was not trained on.
-        batch_tokens: tokens in a batch.
-        noise: the same for every example.
-        dimension: of the projection.
+        gradients: of the surrogate, which is attached.
         damping: of the metric, see ``theory.metric_root``.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        heldout: Sequence[Example],
-        batch_tokens: int,
-        noise: FixedNoise,
-        dimension: int,
-        damping: float,
+        self, heldout: Sequence[Example], gradients: AdapterGradients, damping: float
     ) -> None:
-        self._backbone = backbone
         self._heldout = heldout
-        self._batch_tokens = batch_tokens
-        self._noise = noise
-        self._projection = Projection(dimension)
+        self._gradients = gradients
         self._damping = damping
-        self.passes = 0
+
+    @property
+    def passes(self) -> int:
+        """Units that went through the model so far."""
+        return self._gradients.passes
 
     def score(self, candidates: Candidates) -> dict[str, Scores]:
         """Return the weights times n."""
-        corpus = np.concatenate(
-            [self._gradients(rows, "score candidates") for rows in candidates.blocks()]
-        )
-        target = self._gradients(self._heldout, "")
+        corpus = np.concatenate([self._gradients.of(rows, LABEL) for rows in candidates.blocks()])
+        target = self._gradients.of(self._heldout)
+        corpus, target = corpus.astype(np.float64), target.astype(np.float64)
         whitening = metric_root(np.concatenate([corpus, target]), self._damping)
         weights, _ = matching_weights(corpus @ whitening, target.mean(axis=0) @ whitening)
         return {"score": weights * len(candidates)}
-
-    def _gradients(self, examples: Sequence[Example], label: str) -> Floats:
-        encoded = self._backbone.encode(examples)
-        self.passes += 3 * forward_units(self._backbone, encoded, self._noise)
-        return example_gradients(
-            self._backbone, encoded, self._batch_tokens, self._noise, self._projection, label=label
-        ).astype(np.float64)

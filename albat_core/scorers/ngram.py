@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.errors import InputError
-from albat_core.records import Example
+from albat_core.records import Example, example_text
 from albat_core.scorers.base import Candidates, Scores
 
 _TOKEN = re.compile(r"\w+|[^\w\s]+")  # NLTK's WordPunctTokenizer, as the reference uses
@@ -39,13 +39,6 @@ def ngram_counts(text: str, buckets: int) -> Counts:
     ngrams = tokens + [f"{first} {second}" for first, second in pairwise(tokens)]
     found = np.fromiter(map(hash_buckets, ngrams, repeat(buckets)), np.int64, len(ngrams))
     return np.bincount(found, minlength=buckets)
-
-
-def example_text(example: Example) -> str:
-    """Return all that is written in an example: its text or caption, or a chat's contents."""
-    if example.messages is not None:
-        return "\n".join(message["content"] for message in example.messages)
-    return example.text or ""
 
 
 class Ngram:
