@@ -3,15 +3,12 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from albat_core.adaptation import read_role
@@ -22,71 +19,12 @@ from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.evaluation import LOSSES
-from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.checkpoint import CheckpointFile
 from albat_core.finetuning.trainer import FinetuneConfig, Trainer, learning_rate
 from albat_core.losses import example_losses
-from albat_core.progress import Advance, Silent, reporting_to
+from albat_core.progress import reporting_to
 from albat_core.records import TEST, VALIDATION, read_table
-from albat_core.stage import Runtime
-
-STEPS = FinetuneConfig(
-    steps=20, batch_size=4, evaluate_every=5, warmup=2, learning_rate=0.02, adapter={"rank": 4}
-)
-
-
-class StopsAt(Silent):
-    """A person who stops the training after so many steps, or examples evaluated; or a crash."""
-
-    def __init__(self, count: int, of: str = "steps", error: type[Exception] = Interrupted) -> None:
-        self.left = count
-        self.of = of
-        self.error = error
-
-    @contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        def advance(done: int) -> None:
-            if unit == self.of:
-                self.left -= done
-                if self.left <= 0:
-                    raise self.error("stopped")
-
-        yield advance
-
-
-class Training:
-    """Trains on the toy mixture below a root of its own that shares the inputs."""
-
-    def __init__(self, chain: Chain, run: RunConfig, root: Path) -> None:
-        self.mixture, self.adaptation = chain.mixture(ALBAT), chain.adaptation
-        self.backbone = run.backbone
-        root.mkdir()
-        for stage in ("mixture", "adaptation"):
-            (root / stage).symlink_to(Path(run.runtime.root) / stage)
-        self.runtime = Runtime(root=str(root), device="cpu", checkpoint_seconds=1000)
-        self.store = ArtifactStore(str(root))
-
-    def run(self, config: FinetuneConfig = STEPS, seed: int = 0) -> ArtifactRef:
-        return finetune(
-            self.mixture, self.adaptation, [], self.backbone, config, seed, self.runtime
-        )
-
-    def weights(self, ref: ArtifactRef) -> dict[str, torch.Tensor]:
-        return load_file(self.store.folder(ref) / "adapter_model.safetensors")
-
-
-@pytest.fixture
-def training(chain: Chain, run_config: RunConfig, tmp_path: Path) -> Training:
-    return Training(chain, run_config, tmp_path / "one")
-
-
-@pytest.fixture
-def another(chain: Chain, run_config: RunConfig, tmp_path: Path) -> Training:
-    return Training(chain, run_config, tmp_path / "two")
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+from tests.core.trainings import STEPS, StopsAt, Training, same
 
 
 def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(

@@ -12,7 +12,6 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, adapted
 from albat_core.chain import Chain
-from albat_core.config import RunConfig
 from albat_core.errors import Interrupted
 from albat_core.finetuning.checkpoint import (
     CheckpointFile,
@@ -23,7 +22,7 @@ from albat_core.finetuning.checkpoint import (
 from albat_core.finetuning.trainer import FinetuneConfig, learning_rate, spread_waypoints
 from albat_core.progress import reporting_to
 from flows.config import load_config
-from tests.core.test_trainer import STEPS, StopsAt, Training, same
+from tests.core.trainings import STEPS, StopsAt, Training, same
 from tests.pictures import write_image_run
 
 KEEPING = STEPS.model_copy(update={"checkpoints": 3})
@@ -31,16 +30,6 @@ EVERY_STEP = KEEPING.model_copy(update={"evaluate_every": 1, "steps": 12, "check
 RESTLESS = KEEPING.model_copy(  # goes on past its best step
     update={"learning_rate": 0.2, "schedule": "constant", "evaluate_every": 2, "steps": 40}
 )
-
-
-@pytest.fixture
-def training(chain: Chain, run_config: RunConfig, tmp_path: Path) -> Training:
-    return Training(chain, run_config, tmp_path / "one")
-
-
-@pytest.fixture
-def another(chain: Chain, run_config: RunConfig, tmp_path: Path) -> Training:
-    return Training(chain, run_config, tmp_path / "two")
 
 
 def state_with(steps: list[int], best: int) -> TrainingState:
