@@ -14,7 +14,7 @@ from albat_core.backbones.base import AdapterConfig, Backbone, Encoded, FixedNoi
 from albat_core.backbones.language import LanguageBackbone
 from albat_core.chain import Chain
 from albat_core.errors import BackboneError
-from albat_core.gradients import Projection, Transform, example_gradients
+from albat_core.gradients import AdapterGradients, Projection, Transform, example_gradients
 from albat_core.records import TRAIN
 from tests.core.test_diffusion import CPU, config_of, cut
 from tests.pipelines import save_pipeline
@@ -157,3 +157,19 @@ def test_a_layer_of_another_kind_is_refused() -> None:
     layer = torch.nn.Embedding(4, 2)
     with pytest.raises(BackboneError, match="Embedding"):
         _layer_gradients("words", layer, torch.zeros(2, 3), torch.zeros(2, 3, 2), 2)
+
+
+def test_what_gradients_cost_is_counted(
+    chain: Chain, store: ArtifactStore, backbone: LanguageBackbone
+) -> None:
+    perturb(backbone)
+    examples = read_role(store, chain.adaptation, TRAIN)[:6]
+    encoded = backbone.encode(examples)
+    gradients = AdapterGradients(backbone, 1000, FixedNoise(), 64)
+    assert gradients.passes == 0
+    found = gradients.of(examples)
+    expected = example_gradients(backbone, encoded, 1000, FixedNoise(), Projection(64))
+    np.testing.assert_array_equal(found, expected)
+    gradients.of(examples)
+    # forwards once, backwards for two
+    assert gradients.passes == 2 * 3 * sum(e.length for e in encoded)

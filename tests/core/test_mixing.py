@@ -5,10 +5,13 @@ import pytest
 
 from albat_core.adaptation import read_role
 from albat_core.artifacts import ArtifactStore
+from albat_core.backbones.base import AdapterConfig, FixedNoise
+from albat_core.backbones.language import LanguageBackbone
 from albat_core.chain import ALBAT, RANDOM, Chain
 from albat_core.config import RunConfig
 from albat_core.dataset import read_mixture
-from albat_core.mixing import HIGHEST, estimate_mixing
+from albat_core.gradients import AdapterGradients
+from albat_core.mixing import HIGHEST, _at_start, estimate_mixing
 from albat_core.records import TEST, TRAIN, VALIDATION
 from albat_core.verdict import quick_look, verdict
 
@@ -120,3 +123,24 @@ def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:
     facts = chain.facts(chain.mixing)
     assert np.isfinite(facts["alpha_estimate"])
     assert not [stage for stage in chain.stages if stage.label.startswith("fine-tune")]
+
+
+def test_parts_of_the_documents_are_held_out_in_turn_at_the_start(
+    computed: Chain, store: ArtifactStore, backbone: LanguageBackbone
+) -> None:
+    backbone.attach_adapter(AdapterConfig(rank=4), seed=0)
+    gradients = AdapterGradients(backbone, 1000, FixedNoise(), 32)
+    own = read_role(store, computed.adaptation, TRAIN)
+    rows = read_role(store, computed.adaptation, VALIDATION)
+    alone = gradients.of(own)
+    of_document = {e.document: g for e, g in zip(own, alone, strict=True)}
+    folds = _at_start(gradients, own, rows, seed=0)
+    assert 1 < len(folds) <= 8
+    assert sum(len(fold.heldout) for fold in folds) == len(own)
+    for fold in folds:
+        others = [g for e, g in zip(own, alone, strict=True) if e.document not in fold.documents]
+        assert 0 < len(others) == len(own) - len(fold.heldout)
+        assert fold.trained is not None
+        np.testing.assert_allclose(fold.trained, others, atol=1e-5)
+        for document, found in zip(fold.documents[-1:], fold.heldout[-1:], strict=True):
+            np.testing.assert_allclose(found, of_document[document], atol=1e-5)

@@ -1,5 +1,7 @@
 """The theory against simulation: ridge and logistic regression with a known shift."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -216,3 +218,11 @@ def test_a_corpus_that_pulls_the_wrong_way_is_not_mixed_in() -> None:
     assert estimate.terms.alpha == 0
     assert estimate.terms.multiplier == 1
     assert estimate.alpha[0] == 0
+
+
+def test_what_drawing_few_rows_adds_is_taken_off() -> None:
+    folds, _ = folds_of_regression(0.7, 400, np.random.default_rng(7))
+    few = [replace(fold, corpus=fold.corpus[:12]) for fold in folds]
+    many, little = (estimate_terms(f, M, 1e-6, 0, draws=50).terms for f in (folds, few))
+    assert little.alpha == pytest.approx(many.alpha, abs=0.06)
+    assert little.bias == pytest.approx(many.bias, rel=0.3)

@@ -12,6 +12,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, adapted
 from albat_core.chain import Chain
+from albat_core.config import RunConfig
 from albat_core.errors import Interrupted
 from albat_core.finetuning.checkpoint import (
     CheckpointFile,
@@ -174,3 +175,16 @@ def test_layers_that_nothing_flows_through_have_no_moments(tmp_path: Path) -> No
         assert moved
         assert still
         assert all("text_encoder" in name for name in still)
+
+
+def test_the_scorer_of_gradients_has_as_many_as_it_asks_for(
+    run_config: RunConfig, store: ArtifactStore
+) -> None:
+    kept = {}
+    for count in (1, 3):
+        scoring = run_config.scoring.model_copy(update={"scorer": "gradient", "checkpoints": count})
+        chain = Chain(run_config.model_copy(update={"scoring": scoring}))
+        looks = chain.facts(chain.surrogate)["best_step"] // run_config.surrogate.evaluate_every
+        kept[count] = len(read_checkpoints(store.folder(chain.surrogate)))
+        assert kept[count] == min(count, looks)
+    assert kept[3] > kept[1]
