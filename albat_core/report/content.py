@@ -171,7 +171,7 @@ class InputCount(_Part):
 
     name: str
     role: str
-    """`corpus` or `adaptation`."""
+    """`corpus`, `adaptation`, or `generated` for rows that the backbone made beside a corpus."""
     rows: int
     examples: int
     notes: tuple[str, ...] = ()

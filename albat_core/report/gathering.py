@@ -173,7 +173,8 @@ def _inputs(store: ArtifactStore, run: RunArtifacts) -> list[InputCount]:
     for stage in run.stages:
         for ref in stage.refs:
             if ref.stage == "shards":
-                shards.setdefault(ref, "adaptation")
+                made = "generated" in store.manifest(ref).config
+                shards.setdefault(ref, "generated" if made else "adaptation")
     return [_input_count(store.manifest(ref), role) for ref, role in shards.items()]
 
 

@@ -15,11 +15,15 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import BackboneConfig, Losses, SamplingConfig
 from albat_core.backbones.text import TextEncoder
+from albat_core.chain import Chain
+from albat_core.config import RunConfig
 from albat_core.encoding import encode_part
 from albat_core.errors import BackboneError, InputError
 from albat_core.generation import GenerationConfig, generate_rows
 from albat_core.proxy import LOSSES, PROXY_SCHEMA, ProxyConfig, measure_proxy
 from albat_core.records import read_table
+from albat_core.report.content import Interval
+from albat_core.report.writing import read_results
 from albat_core.seeding import numpy_generator
 from albat_core.shards import parts_of
 from albat_core.stage import Runtime
@@ -210,3 +214,22 @@ def test_losses_that_are_not_finite_are_refused(
     with pytest.raises(BackboneError, match="expected finite losses") as caught:
         measure_proxy(corpus, generated, [], sure, ProxyConfig(), 0, runtime)
     assert caught.value.where.startswith("example generated/0")
+
+
+def test_the_report_tells_how_far_the_corpus_is_and_what_was_generated(
+    run_config: RunConfig, store: ArtifactStore
+) -> None:
+    generated = run_config.generated.model_copy(update={"freely": True, "rows": 8})
+    proxy = ProxyConfig(enabled=True, rows=30)
+    chain = Chain(run_config.model_copy(update={"generated": generated, "proxy": proxy}))
+    content = read_results(store, chain.report)
+    assert chain.proxy is not None
+    facts = chain.facts(chain.proxy)
+    assert content.proxy == Interval(value=facts["distance"], low=facts["low"], high=facts["high"])
+    roles = {entry.name: entry.role for entry in content.inputs}
+    assert roles == {
+        "plants.jsonl": "corpus",
+        "ships.jsonl": "corpus",
+        "adaptation.jsonl": "adaptation",
+        "generated": "generated",
+    }
