@@ -1,6 +1,7 @@
 """The chain of stages, each computed when asked for: read it as a table of contents."""
 
 from functools import cached_property
+from typing import cast
 
 from albat_core.artifacts import ArtifactRef
 from albat_core.config import RunConfig
@@ -8,6 +9,7 @@ from albat_core.evaluation import evaluate
 from albat_core.fidelity import measure_fidelity
 from albat_core.mixture import select_all
 from albat_core.proxy import measure_proxy
+from albat_core.registry import Entry, register_adapter
 from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.writing import export_run, write_report
 from albat_core.retrieval import draw_candidates, take_candidates
@@ -180,6 +182,13 @@ class Chain(Selecting):
         run = (self.artifacts, self.report, output, self._runtime)
         [places] = self._execute(export_run, [run], ())
         return dict(places)
+
+    def register(self, *, evaluated: bool) -> Entry:
+        """Add ALBAT's adapter to the registry, with its results where it was evaluated."""
+        c, report = self.config, self.report if evaluated else None
+        made = (c.name, self.adapter(ALBAT), self.mixture(ALBAT), report, c, self._runtime)
+        [entry] = self._execute(register_adapter, [made], ())
+        return cast("Entry", entry)
 
     @cached_property
     def generated_encodings(self) -> list[ArtifactRef]:

@@ -253,6 +253,16 @@ def read_mixture(store: ArtifactStore, ref: ArtifactRef) -> Mixture:
     )
 
 
+def described_rows(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
+    """Return what a mixture's rows are, without their contents.
+
+    Columns: ``example_id``, ``source``, ``role`` and ``weight``.
+    """
+    columns = ["example_id", "source", "role", "weight"]
+    files = sorted((store.folder(ref) / "data").glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+
+
 def _card(table: pa.Table, facts: dict[str, float], pictures: bool) -> str:
     """Return the dataset card.
 

@@ -44,7 +44,8 @@ def albat(config: RunConfig) -> FlowResult:
     """
     chain = Chain(config, as_tasks)
     report = chain.report
-    return FlowResult(artifact=report, places=chain.export(), stages=tuple(chain.stages))
+    places = chain.export() | {"name": chain.register(evaluated=True).name}
+    return FlowResult(artifact=report, places=places, stages=tuple(chain.stages))
 
 
 @flow(flow_run_name=_RUN_NAME, persist_result=False, name="embed")
@@ -102,7 +103,8 @@ def finetune(config: RunConfig) -> FlowResult:
     chain = Chain(config, as_tasks)
     adapter = chain.adapter(ALBAT)
     assert adapter is not None  # only the untouched arm has none
-    return FlowResult(artifact=adapter, stages=tuple(chain.stages))
+    places = {"name": chain.register(evaluated=False).name}
+    return FlowResult(artifact=adapter, places=places, stages=tuple(chain.stages))
 
 
 @flow(flow_run_name=_RUN_NAME, persist_result=False, name="evaluate")

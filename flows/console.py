@@ -25,9 +25,12 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.efficacy import ARMS
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance, Silent
+from albat_core.registry import Entry, RowChanges
 from albat_core.report.content import Interval, ReportContent
 from albat_core.report.wording import arm_decimals, fixed, signed
 from albat_core.verdict import verdict
+
+_SHOWN_ROWS = 5
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -189,3 +192,53 @@ def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) ->
     console.print(f"\n[bold]{'sha256':<64}  {'bytes':>15}  file[/]", soft_wrap=True)
     for file in manifest.files:  # no table, which would cut digests in a narrow terminal
         console.print(f"{file.sha256}  {file.bytes:>15,}  {escape(file.path)}", soft_wrap=True)
+
+
+def show_adapters(entries: Sequence[Entry], aliases: Mapping[str, str]) -> None:
+    """Print adapters, a line each."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    for name in ("adapter", "made", "alpha", "rows", "loss [95%]", "gain [95%]", "alias"):
+        right = name in ("alpha", "rows") or name.endswith("]")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for entry in entries:
+        meant = [n for n, key in aliases.items() if key == entry.adapter.key]
+        table.add_row(
+            escape(entry.name),
+            entry.created[:16].replace("T", " "),
+            f"{entry.alpha:.2f}",
+            f"{entry.adaptation_rows + entry.backbone_rows:,}",
+            _shown(entry.loss, 4) if entry.loss else "not evaluated",
+            _shown(entry.gain, 4, signed) if entry.gain else "",
+            escape(", ".join(n for n in meant if n.startswith(f"{entry.run}@"))),
+        )
+    console.print(table)
+
+
+def show_difference(
+    before: Entry,
+    after: Entry,
+    settings: Mapping[str, tuple[Any, Any]],
+    rows: Mapping[str, RowChanges],
+) -> None:
+    """Print how two adapters differ."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
+    table.add_column("")
+    table.add_column(escape(before.name), overflow="fold")
+    table.add_column(escape(after.name), overflow="fold")
+    for name in ("loss", "gain"):
+        values = [getattr(entry, name) for entry in (before, after)]
+        table.add_row(name, *(_shown(v, 4) if v else "not evaluated" for v in values))
+    table.add_row("alpha", f"{before.alpha:.3f}", f"{after.alpha:.3f}")
+    for name, (old, new) in settings.items():
+        table.add_row(escape(name), escape(str(old)), escape(str(new)))
+    console.print(table)
+    for role, change in rows.items():
+        console.print(
+            f"\n{role} rows: [green]{len(change.entered):,} in[/], "
+            f"[red]{len(change.left):,} out[/], {change.stayed:,} stay"
+        )
+        for mark, ids in (("[green]+[/]", change.entered), ("[red]-[/]", change.left)):
+            for example in ids[:_SHOWN_ROWS]:
+                console.print(f"  {mark} {escape(example)}", soft_wrap=True)
+            if len(ids) > _SHOWN_ROWS:
+                console.print(f"    [dim]and {len(ids) - _SHOWN_ROWS:,} more[/]")

@@ -17,6 +17,7 @@ from albat_core import (
     mixing,
     mixture,
     proxy,
+    registry,
     retrieval,
     samples,
     scoring,
@@ -55,5 +56,6 @@ TASKS = {
     fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
     writing.write_report: lift(writing.write_report, "write the report"),
     writing.export_run: lift(writing.export_run, "export"),
+    registry.register_adapter: lift(registry.register_adapter, "register the adapter"),
 }
 """Tasks by the function of the core that each lifts."""

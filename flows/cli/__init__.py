@@ -1,0 +1,36 @@
+"""The `albat` command."""
+
+import sys
+
+import typer
+
+from albat_core.errors import AlbatError, Interrupted
+from flows.cli import runs  # noqa: F401 - commands are listed in the order of these imports
+
+# isort: split
+from flows.cli import look  # noqa: F401
+
+# isort: split
+from flows.cli import adapters  # noqa: F401
+
+# isort: split
+from flows.cli.app import app
+from flows.running import AT_ONCE
+
+
+def main() -> None:
+    """Run the command; errors that a person can act on are printed without a traceback."""
+    try:
+        app()
+    except Interrupted:
+        typer.secho("stopped: run the same command again to go on", fg="yellow", err=True)
+        sys.exit(130)
+    except AlbatError as error:
+        from flows.console import show_error
+
+        show_error(error)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+            typer.secho(AT_ONCE, fg="yellow", err=True)
+        raise

@@ -1,0 +1,5 @@
+"""The `albat` command as a module."""
+
+from flows.cli import main
+
+main()

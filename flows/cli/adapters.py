@@ -1,0 +1,59 @@
+"""Commands about finished adapters: list, promote, compare."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import ADAPTERS, app
+from flows.running import prepare_environment
+
+Name = Annotated[str, typer.Argument(help="`run`, `run/key` or `run@alias`.")]
+StoreRoot = Annotated[str, typer.Option("--root", help="Where artifacts are kept.")]
+
+
+@app.command("list", rich_help_panel=ADAPTERS)
+def list_adapters(
+    run: Annotated[str, typer.Argument(help="Of this run only.")] = "", root: StoreRoot = ".albat"
+) -> None:
+    """List finished adapters with what they were worth, the newest last."""
+    prepare_environment()
+    from albat_core.artifacts import ArtifactStore
+    from albat_core.registry import Registry
+    from flows.console import console, show_adapters
+
+    registry = Registry(ArtifactStore(root))
+    entries = registry.entries(run)
+    if not entries:
+        console.print(f"no adapters below {ArtifactStore(root).root}; `albat run` makes one")
+        return
+    show_adapters(entries, registry.aliases())
+
+
+@app.command(rich_help_panel=ADAPTERS)
+def promote(
+    name: Name,
+    alias: Annotated[str, typer.Option("--as", help="The alias that moves.")] = "production",
+    root: StoreRoot = ".albat",
+) -> None:
+    """Let an alias mean this adapter from now on."""
+    prepare_environment()
+    from albat_core.artifacts import ArtifactStore
+    from albat_core.registry import Registry
+    from flows.console import console
+
+    entry = Registry(ArtifactStore(root)).promote(name, alias)
+    console.print(f"[cyan]{entry.run}@{alias}[/] is now [cyan]{entry.name}[/]")
+
+
+@app.command(rich_help_panel=ADAPTERS)
+def diff(first: Name, second: Name, root: StoreRoot = ".albat") -> None:
+    """Say how two adapters differ: settings, rows, results."""
+    prepare_environment()
+    from albat_core.artifacts import ArtifactStore
+    from albat_core.registry import Registry, changed_rows, changed_settings
+    from flows.console import show_difference
+
+    store = ArtifactStore(root)
+    before, after = (Registry(store).find(name) for name in (first, second))
+    rows = changed_rows(store, before.mixture, after.mixture)
+    show_difference(before, after, changed_settings(before.config, after.config), rows)

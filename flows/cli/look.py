@@ -1,0 +1,122 @@
+"""Commands that look at configurations and artifacts, and prepare them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from albat_core.errors import ConfigError
+from albat_core.progress import reporting_to
+from flows.cli.app import LOOK, ConfigPath, Device, Root, app, load, overrides
+from flows.running import prepare_environment, stop_on_ctrl_c
+
+if TYPE_CHECKING:
+    from albat_core.config import RunConfig
+
+
+@app.command(rich_help_panel=LOOK)
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("albat.yaml"),
+) -> None:
+    """Write a commented starter configuration."""
+    prepare_environment()
+    from flows.config import starter_config
+    from flows.console import console
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(starter_config())
+    except FileExistsError as error:
+        raise ConfigError(
+            "the file is there already", where=str(path), remedy="name another"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"expected a place that can be written ({error.strerror})",
+            where=str(path),
+            remedy="name a file in a folder that is there",
+        ) from error
+    console.print(f"wrote [cyan]{path}[/]; set its paths, then run [bold]albat check {path}[/]")
+
+
+@app.command(rich_help_panel=LOOK)
+def check(
+    config: ConfigPath,
+    verdict: Annotated[
+        bool, typer.Option("--verdict", help="Then say whether it will pay, without fine-tuning.")
+    ] = False,
+    root: Root = None,
+    device: Device = None,
+) -> None:
+    """Look for all mistakes in a configuration and its inputs, in seconds."""
+    prepare_environment()
+    from flows.checks import check_file
+    from flows.console import console, show_error
+
+    with console.status("checking"):
+        mistakes = check_file(config, overrides(root, device))
+    for mistake in mistakes:
+        show_error(mistake)
+    if mistakes:
+        raise typer.Exit(1)
+    console.print("[green]✓[/] no mistakes found")
+    if verdict:
+        _show_verdict(load(config, root, device))
+
+
+def _show_verdict(run: "RunConfig") -> None:
+    """Compute and print what the corpus is expected to be worth."""
+    from albat_core.selecting import Selecting
+    from albat_core.verdict import quick_look
+    from flows.console import TerminalReporter, show_verdict
+
+    with TerminalReporter() as reporter, stop_on_ctrl_c(reporter), reporting_to(reporter):
+        chain = Selecting(quick_look(run))
+        facts = chain.facts(chain.mixing)
+    show_verdict(facts)
+
+
+@app.command(rich_help_panel=LOOK)
+def show(
+    ref: Annotated[
+        str,
+        typer.Argument(
+            help="`stage/key`, or how a key begins; or an adapter: `run/key`, `run@alias`. "
+            "None: list all."
+        ),
+    ] = "",
+    root: Annotated[str, typer.Option(help="Where artifacts are kept.")] = ".albat",
+    verify: Annotated[bool, typer.Option(help="Compute the files' digests again.")] = False,
+) -> None:
+    """Say what an artifact is: stage, config, inputs, rows, size, digests."""
+    prepare_environment()
+    from albat_core.artifacts import ArtifactStore
+    from albat_core.errors import ArtifactError
+    from albat_core.registry import Registry
+    from flows.console import console, show_artifact
+
+    store = ArtifactStore(root)
+    if not ref:
+        refs = list(store.all_refs())
+        for each in refs:
+            manifest = store.find(each)
+            made = f"{manifest.created}  {manifest.rows:,} rows" if manifest else "incomplete"
+            console.print(f"{each}  [dim]{made}[/]", soft_wrap=True)
+        if not refs:
+            console.print(f"no artifacts below {store.root}")
+        return
+    try:
+        found = store.resolve(ref)
+    except ArtifactError:
+        if not (entries := Registry(store).matching(ref)):
+            raise
+        found = entries[0].adapter
+    show_artifact(found, store.manifest(found), store)
+    if verify:
+        if changed := store.changed_files(found):
+            raise ArtifactError(
+                f"expected unchanged files, {', '.join(changed)} changed",
+                where=str(found),
+                remedy="remove the artifact's folder and run again",
+            )
+        console.print("\n[green]✓[/] all digests are as the manifest says")

@@ -1,0 +1,188 @@
+"""Commands that run flows in this process."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from albat_core.errors import ConfigError
+from albat_core.progress import reporting_to
+from flows.cli.app import (
+    ALL,
+    STAGES,
+    ConfigPath,
+    Device,
+    Root,
+    Verbose,
+    app,
+    bench,
+    load,
+    overrides,
+)
+from flows.running import (
+    embedded_server,
+    prepare_environment,
+    run_in_processes,
+    stop_on_ctrl_c,
+)
+
+if TYPE_CHECKING:
+    from albat_core.config import RunConfig
+    from flows.albat import FlowResult
+
+
+def _run(name: str, config: str, root: str | None, device: str | None, verbose: bool) -> None:
+    """Run one of the flows in this process, after looking for mistakes."""
+    prepare_environment(verbose)
+    from flows.console import TerminalReporter, console, show_places, show_results
+
+    with console.status("reading the configuration"):
+        run = load(config, root, device)
+    with embedded_server() as server_answers:
+        with console.status("checking inputs, starting Prefect"):
+            _refuse_mistakes(run)
+            import flows.albat  # noqa: F401 - the server starts meanwhile
+
+            server_answers()
+        with TerminalReporter() as reporter, stop_on_ctrl_c(reporter):
+            result = _run_flow(name, run, reporter)
+    if name == "albat":
+        from albat_core.artifacts import ArtifactStore
+        from albat_core.report.writing import read_results
+
+        show_results(read_results(ArtifactStore(run.runtime.root), result.artifact))
+        show_places(result.places)
+    else:
+        from albat_core.artifacts import ArtifactStore
+
+        place = ArtifactStore(run.runtime.root).place(result.artifact)
+        show_places({result.artifact.stage: str(result.artifact), "folder": place})
+
+
+def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from flows import albat as flows
+
+    started: Any = getattr(flows, name)
+    runner: Any = ThreadPoolTaskRunner(max_workers=run.runtime.workers)
+    with reporting_to(reporter):
+        result: FlowResult = started.with_options(task_runner=runner)(run)
+    return result
+
+
+def _refuse_mistakes(run: "RunConfig") -> None:
+    from flows.checks import find_mistakes
+
+    if mistakes := find_mistakes(run):
+        raise ConfigError(
+            f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
+            + "\n\n".join(str(m) for m in mistakes)
+        )
+
+
+@app.command(rich_help_panel=ALL)
+def demo(
+    image: Annotated[
+        bool, typer.Option("--image", help="Pictures: a text-to-image model learns a style.")
+    ] = False,
+    root: Root = None,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Adapt a small language model to cancer texts; with --image, a small one of pictures.
+
+    A tenth of the texts, or 20 drawings of another artist's style. Uses the backbones, corpora and
+    adaptation data that come with the repository.
+    """
+    kind = "image" if image else "text"
+    config = Path(__file__).parent.parent.parent / "examples" / kind / "demo.yaml"
+    if not config.is_file():
+        raise ConfigError(
+            "expected the examples of the repository, found none",
+            where=str(config),
+            remedy="run the demo from a clone of the repository",
+        )
+    _run("albat", str(config), root, device, verbose)
+
+
+@app.command(rich_help_panel=ALL)
+def run(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Run the whole chain: corpus to report."""
+    _run("albat", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=STAGES)
+def embed(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Embed corpus and adaptation set."""
+    _run("embed", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=STAGES)
+def index(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Index the corpus for nearest-neighbour search."""
+    _run("index", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=STAGES)
+def select(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Select and weigh corpus examples."""
+    _run("select", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=STAGES)
+def materialize(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Write the weighted mixture to Parquet."""
+    _run("materialize", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=STAGES)
+def finetune(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Train the adapter on the mixture."""
+    _run("finetune", config, root, device, verbose)
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(
+    config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
+) -> None:
+    """Compare all arms on the held-out documents."""
+    _run("evaluate", config, root, device, verbose)
+
+
+@bench.command()
+def efficacy(
+    config: ConfigPath,
+    out: Annotated[str, typer.Option(help="Folder that the table is written to.")] = "runs",
+    root: Root = None,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Compare every scorer and every fair baseline, on several tasks and seeds."""
+    prepare_environment(verbose)
+    from flows.config import load_efficacy
+    from flows.console import console, show_places
+
+    benchmark = load_efficacy(config, overrides(root, device))
+    with embedded_server() as server_answers:
+        with console.status("checking inputs, starting Prefect"):
+            for situation in benchmark.situations:
+                _refuse_mistakes(situation.run)
+            from flows.efficacy import efficacy as started
+            from flows.efficacy import export_table
+
+            server_answers()
+        result = run_in_processes(started, benchmark, benchmark.parallel)
+    show_places({"table": export_table(result, benchmark, f"albat bench efficacy {config}", out)})

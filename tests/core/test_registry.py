@@ -1,0 +1,150 @@
+"""The registry of adapters: entries, names, aliases, differences."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.errors import ArtifactError, ConfigError
+from albat_core.records import ADAPTATION, BACKBONE, write_table
+from albat_core.registry import Entry, Registry, RowChanges, changed_rows, changed_settings
+from albat_core.report.content import Interval
+
+GAIN = Interval(value=0.2, low=0.1, high=0.3)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "artifacts"))
+
+
+def adapter(store: ArtifactStore, number: int) -> ArtifactRef:
+    def build(folder: Path) -> Built:
+        (folder / "weights").write_text(str(number))
+        return Built()
+
+    return store.produce("adapter", 1, {"number": number}, {}, build)
+
+
+def entry(store: ArtifactStore, number: int, run: str = "cancer", **values: object) -> Entry:
+    ref = adapter(store, number)
+    given = {
+        "run": run,
+        "adapter": ref,
+        "mixture": ref,
+        "created": f"2026-01-0{number}",
+        "alpha": 0.3,
+        "adaptation_rows": 5,
+        "backbone_rows": 7,
+        "config": {"seed": number},
+    }
+    return Entry.model_validate(given | values)
+
+
+def test_an_adapter_follows_the_run_s_newest(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    first, second = (registry.register(entry(store, n)) for n in (1, 2))
+    other = registry.register(entry(store, 3, run="other"))
+    assert first.parent is None
+    assert second.parent == first.adapter.key
+    assert other.parent is None
+    assert registry.entries("cancer") == [first, second]
+    assert registry.entries() == [first, second, other]
+
+
+def test_what_becomes_known_is_added_and_nothing_is_lost(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    registry.register(entry(store, 1))
+    before = registry.register(entry(store, 2))
+    report = adapter(store, 9)
+    known = registry.register(
+        entry(store, 2, created="2026-02-01", report=report, loss=GAIN, gain=GAIN)
+    )
+    assert (known.created, known.parent) == (before.created, before.parent)
+    assert known.gain == GAIN
+    again = registry.register(entry(store, 2, created="2026-03-01"))
+    assert again == known
+
+
+def test_names_mean_one_adapter(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    first, second = (registry.register(entry(store, n)) for n in (1, 2))
+    assert registry.find("cancer") == second
+    assert registry.find(f"cancer/{first.adapter.key[:6]}") == first
+    assert registry.find(first.name) == first
+    registry.promote(first.name)
+    assert registry.find("cancer@production") == first
+    for name in ("none", "cancer/zzz", "cancer@absent"):
+        with pytest.raises(ArtifactError, match="found"):
+            registry.find(name)
+
+
+def test_an_alias_moves_and_belongs_to_its_run(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    first, second = (registry.register(entry(store, n)) for n in (1, 2))
+    registry.register(entry(store, 3, run="other"))
+    registry.promote(first.name)
+    registry.promote(second.name)
+    registry.promote("other", "staging")
+    assert registry.aliases() == {
+        "cancer@production": second.adapter.key,
+        "other@staging": adapter(store, 3).key,
+    }
+
+
+def test_a_lost_adapter_and_a_strange_alias_are_not_promoted(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    gone = registry.register(entry(store, 1))
+    with pytest.raises(ConfigError, match="alias"):
+        registry.promote(gone.name, "a/b")
+    (store.folder(gone.adapter) / "weights").unlink()
+    with pytest.raises(ArtifactError):
+        Registry(ArtifactStore(store.root)).promote(gone.name)
+    assert registry.aliases() == {}
+
+
+def test_an_entry_that_cannot_be_read_is_named(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    registry.register(entry(store, 1))
+    place = Path(store.root, "registry", "cancer", "broken.json")
+    place.write_text("{}")
+    with pytest.raises(ArtifactError, match=r"broken\.json"):
+        registry.entries()
+
+
+def mixture(store: ArtifactStore, own: list[str], others: list[str]) -> ArtifactRef:
+    def build(folder: Path) -> Built:
+        (folder / "data").mkdir()
+        ids = own + others
+        roles = [ADAPTATION] * len(own) + [BACKBONE] * len(others)
+        table = pa.table(
+            {
+                "example_id": ids,
+                "source": ["s"] * len(ids),
+                "role": roles,
+                "weight": [1 / len(ids)] * len(ids),
+            }
+        )
+        write_table(table, folder / "data" / "train-00000-of-00001.parquet")
+        return Built(rows=len(ids))
+
+    return store.produce("mixture", 1, {"own": own, "others": others}, {}, build)
+
+
+def test_rows_that_entered_and_left(store: ArtifactStore) -> None:
+    before = mixture(store, ["t1", "t2"], ["c1", "c2", "c3"])
+    after = mixture(store, ["t1", "t2", "t3"], ["c3", "c4"])
+    changes = changed_rows(store, before, after)
+    assert changes[ADAPTATION] == RowChanges(("t3",), (), 2)
+    assert changes[BACKBONE] == RowChanges(("c4",), ("c1", "c2"), 1)
+
+
+def test_settings_that_changed() -> None:
+    first = {"seed": 0, "mixture": {"rows": 5, "alpha": "auto"}, "corpus": [{"path": "a"}]}
+    second = {"seed": 0, "mixture": {"rows": 6, "alpha": "auto"}, "corpus": [{"path": "b"}]}
+    assert changed_settings(first, second) == {
+        "mixture.rows": (5, 6),
+        "corpus.0.path": ("a", "b"),
+    }
+    assert changed_settings(first, {"seed": 0})["mixture.rows"] == (5, None)

@@ -1,0 +1,74 @@
+"""Commands about finished adapters, on a registry with two of them."""
+
+from pathlib import Path
+
+import pytest
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.registry import Registry
+from tests.core.test_registry import GAIN, entry, mixture
+from tests.flows.conftest import Albat
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> tuple[str, str]:
+    """Two adapters of one run below ``tmp_path``; the first is evaluated."""
+    store = ArtifactStore(str(tmp_path))
+    registry = Registry(store)
+    first = mixture(store, ["t1"], ["c1", "c2"])
+    second = mixture(store, ["t1", "t2"], ["c2", "c3"])
+    return (
+        registry.register(entry(store, 1, mixture=first, loss=GAIN, gain=GAIN)).name,
+        registry.register(entry(store, 2, mixture=second)).name,
+    )
+
+
+def test_adapters_are_listed_with_their_results_and_aliases(
+    albat: Albat, names: tuple[str, str], tmp_path: Path
+) -> None:
+    promoted = albat("promote", names[0], "--root", tmp_path)
+    assert promoted.code == 0
+    assert f"cancer@production is now {names[0]}" in promoted.out
+    lines = albat("list", "--root", tmp_path).out.splitlines()
+    [first] = [line for line in lines if names[0] in line]
+    [second] = [line for line in lines if names[1] in line]
+    assert "+0.2000" in first
+    assert "cancer@production" in first
+    assert "not evaluated" in second
+    assert "production" not in second
+    assert lines.index(first) < lines.index(second)
+
+
+def test_a_difference_names_settings_and_rows(
+    albat: Albat, names: tuple[str, str], tmp_path: Path
+) -> None:
+    out = albat("diff", *names, "--root", tmp_path).out
+    [seed] = [line for line in out.splitlines() if line.startswith("seed")]
+    assert seed.split() == ["seed", "1", "2"]
+    assert "backbone rows: 1 in, 1 out, 1 stay" in out
+    assert "adaptation rows: 1 in, 0 out, 1 stay" in out
+    assert "+ c3" in out
+    assert "- c1" in out
+
+
+def test_an_adapter_is_shown_by_its_name(
+    albat: Albat, names: tuple[str, str], tmp_path: Path
+) -> None:
+    out = albat("show", names[0], "--root", tmp_path).out
+    key = Registry(ArtifactStore(str(tmp_path))).find(names[0]).adapter.key
+    assert f"adapter/{key}" in out
+
+
+def test_a_name_that_is_none_is_refused(
+    albat: Albat, names: tuple[str, str], tmp_path: Path
+) -> None:
+    for command in (("promote", "cancer/zzz"), ("diff", "cancer", "other"), ("show", "cancer/zz")):
+        outcome = albat(*command, "--root", tmp_path)
+        assert outcome.code == 1
+        assert "expected one" in outcome.err
+
+
+def test_no_adapters_yet(albat: Albat, tmp_path: Path) -> None:
+    outcome = albat("list", "--root", tmp_path)
+    assert outcome.code == 0
+    assert "albat run" in outcome.out
