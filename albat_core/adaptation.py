@@ -3,8 +3,9 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +30,7 @@ from albat_core.stage import Runtime, StageConfig
 STAGE = "adaptation"
 STAGE_VERSION = 2
 ROLES = (TRAIN, VALIDATION, TEST, UNUSED)
+_CONTENT = ("text", "prompt", "messages", "image")
 
 
 class SplitConfig(StageConfig):
@@ -45,35 +47,52 @@ class SplitConfig(StageConfig):
 
 
 def assign_roles(
-    documents: Sequence[str], config: SplitConfig, seed: int, fold: int = 0
+    documents: Sequence[str],
+    config: SplitConfig,
+    seed: int,
+    fold: int = 0,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the role of each distinct document; ``fold`` of ``config.folds`` validates.
 
-    Documents are ordered by a hash, so that a document that is added moves few others, and the
-    documents of a smaller ``use`` are among those of a larger one.
+    Documents are ordered by a hash, so that the documents of a smaller ``use`` are among those of a
+    larger one.
+
+    Args:
+        documents: of the adaptation set.
+        config: the shares.
+        seed: of the order.
+        fold: which part of the documents that are not held out validates, from 0.
+        known: roles that documents have already and keep; new ones come after them in the order.
 
     Raises:
         InputError: there are fewer documents than the split needs.
     """
+    present = set(documents)
+    kept = {name: role for name, role in (known or {}).items() if name in present}
     ranked = sorted(
-        set(documents),
+        present - kept.keys(),
         key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(),
     )
-    tests = max(math.ceil(config.test * len(ranked)), 1) if config.test > 0 else 0
+    tests = max(math.ceil(config.test * len(present)), 1) if config.test > 0 else 0
+    tests = max(tests - list(kept.values()).count(TEST), 0)
     rest = ranked[tests:]
-    used = rest[: max(round(config.use * len(rest)), 1)] if rest else []
-    if len(used) < config.folds:
+    before = sum(role in (TRAIN, VALIDATION) for role in kept.values())
+    unused = list(kept.values()).count(UNUSED)
+    wanted = max(round(config.use * (before + unused + len(rest))), 1)
+    used = rest[: max(wanted - before, 0)]
+    if before + len(used) < config.folds:
         raise InputError(
             f"expected at least {config.folds} documents to train and validate on "
-            f"(split.folds), got {len(used)} of {len(ranked)}",
+            f"(split.folds), got {before + len(used)} of {len(present)}",
             where="adaptation",
             remedy="give more documents, or lower split.folds, split.test or raise split.use; "
             "rows of one document count once (document_column)",
         )
-    roles = dict.fromkeys(ranked[:tests], TEST)
+    roles = kept | dict.fromkeys(ranked[:tests], TEST)
     roles |= dict.fromkeys(rest[len(used) :], UNUSED)
     # every folds-th validates: a document's role depends on its place alone as `use` grows
-    for place, name in enumerate(used, start=1):
+    for place, name in enumerate(used, start=before + 1):
         roles[name] = VALIDATION if place % config.folds == fold else TRAIN
     return roles
 
@@ -85,6 +104,7 @@ def split_adaptation(
     seed: int,
     runtime: Runtime,
     fold: int = 0,
+    previous: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Divide the adaptation set by document; one Parquet file a role.
 
@@ -95,6 +115,7 @@ def split_adaptation(
         seed: decides which documents go where.
         runtime: where artifacts are kept.
         fold: which part of the documents that are not held out validates, from 0.
+        previous: an earlier split, whose documents keep their roles.
 
     Raises:
         InputError: too few documents, one of them is in both sets, or an id occurs twice.
@@ -110,10 +131,15 @@ def split_adaptation(
         names = pa.concat_tables([table, test_only])
         ids, sources = names["example_id"].to_pylist(), names["source"].to_pylist()
         refuse_repeated(list(zip(ids, sources, strict=True)))
-        roles = assign_roles(table["document"].to_pylist(), config, seed, fold)
+        known = _roles(store, previous) if previous else {}
+        documents = table["document"].to_pylist()
+        roles = assign_roles(documents, config, seed, fold, {d: r for d, (r, _) in known.items()})
         refuse_common(roles, test_only["document"].to_pylist())
         role_column = pa.array([roles[name] for name in table["document"].to_pylist()])
-        facts = {}
+        facts: dict[str, Any] = {}
+        if previous:
+            seen = set().union(*(rows for _, rows in known.values()))
+            facts["new_rows"] = sum(row not in seen for row in _contents(table))
         for role in ROLES:
             rows = table.filter(pc.equal(role_column, role))
             if role == TEST:
@@ -130,9 +156,29 @@ def split_adaptation(
         STAGE,
         STAGE_VERSION,
         config.model_dump(mode="json") | {"seed": seed} | ({"fold": fold} if fold else {}),
-        {"parts": [p.sha256 for p in own], "heldout": [p.sha256 for p in other]},
+        {"parts": [p.sha256 for p in own], "heldout": [p.sha256 for p in other]}
+        | ({"previous": previous.key} if previous else {}),
         build,
     )
+
+
+def _roles(store: ArtifactStore, split: ArtifactRef) -> dict[str, tuple[str, set[str]]]:
+    """Return the role of each document of the adaptation set in a split, and its rows' contents."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    for role in ROLES:
+        table = read_table(store.folder(split) / f"{role}.parquet")
+        for document, content in zip(table["document"].to_pylist(), _contents(table), strict=True):
+            found.setdefault(document, (role, set()))[1].add(content)
+    return found
+
+
+def _contents(table: pa.Table) -> list[str]:
+    """Return what changes with a row's content."""
+    columns = [table[name].to_pylist() for name in ("example_id", *_CONTENT)]
+    return [
+        hashlib.blake2b(repr(row).encode(), digest_size=16).hexdigest()
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def _read(store: ArtifactStore, parts: Sequence[Part]) -> pa.Table:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from albat_core.adaptation import split_adaptation
 from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import precomputes
@@ -14,8 +16,8 @@ from albat_core.dataset import write_mixture
 from albat_core.decontamination import decontaminate
 from albat_core.embedding import EmbeddedPart, embed_part, embed_queries
 from albat_core.encoding import encode_part
-from albat_core.finetuning.adapter import finetune
-from albat_core.finetuning.trainer import FinetuneConfig
+from albat_core.finetuning.adapter import finetune, steps_in_all
+from albat_core.finetuning.trainer import FinetuneConfig, continued
 from albat_core.generation import generate_rows
 from albat_core.index import build_index
 from albat_core.input_files import find_files
@@ -31,6 +33,8 @@ from albat_core.shards import Part, parts_of, row_notes
 from albat_core.sources import SourceConfig
 
 OWN_LABEL = "Adaptation data only"
+_MOSTLY_NEW = 0.5
+"""Share of new rows from which on surrogates are trained anew."""
 
 Each = Sequence[tuple[Any, ...]]
 Execute = Callable[[Callable[..., Any], Each, tuple[Any, ...]], list[Any]]
@@ -41,16 +45,36 @@ def call_each(function: Callable[..., Any], each: Each, shared: tuple[Any, ...])
     return [function(*item, *shared) for item in each]
 
 
+class Selected(BaseModel):
+    """What a selection leaves for the next one of the same run to start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folds: tuple[tuple[ArtifactRef, ArtifactRef], ...]
+    """Splits of the adaptation set with the surrogate of each; the first is the run's own."""
+    mixture: ArtifactRef
+    mixing: ArtifactRef | None = None
+    """None where alpha was configured."""
+
+
 class Selecting:
     """Stages from the corpus to the mixing weight; asking for one computes what it needs.
 
     Args:
         config: of the run.
         execute: how a stage's function is called on its items; here, or as tasks elsewhere.
+        previous: an earlier selection with the same configuration, before the data changed:
+            documents keep their roles, and surrogates go on from its own.
     """
 
-    def __init__(self, config: RunConfig, execute: Execute = call_each) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        execute: Execute = call_each,
+        previous: Selected | None = None,
+    ) -> None:
         self.config = config
+        self._earlier = previous.folds if previous else ()
         self._execute = execute
         self._runtime = config.runtime
         self._store = ArtifactStore(config.runtime.root)
@@ -85,11 +109,7 @@ class Selecting:
     @cached_property
     def adaptation(self) -> ArtifactRef:
         """The adaptation set, split by document."""
-        c = self.config
-        return self._run(
-            "split by document",
-            split_adaptation, self.own, self.heldout, c.split, c.seed, self._runtime,
-        )  # fmt: skip
+        return self._split(0, "split by document")
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -174,7 +194,7 @@ class Selecting:
         config = self.config.surrogate
         if self.config.scoring.scorer == "gradient":
             config = config.model_copy(update={"checkpoints": self.config.scoring.checkpoints})
-        return self._finetune("surrogate", self.own_mixture, self.adaptation, config, [])
+        return self._surrogate("surrogate", self.own_mixture, self.adaptation, config, 0)
 
     @cached_property
     def scores(self) -> ArtifactRef:
@@ -205,17 +225,14 @@ class Selecting:
         """
         c = self.config
         found = [(self.adaptation, self.surrogate)]
-        best = max(self._store.manifest(self.surrogate).facts["best_step"], 1)
+        best = max(steps_in_all(self._store, self.surrogate), 1)
         short = c.surrogate.model_copy(update={"steps": best, "evaluate_every": best})
         for fold in range(1, min(c.mixing.folds, c.split.folds)):
             label = f"fold {fold + 1}"
-            split = self._run(
-                f"split by document, {label}",
-                split_adaptation, self.own, self.heldout, c.split, c.seed, self._runtime, fold,
-            )  # fmt: skip
+            split = self._split(fold, f"split by document, {label}")
             name = f"surrogate of {label}"
             mixture = self._mixture(split, None, 0.0, name)
-            found.append((split, self._finetune(name, mixture, split, short, [])))
+            found.append((split, self._surrogate(name, mixture, split, short, fold)))
         return found
 
     @cached_property
@@ -229,6 +246,33 @@ class Selecting:
             [*self.own_encodings, *self.corpus_encodings],
             self._backbone, c.surrogate.adapter, c.mixing, c.seed, self._runtime,
         )  # fmt: skip
+
+    def _split(self, fold: int, label: str) -> ArtifactRef:
+        """Divide the adaptation set; documents of an earlier selection keep their roles."""
+        c = self.config
+        earlier = (self._earlier[fold][0],) if fold < len(self._earlier) else ()
+        return self._run(
+            label,
+            split_adaptation,
+            self.own, self.heldout, c.split, c.seed, self._runtime, fold, *earlier,
+        )  # fmt: skip
+
+    def _surrogate(
+        self,
+        label: str,
+        mixture: ArtifactRef,
+        split: ArtifactRef,
+        config: FinetuneConfig,
+        fold: int,
+    ) -> ArtifactRef:
+        """Train a surrogate, or let the earlier selection's go on where few rows are new."""
+        new = self._store.manifest(split).facts.get("new_rows", 0)
+        share = new / max(self._store.manifest(split).rows, 1)
+        if fold >= len(self._earlier) or share >= _MOSTLY_NEW:
+            return self._finetune(label, mixture, split, config, [])
+        start = self._earlier[fold][1]
+        short = continued(config, steps_in_all(self._store, start), share)
+        return self._finetune(label, mixture, split, short, [], start)
 
     @property
     def alpha(self) -> float:
@@ -269,12 +313,13 @@ class Selecting:
         adaptation: ArtifactRef,
         config: FinetuneConfig,
         encodings: Sequence[ArtifactRef],
+        *start: ArtifactRef,
     ) -> ArtifactRef:
         return self._run(
             f"fine-tune: {label}",
             finetune,
             mixture, adaptation, [*self.own_encodings, *encodings],
-            self._backbone, config, self.config.seed, self._runtime, label,
+            self._backbone, config, self.config.seed, self._runtime, label, *start,
         )  # fmt: skip
 
     def _encodings(self, label: str, parts: Sequence[Part]) -> list[ArtifactRef]:

@@ -35,6 +35,7 @@ def finetune(
     seed: int,
     runtime: Runtime,
     label: str = "fine-tune",
+    start: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Train an adapter on a mixture and keep it at its best step on the validation documents.
 
@@ -49,6 +50,7 @@ def finetune(
         seed: of every draw.
         runtime: where and with what.
         label: names the progress line.
+        start: a trained adapter to go on from; None: a new one, whose effect is nil.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -58,7 +60,7 @@ def finetune(
         "mixture": mixture.key,
         "validation": role_digest(store, adaptation, VALIDATION),
         "backbone": backbone_identity(backbone_config, runtime),
-    }
+    } | ({"start": start.key} if start else {})
     # settings that came later change no key where they are off
     off = {name for name in ("checkpoints", "penalty") if not getattr(config, name)}
     knobs = config.model_dump(mode="json", exclude=off) | {"seed": seed}
@@ -70,7 +72,10 @@ def finetune(
         rows = read_mixture(store, mixture)
         known = Encodings(store, encodings)
         with open_backbone(backbone_config, runtime, known) as backbone:
-            backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
+            if start:
+                backbone.load_adapter(store.folder(start))
+            else:
+                backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
             validation = backbone.encode(read_role(store, adaptation, VALIDATION))
             trainer = Trainer(
                 backbone,
@@ -91,6 +96,7 @@ def finetune(
         facts = {
             "steps": state.step,
             "best_step": state.best_step,
+            "best_step_in_all": state.best_step + (steps_in_all(store, start) if start else 0),
             "validation_loss": state.best_loss,
             "history": state.history,
             "parameters": parameters,
@@ -106,3 +112,9 @@ def finetune(
     ref = store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
     checkpoint.remove()
     return ref
+
+
+def steps_in_all(store: ArtifactStore, adapter: ArtifactRef) -> int:
+    """Return the steps to an adapter's best, those of the adapters that it went on from too."""
+    facts = store.manifest(adapter).facts
+    return int(facts.get("best_step_in_all", facts["best_step"]))

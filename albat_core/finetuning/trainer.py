@@ -26,6 +26,7 @@ from albat_core.progress import track
 from albat_core.seeding import derive_seed
 from albat_core.stage import StageConfig
 
+_FEWEST, _LOOKS = 16, 4  # steps, and evaluations, of a training that goes on
 _REMEDY = (
     "lower this training's learning_rate (surrogate or finetune), or set backbone.dtype to float32"
 )
@@ -77,6 +78,31 @@ def learning_rate(config: FinetuneConfig, step: int) -> float:
         return config.learning_rate
     done = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def continued(config: FinetuneConfig, reached: int, share: float) -> FinetuneConfig:
+    """Return how an adapter goes on when some of its rows are new.
+
+    It takes steps in proportion to the new rows, twice as many as they would have had among all, at
+    the learning rate that the first training had come to, and is looked at as often as that was.
+
+    Args:
+        config: of the first training.
+        reached: steps to its best adapter.
+        share: of the rows that are new, in [0, 1].
+    """
+    steps = min(max(math.ceil(2 * share * reached), _FEWEST), config.steps)
+    looks = min(math.ceil(config.steps / config.evaluate_every), _LOOKS)
+    return config.model_copy(
+        update={
+            "steps": steps,
+            "learning_rate": learning_rate(config, min(reached, config.steps)),
+            "warmup": 0,
+            "schedule": "constant",
+            "evaluate_every": max(steps // looks, 1),
+            "patience": _LOOKS,
+        }
+    )
 
 
 def spread_waypoints(state: TrainingState, count: int) -> list[int]:

@@ -79,6 +79,31 @@ def test_a_document_that_is_added_moves_at_most_one_between_training_and_test() 
         assert len(named(before, TEST) ^ (named(after, TEST) - {f"new {n}"})) <= 1
 
 
+@pytest.mark.parametrize("use", [1.0, 0.5])
+def test_documents_that_are_known_keep_their_roles(use: float) -> None:
+    config = SplitConfig(folds=4, use=use)
+    for fold in range(4):
+        before = assign_roles(NAMES[:50], config, 0, fold)
+        after = assign_roles(NAMES[10:], config, 0, fold, before)
+        assert {name: after[name] for name in NAMES[10:50]} == {
+            name: before[name] for name in NAMES[10:50]
+        }
+        counts = Counter(after.values())
+        assert abs(counts[TEST] - 18) <= 1
+        assert abs(counts[TRAIN] + counts[VALIDATION] - use * 72) <= 2
+
+
+def test_new_documents_validate_in_one_fold_each() -> None:
+    config = SplitConfig(folds=4)
+    folds = []
+    for fold in range(4):
+        before = assign_roles(NAMES[:50], config, 0, fold)
+        folds.append(assign_roles(NAMES, config, 0, fold, before))
+    for name in NAMES:
+        roles = [roles[name] for roles in folds]
+        assert roles.count(VALIDATION) == (0 if TEST in roles else 1)
+
+
 @pytest.mark.parametrize(
     ("count", "config"),
     [
@@ -188,6 +213,22 @@ def test_a_role_s_digest_follows_its_rows_alone(cut: Cut, runtime: Runtime) -> N
     )
     assert role_digest(store, whole, TEST) == role_digest(store, half, TEST)
     assert role_digest(store, whole, TRAIN) != role_digest(store, half, TRAIN)
+
+
+def test_an_earlier_split_is_kept_and_new_rows_are_counted(cut: Cut, runtime: Runtime) -> None:
+    store = ArtifactStore(runtime.root)
+    config = SplitConfig(folds=3)
+    rows = topic_rows("plants", 40)
+    first = split_adaptation([cut("first", rows)], [], config, 0, runtime)
+    changed = [*rows[5:], *topic_rows("ships", 8)]
+    changed[0] = changed[0] | {"text": "another text about plants"}
+    shards = [cut("second", changed)]
+    later = split_adaptation(shards, [], config, 0, runtime, 0, first)
+    assert store.manifest(later).facts["new_rows"] == 9
+    for role in ROLES:
+        kept = set(read_ids(store, first)[role]) & {row["id"] for row in changed}
+        assert kept <= set(read_ids(store, later)[role])
+    assert later != split_adaptation(shards, [], config, 0, runtime)
 
 
 def test_folds_are_written_beside_the_run_s_own_split(cut: Cut, runtime: Runtime) -> None:

@@ -19,8 +19,9 @@ from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.evaluation import LOSSES
+from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.checkpoint import CheckpointFile
-from albat_core.finetuning.trainer import FinetuneConfig, Trainer, learning_rate
+from albat_core.finetuning.trainer import FinetuneConfig, Trainer, continued, learning_rate
 from albat_core.losses import example_losses
 from albat_core.progress import reporting_to
 from albat_core.records import TEST, VALIDATION, read_table
@@ -217,6 +218,37 @@ def test_without_a_penalty_nothing_is_computed_twice_and_keys_stay(training: Tra
         assert ("penalty" in training.store.manifest(ref).config) == bool(penalty)
     seen.remove()
     assert counts[1] - counts[0] == STEPS.steps  # a pass more for each step
+
+
+def test_an_adapter_goes_on_from_another(training: Training) -> None:
+    first = training.run()
+    whole = finetune(
+        training.mixture, training.adaptation, [], training.backbone,
+        continued(STEPS, 20, 0.1), 0, training.runtime, start=first,
+    )  # fmt: skip
+    begun, gone_on = (training.store.manifest(ref).facts for ref in (first, whole))
+    # the first look is at the adapter that it starts from
+    assert gone_on["history"][0]["validation"] == pytest.approx(begun["validation_loss"], rel=1e-5)
+    assert gone_on["validation_loss"] <= begun["validation_loss"] * (1 + 1e-5)
+    assert gone_on["best_step_in_all"] == begun["best_step"] + gone_on["best_step"]
+    assert whole != first
+
+
+@pytest.mark.parametrize(
+    ("reached", "share", "steps"), [(200, 0.1, 40), (200, 0.01, 16), (400, 1.0, 400)]
+)
+def test_what_goes_on_takes_steps_for_what_is_new(reached: int, share: float, steps: int) -> None:
+    config = FinetuneConfig(steps=400, evaluate_every=25)
+    later = continued(config, reached, share)
+    assert later.steps == steps
+    assert learning_rate(later, 0) == learning_rate(config, reached)
+    assert learning_rate(later, steps - 1) == learning_rate(config, reached)
+    assert steps / later.evaluate_every == pytest.approx(4, abs=0.5)
+
+
+def test_a_fold_s_surrogate_is_looked_at_once_when_it_goes_on() -> None:
+    whole = FinetuneConfig(steps=100, evaluate_every=100)
+    assert continued(whole, 100, 0.2).evaluate_every == continued(whole, 100, 0.2).steps == 40
 
 
 def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
