@@ -14,7 +14,8 @@ from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.writing import export_run, write_report
 from albat_core.retrieval import draw_candidates, take_candidates
 from albat_core.samples import draw_samples
-from albat_core.selecting import OWN_LABEL, Execute, Selecting, call_each
+from albat_core.scoring import WITHOUT_SURROGATE
+from albat_core.selecting import OWN_LABEL, Execute, Selected, Selecting, call_each
 from albat_core.shards import parts_of
 
 UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
@@ -34,10 +35,16 @@ class Chain(Selecting):
     Args:
         config: of the run.
         execute: how a stage's function is called on its items; here, or as tasks elsewhere.
+        previous: an earlier selection to go on from.
     """
 
-    def __init__(self, config: RunConfig, execute: Execute = call_each) -> None:
-        super().__init__(config, execute)
+    def __init__(
+        self,
+        config: RunConfig,
+        execute: Execute = call_each,
+        previous: Selected | None = None,
+    ) -> None:
+        super().__init__(config, execute, previous)
         self._evaluations: dict[str, ArtifactRef] = {}
         self._adapters: dict[str, ArtifactRef] = {}
         self._samples: dict[str, ArtifactRef] = {}
@@ -182,6 +189,19 @@ class Chain(Selecting):
         run = (self.artifacts, self.report, output, self._runtime)
         [places] = self._execute(export_run, [run], ())
         return dict(places)
+
+    @property
+    def selected(self) -> Selected:
+        """What a later selection of this run can go on from."""
+        c, auto = self.config, self.config.mixture.alpha == "auto"
+        folds: list[tuple[ArtifactRef, ArtifactRef | None]] = [(self.adaptation, None)]
+        if auto and c.mixing.at == "surrogates":
+            folds = [*self.folds]
+        elif c.scoring.scorer not in WITHOUT_SURROGATE:
+            folds = [(self.adaptation, self.surrogate)]
+        return Selected(
+            folds=tuple(folds), mixture=self.mixture(ALBAT), mixing=self.mixing if auto else None
+        )
 
     def register(self, *, evaluated: bool) -> Entry:
         """Add ALBAT's adapter to the registry, with its results where it was evaluated."""

@@ -41,6 +41,18 @@ def _whole_corpus(others: ValidationInfo) -> bool:
 Baseline = Literal["adaptation_only", "random", "generated"]
 
 
+class ReselectionConfig(StageConfig):
+    """What is done when the adaptation data of a run that is watched has changed."""
+
+    threshold: float = Field(0.1, ge=0, le=1)
+    """Share of the objective's weight that has to lie on other rows than before for a new
+    fine-tuning to be worth it, in [0, 1]."""
+    finetune: bool = True
+    """Whether that fine-tuning is then done, with its evaluation and report."""
+    settle_seconds: float = Field(20.0, ge=0, le=3600)
+    """The data has to be unchanged for so long before it is acted on: files come in bursts."""
+
+
 class RunConfig(StageConfig):
     """Everything that one run is made of."""
 
@@ -96,6 +108,8 @@ class RunConfig(StageConfig):
     """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning. `random`:
     as many random corpus rows; `generated`: rows that the backbone made from
     `generated.prompts`."""
+    reselection: ReselectionConfig = ReselectionConfig()
+    """What is done when the adaptation data has changed, where the run is watched."""
     runtime: Runtime = Runtime()
     """Where and with what to compute; changes no result."""
 

@@ -11,7 +11,6 @@ Files are small and written whole, so that a reader on any storage sees an old o
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -213,24 +212,22 @@ def register_adapter(
             loss=arm.loss if arm else None,
             gain=arm.gain if arm else None,
             multiplier=results.multiplier if results else None,
-            config=config.model_dump(mode="json", exclude={"runtime", "output"}),
+            config=config.model_dump(mode="json", exclude={"runtime", "output", "reselection"}),
         )
     )
 
 
-@dataclass(frozen=True)
-class RowChanges:
-    """Which rows of one role entered and left from one mixture to another.
+class RowChanges(BaseModel):
+    """Which rows of one role entered and left from one mixture to another."""
 
-    Args:
-        entered: their ids, sorted.
-        left: their ids, sorted.
-        stayed: how many are in both.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     entered: tuple[str, ...]
+    """Their ids, sorted."""
     left: tuple[str, ...]
+    """Their ids, sorted."""
     stayed: int
+    """How many are in both."""
 
 
 def changed_rows(
@@ -250,7 +247,11 @@ def changed_rows(
             set(table.filter(pc.equal(table["role"], role))["example_id"].to_pylist())
             for table in tables
         )
-        found[role] = RowChanges(tuple(sorted(new - old)), tuple(sorted(old - new)), len(old & new))
+        found[role] = RowChanges(
+            entered=tuple(sorted(new - old)),
+            left=tuple(sorted(old - new)),
+            stayed=len(old & new),
+        )
     return found
 
 

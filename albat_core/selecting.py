@@ -50,8 +50,9 @@ class Selected(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folds: tuple[tuple[ArtifactRef, ArtifactRef], ...]
-    """Splits of the adaptation set with the surrogate of each; the first is the run's own."""
+    folds: tuple[tuple[ArtifactRef, ArtifactRef | None], ...]
+    """Splits of the adaptation set with the surrogate of each, where there is one; the first is the
+    run's own."""
     mixture: ArtifactRef
     mixing: ArtifactRef | None = None
     """None where alpha was configured."""
@@ -268,9 +269,9 @@ class Selecting:
         """Train a surrogate, or let the earlier selection's go on where few rows are new."""
         new = self._store.manifest(split).facts.get("new_rows", 0)
         share = new / max(self._store.manifest(split).rows, 1)
-        if fold >= len(self._earlier) or share >= _MOSTLY_NEW:
+        start = self._earlier[fold][1] if fold < len(self._earlier) else None
+        if start is None or share >= _MOSTLY_NEW:
             return self._finetune(label, mixture, split, config, [])
-        start = self._earlier[fold][1]
         short = continued(config, steps_in_all(self._store, start), share)
         return self._finetune(label, mixture, split, short, [], start)
 

@@ -18,6 +18,7 @@ from albat_core import (
     mixture,
     proxy,
     registry,
+    reselection,
     retrieval,
     samples,
     scoring,
@@ -56,6 +57,7 @@ TASKS = {
     fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
     writing.write_report: lift(writing.write_report, "write the report"),
     writing.export_run: lift(writing.export_run, "export"),
+    reselection.compare_selections: lift(reselection.compare_selections, "compare selections"),
     registry.register_adapter: lift(registry.register_adapter, "register the adapter"),
 }
 """Tasks by the function of the core that each lifts."""

@@ -29,7 +29,7 @@ def write_report(
         runtime: where artifacts are kept.
     """
     store = ArtifactStore(runtime.root)
-    shown = config.model_dump(mode="json", exclude={"runtime", "output"})
+    shown = config.model_dump(mode="json", exclude={"runtime", "output", "reselection"})
 
     def build(folder: Path) -> Built:
         content = gather(store, run, yaml.safe_dump(shown, sort_keys=False), seed)

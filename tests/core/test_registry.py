@@ -136,8 +136,8 @@ def test_rows_that_entered_and_left(store: ArtifactStore) -> None:
     before = mixture(store, ["t1", "t2"], ["c1", "c2", "c3"])
     after = mixture(store, ["t1", "t2", "t3"], ["c3", "c4"])
     changes = changed_rows(store, before, after)
-    assert changes[ADAPTATION] == RowChanges(("t3",), (), 2)
-    assert changes[BACKBONE] == RowChanges(("c4",), ("c1", "c2"), 1)
+    assert changes[ADAPTATION] == RowChanges(entered=("t3",), left=(), stayed=2)
+    assert changes[BACKBONE] == RowChanges(entered=("c4",), left=("c1", "c2"), stayed=1)
 
 
 def test_settings_that_changed() -> None:

@@ -1,0 +1,149 @@
+"""Selecting again after the adaptation data has changed."""
+
+from pathlib import Path
+
+import pytest
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.chain import Chain
+from albat_core.config import ReselectionConfig, RunConfig
+from albat_core.dataset import read_mixture
+from albat_core.errors import InputError
+from albat_core.reselection import (
+    Acted,
+    Watches,
+    basis,
+    compare_selections,
+    data_fingerprint,
+    moved_weight,
+    read_changes,
+)
+from flows.config import load_config
+from tests.core.test_registry import mixture
+from tests.toys import topic_rows, write_jsonl, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    return load_config(str(write_run(tmp_path, mixture={"rows": 20, "alpha": "auto"})))
+
+
+def add_rows(run: RunConfig, count: int = 4) -> None:
+    rows = topic_rows("plants", 40, seed=1) + topic_rows("ships", count, seed=7)
+    write_jsonl(Path(run.adaptation[0].paths[0]), rows)
+
+
+def test_the_fingerprint_follows_the_data_alone(run: RunConfig) -> None:
+    before = data_fingerprint(run)
+    assert data_fingerprint(run.model_copy(update={"seed": 5})) == before
+    path = Path(run.adaptation[0].paths[0])
+    content = path.read_bytes()
+    path.touch()
+    assert data_fingerprint(run) == before
+    add_rows(run)
+    changed = data_fingerprint(run)
+    assert changed != before
+    path.write_bytes(content)
+    assert data_fingerprint(run) == before
+    path.unlink()
+    with pytest.raises(InputError):
+        data_fingerprint(run)
+
+
+def test_held_out_data_is_watched_too(run: RunConfig, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "heldout.jsonl", topic_rows("ships", 4, seed=3))
+    source = run.adaptation[0].model_copy(update={"path": str(path)})
+    both = run.model_copy(update={"heldout": (source,)})
+    before = data_fingerprint(both)
+    assert before != data_fingerprint(run)
+    write_jsonl(path, topic_rows("ships", 6, seed=3))
+    assert data_fingerprint(both) != before
+
+
+def test_watches_are_kept_until_they_are_removed(run: RunConfig) -> None:
+    watches = Watches(run.runtime.root)
+    assert watches.all() == []
+    other = run.model_copy(update={"name": "another"})
+    watches.add(run)
+    watches.add(other)
+    watches.add(run)
+    assert watches.all() == [other, run]
+    assert watches.acted("toy") is None
+    assert watches.remove("toy")
+    assert not watches.remove("toy")
+    assert watches.all() == [other]
+
+
+def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None:
+    first = Chain(run)
+    selected = first.selected
+    watches = Watches(run.runtime.root)
+    watches.set_acted(
+        "toy",
+        Acted(
+            fingerprint=data_fingerprint(run),
+            basis=basis(run),
+            selected=selected,
+            trained=selected.mixture,
+        ),
+    )
+    add_rows(run)
+    acted = watches.acted("toy")
+    assert acted is not None
+    again = Chain(run, previous=acted.selected)
+    later = again.selected
+    reused = {stage.label: stage.reused for stage in again.stages}
+    assert reused["cut corpus"]
+    assert reused["embed corpus"]
+    assert reused["index"]
+    assert not reused["retrieve"]
+    store = ArtifactStore(run.runtime.root)
+    assert len(later.folds) == len(selected.folds) == 2
+    for (old_split, old), (new_split, new) in zip(selected.folds, later.folds, strict=True):
+        assert store.manifest(new_split).inputs["previous"] == old_split.key
+        assert store.manifest(new).inputs["start"] == old.key
+    own = {e.example_id for e in read_mixture(store, later.mixture).adaptation}
+    before = {e.example_id for e in read_mixture(store, selected.mixture).adaptation}
+    assert before < own
+    changes = read_changes(
+        store,
+        compare_selections(
+            selected.mixture, later, selected.mixing, ReselectionConfig(), run.runtime
+        ),
+    )
+    assert set(changes.adaptation.entered) == own - before
+    assert changes.adaptation.left == ()
+    assert changes.worth == (changes.moved >= 0.1)
+    assert changes.alpha[0] == store.manifest(selected.mixture).facts["alpha"]
+
+
+def test_surrogates_are_trained_anew_where_most_rows_are(run: RunConfig) -> None:
+    selected = Chain(run).selected
+    add_rows(run, count=50)
+    later = Chain(run, previous=selected)
+    assert "start" not in ArtifactStore(run.runtime.root).manifest(later.surrogate).inputs
+
+
+def test_nothing_is_trained_for_what_needs_no_surrogate(run: RunConfig) -> None:
+    changes: dict[str, object] = {
+        "scoring": run.scoring.model_copy(update={"scorer": "nearest"}),
+        "mixture": run.mixture.model_copy(update={"alpha": 0.5}),
+    }
+    chain = Chain(run.model_copy(update=changes))
+    [(split, surrogate)] = chain.selected.folds
+    assert split == chain.adaptation
+    assert surrogate is None
+    assert chain.selected.mixing is None
+
+
+def test_settings_that_an_earlier_selection_must_share(run: RunConfig) -> None:
+    assert basis(run) == basis(run.model_copy(update={"name": "other", "baselines": ()}))
+    assert basis(run) != basis(run.model_copy(update={"seed": 1}))
+
+
+def test_weight_that_moved(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    first = mixture(store, ["t1", "t2"], ["c1", "c2"])
+    assert moved_weight(store, first, first) == 0
+    assert moved_weight(store, first, mixture(store, ["t1", "t2"], ["c1", "c3"])) == 0.25
+    assert moved_weight(store, first, mixture(store, ["t3"], ["c4"])) == 1
