@@ -61,8 +61,8 @@ class Acted(BaseModel):
     basis: str
     """Of the settings that a later selection must share to go on from this one."""
     selected: Selected
-    trained: ArtifactRef | None
-    """The mixture that an adapter was last trained on: what the next one is compared with."""
+    trained: Selected | None
+    """The selection that an adapter was last trained on: what the next one is compared with."""
 
 
 class Watches:
@@ -133,43 +133,41 @@ def basis(config: RunConfig) -> str:
 
 
 def compare_selections(
-    before: ArtifactRef,
-    after: Selected,
-    mixing: ArtifactRef | None,
-    config: ReselectionConfig,
-    runtime: Runtime,
+    before: Selected, after: Selected, config: ReselectionConfig, runtime: Runtime
 ) -> ArtifactRef:
     """Say what a new selection changed, and whether a new fine-tuning is worth it.
 
     Args:
-        before: the mixture that an adapter was last trained on.
-        after: the new selection.
-        mixing: how alpha was computed for the earlier mixture.
+        before: the selection that an adapter was last trained on.
+        after: the new one.
         config: from how much on it is worth it.
         runtime: where artifacts are kept.
     """
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
-        rows = changed_rows(store, before, after.mixture)
-        moved = moved_weight(store, before, after.mixture)
-        multipliers = [store.manifest(m).facts["multiplier"] if m else None
-                       for m in (mixing, after.mixing)]  # fmt: skip
+        rows = changed_rows(store, before.mixture, after.mixture)
+        moved = moved_weight(store, before.mixture, after.mixture)
+        alphas, multipliers = zip(
+            *((_alpha(store, each), _multiplier(store, each)) for each in (before, after)),
+            strict=True,
+        )
         changes = Changes(
             adaptation=rows[ADAPTATION],
             backbone=rows[BACKBONE],
             moved=moved,
-            alpha=(_alpha(store, before), _alpha(store, after.mixture)),
-            multiplier=(multipliers[0], multipliers[1]),
+            alpha=alphas,
+            multiplier=multipliers,
             worth=moved >= config.threshold,
             threshold=config.threshold,
         )
         (folder / CHANGES).write_text(changes.model_dump_json(indent=1), encoding="utf-8")
-        return Built(rows=len(changes.backbone.entered) + len(changes.backbone.left))
+        moved_rows = len(changes.backbone.entered) + len(changes.backbone.left)
+        return Built(rows=moved_rows, facts={"worth": changes.worth, "moved": moved})
 
     inputs = {
-        "before": [before.key, mixing.key if mixing else None],
-        "after": [after.mixture.key, after.mixing.key if after.mixing else None],
+        name: [each.mixture.key, each.mixing.key if each.mixing else None]
+        for name, each in (("before", before), ("after", after))
     }
     return store.produce(STAGE, STAGE_VERSION, {"threshold": config.threshold}, inputs, build)
 
@@ -195,5 +193,31 @@ def moved_weight(store: ArtifactStore, before: ArtifactRef, after: ArtifactRef) 
     return sum(abs(old.get(n, 0.0) - new.get(n, 0.0)) for n in old.keys() | new.keys()) / 2
 
 
-def _alpha(store: ArtifactStore, mixture: ArtifactRef) -> float:
-    return float(store.manifest(mixture).facts["alpha"])
+def told(changes: Changes) -> str:
+    """Return what a selection changed, as Markdown."""
+    lines = [
+        "| rows | in | out | stay |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {role} | {len(rows.entered):,} | {len(rows.left):,} | {rows.stayed:,} |"
+            for role, rows in ((ADAPTATION, changes.adaptation), (BACKBONE, changes.backbone))
+        ),
+        "",
+        f"alpha: {changes.alpha[0]:.3f} before, {changes.alpha[1]:.3f} now",
+    ]
+    before, after = changes.multiplier
+    if before is not None and after is not None:
+        lines.append(f"expected worth: {before:.1f} times your data before, {after:.1f} now")
+    decision = "a new fine-tuning is worth it" if changes.worth else "no new fine-tuning is needed"
+    return "\n\n".join(["\n".join(lines[:4]), *lines[5:]]) + (
+        f"\n\n{changes.moved:.1%} of the objective's weight is on other rows than before "
+        f"(reselection.threshold: {changes.threshold:.1%}): {decision}.\n"
+    )
+
+
+def _alpha(store: ArtifactStore, selected: Selected) -> float:
+    return float(store.manifest(selected.mixture).facts["alpha"])
+
+
+def _multiplier(store: ArtifactStore, selected: Selected) -> float | None:
+    return float(store.manifest(selected.mixing).facts["multiplier"]) if selected.mixing else None

@@ -17,6 +17,7 @@ from albat_core.reselection import (
     data_fingerprint,
     moved_weight,
     read_changes,
+    told,
 )
 from flows.config import load_config
 from tests.core.test_registry import mixture
@@ -84,7 +85,7 @@ def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None
             fingerprint=data_fingerprint(run),
             basis=basis(run),
             selected=selected,
-            trained=selected.mixture,
+            trained=selected,
         ),
     )
     add_rows(run)
@@ -107,14 +108,15 @@ def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None
     assert before < own
     changes = read_changes(
         store,
-        compare_selections(
-            selected.mixture, later, selected.mixing, ReselectionConfig(), run.runtime
-        ),
+        compare_selections(selected, later, ReselectionConfig(), run.runtime),
     )
     assert set(changes.adaptation.entered) == own - before
     assert changes.adaptation.left == ()
     assert changes.worth == (changes.moved >= 0.1)
     assert changes.alpha[0] == store.manifest(selected.mixture).facts["alpha"]
+    text = told(changes)
+    assert f"| adaptation | {len(own - before)} | 0 | {len(before)} |" in text
+    assert ("is worth it" in text) == changes.worth
 
 
 def test_surrogates_are_trained_anew_where_most_rows_are(run: RunConfig) -> None:

@@ -1,0 +1,124 @@
+"""Selecting again when adaptation data has changed: the flow that looks, and the one that acts."""
+
+import time
+from typing import cast
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+
+from albat_core.chain import Chain
+from albat_core.config import RunConfig
+from albat_core.errors import AlbatError, TransientError
+from albat_core.reselection import Acted, Watches, basis, compare_selections, data_fingerprint
+from flows.albat import FlowResult, as_tasks
+
+RESELECT = "reselect/reselect"
+EVENT = "albat.adaptation.updated"
+"""What tells that adaptation data may have changed; it only makes the next look sooner."""
+_MOST_ATTEMPTS = 5  # at one state of the data, before a person has to look
+_MOST_WAITS = 60  # for the data to settle
+
+
+@flow(name="watch-adaptation", persist_result=False)
+def watch_adaptation(root: str = ".albat", config: RunConfig | None = None) -> list[str]:
+    """Start a re-selection for every watched run whose adaptation data has changed.
+
+    Args:
+        root: where artifacts are kept, and what is watched.
+        config: a run to watch from now on; none: only look at those that are watched.
+    """
+    logger = get_run_logger()
+    watches = Watches(config.runtime.root if config else root)
+    if config:
+        watches.add(config)
+    started, failed = [], []
+    for run in watches.all():
+        try:
+            if state := changed_state(run, watches.acted(run.name)):
+                started.append(start_reselection(run, state))
+                logger.info("%s: the data has changed (%s)", run.name, state)
+            else:
+                logger.info("%s: nothing has changed", run.name)
+        except AlbatError as error:  # one run's trouble is not the others'
+            logger.error("%s: %s", run.name, error)
+            failed.append(f"{run.name}: {error}")
+    if failed:
+        raise AlbatError("\n".join(failed))
+    return started
+
+
+def changed_state(run: RunConfig, acted: Acted | None) -> str | None:
+    """Return the state of a run's data once it has settled, if it was not acted on yet."""
+    state = data_fingerprint(run)
+    for _ in range(_MOST_WAITS):
+        if acted and state == acted.fingerprint:
+            return None
+        time.sleep(run.reselection.settle_seconds)
+        before, state = state, data_fingerprint(run)
+        if state == before:
+            return state
+    raise TransientError(
+        f"expected data that settles, it changed {_MOST_WAITS} times",
+        where=", ".join(p for source in run.adaptation for p in source.paths),
+        remedy="the next look comes on schedule; write new files somewhere else first, or raise "
+        "reselection.settle_seconds",
+    )
+
+
+def start_reselection(run: RunConfig, state: str) -> str:
+    """Start the re-selection of a state of the data, unless it is started; return its run's name.
+
+    The server keeps one run for each idempotency key, whoever asks: two watchers get the same run.
+    One that failed is tried again, a few times.
+    """
+    for attempt in range(_MOST_ATTEMPTS):
+        try:
+            found = run_deployment(
+                RESELECT,
+                parameters={"config": run.model_dump(mode="json")},
+                idempotency_key=f"{run.name}-{state}-{attempt}",
+                timeout=0,
+                as_subflow=False,
+            )
+        except ObjectNotFound:  # nothing is deployed: it is done here
+            reselect(run)
+            return run.name
+        started = cast("FlowRun", found)  # the other kind is for callers that are async
+        if started.state is None or not started.state.is_final():
+            return str(started.name)
+    raise AlbatError(
+        f"expected a re-selection that ends well, {_MOST_ATTEMPTS} at the same data did not",
+        where=RESELECT,
+        remedy="see the logs of its last runs; it is tried again when the data changes",
+    )
+
+
+@flow(name="reselect", flow_run_name="{config.name}", persist_result=False)
+def reselect(config: RunConfig) -> FlowResult:
+    """Select again with the adaptation data as it is now; fine-tune where that is worth it.
+
+    Args:
+        config: all that the run is made of.
+    """
+    watches = Watches(config.runtime.root)
+    state, acted = data_fingerprint(config), watches.acted(config.name)
+    if acted and acted.fingerprint == state:
+        return FlowResult(artifact=acted.selected.mixture, stages=())
+    shared = basis(config)
+    goes_on = acted is not None and acted.basis == shared
+    chain = Chain(config, as_tasks, acted.selected if acted and goes_on else None)
+    selected, trained = chain.selected, acted.trained if acted else None
+    artifact, worth = selected.mixture, True
+    if trained:
+        compared = (trained, selected, config.reselection, config.runtime)
+        [artifact] = as_tasks(compare_selections, [compared], ())
+        worth = bool(chain.facts(artifact)["worth"])
+    places = {}
+    if worth and config.reselection.finetune:
+        artifact, trained = chain.report, selected
+        places = chain.export() | {"name": chain.register(evaluated=True).name}
+    done = Acted(fingerprint=state, basis=shared, selected=selected, trained=trained)
+    watches.set_acted(config.name, done)
+    return FlowResult(artifact=artifact, places=places, stages=tuple(chain.stages))

@@ -1,0 +1,105 @@
+"""Adaptation data that changes: one re-selection for each state of it."""
+
+from pathlib import Path
+
+import pytest
+
+from albat_core.artifacts import ArtifactStore
+from albat_core.config import RunConfig
+from albat_core.errors import AlbatError, TransientError
+from albat_core.registry import Registry
+from albat_core.reselection import Watches, read_changes
+from flows import watching
+from flows.config import load_config
+from flows.watching import changed_state, reselect, watch_adaptation
+from tests.toys import topic_rows, write_jsonl, write_run
+
+pytestmark = pytest.mark.end_to_end
+OWN = topic_rows("plants", 40, seed=1)
+
+
+def write_rows(run: RunConfig, count: int, topic: str = "ships") -> None:
+    write_jsonl(Path(run.adaptation[0].paths[0]), OWN + topic_rows(topic, count, seed=7))
+
+
+def watched(folder: Path, threshold: float) -> RunConfig:
+    again = {"settle_seconds": 0.01, "threshold": threshold}
+    mixture = {"rows": 20, "alpha": "auto"}
+    return load_config(str(write_run(folder, mixture=mixture, reselection=again)))
+
+
+def test_each_state_of_the_data_is_acted_on_once(prefect_server: str, tmp_path: Path) -> None:
+    run = watched(tmp_path, threshold=0.01)
+    store = ArtifactStore(run.runtime.root)
+    assert watch_adaptation(config=run) == ["toy"]
+    [first] = Registry(store).entries("toy")
+    assert watch_adaptation(run.runtime.root) == []
+    write_rows(run, 4)
+    assert watch_adaptation(run.runtime.root) == ["toy"]
+    assert watch_adaptation(run.runtime.root) == []
+    before, after = Registry(store).entries("toy")
+    assert before == first
+    assert after.parent == first.adapter.key
+    assert after.adaptation_rows > first.adaptation_rows
+    assert after.gain is not None  # trained and evaluated anew
+
+
+def test_too_small_a_change_is_selected_and_not_trained(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    run = watched(tmp_path, threshold=1.0)
+    store = ArtifactStore(run.runtime.root)
+    watch_adaptation(config=run)
+    write_rows(run, 4)
+    result = reselect(run)
+    changes = read_changes(store, result.artifact)
+    assert not changes.worth
+    assert 0 < changes.moved < 1
+    assert len(Registry(store).entries("toy")) == 1
+    reused = {stage.label: stage.reused for stage in result.stages}
+    assert reused["embed corpus"]
+    assert reused["index"]
+    assert not any(label.startswith("evaluate") for label in reused)
+    # what a later change is compared with is what was trained on
+    acted = Watches(run.runtime.root).acted("toy")
+    assert acted is not None
+    assert acted.trained is not None
+    assert acted.trained.mixture != acted.selected.mixture
+    assert reselect(run).stages == ()
+
+
+def test_a_run_whose_data_is_gone_does_not_stop_the_others(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    run = watched(tmp_path, threshold=1.0)
+    gone = run.adaptation[0].model_copy(update={"path": str(tmp_path / "gone.jsonl")})
+    other = run.model_copy(update={"name": "a-first-one", "adaptation": (gone,)})
+    watches = Watches(run.runtime.root)
+    watches.add(other)
+    watches.add(run)
+    with pytest.raises(AlbatError, match=r"a-first-one.*gone\.jsonl"):
+        watch_adaptation(run.runtime.root)
+    assert watches.acted("toy") is not None
+
+
+def test_data_is_acted_on_once_it_has_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = watched(tmp_path, threshold=1.0)
+    waits: list[float] = []
+
+    def writes_on(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) < 4:
+            write_rows(run, len(waits))
+
+    monkeypatch.setattr(watching.time, "sleep", writes_on)
+    state = changed_state(run, None)
+    assert len(waits) == 4
+    assert set(waits) == {0.01}
+    assert state == watching.data_fingerprint(run)
+    monkeypatch.setattr(
+        watching.time, "sleep", lambda _: write_rows(run, waits.append(0) or len(waits))
+    )
+    with pytest.raises(TransientError, match="settles"):
+        changed_state(run, None)
