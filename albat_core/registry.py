@@ -89,8 +89,9 @@ class Registry:
             if entry.report is None:  # evaluated before: that still holds
                 kept |= {n: getattr(before, n) for n in ("report", "loss", "gain", "multiplier")}
             entry = entry.model_copy(update=kept)
-        place = storage.join(self._root, entry.run, f"{entry.adapter.key}.json")
-        storage.write_bytes(place, entry.model_dump_json(indent=1).encode())
+        if entry != before:
+            place = storage.join(self._root, entry.run, f"{entry.adapter.key}.json")
+            storage.write_bytes(place, entry.model_dump_json(indent=1).encode())
         return entry
 
     def entries(self, run: str = "") -> list[Entry]:

@@ -59,9 +59,11 @@ def test_first_run_computes_every_stage(first: Run) -> None:
     assert first.labels >= {f"{what}: {arm}" for what in ("fine-tune", "evaluate") for arm in ARMS}
     for ref in first.store.all_refs():
         assert first.store.changed_files(ref) == []
-    for name, place in first.result.places.items():
+    places = dict(first.result.places)
+    assert places.pop("name") == f"{first.config.name}/{first.refs('fine-tune: ALBAT')[0].key[:8]}"
+    for name, place in places.items():
         assert Path(place).exists(), name
-    assert set(first.result.places) == {"report", "adapter", "mixture"}
+    assert set(places) == {"report", "adapter", "mixture"}
 
 
 def test_second_run_computes_nothing(start: Start, first: Run) -> None:
@@ -203,7 +205,8 @@ def test_prefect_shows_what_was_reused(start: Start, copied: Run) -> None:
     rewrite(copied.path, {"name": "shown"})
     start(copied.path)
     start(copied.path)
-    always = {"find files", "list parts", "export"}  # they make no artifact
+    # they make no artifact
+    always = {"find files", "list parts", "export", "register the adapter"}
     stages = {
         "cut plants", "cut ships", "cut adaptation", "embed shard 1/2", "embed shard 2/2",
         "index the corpus", "split by document", "embed adaptation examples",
