@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.folder import unreadable
 from albat_core.errors import InputError
@@ -23,8 +25,6 @@ class CaptionFitter:
     """
 
     def __init__(self, folder: Path, tokenizers: Sequence[str]) -> None:
-        from transformers import AutoTokenizer
-
         self._tokenizers: list[Any] = []
         for name in tokenizers:
             try:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.folder import (
     MODEL_CONFIG,
@@ -25,8 +27,6 @@ class TextEncoder:
     """
 
     def __init__(self, config: BackboneConfig) -> None:
-        from transformers import AutoTokenizer
-
         folder = backbone_folder(config)
         refuse_other_kind(folder, MODEL_CONFIG, "language")
         try:
