@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, RANDOM, UNTOUCHED, Chain
 from albat_core.config import RunConfig
+from albat_core.finetuning.trainer import penalty_weight
 from albat_core.progress import track
 from albat_core.scoring import ScorerName
 from albat_core.stage import StageConfig
@@ -114,7 +115,7 @@ def measure_situation(situation: Situation, config: EfficacyConfig, seed: int) -
     store = ArtifactStore(run.runtime.root)
     results: dict[str, ArmResult] = {}
     arms = 6 + len(config.scorers) + len(config.alphas) + len(config.shares)
-    arms += bool(run.finetune.penalty)
+    arms += bool(penalty_weight(run.finetune, run.backbone))
     with track(f"{situation.name}, seed {seed}", arms, ARMS) as advance:
         for arm, its, role in _arms(run, config, results):
             results[arm] = _result(situation.name, arm, Chain(its), role, store)
@@ -140,7 +141,7 @@ def _arms(
     steps = round(run.finetune.steps * more)
     yield "more_steps", with_settings(plain, finetune={"steps": steps}), ADAPTATION_ONLY
     yield "penalty", with_settings(plain, finetune={"penalty": config.penalty}), ADAPTATION_ONLY
-    if run.finetune.penalty:
+    if penalty_weight(run.finetune, run.backbone):
         yield "rows_alone", plain, ALBAT
     alpha = results[ALBAT].alpha
     for scorer in ("random", *config.scorers):

@@ -120,7 +120,7 @@ def training_against_dreambooth(config: RunConfig) -> None:
         open_backbone(config.backbone, config.runtime) as b,
     ):
         b.attach_adapter(ADAPTER, 0)
-        trainer = Trainer(b, mixture, [], settings, 0, CheckpointFile(f"{folder}/none"), 1e9)
+        trainer = Trainer(b, mixture, [], settings, 0.0, 0, CheckpointFile(f"{folder}/none"), 1e9)
 
         def ours() -> None:
             for step in range(STEPS):

@@ -54,6 +54,11 @@ class BackboneConfig(StageConfig):
         """Whether what it makes without a prompt is of no use; a language model writes freely."""
         return self.kind != "language"
 
+    @property
+    def usual_penalty(self) -> float:
+        """Weight at which holding an adapter to the backbone's outputs was found to help."""
+        return 0.3 if self.kind == "language" else 0.0
+
 
 class SamplingConfig(StageConfig):
     """How a backbone makes examples of its own."""

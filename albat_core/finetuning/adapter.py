@@ -16,6 +16,7 @@ from albat_core.finetuning.trainer import (
     FinetuneConfig,
     Trainer,
     learning_rate,
+    penalty_weight,
     spread_waypoints,
 )
 from albat_core.records import VALIDATION
@@ -61,9 +62,11 @@ def finetune(
         "validation": role_digest(store, adaptation, VALIDATION),
         "backbone": backbone_identity(backbone_config, runtime),
     } | ({"start": start.key} if start else {})
+    penalty = penalty_weight(config, backbone_config)
     # settings that came later change no key where they are off
-    off = {name for name in ("checkpoints", "penalty") if not getattr(config, name)}
-    knobs = config.model_dump(mode="json", exclude=off) | {"seed": seed}
+    later = {"checkpoints": config.checkpoints, "penalty": penalty}
+    knobs = config.model_dump(mode="json", exclude=set(later)) | {"seed": seed}
+    knobs |= {name: value for name, value in later.items() if value}
     key = stage_key(STAGE, STAGE_VERSION, knobs, inputs)
     checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
 
@@ -82,6 +85,7 @@ def finetune(
                 rows,
                 validation,
                 config,
+                penalty,
                 derive_seed(seed, "training"),
                 checkpoint,
                 runtime.checkpoint_seconds,

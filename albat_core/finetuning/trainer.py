@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from pydantic import Field
 from albat_core.backbones.base import (
     AdapterConfig,
     Backbone,
+    BackboneConfig,
     Encoded,
     FixedNoise,
     forward_units,
@@ -61,13 +62,19 @@ class FinetuneConfig(StageConfig):
     """Noise levels of a diffusion model at which validation examples are looked at."""
     patience: int = Field(6, ge=1)
     """Looks without a new best after which training stops."""
-    penalty: float = Field(0.0, ge=0)
+    penalty: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """Weight of a penalty that holds the adapter's outputs on the rows trained on to the
-    backbone's: KL divergence (language; nats per token) or squared difference of predictions
-    (diffusion); 0: none."""
+    backbone's, so that few documents are overfitted less: KL divergence (language; nats per token)
+    or squared difference of predictions (diffusion). 0: none. `auto`: 0.3 for a language model,
+    none for diffusion."""
     checkpoints: int = Field(0, ge=0)
     """Adapters with Adam's moments kept from the way to the best step, for the scorer
     `gradient`."""
+
+
+def penalty_weight(config: FinetuneConfig, backbone: BackboneConfig) -> float:
+    """Return the penalty's weight in a training of a backbone's adapter."""
+    return backbone.usual_penalty if config.penalty == "auto" else config.penalty
 
 
 def learning_rate(config: FinetuneConfig, step: int) -> float:
@@ -124,6 +131,7 @@ class Trainer:
         mixture: what is trained on.
         validation: examples that decide which step is best.
         config: how.
+        penalty: weight of the penalty towards the backbone's outputs; 0: none.
         seed: of every draw.
         checkpoint: where the state is kept for a run that is interrupted.
         checkpoint_seconds: how often.
@@ -135,6 +143,7 @@ class Trainer:
         mixture: Mixture,
         validation: Sequence[Encoded],
         config: FinetuneConfig,
+        penalty: float,
         seed: int,
         checkpoint: CheckpointFile,
         checkpoint_seconds: float,
@@ -144,6 +153,7 @@ class Trainer:
         self._corpus = backbone.encode(mixture.backbone)
         self._validation = validation
         self._config = config
+        self._penalty = penalty
         self._seed = seed
         self._checkpoint = checkpoint
         self._checkpoint_seconds = checkpoint_seconds
@@ -195,7 +205,7 @@ class Trainer:
         step = state.step
         own, other = self._sampler.batch(step)
         batch = [self._adaptation[i] for i in own] + [self._corpus[i] for i in other]
-        state.passes += (4 if self._config.penalty else 3) * sum(e.length for e in batch)
+        state.passes += (4 if self._penalty else 3) * sum(e.length for e in batch)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step)
         self._backbone.training(True)
@@ -219,11 +229,11 @@ class Trainer:
 
     def _objective(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each example's mean loss, and what is minimized: the penalty added; both (n,)."""
-        if not self._config.penalty:
+        if not self._penalty:
             mean = self._backbone.losses(batch).mean
             return mean, mean
         losses, divergence = self._backbone.losses_with_divergence(batch)
-        return losses.mean, losses.mean + self._config.penalty * divergence.mean
+        return losses.mean, losses.mean + self._penalty * divergence.mean
 
     def _evaluate(self, state: TrainingState) -> None:
         """Measure the validation loss, and keep the adapter if it is the best yet."""

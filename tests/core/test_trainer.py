@@ -14,14 +14,20 @@ from transformers import AutoModelForCausalLM
 from albat_core.adaptation import read_role
 from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
-from albat_core.backbones.base import AdapterConfig, FixedNoise, adapted
+from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise, adapted
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.evaluation import LOSSES
 from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.checkpoint import CheckpointFile
-from albat_core.finetuning.trainer import FinetuneConfig, Trainer, continued, learning_rate
+from albat_core.finetuning.trainer import (
+    FinetuneConfig,
+    Trainer,
+    continued,
+    learning_rate,
+    penalty_weight,
+)
 from albat_core.losses import example_losses
 from albat_core.progress import reporting_to
 from albat_core.records import TEST, VALIDATION, read_table
@@ -196,6 +202,14 @@ def test_a_penalty_holds_what_is_said_of_other_rows_to_the_backbone(training: Tr
     assert distances[1] > 2 * distances[2] > 0
     losses = [training.store.manifest(ref).facts["validation_loss"] for ref in (free, light, heavy)]
     assert losses[0] < losses[1] < losses[2]  # what it costs
+
+
+def test_language_models_have_a_penalty_by_default_and_diffusion_models_none(
+    training: Training,
+) -> None:
+    pictures = BackboneConfig(kind="diffusion", path="somewhere")
+    assert penalty_weight(STEPS, pictures) == 0
+    assert training.run(STEPS) == training.run(STEPS.model_copy(update={"penalty": 0.3}))
 
 
 def test_what_is_reported_of_training_is_the_loss_without_the_penalty(training: Training) -> None:
