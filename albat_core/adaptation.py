@@ -63,17 +63,19 @@ def assign_roles(
         config: the shares.
         seed: of the order.
         fold: which part of the documents that are not held out validates, from 0.
-        known: roles that documents have already and keep; new ones come after them in the order.
+        known: roles that documents have already in fold 0 and keep there; new ones come after them
+            in the order. What is held out in fold 0 is held out in all.
 
     Raises:
         InputError: there are fewer documents than the split needs.
     """
+
+    def order(name: str) -> bytes:
+        return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+
     present = set(documents)
     kept = {name: role for name, role in (known or {}).items() if name in present}
-    ranked = sorted(
-        present - kept.keys(),
-        key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(),
-    )
+    ranked = sorted(present - kept.keys(), key=order)
     tests = max(math.ceil(config.test * len(present)), 1) if config.test > 0 else 0
     tests = max(tests - list(kept.values()).count(TEST), 0)
     rest = ranked[tests:]
@@ -92,7 +94,11 @@ def assign_roles(
     roles = kept | dict.fromkeys(ranked[:tests], TEST)
     roles |= dict.fromkeys(rest[len(used) :], UNUSED)
     # every folds-th validates: a document's role depends on its place alone as `use` grows
-    for place, name in enumerate(used, start=before + 1):
+    dealt = dict(enumerate(used, start=before + 1))
+    if fold:
+        every = {*used, *(name for name, role in kept.items() if role in (TRAIN, VALIDATION))}
+        dealt = dict(enumerate(sorted(every, key=order), start=1))
+    for place, name in dealt.items():
         roles[name] = VALIDATION if place % config.folds == fold else TRAIN
     return roles
 
@@ -115,7 +121,7 @@ def split_adaptation(
         seed: decides which documents go where.
         runtime: where artifacts are kept.
         fold: which part of the documents that are not held out validates, from 0.
-        previous: an earlier split, whose documents keep their roles.
+        previous: an earlier split of fold 0, whose documents keep their roles.
 
     Raises:
         InputError: too few documents, one of them is in both sets, or an id occurs twice.

@@ -194,13 +194,14 @@ class Chain(Selecting):
     def selected(self) -> Selected:
         """What a later selection of this run can go on from."""
         c, auto = self.config, self.config.mixture.alpha == "auto"
-        folds: list[tuple[ArtifactRef, ArtifactRef | None]] = [(self.adaptation, None)]
-        if auto and c.mixing.at == "surrogates":
-            folds = [*self.folds]
-        elif c.scoring.scorer not in WITHOUT_SURROGATE:
-            folds = [(self.adaptation, self.surrogate)]
+        at_surrogates = auto and c.mixing.at == "surrogates"
+        trained = at_surrogates or c.scoring.scorer not in WITHOUT_SURROGATE
         return Selected(
-            folds=tuple(folds), mixture=self.mixture(ALBAT), mixing=self.mixing if auto else None
+            adaptation=self.adaptation,
+            surrogate=self.surrogate if trained else None,
+            mixture=self.mixture(ALBAT),
+            mixing=self.mixing if auto else None,
+            folds=tuple(self.folds) if at_surrogates else (),
         )
 
     def register(self, *, evaluated: bool) -> Entry:

@@ -1,11 +1,12 @@
 """The mixing weight and the verdict, computed before an adapter is trained on the mixture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
@@ -13,7 +14,6 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import (
     AdapterConfig,
-    Backbone,
     BackboneConfig,
     FixedNoise,
     adapted,
@@ -21,20 +21,24 @@ from albat_core.backbones.base import (
 from albat_core.encoding import Encodings
 from albat_core.gradients import AdapterGradients
 from albat_core.mixture import effective_sample_size, read_selection
-from albat_core.records import TRAIN, VALIDATION, Example
+from albat_core.records import TRAIN, VALIDATION, Example, read_table, write_table
 from albat_core.seeding import derive_seed, numpy_generator
 from albat_core.shards import read_rows
 from albat_core.stage import Runtime, StageConfig
 from albat_core.theory import Estimate, Floats, FoldGradients, estimate_terms
 
 STAGE = "mixing"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LEAST = 0.02
 """A mixing weight below this is not worth the rows: do not mix."""
 HIGHEST = 0.9
 """The adaptation set always keeps a part in the objective: estimates are not that sure."""
 _PARTS = 8  # of the documents, where gradients are those of a new adapter
 _LABEL = "gradients"
+GRADIENTS = "gradients.parquet"
+
+Gradient = NDArray[np.float32]
+"""Of one example, (k,)."""
 
 
 class MixingConfig(StageConfig):
@@ -71,13 +75,15 @@ def estimate_mixing(
     config: MixingConfig,
     seed: int,
     runtime: Runtime,
+    earlier: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Compute alpha* and what the selection is worth, from gradients.
 
     Args:
         selection: weighted corpus rows.
         adaptation: the set that is adapted to.
-        folds: adaptation set and surrogate of each; the surrogate did not see its validation rows.
+        folds: of each a split of the adaptation set, or of what it was once, and a surrogate that
+            was trained on its training rows. Documents that it was not trained on are held out.
             None: gradients are those of a new adapter, and folds are made of the documents.
         encodings: costly inputs of the rows, where the backbone has any.
         backbone_config: what is adapted.
@@ -85,31 +91,35 @@ def estimate_mixing(
         config: how.
         seed: of the rows drawn, of a new adapter, and of the bootstrap.
         runtime: where and with what.
+        earlier: an estimate of the same folds, whose gradients are not computed again.
     """
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
-        del folder
         table = read_selection(store, selection)
         weights = table["weight"].to_numpy()
         rows = _drawn_rows(store, table, weights, config.rows, seed)
         with open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone:
             noise = FixedNoise(config.noise_levels)
             gradients = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
+            own = [e for r in (TRAIN, VALIDATION) for e in read_role(store, adaptation, r)]
+            more_rows = 1.0
             if folds:
-                found = [
-                    _at_surrogate(
-                        gradients, backbone, store.folder(surrogate),
-                        read_role(store, split, VALIDATION), rows,
-                    )
-                    for split, surrogate in folds
-                ]  # fmt: skip
+                known = KnownGradients(store, earlier, config)
+                trained = [read_role(store, split, TRAIN) for split, _ in folds]
+                found = []
+                for (_, surrogate), seen in zip(folds, trained, strict=True):
+                    with adapted(backbone, store.folder(surrogate)):
+                        at = known.at(surrogate.key, gradients)
+                        found.append(_beside(seen, own, rows, at))
+                known.write(folder)
+                will_train = store.manifest(adaptation).facts[TRAIN]["rows"]
+                more_rows = will_train / np.mean([len(seen) for seen in trained])
             else:
                 backbone.attach_adapter(adapter, derive_seed(seed, "adapter"))
-                own = [e for r in (TRAIN, VALIDATION) for e in read_role(store, adaptation, r)]
                 found = _at_start(gradients, own, rows, seed)
         ess = effective_sample_size(weights) * config.stands_for
-        estimate = estimate_terms(found, ess, config.damping, seed)
+        estimate = estimate_terms(found, ess, config.damping, seed, more_rows=more_rows)
         return Built(rows=len(rows), facts=_facts(estimate) | {"passes": gradients.passes})
 
     return store.produce(
@@ -119,24 +129,80 @@ def estimate_mixing(
         {
             "selection": selection.key,
             "surrogates": [surrogate.key for _, surrogate in folds],
-            "heldout": [role_digest(store, split, VALIDATION) for split, _ in folds],
+            "trained": [role_digest(store, split, TRAIN) for split, _ in folds],
             "adaptation": [role_digest(store, adaptation, r) for r in (TRAIN, VALIDATION)],
             "backbone": backbone_identity(backbone_config, runtime),
-        },
+        }
+        | ({"earlier": earlier.key} if earlier else {}),
         build,
     )
 
 
-def _at_surrogate(
-    gradients: AdapterGradients,
-    backbone: Backbone,
-    surrogate: Path,
-    heldout: Sequence[Example],
+class KnownGradients:
+    """Gradients by adapter and example, those of an earlier estimate to begin with.
+
+    Args:
+        store: where that is.
+        earlier: the estimate; None: none are known.
+        config: of the new one; gradients taken otherwise are not of use.
+    """
+
+    def __init__(
+        self, store: ArtifactStore, earlier: ArtifactRef | None, config: MixingConfig
+    ) -> None:
+        self._dimension = config.dimension
+        self._earlier: dict[tuple[str, str], Gradient] = {}
+        self._used: dict[tuple[str, str], Gradient] = {}
+        if earlier is None:
+            return
+        taken = store.manifest(earlier).config
+        if any(
+            taken[name] != getattr(config, name) for name in ("at", "dimension", "noise_levels")
+        ):
+            return
+        table = read_table(store.folder(earlier) / GRADIENTS)
+        values = table["gradient"].combine_chunks().flatten().to_numpy()
+        names = zip(table["adapter"].to_pylist(), table["example"].to_pylist(), strict=True)
+        self._earlier = dict(zip(names, values.reshape(-1, self._dimension), strict=True))
+
+    def at(
+        self, adapter: str, gradients: AdapterGradients
+    ) -> Callable[[Sequence[Example]], Floats]:
+        """Return what gives the gradients of examples, (n, k), at the adapter that is attached."""
+
+        def of(examples: Sequence[Example]) -> Floats:
+            names = [(adapter, example.digest()) for example in examples]
+            there = self._earlier | self._used
+            new = {n: e for n, e in zip(names, examples, strict=True) if n not in there}
+            there |= dict(zip(new, gradients.of(list(new.values()), _LABEL), strict=True))
+            self._used |= {name: there[name] for name in names}
+            return np.array([there[name] for name in names], dtype=np.float64)
+
+        return of
+
+    def write(self, folder: Path) -> None:
+        """Write those that were asked for."""
+        values = np.concatenate([np.zeros(0, np.float32), *self._used.values()])
+        table = pa.table(
+            {
+                "adapter": [adapter for adapter, _ in self._used],
+                "example": [example for _, example in self._used],
+                "gradient": pa.FixedSizeListArray.from_arrays(values, self._dimension),
+            }
+        )
+        write_table(table, folder / GRADIENTS)
+
+
+def _beside(
+    trained: Sequence[Example],
+    own: Sequence[Example],
     rows: Sequence[Example],
+    gradients: Callable[[Sequence[Example]], Floats],
 ) -> FoldGradients:
-    """Return gradients at a surrogate that was not trained on the examples held out."""
-    with adapted(backbone, surrogate):
-        found = gradients.of([*heldout, *rows], _LABEL).astype(np.float64)
+    """Return gradients at an adapter, beside which the documents not trained on are held out."""
+    seen = {example.document for example in trained}
+    heldout = [example for example in own if example.document not in seen]
+    found = gradients([*heldout, *rows])
     documents = np.array([e.document for e in heldout])
     return FoldGradients(found[: len(heldout)], documents, found[len(heldout) :])
 
@@ -160,10 +226,30 @@ def _drawn_rows(
     store: ArtifactStore, table: pa.Table, weights: Floats, count: int, seed: int
 ) -> list[Example]:
     """Return selected rows drawn by their weights, with replacement."""
-    generator = numpy_generator(seed, "rows for gradients")
-    drawn = np.sort(generator.choice(len(weights), size=count, p=weights / weights.sum()))
-    chosen = table.take(pa.array(drawn))
+    drawn = draw_alike(table["example_id"].to_pylist(), weights, count, seed)
+    chosen = table.take(pa.array(np.sort(drawn)))
     return read_rows(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
+
+
+def draw_alike(names: Sequence[str], weights: Floats, count: int, seed: int) -> NDArray[np.int64]:
+    """Return ``count`` places drawn by weight, with replacement: similar weights, similar draws.
+
+    Each name brings Gumbel noise of its own, and the largest log w + noise is drawn: a draw changes
+    only where the weights of what was or is drawn do (Gumbel max).
+
+    Args:
+        names: distinct.
+        weights: (n,) >= 0, one of them > 0.
+        count: of draws.
+        seed: of the noise.
+    """
+    best, drawn = np.full(count, -np.inf), np.zeros(count, dtype=np.int64)
+    for place in np.flatnonzero(weights).tolist():
+        noise = numpy_generator(seed, "rows for gradients", names[place]).gumbel(size=count)
+        value = np.log(weights[place]) + noise
+        drawn[value > best] = place
+        best = np.maximum(best, value)
+    return drawn
 
 
 def _facts(estimate: Estimate) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from albat_core.input_files import find_files
 from albat_core.mixing import estimate_mixing
 from albat_core.mixture import select
 from albat_core.progress import announce
-from albat_core.records import TEST, VALIDATION
+from albat_core.records import TEST, TRAIN, VALIDATION
 from albat_core.report.run import StageRun
 from albat_core.retrieval import retrieve_candidates
 from albat_core.scoring import WITHOUT_SURROGATE, score_candidates
@@ -50,12 +50,16 @@ class Selected(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folds: tuple[tuple[ArtifactRef, ArtifactRef | None], ...]
-    """Splits of the adaptation set with the surrogate of each, where there is one; the first is the
-    run's own."""
+    adaptation: ArtifactRef
+    """The adaptation set, split by document."""
+    surrogate: ArtifactRef | None
+    """None where the scorer needs none."""
     mixture: ArtifactRef
     mixing: ArtifactRef | None = None
     """None where alpha was configured."""
+    folds: tuple[tuple[ArtifactRef, ArtifactRef], ...] = ()
+    """What alpha was computed at: splits of the adaptation set, or of what it was once, each with a
+    surrogate."""
 
 
 class Selecting:
@@ -65,7 +69,8 @@ class Selecting:
         config: of the run.
         execute: how a stage's function is called on its items; here, or as tasks elsewhere.
         previous: an earlier selection with the same configuration, before the data changed:
-            documents keep their roles, and surrogates go on from its own.
+            documents keep their roles, the surrogate goes on from its own, and alpha is computed at
+            the same folds.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class Selecting:
         previous: Selected | None = None,
     ) -> None:
         self.config = config
-        self._earlier = previous.folds if previous else ()
+        self._earlier = previous
         self._execute = execute
         self._runtime = config.runtime
         self._store = ArtifactStore(config.runtime.root)
@@ -110,7 +115,7 @@ class Selecting:
     @cached_property
     def adaptation(self) -> ArtifactRef:
         """The adaptation set, split by document."""
-        return self._split(0, "split by document")
+        return self._split("split by document")
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -195,7 +200,11 @@ class Selecting:
         config = self.config.surrogate
         if self.config.scoring.scorer == "gradient":
             config = config.model_copy(update={"checkpoints": self.config.scoring.checkpoints})
-        return self._surrogate("surrogate", self.own_mixture, self.adaptation, config, 0)
+        split, start = self.adaptation, self._earlier.surrogate if self._earlier else None
+        if start is None or self._new_share >= _MOSTLY_NEW:
+            return self._finetune("surrogate", self.own_mixture, split, config, [])
+        short = continued(config, steps_in_all(self._store, start), self._new_share)
+        return self._finetune("surrogate", self.own_mixture, split, short, [], start)
 
     @cached_property
     def scores(self) -> ArtifactRef:
@@ -220,60 +229,60 @@ class Selecting:
 
     @cached_property
     def folds(self) -> list[tuple[ArtifactRef, ArtifactRef]]:
-        """Other splits of the adaptation set, each with a surrogate that was trained on it.
+        """Splits of the adaptation set, each with a surrogate that was trained on it.
 
-        The first is the run's own; the others' surrogates stop where its own was best.
+        The first is the run's own; the others' surrogates stop where its own was best. An earlier
+        selection's are taken as they are: what is new since then is held out from all of them.
         """
         c = self.config
+        if self._earlier and self._earlier.folds and not self._has_outgrown(self._earlier.folds):
+            return list(self._earlier.folds)
         found = [(self.adaptation, self.surrogate)]
         best = max(steps_in_all(self._store, self.surrogate), 1)
         short = c.surrogate.model_copy(update={"steps": best, "evaluate_every": best})
         for fold in range(1, min(c.mixing.folds, c.split.folds)):
             label = f"fold {fold + 1}"
-            split = self._split(fold, f"split by document, {label}")
+            split = self._split(f"split by document, {label}", fold)
             name = f"surrogate of {label}"
             mixture = self._mixture(split, None, 0.0, name)
-            found.append((split, self._surrogate(name, mixture, split, short, fold)))
+            found.append((split, self._finetune(name, mixture, split, short, [])))
         return found
 
     @cached_property
     def mixing(self) -> ArtifactRef:
         """The mixing weight and what the selection is worth, computed before it is trained on."""
-        c = self.config
+        c, earlier = self.config, self._earlier
+        folds = self.folds if c.mixing.at == "surrogates" else []
+        known = earlier.mixing if earlier and folds == list(earlier.folds) else None
         return self._run(
             "estimate what it is worth",
             estimate_mixing,
-            self.selection, self.adaptation, self.folds if c.mixing.at == "surrogates" else [],
+            self.selection, self.adaptation, folds,
             [*self.own_encodings, *self.corpus_encodings],
             self._backbone, c.surrogate.adapter, c.mixing, c.seed, self._runtime,
+            *([known] if known else []),
         )  # fmt: skip
 
-    def _split(self, fold: int, label: str) -> ArtifactRef:
+    def _split(self, label: str, fold: int = 0) -> ArtifactRef:
         """Divide the adaptation set; documents of an earlier selection keep their roles."""
         c = self.config
-        earlier = (self._earlier[fold][0],) if fold < len(self._earlier) else ()
+        earlier = [self._earlier.adaptation] if self._earlier else []
         return self._run(
             label,
             split_adaptation,
             self.own, self.heldout, c.split, c.seed, self._runtime, fold, *earlier,
         )  # fmt: skip
 
-    def _surrogate(
-        self,
-        label: str,
-        mixture: ArtifactRef,
-        split: ArtifactRef,
-        config: FinetuneConfig,
-        fold: int,
-    ) -> ArtifactRef:
-        """Train a surrogate, or let the earlier selection's go on where few rows are new."""
-        new = self._store.manifest(split).facts.get("new_rows", 0)
-        share = new / max(self._store.manifest(split).rows, 1)
-        start = self._earlier[fold][1] if fold < len(self._earlier) else None
-        if start is None or share >= _MOSTLY_NEW:
-            return self._finetune(label, mixture, split, config, [])
-        short = continued(config, steps_in_all(self._store, start), share)
-        return self._finetune(label, mixture, split, short, [], start)
+    @property
+    def _new_share(self) -> float:
+        """Share of the adaptation set's rows that the earlier selection did not have."""
+        split = self._store.manifest(self.adaptation)
+        return float(split.facts.get("new_rows", 0) / max(split.rows, 1))
+
+    def _has_outgrown(self, folds: Sequence[tuple[ArtifactRef, ArtifactRef]]) -> bool:
+        """Tell whether most of what is trained on has come since surrogates were trained."""
+        then, now = (self.facts(split)[TRAIN]["rows"] for split in (folds[0][0], self.adaptation))
+        return bool(max(self._new_share, 1 - then / now) >= _MOSTLY_NEW)
 
     @property
     def alpha(self) -> float:

@@ -155,6 +155,7 @@ def estimate_terms(
     damping: float,
     seed: int,
     draws: int = 2000,
+    more_rows: float = 1.0,
 ) -> Estimate:
     """Estimate the terms by cross-fitting: held-out examples are none that were trained on.
 
@@ -174,6 +175,8 @@ def estimate_terms(
         damping: of the metric, see ``metric_root``.
         seed: of the bootstrap.
         draws: bootstrap samples.
+        more_rows: how many times as many rows will be trained on as the adapters of the folds were:
+            V_T goes with 1 / n.
     """
     whitening = metric_root(
         np.concatenate([g for fold in folds for g in (fold.corpus, fold.heldout)]), damping
@@ -195,7 +198,7 @@ def estimate_terms(
 
     def terms(drawn: NDArray[np.int64]) -> Terms:
         target = max(float(pull[drawn].sum() / size[drawn].sum()), 0.0)
-        return Terms(target, corpus_variance, max(length - target, 0.0))
+        return Terms(target / more_rows, corpus_variance, max(length - target, 0.0))
 
     generator = numpy_generator(seed, "terms")
     found = [terms(generator.integers(len(pull), size=len(pull))) for _ in range(draws)]

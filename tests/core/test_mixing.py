@@ -11,7 +11,7 @@ from albat_core.chain import ALBAT, RANDOM, Chain
 from albat_core.config import RunConfig
 from albat_core.dataset import read_mixture
 from albat_core.gradients import AdapterGradients
-from albat_core.mixing import HIGHEST, _at_start, estimate_mixing
+from albat_core.mixing import HIGHEST, _at_start, draw_alike, estimate_mixing
 from albat_core.records import TEST, TRAIN, VALIDATION
 from albat_core.verdict import quick_look, verdict
 
@@ -144,3 +144,19 @@ def test_parts_of_the_documents_are_held_out_in_turn_at_the_start(
         np.testing.assert_allclose(fold.trained, others, atol=1e-5)
         for document, found in zip(fold.documents[-1:], fold.heldout[-1:], strict=True):
             np.testing.assert_allclose(found, of_document[document], atol=1e-5)
+
+
+def test_rows_are_drawn_by_their_weights_and_alike_from_similar_ones() -> None:
+    names = [f"row {n}" for n in range(6)]
+    weights = np.array([0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
+    drawn = draw_alike(names, weights, 20_000, seed=0)
+    shares = np.bincount(drawn, minlength=6) / len(drawn)
+    np.testing.assert_allclose(shares, weights, atol=0.015)
+    # another table that a row left and one entered: only draws of these differ
+    later = draw_alike([*names[1:4], "new"], np.array([0.3, 0.2, 0.1, 0.1]), 20_000, seed=0)
+    before = np.array(names)[drawn]
+    after = np.array([*names[1:4], "new"])[later]
+    stays = before != names[0]
+    assert (after[stays & (before != after)] == "new").all()
+    assert 0.5 < (after == before).mean() < 0.6
+    assert (draw_alike(names, weights, 50, seed=1) != drawn[:50]).any()

@@ -9,6 +9,7 @@ from albat_core.chain import Chain
 from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.dataset import read_mixture
 from albat_core.errors import InputError
+from albat_core.mixing import estimate_mixing
 from albat_core.reselection import (
     Acted,
     Watches,
@@ -99,10 +100,17 @@ def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None
     assert reused["index"]
     assert not reused["retrieve"]
     store = ArtifactStore(run.runtime.root)
-    assert len(later.folds) == len(selected.folds) == 2
-    for (old_split, old), (new_split, new) in zip(selected.folds, later.folds, strict=True):
-        assert store.manifest(new_split).inputs["previous"] == old_split.key
-        assert store.manifest(new).inputs["start"] == old.key
+    assert len(selected.folds) == 2
+    assert later.folds == selected.folds
+    assert later.surrogate is not None
+    assert selected.surrogate is not None
+    assert store.manifest(later.adaptation).inputs["previous"] == selected.adaptation.key
+    assert store.manifest(later.surrogate).inputs["start"] == selected.surrogate.key
+    assert later.mixing is not None
+    assert selected.mixing is not None
+    assert store.manifest(later.mixing).inputs["earlier"] == selected.mixing.key
+    passes = [store.manifest(ref).facts["passes"] for ref in (selected.mixing, later.mixing)]
+    assert 0 < passes[1] < passes[0]
     own = {e.example_id for e in read_mixture(store, later.mixture).adaptation}
     before = {e.example_id for e in read_mixture(store, selected.mixture).adaptation}
     assert before < own
@@ -123,7 +131,24 @@ def test_surrogates_are_trained_anew_where_most_rows_are(run: RunConfig) -> None
     selected = Chain(run).selected
     add_rows(run, count=50)
     later = Chain(run, previous=selected)
-    assert "start" not in ArtifactStore(run.runtime.root).manifest(later.surrogate).inputs
+    store = ArtifactStore(run.runtime.root)
+    assert "start" not in store.manifest(later.surrogate).inputs
+    assert later.folds != list(selected.folds)
+    assert "earlier" not in store.manifest(later.mixing).inputs
+
+
+def test_gradients_that_are_known_are_as_good_as_new_ones(run: RunConfig) -> None:
+    selected = Chain(run).selected
+    add_rows(run)
+    later = Chain(run, previous=selected)
+    c = run
+    alone = estimate_mixing(
+        later.selection, later.adaptation, selected.folds, [], c.backbone, c.surrogate.adapter,
+        c.mixing, c.seed, c.runtime,
+    )  # fmt: skip
+    told = [later.facts(ref) for ref in (later.mixing, alone)]
+    assert told[0]["alpha_estimate"] == pytest.approx(told[1]["alpha_estimate"], abs=1e-4)
+    assert told[0]["passes"] < told[1]["passes"]
 
 
 def test_nothing_is_trained_for_what_needs_no_surrogate(run: RunConfig) -> None:
@@ -132,10 +157,11 @@ def test_nothing_is_trained_for_what_needs_no_surrogate(run: RunConfig) -> None:
         "mixture": run.mixture.model_copy(update={"alpha": 0.5}),
     }
     chain = Chain(run.model_copy(update=changes))
-    [(split, surrogate)] = chain.selected.folds
-    assert split == chain.adaptation
-    assert surrogate is None
-    assert chain.selected.mixing is None
+    selected = chain.selected
+    assert selected.adaptation == chain.adaptation
+    assert selected.surrogate is None
+    assert selected.mixing is None
+    assert selected.folds == ()
 
 
 def test_settings_that_an_earlier_selection_must_share(run: RunConfig) -> None:

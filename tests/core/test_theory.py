@@ -172,6 +172,15 @@ def test_terms_are_estimated_from_gradients(shift: float) -> None:
     assert high - low < 0.2
 
 
+def test_the_target_s_variance_falls_with_the_rows_trained_on() -> None:
+    folds, _ = folds_of_regression(0.4, 20, np.random.default_rng(3))
+    once, twice = (
+        estimate_terms(folds, M, 1e-6, 0, draws=20, more_rows=more).terms for more in (1.0, 2.0)
+    )
+    assert twice.target_variance == pytest.approx(once.target_variance / 2)
+    assert (twice.corpus_variance, twice.bias) == (once.corpus_variance, once.bias)
+
+
 def test_terms_are_the_same_from_gradients_at_any_adapter() -> None:
     """Least squares is quadratic: where the gradients are taken must not matter but by noise."""
     generator = np.random.default_rng(6)
