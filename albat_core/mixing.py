@@ -31,8 +31,6 @@ STAGE = "mixing"
 STAGE_VERSION = 2
 LEAST = 0.02
 """A mixing weight below this is not worth the rows: do not mix."""
-HIGHEST = 0.9
-"""The adaptation set always keeps a part in the objective: estimates are not that sure."""
 _PARTS = 8  # of the documents, where gradients are those of a new adapter
 _LABEL = "gradients"
 GRADIENTS = "gradients.parquet"
@@ -120,7 +118,8 @@ def estimate_mixing(
                 found = _at_start(gradients, own, rows, seed)
         ess = effective_sample_size(weights) * config.stands_for
         estimate = estimate_terms(found, ess, config.damping, seed, more_rows=more_rows)
-        return Built(rows=len(rows), facts=_facts(estimate) | {"passes": gradients.passes})
+        facts = _facts(estimate, backbone_config.highest_alpha)
+        return Built(rows=len(rows), facts=facts | {"passes": gradients.passes})
 
     return store.produce(
         STAGE,
@@ -252,10 +251,13 @@ def draw_alike(names: Sequence[str], weights: Floats, count: int, seed: int) -> 
     return drawn
 
 
-def _facts(estimate: Estimate) -> dict[str, Any]:
-    """Return what the manifest says: the mixing weight is 0 where mixing does not pay."""
+def _facts(estimate: Estimate, highest: float) -> dict[str, Any]:
+    """Return what the manifest says: the mixing weight is 0 where mixing does not pay.
+
+    The adaptation set always keeps a part in the objective: estimates are not that sure.
+    """
     terms = estimate.terms
-    alpha = min(terms.alpha, HIGHEST) if terms.alpha >= LEAST else 0.0
+    alpha = min(terms.alpha, highest) if terms.alpha >= LEAST else 0.0
     return {
         "alpha": alpha,
         "alpha_estimate": terms.alpha,

@@ -59,6 +59,11 @@ class BackboneConfig(StageConfig):
         """Weight at which holding an adapter to the backbone's outputs was found to help."""
         return 0.3 if self.kind == "language" else 0.0
 
+    @property
+    def highest_alpha(self) -> float:
+        """Mixing weight above which trainings of usual length were found not to get far enough."""
+        return 0.9 if self.kind == "language" else 0.5
+
 
 class SamplingConfig(StageConfig):
     """How a backbone makes examples of its own."""

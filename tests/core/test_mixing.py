@@ -11,7 +11,7 @@ from albat_core.chain import ALBAT, RANDOM, Chain
 from albat_core.config import RunConfig
 from albat_core.dataset import read_mixture
 from albat_core.gradients import AdapterGradients
-from albat_core.mixing import HIGHEST, _at_start, draw_alike, estimate_mixing
+from albat_core.mixing import _at_start, draw_alike, estimate_mixing
 from albat_core.records import TEST, TRAIN, VALIDATION
 from albat_core.verdict import quick_look, verdict
 
@@ -43,7 +43,7 @@ def test_surrogates_never_saw_what_they_are_looked_at_with(
 
 def test_alpha_goes_into_every_mixture(computed: Chain, store: ArtifactStore) -> None:
     facts = computed.facts(computed.mixing)
-    assert 0 < facts["alpha"] <= HIGHEST
+    assert 0 < facts["alpha"] <= computed.config.backbone.highest_alpha
     low, high = facts["alpha_interval"]
     assert low <= facts["alpha_estimate"] <= high
     assert facts["alpha_estimate"] == pytest.approx(
