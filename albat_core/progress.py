@@ -48,6 +48,11 @@ def report_to(reporter: Reporter) -> None:
     _reporter = reporter
 
 
+def is_shown() -> bool:
+    """Tell whether anybody shows progress of this process."""
+    return type(_reporter) is not Silent
+
+
 @contextmanager
 def reporting_to(reporter: Reporter) -> Iterator[None]:
     """Send all progress of this process to ``reporter`` while the context lasts."""

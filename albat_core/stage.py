@@ -26,7 +26,14 @@ class Runtime(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; `auto` takes the GPU where there is one."""
     workers: int = Field(2, ge=1, le=256)
-    """Shards read or embedded at once; models themselves run one at a time on a device."""
+    """Shards read or embedded at once; models themselves run one at a time on a device. With dask
+    or ray: processes on this machine, each with a copy of the model and its share of the cores."""
+    runner: Literal["threads", "dask", "ray"] = "threads"
+    """Where stages run: in threads of the run's own process, or in processes of a Dask or Ray
+    cluster (install `albat[dask]` or `albat[ray]`)."""
+    cluster: str = ""
+    """Address of that cluster, such as `tcp://host:8786` or `ray://host:10001`; none: one on this
+    machine, for this run. Its machines must reach `root`, the inputs and Prefect's server."""
     checkpoint_seconds: float = Field(30.0, gt=0)
     """Seconds between checkpoints of a training run, from which it goes on if interrupted."""
     gradient_checkpointing: bool = False

@@ -1,19 +1,14 @@
 """The flows that a person starts: the whole chain, or up to one of its stages."""
 
-from collections.abc import Callable
-from typing import Any
-
-from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.artifacts import ArtifactRef
 from albat_core.chain import ALBAT, Chain
 from albat_core.config import RunConfig
 from albat_core.report.run import StageRun
-from albat_core.selecting import Each
-from tasks.stages import TASKS
-
-_RUN_NAME = "{config.name}"
+from flows.artifacts import publish_results, publish_run, publish_selection
+from flows.lifting import as_flow
+from flows.runners import tasks_on
 
 
 class FlowResult(BaseModel):
@@ -29,91 +24,98 @@ class FlowResult(BaseModel):
     """Where results were put for people, by name."""
 
 
-def as_tasks(function: Callable[..., Any], each: Each, shared: tuple[Any, ...]) -> list[Any]:
-    """Run a stage's task on every item, several at once."""
-    futures = [TASKS[function].submit(*item, *shared) for item in each]
-    return [future.result() for future in futures]
-
-
-@flow(flow_run_name=_RUN_NAME, persist_result=False, name="albat")
+@as_flow
 def albat(config: RunConfig) -> FlowResult:
     """Run the whole chain, from the corpus to the report.
 
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config, as_tasks)
-    report = chain.report
-    places = chain.export() | {"name": chain.register(evaluated=True).name}
-    return FlowResult(artifact=report, places=places, stages=tuple(chain.stages))
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute)
+        report = chain.report
+        places = chain.export() | {"name": chain.register(evaluated=True).name}
+        publish_run(chain, places)
+        return FlowResult(artifact=report, places=places, stages=tuple(chain.stages))
 
 
-@flow(flow_run_name=_RUN_NAME, persist_result=False, name="embed")
+@as_flow
 def embed(config: RunConfig) -> FlowResult:
     """Embed corpus and adaptation set.
 
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config, as_tasks)
-    _, queries = chain.embeddings, chain.queries
-    return FlowResult(artifact=queries, stages=tuple(chain.stages))
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute)
+        _, queries = chain.embeddings, chain.queries
+        return FlowResult(artifact=queries, stages=tuple(chain.stages))
 
 
-@flow(flow_run_name=_RUN_NAME, persist_result=False, name="index")
+@as_flow
 def index(config: RunConfig) -> FlowResult:
     """Index the corpus.
 
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config, as_tasks)
-    return FlowResult(artifact=chain.index, stages=tuple(chain.stages))
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute)
+        return FlowResult(artifact=chain.index, stages=tuple(chain.stages))
 
 
-@flow(flow_run_name=_RUN_NAME, persist_result=False, name="select")
+@as_flow
 def select(config: RunConfig) -> FlowResult:
     """Select and weigh corpus examples.
 
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config, as_tasks)
-    return FlowResult(artifact=chain.selection, stages=tuple(chain.stages))
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute)
+        selection = chain.selection
+        publish_selection(chain, worth=False)
+        return FlowResult(artifact=selection, stages=tuple(chain.stages))
 
 
-@flow(flow_run_name=_RUN_NAME, persist_result=False, name="materialize")
+@as_flow
 def materialize(config: RunConfig) -> FlowResult:
     """Write the weighted mixture to Parquet.
 
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config, as_tasks)
-    return FlowResult(artifact=chain.mixture(ALBAT), stages=tuple(chain.stages))
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute)
+        mixture = chain.mixture(ALBAT)
+        publish_selection(chain, worth=True)
+        return FlowResult(artifact=mixture, stages=tuple(chain.stages))
 
 
-@flow(flow_run_name=_RUN_NAME, persist_result=False, name="finetune")
+@as_flow
 def finetune(config: RunConfig) -> FlowResult:
     """Train the adapter on the mixture.
 
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config, as_tasks)
-    adapter = chain.adapter(ALBAT)
-    assert adapter is not None  # only the untouched arm has none
-    places = {"name": chain.register(evaluated=False).name}
-    return FlowResult(artifact=adapter, places=places, stages=tuple(chain.stages))
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute)
+        adapter = chain.adapter(ALBAT)
+        assert adapter is not None  # only the untouched arm has none
+        places = {"name": chain.register(evaluated=False).name}
+        return FlowResult(artifact=adapter, places=places, stages=tuple(chain.stages))
 
 
-@flow(flow_run_name=_RUN_NAME, persist_result=False, name="evaluate")
+@as_flow
 def evaluate(config: RunConfig) -> FlowResult:
     """Compare all arms on the held-out documents.
 
     Args:
         config: all that the run is made of.
     """
-    chain = Chain(config, as_tasks)
-    albat_arm = next(arm for arm in chain.arms if arm.name == ALBAT)
-    return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute)
+        albat_arm = next(arm for arm in chain.arms if arm.name == ALBAT)
+        publish_results(chain)
+        return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))

@@ -2,17 +2,17 @@
 
 from datetime import date
 
-from prefect import flow
-
 from albat_core import storage
 from albat_core.artifacts import ArtifactStore
 from albat_core.efficacy import EfficacyConfig, measure_situation
 from albat_core.efficacy_table import TABLE, tabulate
 from albat_core.report.gathering import machine
-from flows.albat import FlowResult, as_tasks
+from flows.albat import FlowResult
+from flows.lifting import as_flow
+from flows.runners import tasks_in_processes
 
 
-@flow(flow_run_name="{config.name}", persist_result=False, name="efficacy")
+@as_flow
 def efficacy(config: EfficacyConfig) -> FlowResult:
     """Compare every scorer and every baseline on several tasks and seeds.
 
@@ -20,9 +20,10 @@ def efficacy(config: EfficacyConfig) -> FlowResult:
         config: what is compared.
     """
     cases = [(each, config, seed) for seed in config.seeds for each in config.situations]
-    results = [r for case in as_tasks(measure_situation, cases, ()) for r in case]
     runtime = config.situations[0].run.runtime
-    [table] = as_tasks(tabulate, [(results,)], (0, runtime))
+    with tasks_in_processes(config.parallel) as execute:
+        results = [r for case in execute(measure_situation, cases, ()) for r in case]
+        [table] = execute(tabulate, [(results,)], (0, runtime))
     return FlowResult(artifact=table, stages=())
 
 

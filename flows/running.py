@@ -1,5 +1,6 @@
 """How a command runs flows in its own process: environment, server, and how it is stopped."""
 
+import logging
 import os
 import signal
 import sys
@@ -36,13 +37,17 @@ def prepare_environment(verbose: bool = False) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # what libraries say to each other is not for the person at the terminal
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    ignore_warnings()
     loopback = "127.0.0.1,localhost"
     for name in ("NO_PROXY", "no_proxy"):  # a proxy must not stand before the embedded server
         there = os.environ.get(name, "")
         if "127.0.0.1" not in there:
             os.environ[name] = f"{there},{loopback}" if there else loopback
+
+
+def ignore_warnings() -> None:
+    """Drop what libraries say to each other: it is not for the person at the terminal."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 @contextmanager
@@ -51,6 +56,7 @@ def embedded_server() -> Iterator[Callable[[], None]]:
 
     It starts beside the imports and checks that a run begins with, which take as long.
     """
+    from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 
@@ -71,6 +77,7 @@ def embedded_server() -> Iterator[Callable[[], None]]:
             if server.server_process is not None:
                 server.server_process.kill()
         else:
+            APILogHandler().flush()  # or its worker looks for a server that is gone, for a minute
             server.stop()
 
 
@@ -95,21 +102,9 @@ def stop_on_ctrl_c(reporter: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_in_processes(flow: Any, config: Any, processes: int) -> Any:
-    """Run a flow whose tasks each take a process and their share of the cores."""
-    from prefect.task_runners import ProcessPoolTaskRunner
-
-    cores = max((os.cpu_count() or 1) // processes, 1)
-    runner: Any = ProcessPoolTaskRunner(processes, initializer=_prepare_process, initargs=(cores,))
-    return flow.with_options(task_runner=runner)(config)
-
-
-def _prepare_process(cores: int) -> None:
-    """Give a process its share of the cores, and let it print what it has finished."""
-    from albat_core.backbones import use_cores
-    from albat_core.progress import report_to
-    from flows.console import LineReporter
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    use_cores(cores)
-    report_to(LineReporter())
+def dask_setup(worker: object) -> None:
+    """Prepare a process of a Dask cluster on this machine; Dask looks for this name."""
+    del worker
+    ignore_warnings()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C: the run ends its processes
+    logging.getLogger("distributed").setLevel(logging.ERROR)

@@ -12,7 +12,9 @@ from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
 from albat_core.reselection import Acted, Watches, basis, compare_selections, data_fingerprint
-from flows.albat import FlowResult, as_tasks
+from flows.albat import FlowResult
+from flows.lifting import as_flow
+from flows.runners import tasks_on
 
 RESELECT = "reselect/reselect"
 EVENT = "albat.adaptation.updated"
@@ -95,7 +97,7 @@ def start_reselection(run: RunConfig, state: str) -> str:
     )
 
 
-@flow(name="reselect", flow_run_name="{config.name}", persist_result=False)
+@as_flow
 def reselect(config: RunConfig) -> FlowResult:
     """Select again with the adaptation data as it is now; fine-tune where that is worth it.
 
@@ -108,17 +110,18 @@ def reselect(config: RunConfig) -> FlowResult:
         return FlowResult(artifact=acted.selected.mixture, stages=())
     shared = basis(config)
     goes_on = acted is not None and acted.basis == shared
-    chain = Chain(config, as_tasks, acted.selected if acted and goes_on else None)
-    selected, trained = chain.selected, acted.trained if acted else None
-    artifact, worth = selected.mixture, True
-    if trained:
-        compared = (trained, selected, config.reselection, config.runtime)
-        [artifact] = as_tasks(compare_selections, [compared], ())
-        worth = bool(chain.facts(artifact)["worth"])
-    places = {}
-    if worth and config.reselection.finetune:
-        artifact, trained = chain.report, selected
-        places = chain.export() | {"name": chain.register(evaluated=True).name}
-    done = Acted(fingerprint=state, basis=shared, selected=selected, trained=trained)
-    watches.set_acted(config.name, done)
+    with tasks_on(config.runtime) as execute:
+        chain = Chain(config, execute, acted.selected if acted and goes_on else None)
+        selected, trained = chain.selected, acted.trained if acted else None
+        artifact, worth = selected.mixture, True
+        if trained:
+            compared = (trained, selected, config.reselection, config.runtime)
+            [artifact] = execute(compare_selections, [compared], ())
+            worth = bool(chain.facts(artifact)["worth"])
+        places = {}
+        if worth and config.reselection.finetune:
+            artifact, trained = chain.report, selected
+            places = chain.export() | {"name": chain.register(evaluated=True).name}
+        done = Acted(fingerprint=state, basis=shared, selected=selected, trained=trained)
+        watches.set_acted(config.name, done)
     return FlowResult(artifact=artifact, places=places, stages=tuple(chain.stages))

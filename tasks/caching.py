@@ -13,7 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from albat_core.errors import TransientError
+from albat_core.errors import AlbatError, TransientError
+from tasks.failing import failed
+from tasks.progress import report_to_run
 
 
 def lift(function: Callable[..., Any], name: str, run_name: str | None = None) -> Task[..., Any]:
@@ -27,7 +29,11 @@ def lift(function: Callable[..., Any], name: str, run_name: str | None = None) -
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
+        report_to_run()  # here, because in a cluster this may be all that runs in a process
+        try:
+            result = function(*args, **kwargs)
+        except AlbatError as error:
+            return failed(error)
         if getattr(result, "reused", False):
             return Completed(name="Reused", message=str(result), data=result)
         return result

@@ -24,7 +24,7 @@ from albat_core.report.content import (
     ReportContent,
     StageTime,
 )
-from albat_core.report.run import RunArtifacts
+from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.showing import fidelity, sample_grid, selection
 from albat_core.shards import row_notes
 from albat_core.verdict import verdict
@@ -35,8 +35,8 @@ MAIN = "albat"
 
 def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int) -> ReportContent:
     """Return all that the report shows, read from the artifacts."""
-    unit = str(store.manifest(run.arms[0].evaluation).facts["unit"])
-    arms = _arms(store, run, seed, unit)
+    unit = loss_unit(store, run.arms)
+    arms = compare_arms(store, run.arms, seed)
     mixture = store.manifest(run.mixture)
     mixing = store.manifest(run.mixing).facts if run.mixing else None
     index = store.manifest(run.index)
@@ -105,10 +105,23 @@ def headline(arms: Sequence[Arm], unit: str) -> str:
     return f"{loss}, {verdict}. {same}."
 
 
-def _arms(store: ArtifactStore, run: RunArtifacts, seed: int, unit: str) -> list[Arm]:
-    losses = {arm.name: document_losses(store, arm.evaluation) for arm in run.arms}
+def loss_unit(store: ArtifactStore, runs: Sequence[ArmRun]) -> str:
+    """Return what the arms' losses are measured in."""
+    return str(store.manifest(runs[0].evaluation).facts["unit"])
+
+
+def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> list[Arm]:
+    """Return what each arm came to, with intervals.
+
+    Args:
+        store: where their artifacts are.
+        runs: the arms.
+        seed: of the bootstrap.
+    """
+    unit = loss_unit(store, runs)
+    losses = {arm.name: document_losses(store, arm.evaluation) for arm in runs}
     arms = []
-    for arm in run.arms:
+    for arm in runs:
         totals, units = losses[arm.name]
         value, low, high = bootstrap_interval([totals], units, seed)
         gain = None

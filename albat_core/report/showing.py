@@ -6,7 +6,7 @@ from collections import Counter
 import pyarrow as pa
 
 from albat_core.adaptation import read_role
-from albat_core.artifacts import ArtifactStore, Manifest
+from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.fidelity import MEASURES
 from albat_core.mixture import read_selection
 from albat_core.pictures import thumbnail
@@ -50,11 +50,8 @@ def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
     ):
         weights[source] += weight
     ranked = scores.sort_by([("score", "descending"), ("example_id", "ascending")])
-    weight_of = dict(
-        zip(selected["example_id"].to_pylist(), selected["weight"].to_pylist(), strict=True)
-    )
+    weight_of = _weights(selected)
     nearest = {e.example_id: e for e in read_role(store, run.adaptation, TRAIN)}
-    best = selected.sort_by([("score", "descending"), ("example_id", "ascending")])
     worst = ranked.slice(max(ranked.num_rows - _SHOWN, 0))
     return Selection(
         scorer=str(store.manifest(run.scores).config["scorer"]),
@@ -76,10 +73,26 @@ def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
         candidate_scores=tuple(scores["score"].to_pylist()),
         selected_scores=tuple(selected["score"].to_pylist()),
         selected_weights=tuple(selected["weight"].to_pylist()),
-        most_useful=_shown(store, best.slice(0, _SHOWN), weight_of, nearest),
+        most_useful=most_useful(store, run.selection, run.adaptation),
         least_useful=_shown(store, worst, weight_of, nearest)[::-1],
         noise=_noise_levels(store.manifest(run.scores)),
     )
+
+
+def most_useful(
+    store: ArtifactStore, selection: ArtifactRef, adaptation: ArtifactRef
+) -> tuple[SelectedExample, ...]:
+    """Return the selected examples with the highest scores, best first."""
+    selected = read_selection(store, selection)
+    nearest = {e.example_id: e for e in read_role(store, adaptation, TRAIN)}
+    best = selected.sort_by([("score", "descending"), ("example_id", "ascending")])
+    return _shown(store, best.slice(0, _SHOWN), _weights(selected), nearest)
+
+
+def _weights(selected: pa.Table) -> dict[str, float]:
+    """Return the weight of each selected example by its id."""
+    ids, weights = selected["example_id"].to_pylist(), selected["weight"].to_pylist()
+    return dict(zip(ids, weights, strict=True))
 
 
 def _noise_levels(scores: Manifest) -> NoiseLevels | None:

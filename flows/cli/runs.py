@@ -19,12 +19,7 @@ from flows.cli.app import (
     load,
     overrides,
 )
-from flows.running import (
-    embedded_server,
-    prepare_environment,
-    run_in_processes,
-    stop_on_ctrl_c,
-)
+from flows.running import embedded_server, prepare_environment, stop_on_ctrl_c
 
 if TYPE_CHECKING:
     from albat_core.config import RunConfig
@@ -60,14 +55,10 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
 
 
 def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
-    from prefect.task_runners import ThreadPoolTaskRunner
-
     from flows import albat as flows
 
-    started: Any = getattr(flows, name)
-    runner: Any = ThreadPoolTaskRunner(max_workers=run.runtime.workers)
     with reporting_to(reporter):
-        result: FlowResult = started.with_options(task_runner=runner)(run)
+        result: FlowResult = getattr(flows, name)(run)
     return result
 
 
@@ -184,5 +175,5 @@ def efficacy(
             from flows.efficacy import export_table
 
             server_answers()
-        result = run_in_processes(started, benchmark, benchmark.parallel)
+        result = started(benchmark)
     show_places({"table": export_table(result, benchmark, f"albat bench efficacy {config}", out)})

@@ -1,0 +1,36 @@
+"""Makes a function a flow: how its runs are named, and how they end."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Flow, flow
+from prefect.logging import get_run_logger
+
+from albat_core.errors import AlbatError
+from tasks.failing import failed
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def as_flow(function: Callable[Given, Result]) -> Flow[Given, Result]:
+    """Make a function a flow of its name; it keeps its signature.
+
+    Args:
+        function: has a parameter ``config`` whose name its runs are given.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except AlbatError as error:
+            get_run_logger().error(str(error))
+            return failed(error)
+
+    name = function.__name__
+    made: Flow[Given, Result] = flow(
+        name=name, flow_run_name="{config.name}", persist_result=False
+    )(run)
+    return made

@@ -1,0 +1,210 @@
+"""Where the tasks of a flow run: in threads or processes here, or on a Dask or Ray cluster."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL
+from prefect.settings.context import temporary_settings
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.callables import get_call_parameters
+
+from albat_core.errors import ConfigError
+from albat_core.progress import track
+from albat_core.selecting import Each, Execute
+from albat_core.stage import Runtime
+from flows import running
+from tasks.progress import report_to_run
+from tasks.stages import GPU, task_for
+
+OnGpu = Callable[[], AbstractContextManager[Any]]
+"""Entered where a task that takes a GPU is submitted."""
+
+_LOOK = 0.5  # seconds between looks whether a person asked to stop
+_RAY_STORE = 100 * 2**20  # bytes of memory for what Ray's tasks exchange: references, no arrays
+
+
+def check_runner(runtime: Runtime) -> None:
+    """Look whether the configured runner can be started, without starting it.
+
+    Raises:
+        ConfigError: it is not installed, or its cluster could not reach Prefect's server.
+    """
+    if runtime.runner == "threads":
+        if runtime.cluster:
+            raise ConfigError(
+                f"expected no cluster for threads, got {runtime.cluster!r}",
+                where="runtime.cluster",
+                remedy="set runtime.runner to dask or ray, or take the cluster out",
+            )
+        return
+    if find_spec(f"prefect_{runtime.runner}") is None:
+        raise ConfigError(
+            f"runtime.runner is {runtime.runner!r}, and prefect-{runtime.runner} is not installed",
+            where="runtime.runner",
+            remedy=f"install albat[{runtime.runner}], or set runtime.runner to threads",
+        )
+    if runtime.cluster and not PREFECT_API_URL.value():
+        raise ConfigError(
+            "expected a Prefect server that the cluster's machines reach, got none",
+            where="runtime.cluster",
+            remedy="set PREFECT_API_URL to a server's address, on those machines too; "
+            "without runtime.cluster the tasks run in processes of this machine",
+        )
+
+
+@contextmanager
+def tasks_on(runtime: Runtime) -> Iterator[Execute]:
+    """Start what runs a flow's tasks; gives how a stage is called on its items.
+
+    Raises:
+        ConfigError: the runner is not installed, or its cluster does not answer.
+    """
+    check_runner(runtime)
+    if runtime.runner == "threads":
+        with _executing(ThreadPoolTaskRunner(max_workers=runtime.workers)) as execute:
+            yield execute
+        return
+    runner, on_gpu = {"dask": _dask, "ray": _ray}[runtime.runner](runtime)
+    with _server_named(), ExitStack() as stack:
+        with _answering(runtime):
+            execute = stack.enter_context(_executing(runner, on_gpu))
+            getattr(runner, "client", None)  # Dask connects when it is first asked for
+        yield execute
+
+
+@contextmanager
+def tasks_in_processes(count: int) -> Iterator[Execute]:
+    """Run tasks in so many processes of this machine, each with its share of the cores."""
+    runner: Any = ProcessPoolTaskRunner(
+        count, initializer=_prepare_process, initargs=(_share_of_cores(count),)
+    )
+    with _server_named(), _executing(runner) as execute:
+        yield execute
+
+
+@contextmanager
+def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator[Execute]:
+    """Start a task runner; gives how a stage is called on its items."""
+    report_to_run()
+
+    def submit(function: Callable[..., Any], arguments: tuple[Any, ...]) -> PrefectFuture[Any]:
+        parameters = get_call_parameters(function, arguments, {})
+        task = task_for(function, parameters)
+        with on_gpu() if GPU in task.tags else nullcontext():
+            return runner.submit(task, parameters)
+
+    def execute(function: Callable[..., Any], each: Each, shared: tuple[Any, ...]) -> list[Any]:
+        futures = [submit(function, (*item, *shared)) for item in each]
+        return [_result(future) for future in futures]
+
+    with runner:
+        yield execute
+
+
+def _result(future: PrefectFuture[Any]) -> Any:
+    """Wait for a task; a person who asks to stop is heard, wherever the task runs."""
+    with track("", 1, "") as advance:
+        while True:
+            try:
+                found: Any = future.result(timeout=_LOOK, raise_on_failure=False)
+            except BaseException as error:
+                advance(0)  # what a stop broke is no failure of its own
+                if not isinstance(error, TimeoutError):
+                    raise
+            else:
+                break
+    if isinstance(found, BaseException):  # as it is, so that no task's TimeoutError is waited for
+        raise found
+    return found
+
+
+@contextmanager
+def _server_named() -> Iterator[None]:
+    """Tell other processes which Prefect server is used, also where this command started it."""
+    url = str(get_client(sync_client=True).api_url).rstrip("/")
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield
+
+
+def _dask(runtime: Runtime) -> tuple[TaskRunner[Any], OnGpu]:
+    from prefect_dask import DaskTaskRunner
+
+    if runtime.cluster:
+        return DaskTaskRunner(address=runtime.cluster), nullcontext
+    _quieten("distributed")
+    here = {
+        "n_workers": runtime.workers,
+        "threads_per_worker": 1,
+        "memory_limit": 0,  # Dask would kill a process whose model is large
+        "dashboard_address": None,
+        "env": _environment(runtime.workers),
+        "preload": [running.__name__],
+    }
+    return DaskTaskRunner(cluster_kwargs=here), nullcontext
+
+
+def _ray(runtime: Runtime) -> tuple[TaskRunner[Any], OnGpu]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    from prefect_ray import RayTaskRunner
+    from prefect_ray.context import remote_options
+
+    settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if not runtime.cluster:
+        _quieten("ray")
+        settings |= {
+            "num_cpus": runtime.workers,
+            "include_dashboard": False,
+            "object_store_memory": _RAY_STORE,
+            "runtime_env": {"env_vars": _environment(runtime.workers)},
+        }
+    runner = RayTaskRunner(address=runtime.cluster or None, init_kwargs=settings)
+    return runner, partial(remote_options, num_gpus=1)  # Ray hides GPUs from all other tasks
+
+
+@contextmanager
+def _answering(runtime: Runtime) -> Iterator[None]:
+    """Name the cluster where it does not answer."""
+    try:
+        yield
+    except (OSError, TimeoutError, ValueError) as error:
+        if not runtime.cluster:
+            raise
+        raise ConfigError(
+            f"expected a {runtime.runner} cluster at {runtime.cluster}, got no answer ({error})",
+            where="runtime.cluster",
+            remedy="start it, or mend its address; without one the tasks run on this machine",
+        ) from error
+
+
+def _quieten(library: str) -> None:
+    """Let a library tell only of errors: nobody looks after a cluster that lives for one run."""
+    import_module(library)  # sets its own level
+    logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """Return what a cluster's processes on this machine find in their environment."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_share_of_cores(processes)))}
+
+
+def _share_of_cores(processes: int) -> int:
+    return max((os.cpu_count() or 1) // processes, 1)
+
+
+def _prepare_process(cores: int) -> None:
+    """Give a process its share of the cores, and let it print what it has finished."""
+    from albat_core.backbones import use_cores
+    from albat_core.progress import report_to
+    from flows.console import LineReporter
+
+    running.ignore_warnings()
+    use_cores(cores)
+    report_to(LineReporter())

@@ -1,0 +1,107 @@
+"""Progress of a run on Prefect's pages, where no terminal shows it."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from albat_core.progress import Advance, is_shown, report_to
+from albat_core.report.wording import duration, whole
+
+logger = logging.getLogger(__name__)
+
+_EVERY = 1.0  # seconds between updates; each takes the server some 20 ms
+_PATIENCE = 5.0  # seconds that the end of a task waits for a server that does not answer
+
+
+class RunReporter:
+    """Shows long work of a task as a progress artifact, and finished stages in the run's log.
+
+    Outside of runs it shows nothing.
+    """
+
+    @contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """Keep an artifact up to date; see ``albat_core.progress.Reporter``."""
+        if not label or TaskRunContext.get() is None:
+            yield lambda _done: None
+            return
+        shown = _Shown(label, total, unit)
+        try:
+            yield shown.advance
+        finally:
+            shown.end()
+
+    def announce(
+        self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
+    ) -> None:
+        """Log a finished stage."""
+        try:
+            log = get_run_logger()
+        except MissingContextError:
+            return
+        took = "reused" if reused else duration(seconds)
+        log.info("; ".join([f"{stage}: {whole(rows)} rows, {took}", *notes]))
+
+
+class _Shown:
+    """One piece of work as an artifact: made after a second, then updated from its own thread.
+
+    So work is never held up by the server, and what takes less than a second leaves nothing.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0
+        self._sent = -1
+        self._artifact: UUID | None = None
+        self._ended = threading.Event()
+        # the thread must know the run that the artifact belongs to
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._follow,), daemon=True
+        )
+        self._thread.start()
+
+    def advance(self, done: int) -> None:
+        self._done += done
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join(_PATIENCE)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(_EVERY):
+            self._send()
+        if self._artifact is not None:
+            self._send()
+
+    def _send(self) -> None:
+        done = self._done
+        if done == self._sent:
+            return
+        percent = min(100 * done / max(self._total, 1), 100.0)
+        text = f"{self._label}: {whole(done)} of {whole(self._total)} {self._unit}"
+        try:
+            if self._artifact is None:
+                created: Any = create_progress_artifact(percent, description=text)
+                self._artifact = created
+            else:
+                update_progress_artifact(self._artifact, percent, description=text)
+        except Exception as error:  # whatever it is, the work itself goes on
+            logger.debug("progress is not shown: %s", error)
+        else:
+            self._sent = done
+
+
+def report_to_run() -> None:
+    """Send progress of this process to the runs that it works for, unless somebody shows it."""
+    if not is_shown():
+        report_to(RunReporter())
