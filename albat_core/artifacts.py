@@ -5,6 +5,7 @@ Layout below the root::
     <stage>/<key>/<attempt>/...    files, written by one attempt
     <stage>/<key>/manifest.json    written last, in one piece; names the attempt it vouches for
     latest/<stage>/<family>.json   a hint: the newest artifact of a family, safe to lose
+    claims/<stage>/<key>.json      while it is made: by whom
 
 A run that is killed leaves files without a manifest, which nothing reads.
 """
@@ -24,6 +25,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core import storage
+from albat_core.claims import claimed
 from albat_core.errors import ArtifactError
 from albat_core.stage import stage_key
 
@@ -135,13 +137,29 @@ class ArtifactStore:
             StorageFullError: there is no room for it.
         """
         key = stage_key(stage, stage_version, config, inputs)
-        found = self.find(ArtifactRef(stage=stage, key=key))
-        if found is not None:
-            self._seen[f"{stage}/{key}"] = found
-            logger.info("reused %s/%s", stage, key)
-            return ArtifactRef(stage=stage, key=key, reused=True)
+        ref = ArtifactRef(stage=stage, key=key)
+        found = self.find(ref)
+        if found is None:
+            claim = storage.join(self.root, "claims", stage, f"{key}.json")
+            with claimed(claim, str(ref), lambda: self.find(ref)) as found:
+                if found is None:
+                    self._seen[str(ref)] = self._make(ref, stage_version, config, inputs, build)
+                    return ref
+        self._seen[str(ref)] = found  # in place of one whose files were lost
+        logger.info("reused %s", ref)
+        return ref.model_copy(update={"reused": True})
+
+    def _make(
+        self,
+        ref: ArtifactRef,
+        stage_version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        build: Callable[[Path], Built],
+    ) -> Manifest:
         began = time.perf_counter()
         draft = self._draft_folder()
+        place = storage.join(self.root, ref.stage, ref.key)
         try:
             built = build(draft)
             files = tuple(
@@ -154,11 +172,11 @@ class ArtifactStore:
                 if file.is_file()
             )
             attempt = uuid.uuid4().hex[:8]
-            storage.upload(draft, storage.join(self.root, stage, key, attempt))
+            storage.upload(draft, storage.join(place, attempt))
             manifest = Manifest(
-                stage=stage,
+                stage=ref.stage,
                 stage_version=stage_version,
-                key=key,
+                key=ref.key,
                 attempt=attempt,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=round(time.perf_counter() - began, 3),
@@ -169,19 +187,16 @@ class ArtifactStore:
                 files=files,
                 versions=_library_versions(),
             )
-            storage.write_bytes(
-                storage.join(self.root, stage, key, MANIFEST),
-                manifest.model_dump_json(indent=1).encode(),
-            )
+            content = manifest.model_dump_json(indent=1).encode()
+            storage.write_bytes(storage.join(place, MANIFEST), content)
         except Exception as error:
             if storage.is_full(error):
                 raise storage.no_space(str(draft)) from error
             raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        self._seen[f"{stage}/{key}"] = manifest  # in place of one whose files were lost
-        logger.info("made %s/%s in %.1f s", stage, key, manifest.seconds)
-        return ArtifactRef(stage=stage, key=key)
+        logger.info("made %s in %.1f s", ref, manifest.seconds)
+        return manifest
 
     def find(self, ref: ArtifactRef) -> Manifest | None:
         """Return the manifest of a finished artifact, or None where files of it are lost."""

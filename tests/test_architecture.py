@@ -10,7 +10,7 @@ from tasks import stages
 ROOT = Path(__file__).parent.parent
 CORE, TASKS, FLOWS = "albat_core", "tasks", "flows"
 LONGEST_FILE = 380
-ORDER = ("errors", "seeding", "progress", "stage", "records", "storage", "artifacts")
+ORDER = ("errors", "seeding", "progress", "stage", "records", "storage", "claims", "artifacts")
 
 
 def modules(package: str) -> list[Path]:

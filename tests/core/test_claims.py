@@ -1,0 +1,137 @@
+"""Claims: several processes want the same artifact, one makes it, the others wait and find it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from albat_core import claims, storage
+from albat_core.artifacts import ArtifactStore, Built
+from albat_core.claims import claimed
+from albat_core.errors import Interrupted
+from albat_core.progress import Silent, reporting_to
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from albat_core.artifacts import ArtifactStore, Built
+
+def build(folder):
+    Path(sys.argv[2], str(time.monotonic_ns())).touch()
+    time.sleep(float(sys.argv[3]))
+    (folder / "words.txt").write_text("leaf root")
+    return Built(rows=1)
+
+for n in range(int(sys.argv[4])):
+    ref = ArtifactStore(sys.argv[1]).produce("words", 1, {"part": n}, {}, build)
+    assert ArtifactStore(sys.argv[1]).changed_files(ref) == []
+"""
+
+
+def starts(root: Path, calls: Path, seconds: float, count: int) -> subprocess.Popen[bytes]:
+    calls.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(root), str(calls), str(seconds), str(count)]
+    )
+
+
+@pytest.fixture(params=["local", "memory"])
+def claim(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a claim may be, on this machine and on what counts as remote."""
+    root = str(tmp_path) if request.param == "local" else f"memory://{tmp_path}"
+    return storage.join(root, "claims", "words", "k.json")
+
+
+def write(uri: str, **changes: object) -> None:
+    content = {"host": "another", "process": 1, "renewed": time.time()}
+    storage.write_bytes(uri, json.dumps(content | changes).encode())
+
+
+def nothing() -> None:
+    return None
+
+
+def test_processes_side_by_side_make_each_artifact_once(tmp_path: Path) -> None:
+    calls, parts = tmp_path / "calls", 3
+    running = [starts(tmp_path / "root", calls, 0.5, parts) for _ in range(3)]
+    assert [each.wait(timeout=60) for each in running] == [0, 0, 0]
+    assert len(list(calls.iterdir())) == parts
+    assert list((tmp_path / "root" / "claims").rglob("*.json")) == []
+
+
+def test_what_a_killed_process_claimed_is_made_at_once(tmp_path: Path) -> None:
+    killed = starts(tmp_path / "root", tmp_path / "calls", 60, 1)
+    while not list((tmp_path / "calls").iterdir()):
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert list((tmp_path / "root" / "claims").rglob("*.json"))
+    began = time.monotonic()
+    ref = ArtifactStore(str(tmp_path / "root")).produce(
+        "words", 1, {"part": 0}, {}, lambda _: Built()
+    )
+    assert not ref.reused
+    assert time.monotonic() - began < 5
+
+
+def test_a_claim_that_is_renewed_is_waited_for(claim: str) -> None:
+    write(claim)
+    made: list[str] = []
+    later = threading.Timer(1.0, lambda: made.append("artifact"))
+    later.start()
+    with claimed(claim, "k", lambda: made[0] if made else None) as found:
+        assert found == "artifact"
+    assert storage.exists(claim)  # it is another's
+
+
+@pytest.mark.parametrize("content", [
+    {"renewed": 0.0},
+    {"renewed": time.time() + 1e6},
+    {"host": socket.gethostname(), "process": 2**22 + 1},
+    {"renewed": "soon"},
+])  # fmt: skip
+def test_a_claim_that_nobody_holds_is_taken_over(claim: str, content: dict[str, object]) -> None:
+    write(claim, **content)
+    with claimed(claim, "k", nothing) as found:
+        assert found is None
+        assert json.loads(storage.read_bytes(claim))["process"] == os.getpid()
+    assert not storage.exists(claim)
+
+
+def test_a_claim_is_renewed_while_it_is_held(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_RENEWED", 0.05)
+    with claimed(claim, "k", nothing):
+        first = json.loads(storage.read_bytes(claim))["renewed"]
+        time.sleep(0.3)
+        assert json.loads(storage.read_bytes(claim))["renewed"] > first
+
+
+def test_what_was_made_just_before_the_claim_is_found(claim: str) -> None:
+    with claimed(claim, "k", lambda: "artifact") as found:
+        assert found == "artifact"
+
+
+def test_one_who_waits_can_be_stopped(claim: str) -> None:
+    class Stops(Silent):
+        def track(self, label: str, total: int, unit: str):
+            raise Interrupted("stopped")
+
+    write(claim)
+    with (
+        reporting_to(Stops()),
+        pytest.raises(Interrupted),
+        claimed(claim, "k", nothing),
+    ):
+        pytest.fail("it was not held")
+
+
+def test_a_storage_that_takes_no_claim_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "claims").touch()  # where a folder should be
+    with claimed(str(tmp_path / "claims" / "k.json"), "k", nothing) as found:
+        assert found is None
