@@ -48,9 +48,9 @@ def report_to(reporter: Reporter) -> None:
     _reporter = reporter
 
 
-def is_shown() -> bool:
-    """Tell whether anybody shows progress of this process."""
-    return type(_reporter) is not Silent
+def reporter() -> Reporter:
+    """Return what shows progress of this process."""
+    return _reporter
 
 
 @contextmanager

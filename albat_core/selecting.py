@@ -142,10 +142,7 @@ class Selecting:
         return self._map(
             "embed corpus",
             embed_part,
-            [
-                (part, f"shard {n}/{count}", encoded)
-                for n, (part, encoded) in enumerate(zip(self.parts, encodings, strict=True), 1)
-            ],
+            [*zip(self.parts, self._names(self.parts), encodings, strict=True)],
             self._backbone, c.embedding, self._runtime,
         )  # fmt: skip
 
@@ -332,13 +329,22 @@ class Selecting:
             self._backbone, config, self.config.seed, self._runtime, label, *start,
         )  # fmt: skip
 
+    def _names(self, parts: Sequence[Part]) -> list[str]:
+        """Return what each part is called: its number and, where all its rows have one, source."""
+        names = []
+        for number, part in enumerate(parts, start=1):
+            sources = [*self._store.manifest(part.shards).facts["sources"]]
+            source = f" of {sources[0]}" if len(sources) == 1 else ""
+            names.append(f"shard {number}/{len(parts)}{source}")
+        return names
+
     def _encodings(self, label: str, parts: Sequence[Part]) -> list[ArtifactRef]:
         if not precomputes(self._backbone):
             return []
         return self._map(
             label,
             encode_part,
-            [(part, f"shard {n}/{len(parts)}") for n, part in enumerate(parts, 1)],
+            [*zip(parts, self._names(parts), strict=True)],
             self._backbone,
             self._runtime,
         )

@@ -104,6 +104,7 @@ def finetune(config: RunConfig) -> FlowResult:
         adapter = chain.adapter(ALBAT)
         assert adapter is not None  # only the untouched arm has none
         places = {"name": chain.register(evaluated=False).name}
+        publish_selection(chain, worth=True)
         return FlowResult(artifact=adapter, places=places, stages=tuple(chain.stages))
 
 

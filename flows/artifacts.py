@@ -1,11 +1,18 @@
 """What a run came to, on Prefect's Artifacts page: one history for each run's name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.logging import get_run_logger
 
+from albat_core import storage
 from albat_core.artifacts import ArtifactStore
 from albat_core.chain import Chain
 from albat_core.report.content import Arm, SelectedExample
@@ -23,47 +30,53 @@ from albat_core.report.wording import (
 from albat_core.report.writing import read_results
 from albat_core.verdict import verdict
 
-_LONGEST = 600  # characters of an example that are shown
+_LONGEST = 300  # characters of an example that are shown
 
 
 def publish_run(chain: Chain, places: Mapping[str, str]) -> None:
-    """Show results, verdict, selected examples and places of a run that has its report."""
+    """Show results, verdict, selected examples and report of a run that has its report.
+
+    Args:
+        chain: of the run.
+        places: where results were put, by name.
+    """
     config = chain.config
     content = read_results(ArtifactStore(config.runtime.root), chain.report)
-    _show(config.name, "results", results_text(content.arms, content.unit))
-    if content.verdict:
-        _show(config.name, "verdict", content.verdict)
-    _show(config.name, "examples", examples_text(content.selection.most_useful))
-    _show(config.name, "places", places_text(places))
+    outcome = "\n\n".join(filter(None, [headline(content.arms, content.unit), content.verdict]))
+    _show(config.name, "verdict", create_markdown_artifact, outcome)
+    _show(config.name, "results", create_markdown_artifact, results(content.arms, content.unit))
+    examples = selected_examples(content.selection.most_useful)
+    _show(config.name, "examples", create_table_artifact, examples)
+    _show(config.name, "report", create_link_artifact, link(places["report"]))
 
 
 def publish_results(chain: Chain) -> None:
     """Show how the arms compare."""
     store, config = ArtifactStore(chain.config.runtime.root), chain.config
-    arms = compare_arms(store, chain.arms, config.seed)
-    _show(config.name, "results", results_text(arms, loss_unit(store, chain.arms)))
+    arms, unit = compare_arms(store, chain.arms, config.seed), loss_unit(store, chain.arms)
+    _show(config.name, "verdict", create_markdown_artifact, headline(arms, unit))
+    _show(config.name, "results", create_markdown_artifact, results(arms, unit))
 
 
 def publish_selection(chain: Chain, *, worth: bool) -> None:
-    """Show selected examples and, where it was computed, what they are expected to be worth.
+    """Show the selected examples and what they are expected to be worth.
 
     Args:
         chain: of the run.
-        worth: whether the verdict is shown too, where alpha is computed; else it is computed.
+        worth: whether that is known where alpha is computed; else it would have to be.
     """
     store, config = ArtifactStore(chain.config.runtime.root), chain.config
     if worth and config.mixture.alpha == "auto":
-        _show(config.name, "verdict", verdict(chain.facts(chain.mixing)))
-    examples = most_useful(store, chain.selection, chain.adaptation)
-    _show(config.name, "examples", examples_text(examples))
+        text = verdict(chain.facts(chain.mixing))
+        _show(config.name, "verdict", create_markdown_artifact, text)
+    examples = selected_examples(most_useful(store, chain.selection, chain.adaptation))
+    _show(config.name, "examples", create_table_artifact, examples)
 
 
-def results_text(arms: Sequence[Arm], unit: str) -> str:
-    """Return the comparison of the arms as Markdown: the headline and a table."""
+def results(arms: Sequence[Arm], unit: str) -> str:
+    """Return the comparison of the arms as a table in Markdown."""
     digits = arm_decimals(arms)
     lines = [
-        f"**{headline(arms, unit)}**",
-        "",
         f"| held-out loss, {unit} | loss | 95% interval | gain | 95% interval | rows |",
         "|---|---:|---|---:|---|---:|",
     ]
@@ -83,45 +96,37 @@ def results_text(arms: Sequence[Arm], unit: str) -> str:
     return "\n".join([*lines, "", "Gains are over adaptation data only; above 0 is better."])
 
 
-def examples_text(examples: Sequence[SelectedExample]) -> str:
-    """Return selected examples as Markdown, best first, long ones cut."""
+def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any]]:
+    """Return selected examples as rows of a table, best first, long texts cut."""
     digits = decimals((e.score for e in examples), 3)
-    parts = ["The selected examples with the highest scores, each with the nearest of yours."]
-    for place, example in enumerate(examples, start=1):
-        told = [
-            f"from {example.source}",
-            f"score {signed(example.score, digits)}",
-            f"weight {percent(example.weight)}",
-            f"similarity {fixed(example.similarity, 2)}",
-        ]
-        parts.append(f"### {place}. `{example.example_id}`")
-        parts.append(", ".join(told))
-        parts.append(_fenced(example.text))
-        if example.nearest_text:
-            parts += [f"Near `{example.nearest_id}`:", _fenced(example.nearest_text)]
-    return "\n\n".join(parts)
+    return [
+        {
+            "example": example.example_id,
+            "source": example.source,
+            "score": signed(example.score, digits),
+            "weight": percent(example.weight),
+            "text": _cut(example.text),
+            "nearest of yours": example.nearest_id or "",
+            "similarity": fixed(example.similarity, 2),
+            "its text": _cut(example.nearest_text or ""),
+        }
+        for example in examples
+    ]
 
 
-def places_text(places: Mapping[str, str]) -> str:
-    """Return where results are as Markdown; browsers open web addresses only from such a page."""
-    web = ("http://", "https://")
-    shown = {n: place if place.startswith(web) else f"`{place}`" for n, place in places.items()}
-    return "\n".join(f"- {name}: {place}" for name, place in shown.items())
+def link(place: str) -> str:
+    """Return the address of a file, local or remote."""
+    return place if storage.is_remote(place) else Path(place).resolve().as_uri()
 
 
-def _fenced(text: str) -> str:
-    """Return a text as it is, in a code block that it cannot end."""
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST].rsplit(maxsplit=1)[0] + " …"
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(longest + 1, 3)
-    return f"{fence}text\n{text}\n{fence}"
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(maxsplit=1)[0] + " …"
 
 
-def _show(run: str, what: str, text: str) -> None:
-    """Put a text on the page; the run has its results also where that fails."""
-    key = re.sub("[^a-z0-9]+", "-", f"{run}-{what}".lower())
+def _show(run: str, what: str, create: Callable[..., object], content: Any) -> None:
+    """Put content on the page; the run has its results also where that fails."""
+    key = re.sub("[^a-z0-9]+", "-", f"{run}-{what}".lower()).strip("-")
     try:
-        create_markdown_artifact(text, key=key, description=f"{what} of {run}")
+        create(content, key=key, description=f"{what} of {run}")
     except Exception as error:
         get_run_logger().warning("%s of %s cannot be shown: %s", what, run, error)

@@ -21,6 +21,7 @@ from albat_core.formats import HEAD
 from albat_core.input_files import find_problems
 from albat_core.records import Example
 from albat_core.sources import SourceConfig
+from albat_core.stage import Runtime
 from flows.config import load_config, load_sound_part
 
 Given = ParamSpec("Given")
@@ -51,6 +52,7 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
     if "runtime" not in unsound:
         found += _caught(resolve_device, config.runtime)
         found += _caught(storage.check_writable, config.runtime.root)
+        found += _runner_problems(config.runtime)
     if "output" not in unsound:
         found += _caught(storage.check_writable, config.output)
     no_backbone: list[AlbatError] = []
@@ -74,6 +76,14 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
+
+
+def _runner_problems(runtime: Runtime) -> list[AlbatError]:
+    if runtime.runner == "threads" and not runtime.cluster:
+        return []
+    from flows.runners import check_runner  # not for most: Prefect takes a second to import
+
+    return _caught(check_runner, runtime)
 
 
 def _demands(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:

@@ -4,12 +4,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.settings.context import temporary_settings
@@ -94,11 +95,15 @@ def tasks_in_processes(count: int) -> Iterator[Execute]:
 def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator[Execute]:
     """Start a task runner; gives how a stage is called on its items."""
     report_to_run()
+    hold_to_one_a_device = cache(_hold_to_one_a_device)
 
     def submit(function: Callable[..., Any], arguments: tuple[Any, ...]) -> PrefectFuture[Any]:
         parameters = get_call_parameters(function, arguments, {})
         task = task_for(function, parameters)
-        with on_gpu() if GPU in task.tags else nullcontext():
+        if GPU not in task.tags:
+            return runner.submit(task, parameters)
+        hold_to_one_a_device()
+        with on_gpu():
             return runner.submit(task, parameters)
 
     def execute(function: Callable[..., Any], each: Each, shared: tuple[Any, ...]) -> list[Any]:
@@ -107,6 +112,17 @@ def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator
 
     with runner:
         yield execute
+
+
+def _hold_to_one_a_device() -> None:
+    """Limit tasks on GPUs to one at a time, unless a person has set how many devices there are."""
+    if not PREFECT_API_URL.value():
+        return  # a server for this run alone, whose threads the core lets compute in turn
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_concurrency_limit_by_tag(GPU)
+        except ObjectNotFound:
+            client.create_concurrency_limit(GPU, 1)
 
 
 def _result(future: PrefectFuture[Any]) -> Any:

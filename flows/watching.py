@@ -13,6 +13,7 @@ from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
 from albat_core.reselection import Acted, Watches, basis, compare_selections, data_fingerprint
 from flows.albat import FlowResult
+from flows.artifacts import publish_run, publish_selection
 from flows.lifting import as_flow
 from flows.runners import tasks_on
 
@@ -122,6 +123,9 @@ def reselect(config: RunConfig) -> FlowResult:
         if worth and config.reselection.finetune:
             artifact, trained = chain.report, selected
             places = chain.export() | {"name": chain.register(evaluated=True).name}
+            publish_run(chain, places)
+        else:
+            publish_selection(chain, worth=True)
         done = Acted(fingerprint=state, basis=shared, selected=selected, trained=trained)
         watches.set_acted(config.name, done)
     return FlowResult(artifact=artifact, places=places, stages=tuple(chain.stages))

@@ -1,4 +1,4 @@
-"""Progress of a run on Prefect's pages, where no terminal shows it."""
+"""Progress of a run on Prefect's pages, beside what a terminal shows."""
 
 import logging
 import threading
@@ -13,7 +13,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from albat_core.progress import Advance, is_shown, report_to
+from albat_core.progress import Advance, Reporter, report_to, reporter
 from albat_core.report.wording import duration, whole
 
 logger = logging.getLogger(__name__)
@@ -25,25 +25,36 @@ _PATIENCE = 5.0  # seconds that the end of a task waits for a server that does n
 class RunReporter:
     """Shows long work of a task as a progress artifact, and finished stages in the run's log.
 
-    Outside of runs it shows nothing.
+    Args:
+        beside: who is told too, and alone outside of runs.
     """
+
+    def __init__(self, beside: Reporter) -> None:
+        self._beside = beside
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """Keep an artifact up to date; see ``albat_core.progress.Reporter``."""
-        if not label or TaskRunContext.get() is None:
-            yield lambda _done: None
-            return
-        shown = _Shown(label, total, unit)
-        try:
-            yield shown.advance
-        finally:
-            shown.end()
+        with self._beside.track(label, total, unit) as advance:
+            if not label or TaskRunContext.get() is None:
+                yield advance
+                return
+            shown = _Shown(label, total, unit)
+
+            def both(done: int) -> None:
+                shown.advance(done)
+                advance(done)
+
+            try:
+                yield both
+            finally:
+                shown.end()
 
     def announce(
         self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
     ) -> None:
         """Log a finished stage."""
+        self._beside.announce(stage, rows, seconds, reused, notes)
         try:
             log = get_run_logger()
         except MissingContextError:
@@ -53,9 +64,10 @@ class RunReporter:
 
 
 class _Shown:
-    """One piece of work as an artifact: made after a second, then updated from its own thread.
+    """One piece of work as an artifact: made after a second, updated each second and at its end.
 
-    So work is never held up by the server, and what takes less than a second leaves nothing.
+    That is done in a thread of its own, so that no work is held up by the server; what takes less
+    than a second leaves nothing.
     """
 
     def __init__(self, label: str, total: int, unit: str) -> None:
@@ -102,6 +114,6 @@ class _Shown:
 
 
 def report_to_run() -> None:
-    """Send progress of this process to the runs that it works for, unless somebody shows it."""
-    if not is_shown():
-        report_to(RunReporter())
+    """Send progress of this process to the runs that it works for too."""
+    if not isinstance(reporter(), RunReporter):
+        report_to(RunReporter(reporter()))

@@ -208,7 +208,8 @@ def test_prefect_shows_what_was_reused(start: Start, copied: Run) -> None:
     # they make no artifact
     always = {"find files", "list parts", "export", "register the adapter"}
     stages = {
-        "cut plants", "cut ships", "cut adaptation", "embed shard 1/2", "embed shard 2/2",
+        "cut plants", "cut ships", "cut adaptation",
+        "embed shard 1/2 of plants", "embed shard 2/2 of ships",
         "index the corpus", "split by document", "embed adaptation examples",
         "embed held-out rows", "retrieve candidates", "leave out held-out rows",
         "fine-tune: surrogate", "score candidates", "select and weigh",
