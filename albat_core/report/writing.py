@@ -6,6 +6,7 @@ import yaml
 
 from albat_core import storage
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.claims import claimed
 from albat_core.report.content import ReportContent
 from albat_core.report.gathering import MAIN, gather
 from albat_core.report.page import render
@@ -57,8 +58,10 @@ def export_run(
     adapter = next(arm.adapter for arm in run.arms if arm.name == MAIN)
     assert adapter is not None  # ALBAT's arm is always trained
     places = {"adapter": adapter, "mixture": run.mixture}
-    for name, ref in places.items():
-        storage.replace_tree(store.folder(ref), storage.join(output, name))
-    for name in (PAGE, RESULTS):
-        storage.write_bytes(storage.join(output, name), (store.folder(report) / name).read_bytes())
+    page = store.folder(report)
+    with claimed(f"{output}.claim", output, lambda: None):  # another of this name may end now
+        for name, ref in places.items():
+            storage.replace_tree(store.folder(ref), storage.join(output, name))
+        for name in (PAGE, RESULTS):
+            storage.write_bytes(storage.join(output, name), (page / name).read_bytes())
     return {"report": storage.join(output, PAGE)} | {n: storage.join(output, n) for n in places}

@@ -1,11 +1,16 @@
 """The same flow in threads and in processes of a Dask or Ray cluster: the same artifacts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Run, Start
-from tests.toys import rewrite
+from albat_core.artifacts import ArtifactStore
+from albat_core.chain import Chain
+from albat_core.report.writing import export_run
+from flows.config import load_config
+from tests.end_to_end.conftest import Albat, Run, Start
+from tests.toys import rewrite, write_run
 
 pytestmark = pytest.mark.end_to_end
 
@@ -24,3 +29,30 @@ def test_each_runner_makes_the_same_artifacts(
     for label in first.labels - {"report"}:  # which tells times
         for mine, other in zip(run.refs(label), first.refs(label), strict=True):
             assert run.store.manifest(mine).files == first.store.manifest(other).files, label
+
+
+def test_runs_side_by_side_share_the_work(prefect_server: str, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    both = [Albat(path, tmp_path / name, prefect_server) for name in ("one", "other")]
+    ends = [run.ended() for run in both]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    store = ArtifactStore(load_config(str(path)).runtime.root)
+    for ref in store.all_refs():
+        folder = Path(store.root, ref.stage, ref.key)
+        attempts = [entry for entry in folder.iterdir() if entry.is_dir()]
+        assert len(attempts) == 1, ref
+        assert store.changed_files(ref) == []
+
+
+def test_runs_of_one_name_may_end_at_once(first: Run, tmp_path: Path) -> None:
+    chain, output = Chain(first.config), str(tmp_path / "runs" / "toy")
+    ended = (chain.artifacts, chain.report, output, first.config.runtime)
+    with ThreadPoolExecutor(4) as pool:
+        places = [*pool.map(lambda _: export_run(*ended), range(16))]
+    assert places == 16 * [places[0]]
+    assert [entry.name for entry in (tmp_path / "runs").iterdir()] == ["toy"]
+    kept = first.store.folder(first.refs("write mixture: ALBAT")[0])
+    written = Path(places[0]["mixture"])
+    assert {f.name: f.read_bytes() for f in written.glob("*.*")} == {
+        f.name: f.read_bytes() for f in kept.glob("*.*")
+    }
