@@ -10,16 +10,24 @@ import pytest
 from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterName,
+)
 
 from albat_core.errors import TrainingError
 from albat_core.mixture import read_selection
+from albat_core.progress import Silent, reporting_to, track
 from albat_core.stage import Runtime
 from flows.runners import tasks_on
 from tasks import stages
 from tasks.caching import lift
 from tests.end_to_end.conftest import Run, Start
 from tests.toys import rewrite, write_run
+
+PROGRESS = ArtifactFilter(type=ArtifactFilterType(any_=["progress"]))
 
 pytestmark = pytest.mark.end_to_end
 
@@ -63,6 +71,35 @@ def test_a_failed_run_says_why(start: Start, tmp_path: Path) -> None:
     assert run.state.message == str(raised.value)
     assert "expected a finite loss, got" in messages[0]
     assert "lower this training's learning_rate" in messages[0]
+
+
+def test_long_work_is_shown_while_it_lasts(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(runtime: Runtime) -> list[str]:
+        with track("embed words", 5, "rows") as advance, get_client(sync_client=True) as client:
+            for _ in range(5):
+                time.sleep(0.5)
+                advance(1)
+            return [str(a.description) for a in client.read_artifacts(artifact_filter=PROGRESS)]
+
+    monkeypatch.setitem(stages.TASKS, compute, lift(compute, "compute"))
+
+    @flow
+    def long() -> list[str]:
+        runtime = Runtime(device="cpu")
+        with tasks_on(runtime) as execute:
+            [seen] = execute(compute, [()], (runtime,))
+        return seen
+
+    with reporting_to(Silent()):
+        [seen] = [text for text in long() if text.startswith("embed words")]
+    assert seen in {f"embed words: {n} of 5 rows" for n in (1, 2, 3, 4)}
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=PROGRESS)
+    (ended,) = [a for a in found if str(a.description).startswith("embed words")]
+    assert ended.data == 100
+    assert ended.task_run_id is not None
 
 
 def test_tasks_on_a_gpu_run_one_at_a_time(
