@@ -196,7 +196,8 @@ def _answering(runtime: Runtime) -> Iterator[None]:
         raise ConfigError(
             f"expected a {runtime.runner} cluster at {runtime.cluster}, got no answer ({error})",
             where="runtime.cluster",
-            remedy="start it, or mend its address; without one the tasks run on this machine",
+            remedy="start it, or mend its address (Ray may want its token too: RAY_AUTH_TOKEN); "
+            "without an address the tasks run on this machine",
         ) from error
 
 
