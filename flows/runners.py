@@ -181,7 +181,8 @@ def _ray(runtime: Runtime) -> tuple[TaskRunner[Any], OnGpu]:
             "object_store_memory": _RAY_STORE,
             "runtime_env": {"env_vars": _environment(runtime.workers)},
         }
-    runner = RayTaskRunner(address=runtime.cluster or None, init_kwargs=settings)
+    # without an address Ray would join any cluster that this machine is noted to be of
+    runner = RayTaskRunner(address=runtime.cluster or "local", init_kwargs=settings)
     return runner, partial(remote_options, num_gpus=1)  # Ray hides GPUs from all other tasks
 
 
