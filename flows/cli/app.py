@@ -20,6 +20,7 @@ app = typer.Typer(
 
 ALL, STAGES, LOOK = "The whole chain", "One stage, with what it needs", "Look and prepare"
 ADAPTERS = "Finished adapters"
+PRODUCTION = "Forms and schedules, in a browser"
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what selection is worth.")
 app.add_typer(bench, name="bench", rich_help_panel=LOOK)
