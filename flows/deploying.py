@@ -1,4 +1,4 @@
-"""What a Prefect server is told for albat: work pool, limit, automation; and what it is asked."""
+"""What a Prefect server is told for albat: work pool, automation; and what it is asked."""
 
 import socket
 import sys
@@ -20,8 +20,7 @@ from prefect.workers.process import ProcessWorker
 from albat_core.errors import ConfigError
 
 POOL = "albat"
-GPU_TAG = "albat-gpu"
-ZOMBIES = "runs without a sign of life have crashed"
+ZOMBIES = "albat-crashed-runs"
 _SILENCE = timedelta(seconds=180)  # of heartbeats that come each 30 s, see prefect.yaml
 _OVER = ("Completed", "Failed", "Cancelled", "Crashed")
 
@@ -32,22 +31,18 @@ async def answers(api: str) -> bool:
         return await client.api_healthcheck() is None
 
 
-async def prepare(api: str, own: bool, gpus: int) -> None:
+async def prepare(api: str, own: bool) -> None:
     """Make the work pool and what goes with it, where it is not there.
 
     Args:
         api: address.
-        own: whether the server is this machine's own: then the pool is brought up to date, and its
-            GPUs are all there are.
-        gpus: devices of this machine.
+        own: whether the server is this machine's own: then the pool is brought up to date.
 
     Raises:
         ConfigError: the pool is there, and its runs are no processes.
     """
     async with PrefectClient(api) as client:
         await _make_pool(client, own)
-        if own and gpus:
-            await client.create_concurrency_limit(GPU_TAG, gpus)
         if not await client.read_automations_by_name(ZOMBIES):
             await client.create_automation(_crash_zombies())
 

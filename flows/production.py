@@ -131,8 +131,7 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
         wanted = wanted.model_copy(update={"api": f"{address}/api", "server_pid": server.pid})
         _write(folder, wanted)
     spare_loopback(os.environ)
-    from albat_core.backbones import cuda_devices  # the server starts meanwhile
-    from flows import deploying
+    from flows import deploying  # the server starts meanwhile
 
     log = log_of(folder, "server")
     if wanted.own_server:
@@ -143,7 +142,7 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
             where=wanted.ui,
             remedy="check the address, or leave --server out for a server of albat's own",
         )
-    asyncio.run(deploying.prepare(wanted.api, wanted.own_server, cuda_devices()))
+    asyncio.run(deploying.prepare(wanted.api, wanted.own_server))
     log, name = log_of(folder, "worker"), deploying.worker_name(wanted.mark)
     pool = ["--pool", deploying.POOL, "--name", name, "--install-policy", "never"]
     worker = start(

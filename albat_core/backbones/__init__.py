@@ -45,11 +45,6 @@ def resolve_device(runtime: Runtime) -> torch.device:
     return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
 
 
-def cuda_devices() -> int:
-    """Return how many CUDA devices this machine has."""
-    return torch.cuda.device_count()
-
-
 def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     """Return the precision to compute in."""
     if config.dtype != "auto":
