@@ -1,10 +1,10 @@
-"""What a Prefect server is told for albat: work pool, automation; and what it is asked."""
+"""What a Prefect server is told for albat: work pool, automation, events; and what it is asked."""
 
 import socket
 import sys
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -12,13 +12,19 @@ from prefect.client.schemas.filters import WorkerFilter
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
+from prefect.events.schemas.events import Event, Resource, ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 from prefect.workers.process import ProcessWorker
 
 from albat_core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from albat_core.config import RunConfig
+
+WATCH = "watch-adaptation/watch-adaptation"
+UPDATED = "albat.adaptation.updated"
+"""Tells that adaptation data may have changed; it only makes the next look sooner."""
 POOL = "albat"
 ZOMBIES = "albat-crashed-runs"
 _SILENCE = timedelta(seconds=180)  # of heartbeats that come each 30 s, see prefect.yaml
@@ -108,6 +114,41 @@ async def works(api: str, name: str) -> bool:
     async with PrefectClient(api) as client:
         workers = await client.read_workers_for_work_pool(POOL, online)
     return any(worker.name == name for worker in workers)
+
+
+async def watch(api: str, config: "RunConfig") -> str:
+    """Let a worker watch a run from now on, beginning with a look; return the look's name.
+
+    Raises:
+        ConfigError: nothing is deployed on the server.
+    """
+    async with PrefectClient(api) as client:
+        try:
+            deployed = await client.read_deployment_by_name(WATCH)
+        except ObjectNotFound as error:
+            raise ConfigError(
+                f"expected the deployment {WATCH}, got none",
+                where=api,
+                remedy="run `albat up`, or `prefect --no-prompt deploy --all` for another server",
+            ) from error
+        run = await client.create_flow_run_from_deployment(
+            deployed.id, parameters={"config": config.model_dump(mode="json")}
+        )
+    return run.name
+
+
+async def notify(api: str, uri: str) -> None:
+    """Tell the server that adaptation data may have changed.
+
+    Args:
+        api: address.
+        uri: of the data; events about one are acted on together.
+    """
+    resource = {"prefect.resource.id": f"albat.adaptation.{uri}", "prefect.resource.name": uri}
+    event = Event(event=UPDATED, resource=Resource(resource))
+    async with PrefectClient(api) as client:
+        told = await client.request("POST", "/events", json=[event.model_dump(mode="json")])
+        told.raise_for_status()
 
 
 async def cancel(api: str, runs: Iterable[str]) -> list[str]:

@@ -78,7 +78,7 @@ def up(folder: Path, server: str | None = None, port: int = PORT) -> tuple[Up, b
                     where="--server",
                     remedy="run `albat down` first",
                 )
-            _refuse_silent(folder, before)
+            _refuse_silent(before.api)
             return before, True
         if before is not None:
             _clear(folder, before)
@@ -106,6 +106,28 @@ def down(folder: Path) -> list[str] | None:
     with _alone(folder):
         before = _read(folder)
         return _clear(folder, before) if before is not None else None
+
+
+def server_in_use(folder: Path, server: str | None) -> str:
+    """Return the API of the server that is meant, which answers.
+
+    Args:
+        folder: of ``up``.
+        server: address that was named; none: what ``up`` uses, or else what is set for Prefect.
+
+    Raises:
+        ConfigError: there is none, or it does not answer.
+    """
+    found = _read(folder)
+    address = server or (found.api if found else None) or os.environ.get("PREFECT_API_URL")
+    if not address:
+        raise ConfigError(
+            "expected a Prefect server, got none",
+            where=str(folder),
+            remedy="run `albat up`, or name a server with --server",
+        )
+    _refuse_silent(_api(address))
+    return _api(address)
 
 
 def log_of(folder: Path, part: str) -> Path:
@@ -136,12 +158,8 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
     log = log_of(folder, "server")
     if wanted.own_server:
         _wait(lambda: deploying.answers(wanted.api), server, _SERVER_SECONDS, "server", log)
-    elif not asyncio.run(deploying.answers(wanted.api)):
-        raise ConfigError(
-            "expected a Prefect server that answers, got none",
-            where=wanted.ui,
-            remedy="check the address, or leave --server out for a server of albat's own",
-        )
+    else:
+        _refuse_silent(wanted.api)
     asyncio.run(deploying.prepare(wanted.api, wanted.own_server))
     log, name = log_of(folder, "worker"), deploying.worker_name(wanted.mark)
     pool = ["--pool", deploying.POOL, "--name", name, "--install-policy", "never"]
@@ -237,15 +255,15 @@ def _lives(found: Up) -> bool:
     return all(carries(pid, found.mark) for pid in started)
 
 
-def _refuse_silent(folder: Path, found: Up) -> None:
+def _refuse_silent(api: str) -> None:
     from flows import deploying
 
     spare_loopback(os.environ)
-    if not asyncio.run(deploying.answers(found.api)):
-        raise StartError(
-            "expected an answer of the server that is in use, got none",
-            where=found.ui,
-            remedy=f"see {log_of(folder, 'server')}; `albat down` stops all of it, and its runs",
+    if not asyncio.run(deploying.answers(api)):
+        raise ConfigError(
+            "expected a Prefect server that answers, got none",
+            where=api,
+            remedy="check the address; a server of albat's own: `albat down`, then `albat up`",
         )
 
 

@@ -1,14 +1,20 @@
-"""Commands that start and stop a Prefect server and a worker on this machine."""
+"""Commands that start and stop a Prefect server and a worker, and tell it what to watch."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.cli.app import PRODUCTION, app
+from albat_core import storage
+from flows.cli.app import PRODUCTION, ConfigPath, Device, Root, app, load, refuse_mistakes
+from flows.running import prepare_environment
 
 Folder = Annotated[
     Path, typer.Option("--folder", help="Where the server's database and the logs are kept.")
+]
+Server = Annotated[
+    str | None, typer.Option(metavar="URL", help="Of this Prefect server, not of `albat up`'s.")
 ]
 _HERE = Path(".albat-up")
 
@@ -47,3 +53,49 @@ def down(folder: Folder = _HERE) -> None:
     for name in cancelled:
         console.print(f"[yellow]cancelled[/] the run {name}; run again, it goes on from there")
     console.print("[green]✓[/] stopped; the database is kept for the next [bold]albat up[/]")
+
+
+@app.command(rich_help_panel=PRODUCTION)
+def watch(
+    config: ConfigPath,
+    stop: Annotated[bool, typer.Option("--stop", help="Watch it no longer.")] = False,
+    root: Root = None,
+    device: Device = None,
+    server: Server = None,
+    folder: Folder = _HERE,
+) -> None:
+    """Select again whenever a run's adaptation data has changed, on schedule or when notified."""
+    prepare_environment()
+    from albat_core.reselection import Watches
+    from flows import deploying
+    from flows.config import placed
+    from flows.console import console
+    from flows.production import server_in_use
+
+    run = placed(load(config, root, device))
+    if stop:
+        there = Watches(run.runtime.root).remove(run.name)
+        console.print(f"{run.name} is {'no longer' if there else 'not'} watched")
+        return
+    with console.status("checking inputs"):
+        api = server_in_use(folder.resolve(), server)
+        refuse_mistakes(run)
+        look = asyncio.run(deploying.watch(api, run))
+    console.print(
+        f"[green]✓[/] {run.name} is watched; its data is looked at now, by the run {look}"
+    )
+
+
+@app.command(rich_help_panel=PRODUCTION)
+def notify(
+    uri: Annotated[str, typer.Argument(help="Of the adaptation data: a path or s3:// address.")],
+    server: Server = None,
+    folder: Folder = _HERE,
+) -> None:
+    """Tell that adaptation data has changed, so that it is looked at before the next schedule."""
+    from flows import deploying
+    from flows.production import server_in_use
+
+    place = storage.absolute(uri)
+    asyncio.run(deploying.notify(server_in_use(folder.resolve(), server), place))
+    typer.echo(f"✓ told that {place} has changed")
