@@ -44,7 +44,7 @@ def watch_adaptation(root: str | None = None, config: RunConfig | None = None) -
             watches = Watches(place)
             for run in watches.all():
                 with _others_go_on(run.name, failed):
-                    if state := changed_state(run, watches.acted(run.name)):
+                    if state := changed_state(run, watches):
                         started.append(start_reselection(run, state))
                         logger.info("%s: the data has changed (%s)", run.name, state)
                     else:
@@ -74,16 +74,21 @@ def _remember(root: str) -> None:
         Variable.set(_ROOTS, [*known, root], overwrite=True)
 
 
-def changed_state(run: RunConfig, acted: Acted | None) -> str | None:
+def changed_state(run: RunConfig, watches: Watches) -> str | None:
     """Return the state of a run's data once it has settled, if it was not acted on yet."""
+
+    def news(state: str) -> str | None:
+        acted = watches.acted(run.name)  # a re-selection may end while this waits
+        return None if acted and acted.fingerprint == state else state
+
     state = data_fingerprint(run)
     for _ in range(_MOST_WAITS):
-        if acted and state == acted.fingerprint:
+        if news(state) is None:
             return None
         time.sleep(run.reselection.settle_seconds)
         before, state = state, data_fingerprint(run)
         if state == before:
-            return state
+            return news(state)
     raise TransientError(
         f"expected data that settles, it changed {_MOST_WAITS} times",
         where=", ".join(p for source in run.adaptation for p in source.paths),

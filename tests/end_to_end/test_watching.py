@@ -94,7 +94,7 @@ def test_data_is_acted_on_once_it_has_settled(
             write_rows(run, len(waits))
 
     monkeypatch.setattr(watching.time, "sleep", writes_on)
-    state = changed_state(run, None)
+    state = changed_state(run, Watches(run.runtime.root))
     assert len(waits) == 4
     assert set(waits) == {0.01}
     assert state == watching.data_fingerprint(run)
@@ -102,4 +102,4 @@ def test_data_is_acted_on_once_it_has_settled(
         watching.time, "sleep", lambda _: write_rows(run, waits.append(0) or len(waits))
     )
     with pytest.raises(TransientError, match="settles"):
-        changed_state(run, None)
+        changed_state(run, Watches(run.runtime.root))
