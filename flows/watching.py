@@ -44,8 +44,8 @@ def watch_adaptation(root: str | None = None, config: RunConfig | None = None) -
             watches = Watches(place)
             for run in watches.all():
                 with _others_go_on(run.name, failed):
-                    if state := changed_state(run, watches):
-                        started.append(start_reselection(run, state))
+                    if state := changed_state(run, watches.acted(run.name)):
+                        started.append(start_reselection(run, state, watches))
                         logger.info("%s: the data has changed (%s)", run.name, state)
                     else:
                         logger.info("%s: nothing has changed", run.name)
@@ -74,21 +74,16 @@ def _remember(root: str) -> None:
         Variable.set(_ROOTS, [*known, root], overwrite=True)
 
 
-def changed_state(run: RunConfig, watches: Watches) -> str | None:
+def changed_state(run: RunConfig, acted: Acted | None) -> str | None:
     """Return the state of a run's data once it has settled, if it was not acted on yet."""
-
-    def news(state: str) -> str | None:
-        acted = watches.acted(run.name)  # a re-selection may end while this waits
-        return None if acted and acted.fingerprint == state else state
-
     state = data_fingerprint(run)
     for _ in range(_MOST_WAITS):
-        if news(state) is None:
+        if acted and state == acted.fingerprint:
             return None
         time.sleep(run.reselection.settle_seconds)
         before, state = state, data_fingerprint(run)
         if state == before:
-            return news(state)
+            return state
     raise TransientError(
         f"expected data that settles, it changed {_MOST_WAITS} times",
         where=", ".join(p for source in run.adaptation for p in source.paths),
@@ -97,8 +92,8 @@ def changed_state(run: RunConfig, watches: Watches) -> str | None:
     )
 
 
-def start_reselection(run: RunConfig, state: str) -> str:
-    """Start the re-selection of a state of the data, unless it is started; return its run's name.
+def start_reselection(run: RunConfig, state: str, watches: Watches) -> str:
+    """Start the re-selection of a state of the data, unless it was started; return its run's name.
 
     The server keeps one run for each idempotency key, whoever asks: two watchers get the same run.
     One that failed is tried again, a few times.
@@ -116,7 +111,9 @@ def start_reselection(run: RunConfig, state: str) -> str:
             reselect(run)
             return run.name
         started = cast("FlowRun", found)  # the other kind is for callers that are async
-        if started.state is None or not started.state.is_final():
+        acted = watches.acted(run.name)  # written before its run ends
+        done = acted is not None and acted.fingerprint == state
+        if done or started.state is None or not started.state.is_final():
             return str(started.name)
     raise AlbatError(
         f"expected a re-selection that ends well, {_MOST_ATTEMPTS} at the same data did not",
