@@ -154,7 +154,7 @@ def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig) ->
     with ThreadPoolExecutor(2) as both:
         list(both.map(lambda _: deployed.albat("notify", str(adaptation)), range(10)))
     deployed.ended("reselect", 2)
-    until(lambda: all(not under_way(look) for look in deployed.runs("watch-adaptation")), 60)
+    until(lambda: all(not under_way(look) for look in deployed.runs("watch-adaptation")), 120)
     assert len(deployed.runs("reselect")) == 2
     acted = watches.acted("toy")
     assert acted is not None
