@@ -112,8 +112,7 @@ class ArtifactStore:
     """The artifacts below one root, a local folder or a remote prefix."""
 
     def __init__(self, root: str) -> None:
-        local = not storage.is_remote(root)
-        self.root = str(Path(storage.filesystem(root)[1]).resolve()) if local else root
+        self.root = storage.absolute(root)
         self._seen: dict[str, Manifest] = {}  # artifacts are immutable: looked at once
 
     def produce(

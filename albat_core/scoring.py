@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +65,7 @@ class ScoringConfig(StageConfig):
     """Surrogates on the way to the best one whose gradients are compared (scorer `gradient`)."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in a batch, padding included; of pictures, positions of their latents."""
-    noise_levels: int | Literal["auto"] = "auto"
+    noise_levels: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = "auto"
     """Noise levels of a diffusion model at which a row is looked at; `auto`: as few as give the
     rows of a sample the same ranks when other noise is drawn (`rank_agreement`)."""
     rank_agreement: float = Field(0.9, gt=0, lt=1)

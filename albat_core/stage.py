@@ -8,18 +8,32 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def _title(name: str, _field: object) -> str:
+    """Return a field's title in forms; a section's would be its class's otherwise."""
+    return name.replace("_", " ").capitalize()
+
+
 class StageConfig(BaseModel):
     """Configuration that changes a result; part of the key of what the stage makes."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        field_title_generator=_title,
     )
 
 
 class Runtime(BaseModel):
     """Knobs that change where and how fast work is done but not its result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        field_title_generator=_title,
+    )
 
     root: str = Field(".albat", min_length=1)
     """Where artifacts are kept: a folder or an `s3://bucket/prefix`."""

@@ -37,6 +37,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
+def absolute(uri: str) -> str:
+    """Return a place as it is called from every folder of this machine."""
+    return uri if is_remote(uri) else str(Path(filesystem(uri)[1]).resolve())
+
+
 def filesystem(uri: str) -> tuple[Any, str]:
     """Return the fsspec file system of ``uri`` and its path on it.
 

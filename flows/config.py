@@ -305,6 +305,12 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
     )
 
 
+def placed(config: RunConfig) -> RunConfig:
+    """Return the configuration with its outputs' places absolute, for a run in another folder."""
+    runtime = config.runtime.model_copy(update={"root": storage.absolute(config.runtime.root)})
+    return config.model_copy(update={"output": storage.absolute(config.output), "runtime": runtime})
+
+
 _STARTER_VALUES: dict[str, Any] = {
     "backbone.path": "path/to/backbone",
     "corpus.path": "path/to/corpus/*.parquet",

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,32 +17,39 @@ _PREFECT_SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
+PROCESS_SETTINGS = {
+    # threads that spin for long while they wait are slow where cores are shared, those that never
+    # do where they are not
+    "GOMP_SPINCOUNT": "1000",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DO_NOT_TRACK": "1",
+}
+"""What holds in every process that computes; a worker's runs have it from `prefect.yaml`."""
 
 
 def prepare_environment(verbose: bool = False) -> None:
     """Set what Prefect and the libraries read from the environment, where it is not set."""
-    settings = dict(_PREFECT_SETTINGS)
+    settings = _PREFECT_SETTINGS | PROCESS_SETTINGS
     if verbose:
         settings["PREFECT_LOGGING_LEVEL"] = "INFO"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    # threads that spin for long while they wait are slow where cores are shared, those that never
-    # do where they are not
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     ignore_warnings()
-    loopback = "127.0.0.1,localhost"
-    for name in ("NO_PROXY", "no_proxy"):  # a proxy must not stand before the embedded server
-        there = os.environ.get(name, "")
+    spare_loopback(os.environ)
+
+
+def spare_loopback(environment: MutableMapping[str, str]) -> None:
+    """Let no proxy stand before a server on this machine."""
+    for name in ("NO_PROXY", "no_proxy"):
+        there = environment.get(name, "")
         if "127.0.0.1" not in there:
-            os.environ[name] = f"{there},{loopback}" if there else loopback
+            environment[name] = ",".join(filter(None, (there, "127.0.0.1,localhost")))
 
 
 def ignore_warnings() -> None:

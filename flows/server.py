@@ -1,13 +1,17 @@
-"""Prefect's server for one command: it ends with the command, however that ends."""
+"""Prefect's server: for one command, with which it ends however that ends, or until told to."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 class OwnServer(SubprocessASGIServer):
@@ -41,18 +45,25 @@ def _end_with_parent() -> None:
 
 def serve(port: int) -> None:
     """Serve on this machine alone, until the parent process ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _server(host="127.0.0.1", port=port, log_level="error").run()
+
+
+def serve_on(listening: socket.socket) -> None:
+    """Serve on a socket that listens already, until told to end."""
+    # a browser's open page must not hold the end
+    _server(log_level="warning", timeout_graceful_shutdown=3).run([listening])
+
+
+def _server(**options: Any) -> "uvicorn.Server":
     import uvicorn
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
-        host="127.0.0.1",
-        port=port,
-        log_level="error",
-        lifespan="on",
-    )
+    app = "prefect.server.api.server:create_app"
+    return uvicorn.Server(uvicorn.Config(app, factory=True, lifespan="on", **options))
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    if sys.argv[1] == "--socket":
+        serve_on(socket.socket(fileno=int(sys.argv[2])))
+    else:
+        serve(int(sys.argv[1]))

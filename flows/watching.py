@@ -1,12 +1,15 @@
 """Selecting again when adaptation data has changed: the flow that looks, and the one that acts."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.variables import Variable
 
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
@@ -18,38 +21,60 @@ from flows.lifting import as_flow
 from flows.runners import tasks_on
 
 RESELECT = "reselect/reselect"
-EVENT = "albat.adaptation.updated"
-"""What tells that adaptation data may have changed; it only makes the next look sooner."""
+_ROOTS = "albat_watched_roots"  # of the server's variables
 _MOST_ATTEMPTS = 5  # at one state of the data, before a person has to look
 _MOST_WAITS = 60  # for the data to settle
 
 
 @flow(name="watch-adaptation", persist_result=False)
-def watch_adaptation(root: str = ".albat", config: RunConfig | None = None) -> list[str]:
+def watch_adaptation(root: str | None = None, config: RunConfig | None = None) -> list[str]:
     """Start a re-selection for every watched run whose adaptation data has changed.
 
     Args:
-        root: where artifacts are kept, and what is watched.
+        root: where the artifacts of the runs to look at are kept; none: wherever a run was told to
+            be watched.
         config: a run to watch from now on; none: only look at those that are watched.
     """
     logger = get_run_logger()
-    watches = Watches(config.runtime.root if config else root)
     if config:
-        watches.add(config)
-    started, failed = [], []
-    for run in watches.all():
-        try:
-            if state := changed_state(run, watches.acted(run.name)):
-                started.append(start_reselection(run, state))
-                logger.info("%s: the data has changed (%s)", run.name, state)
-            else:
-                logger.info("%s: nothing has changed", run.name)
-        except AlbatError as error:  # one run's trouble is not the others'
-            logger.error("%s: %s", run.name, error)
-            failed.append(f"{run.name}: {error}")
+        root = config.runtime.root
+        Watches(root).add(config)
+        _remember(root)
+    started: list[str] = []
+    failed: list[str] = []
+    for place in [root] if root else _remembered():
+        with _others_go_on(place, failed):
+            watches = Watches(place)
+            for run in watches.all():
+                with _others_go_on(run.name, failed):
+                    if state := changed_state(run, watches.acted(run.name)):
+                        started.append(start_reselection(run, state, watches))
+                        logger.info("%s: the data has changed (%s)", run.name, state)
+                    else:
+                        logger.info("%s: nothing has changed", run.name)
     if failed:
         raise AlbatError("\n".join(failed))
     return started
+
+
+@contextmanager
+def _others_go_on(name: str, failed: list[str]) -> Iterator[None]:
+    """Note the trouble of one run, or of one place, so that the others are looked at too."""
+    try:
+        yield
+    except AlbatError as error:
+        get_run_logger().error("%s: %s", name, error)
+        failed.append(f"{name}: {error}")
+
+
+def _remembered() -> list[str]:
+    """Return the artifact roots that a run was ever watched in."""
+    return cast("list[str]", Variable.get(_ROOTS, default=[]))
+
+
+def _remember(root: str) -> None:
+    if root not in (known := _remembered()):
+        Variable.set(_ROOTS, [*known, root], overwrite=True)
 
 
 def changed_state(run: RunConfig, acted: Acted | None) -> str | None:
@@ -70,8 +95,8 @@ def changed_state(run: RunConfig, acted: Acted | None) -> str | None:
     )
 
 
-def start_reselection(run: RunConfig, state: str) -> str:
-    """Start the re-selection of a state of the data, unless it is started; return its run's name.
+def start_reselection(run: RunConfig, state: str, watches: Watches) -> str:
+    """Start the re-selection of a state of the data, unless it was started; return its run's name.
 
     The server keeps one run for each idempotency key, whoever asks: two watchers get the same run.
     One that failed is tried again, a few times.
@@ -89,7 +114,9 @@ def start_reselection(run: RunConfig, state: str) -> str:
             reselect(run)
             return run.name
         started = cast("FlowRun", found)  # the other kind is for callers that are async
-        if started.state is None or not started.state.is_final():
+        acted = watches.acted(run.name)  # written before its run ends
+        done = acted is not None and acted.fingerprint == state
+        if done or started.state is None or not started.state.is_final():
             return str(started.name)
     raise AlbatError(
         f"expected a re-selection that ends well, {_MOST_ATTEMPTS} at the same data did not",

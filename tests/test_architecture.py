@@ -75,7 +75,14 @@ def test_layers_import_downwards_only(package: str, forbidden: set[str]) -> None
         ),
         ("matplotlib", {"albat_core/report/drawing.py"}),
         ("PIL", {"albat_core/pictures.py"}),
-        ("typer", {f"flows/cli/{n}.py" for n in ("__init__", "adapters", "app", "look", "runs")}),
+        (
+            "typer",
+            {
+                f"flows/cli/{n}.py"
+                for n in ("__init__", "adapters", "app", "look", "production", "runs")
+            },
+        ),
+        ("psutil", {"flows/processes.py", "flows/production.py"}),
         ("rich", {"flows/console.py"}),
     ],
 )

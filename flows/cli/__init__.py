@@ -14,6 +14,9 @@ from flows.cli import look  # noqa: F401
 from flows.cli import adapters  # noqa: F401
 
 # isort: split
+from flows.cli import production  # noqa: F401
+
+# isort: split
 from flows.cli.app import app
 from flows.running import AT_ONCE
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from albat_core.errors import ConfigError
+
 if TYPE_CHECKING:
     from albat_core.config import RunConfig
 
@@ -20,6 +22,7 @@ app = typer.Typer(
 
 ALL, STAGES, LOOK = "The whole chain", "One stage, with what it needs", "Look and prepare"
 ADAPTERS = "Finished adapters"
+PRODUCTION = "Forms and schedules, in a browser"
 
 bench = typer.Typer(no_args_is_help=True, help="Measure what selection is worth.")
 app.add_typer(bench, name="bench", rich_help_panel=LOOK)
@@ -46,3 +49,18 @@ def overrides(root: str | None, device: str | None) -> dict[str, str]:
     """Return the values of ``runtime`` that options give."""
     given = {"root": root, "device": device}
     return {k: v for k, v in given.items() if v is not None}
+
+
+def refuse_mistakes(run: "RunConfig") -> None:
+    """Look at a run's inputs before anything is computed.
+
+    Raises:
+        ConfigError: names every mistake found.
+    """
+    from flows.checks import find_mistakes
+
+    if mistakes := find_mistakes(run):
+        raise ConfigError(
+            f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
+            + "\n\n".join(str(m) for m in mistakes)
+        )

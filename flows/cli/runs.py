@@ -18,6 +18,7 @@ from flows.cli.app import (
     bench,
     load,
     overrides,
+    refuse_mistakes,
 )
 from flows.running import embedded_server, prepare_environment, stop_on_ctrl_c
 
@@ -35,7 +36,7 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
         run = load(config, root, device)
     with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
-            _refuse_mistakes(run)
+            refuse_mistakes(run)
             import flows.albat  # noqa: F401 - the server starts meanwhile
 
             server_answers()
@@ -60,16 +61,6 @@ def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
     with reporting_to(reporter):
         result: FlowResult = getattr(flows, name)(run)
     return result
-
-
-def _refuse_mistakes(run: "RunConfig") -> None:
-    from flows.checks import find_mistakes
-
-    if mistakes := find_mistakes(run):
-        raise ConfigError(
-            f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
-            + "\n\n".join(str(m) for m in mistakes)
-        )
 
 
 @app.command(rich_help_panel=ALL)
@@ -170,7 +161,7 @@ def efficacy(
     with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
             for situation in benchmark.situations:
-                _refuse_mistakes(situation.run)
+                refuse_mistakes(situation.run)
             from flows.efficacy import efficacy as started
             from flows.efficacy import export_table
 

@@ -1,14 +1,17 @@
 """Adaptation data that changes: one re-selection for each state of it."""
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed
 
 from albat_core.artifacts import ArtifactStore
 from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
 from albat_core.registry import Registry
-from albat_core.reselection import Watches, read_changes
+from albat_core.reselection import Acted, Watches, read_changes
 from flows import watching
 from flows.config import load_config
 from flows.watching import changed_state, reselect, watch_adaptation
@@ -103,3 +106,26 @@ def test_data_is_acted_on_once_it_has_settled(
     )
     with pytest.raises(TransientError, match="settles"):
         changed_state(run, None)
+
+
+def test_a_re_selection_that_ended_meanwhile_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, keys = watched(tmp_path, threshold=1.0), []
+
+    def ended(name: str, *, idempotency_key: str, **_: object) -> FlowRun:
+        keys.append(idempotency_key)
+        return FlowRun(flow_id=uuid4(), name="the-first", state=Completed())
+
+    class ActedOn(Watches):
+        def acted(self, name: str) -> Acted:
+            return Acted.model_construct(fingerprint="now")
+
+    monkeypatch.setattr(watching, "run_deployment", ended)
+    watches = ActedOn(run.runtime.root)
+    assert watching.start_reselection(run, "now", watches) == "the-first"
+    assert keys == ["toy-now-0"]
+    # the data was so before, and is so again
+    with pytest.raises(AlbatError, match="ends well"):
+        watching.start_reselection(run, "earlier", watches)
+    assert len(keys) > 2

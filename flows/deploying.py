@@ -1,0 +1,164 @@
+"""What a Prefect server is told for albat: work pool, automation, events; and what it is asked."""
+
+import socket
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import WorkerFilter
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import Event, Resource, ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled
+from prefect.workers.process import ProcessWorker
+
+from albat_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from albat_core.config import RunConfig
+
+WATCH = "watch-adaptation/watch-adaptation"
+UPDATED = "albat.adaptation.updated"
+"""Tells that adaptation data may have changed; it only makes the next look sooner."""
+POOL = "albat"
+ZOMBIES = "albat-crashed-runs"
+_SILENCE = timedelta(seconds=180)  # of heartbeats that come each 30 s, see prefect.yaml
+_OVER = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+async def answers(api: str) -> bool:
+    """Tell whether a server answers."""
+    async with PrefectClient(api) as client:
+        return await client.api_healthcheck() is None
+
+
+async def prepare(api: str, own: bool) -> None:
+    """Make the work pool and what goes with it, where it is not there.
+
+    Args:
+        api: address.
+        own: whether the server is this machine's own: then the pool is brought up to date.
+
+    Raises:
+        ConfigError: the pool is there, and its runs are no processes.
+    """
+    async with PrefectClient(api) as client:
+        await _make_pool(client, own)
+        if not await client.read_automations_by_name(ZOMBIES):
+            await client.create_automation(_crash_zombies())
+
+
+async def _make_pool(client: PrefectClient, own: bool) -> None:
+    try:
+        pool = await client.read_work_pool(POOL)
+    except ObjectNotFound:
+        pool = None
+    if pool is not None and pool.type != ProcessWorker.type:
+        raise ConfigError(
+            f"expected a work pool of type {ProcessWorker.type}, got {pool.type}",
+            where=f"work pool {POOL!r}",
+            remedy="its runs start elsewhere: deploy with `prefect --no-prompt deploy --all`",
+        )
+    if pool is None or own:
+        made = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=_template())
+        await client.create_work_pool(made, overwrite=True)
+
+
+def _template() -> dict[str, Any]:
+    """Return how a run is started: as Prefect does, but see ``flows.launching``."""
+    template = ProcessWorker.get_default_base_job_template()
+    fields = template["variables"]["properties"]
+    fields["command"]["default"] = f'"{sys.executable}" -P -m flows.launching prefect.engine'
+    fields["working_dir"]["default"] = "."
+    return template
+
+
+def _crash_zombies() -> AutomationCore:
+    """Return what mends runs whose worker or machine was killed: they would stay Running."""
+    beat = "prefect.flow-run.heartbeat"
+    return AutomationCore(
+        name=ZOMBIES,
+        description="Their process, or their machine, was killed.",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            after={beat},
+            expect={beat, *(f"prefect.flow-run.{state}" for state in _OVER)},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=_SILENCE,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"No sign of life for {_SILENCE.seconds} s. Run it again: what was "
+                "finished is found.",
+            )
+        ],
+    )
+
+
+def worker_name(mark: str) -> str:
+    """Return the name of the worker with that mark."""
+    return f"{socket.gethostname()}-{mark[:8]}"
+
+
+async def works(api: str, name: str) -> bool:
+    """Tell whether a worker of that name has reported to the server."""
+    online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
+    async with PrefectClient(api) as client:
+        workers = await client.read_workers_for_work_pool(POOL, online)
+    return any(worker.name == name for worker in workers)
+
+
+async def watch(api: str, config: "RunConfig") -> str:
+    """Let a worker watch a run from now on, beginning with a look; return the look's name.
+
+    Raises:
+        ConfigError: nothing is deployed on the server.
+    """
+    async with PrefectClient(api) as client:
+        try:
+            deployed = await client.read_deployment_by_name(WATCH)
+        except ObjectNotFound as error:
+            raise ConfigError(
+                f"expected the deployment {WATCH}, got none",
+                where=api,
+                remedy="run `albat up`, or `prefect --no-prompt deploy --all` for another server",
+            ) from error
+        run = await client.create_flow_run_from_deployment(
+            deployed.id, parameters={"config": config.model_dump(mode="json")}
+        )
+    return run.name
+
+
+async def notify(api: str, uri: str) -> None:
+    """Tell the server that adaptation data may have changed.
+
+    Args:
+        api: address.
+        uri: of the data; events about one are acted on together.
+    """
+    resource = {"prefect.resource.id": f"albat.adaptation.{uri}", "prefect.resource.name": uri}
+    event = Event(event=UPDATED, resource=Resource(resource))
+    async with PrefectClient(api) as client:
+        told = await client.request("POST", "/events", json=[event.model_dump(mode="json")])
+        told.raise_for_status()
+
+
+async def cancel(api: str, runs: Iterable[str]) -> list[str]:
+    """Tell the server that these runs were stopped; return the names of those under way."""
+    stopped = []
+    async with PrefectClient(api) as client:
+        for run_id in runs:
+            run = await client.read_flow_run(run_id)  # type: ignore[arg-type]
+            if run.state is None or not run.state.is_final():
+                message = "Stopped by `albat down`. Run it again: what was finished is found."
+                await client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
+                stopped.append(run.name)
+    return stopped

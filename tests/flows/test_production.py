@@ -1,0 +1,152 @@
+"""What `albat up` decides before anything is started, and what is deployed."""
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+import yaml
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+
+from albat_core.errors import ConfigError
+from flows import production
+from flows.albat import albat as whole_chain
+from flows.config import load_config, placed
+from flows.deploying import POOL, UPDATED, WATCH
+from flows.processes import StartError, carries, listen, marked, start, stop, wait_until
+from flows.production import DEPLOYMENTS, Up
+from flows.running import PROCESS_SETTINGS
+from tests.flows.conftest import Albat
+
+DEPLOYED: list[dict[str, Any]] = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+SLEEPS = ["timeit", "-n", "1", "-r", "1", "-s", "import time", "time.sleep(60)"]
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A mark whose processes do not outlive the test."""
+    made = uuid4().hex
+    yield made
+    stop(marked(made), 5)
+
+
+def test_a_port_that_is_taken_is_left_alone() -> None:
+    with listen(4750) as first, listen(4750) as second:
+        ports = [each.getsockname() for each in (first, second)]
+    assert ports[0][1] != ports[1][1]
+    assert {host for host, _ in ports} == {"127.0.0.1"}
+
+
+def test_processes_are_known_by_their_mark_and_not_by_their_number(
+    mark: str, tmp_path: Path
+) -> None:
+    started = start(SLEEPS, mark, os.environ, tmp_path, tmp_path / "log")
+    assert [process.pid for process in marked(mark)] == [started.pid]
+    assert carries(started.pid, mark)
+    assert not carries(os.getpid(), mark)
+    assert not carries(None, mark)
+    stop(marked(mark), 5)
+    assert marked(mark) == []
+    assert not psutil.pid_exists(started.pid) or started.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_ends_rather_than_answers_is_told_with_its_last_words(
+    mark: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "server.log"
+    ends = start(["no_such_module"], mark, os.environ, tmp_path, log)
+    with pytest.raises(StartError, match=r"a server that answers, it ended with 1\n.*no_such_mod"):
+        wait_until(lambda: False, ends, 30, "server", log)
+
+
+def test_an_own_server_takes_nothing_that_is_set_for_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere/api")
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite:///elsewhere.db")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
+    own = Up(mark="m", api="http://127.0.0.1:4200/api", own_server=True)
+    for_own = production._environment(tmp_path, own)
+    set_there = {name: value for name, value in for_own.items() if name.startswith("PREFECT")}
+    assert "elsewhere" not in str(set_there)
+    assert "PREFECT_API_AUTH_STRING" not in set_there
+    assert set_there["PREFECT_HOME"] == str(tmp_path / "prefect")
+    for_other = production._environment(tmp_path, own.model_copy(update={"own_server": False}))
+    assert for_other["PREFECT_API_AUTH_STRING"] == "me:secret"
+    assert for_other["PREFECT_API_URL"] == own.api
+
+
+def test_without_a_server_the_command_says_what_to_do(
+    albat: Albat, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    for command in (["watch", toy], ["notify", "s3://bucket/rows.jsonl"]):
+        said = albat(*command, "--folder", tmp_path)
+        assert said.code == 1
+        assert "expected a Prefect server, got none" in said.err
+        assert "albat up" in said.err
+    with pytest.raises(ConfigError, match="that answers, got none"):
+        production.server_in_use(tmp_path, "http://127.0.0.1:9")
+    assert "nothing to stop" in albat("down", "--folder", tmp_path / "none").out
+
+
+def test_a_run_to_be_watched_is_found_from_every_folder(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = placed(load_config(str(toy), {"root": ".albat"}))
+    assert run.runtime.root == str(tmp_path / ".albat")
+    assert placed(load_config(str(toy), {"root": "s3://b/p"})).runtime.root == "s3://b/p"
+    named = [run.output, run.backbone.path, run.adaptation[0].paths[0], run.corpus[0].paths[0]]
+    assert all(Path(name).is_absolute() for name in named)
+
+
+def test_every_deployment_is_of_a_flow_and_has_what_a_run_needs() -> None:
+    for each in DEPLOYED:
+        module, _, name = each["entrypoint"].rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), name), Flow)
+        assert each["enforce_parameter_schema"] is True
+        assert each["work_pool"]["name"] == POOL
+        assert PROCESS_SETTINGS.items() <= each["work_pool"]["job_variables"]["env"].items()
+    [looks] = [each for each in DEPLOYED if each["name"] == WATCH.partition("/")[2]]
+    assert looks["triggers"][0]["expect"] == [UPDATED]
+    assert looks["schedules"][0]["interval"] <= 600
+
+
+def test_the_form_describes_and_fills_every_field() -> None:
+    models = parameter_schema(whole_chain).model_dump()["definitions"]
+    assert len(models) > 20
+    for name, model in models.items():
+        for field, shown in model.get("properties", {}).items():
+            place, section = f"{name}.{field}", models.get(shown.get("$ref", "").split("/")[-1], {})
+            assert shown.get("description") or section.get("description"), place
+            assert shown.get("title") or section.get("title"), place
+            # one that is made anew each time (default_factory) would not be in the form
+            assert field in model.get("required", ()) or "default" in shown, place
+    neighbours = models["RetrievalConfig"]["properties"]["neighbours"]
+    assert (neighbours["default"], neighbours["minimum"]) == (64, 1)
+
+
+def test_a_folder_called_flows_where_a_run_starts_is_not_taken_for_this_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").write_text("")
+    (tmp_path / "probe.py").write_text("import flows.albat; print(flows.albat.__file__)")
+    paths = [os.environ.get("PYTHONPATH", ""), str(DEPLOYMENTS.parents[1]), str(tmp_path)]
+    said = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.launching", "probe"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == str(DEPLOYMENTS.parent / "albat.py")
