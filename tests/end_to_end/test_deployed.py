@@ -170,6 +170,19 @@ def test_a_bad_value_is_refused_before_a_run_starts(deployed: Deployed, run: Run
     assert deployed.runs("albat") == []
 
 
+def test_what_a_person_gave_the_runs_environment_is_kept(deployed: Deployed) -> None:
+    pool = f"{deployed.state.api}/work_pools/albat"
+    template = deployed.get("/work_pools/albat")["base_job_template"]
+    template["variables"]["properties"]["env"]["default"] = {"OWN": "kept"}
+    template["variables"]["properties"]["command"]["default"] = "of an older version"
+    changed = {"base_job_template": template}
+    until(lambda: deployed.client.patch(pool, json=changed).is_success, 30)
+    asyncio.run(deploying.prepare(deployed.state.api, own=True))  # as `albat up` does again
+    fields = deployed.get("/work_pools/albat")["base_job_template"]["variables"]["properties"]
+    assert fields["env"]["default"] == {"OWN": "kept"}
+    assert "flows.launching" in fields["command"]["default"]
+
+
 def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3: Served) -> None:
     store, bucket = ArtifactStore(run.runtime.root), s3.client()
     deployed.trigger("albat/albat", config=run.model_dump(mode="json")).raise_for_status()
