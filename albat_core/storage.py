@@ -88,7 +88,7 @@ def _explained(uri: str) -> Iterator[None]:
             raise InputError(
                 f"storage refused access ({type(error).__name__}: {error})",
                 where=uri,
-                remedy="check the address and the credentials",
+                remedy="check the address, and the credentials in this process's environment",
             ) from error
         raise TransientError(
             f"storage did not answer as expected ({type(error).__name__}: {error})",

@@ -65,16 +65,24 @@ async def _make_pool(client: PrefectClient, own: bool) -> None:
             remedy="its runs start elsewhere: deploy with `prefect --no-prompt deploy --all`",
         )
     if pool is None or own:
-        made = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=_template())
+        template = _template(pool.base_job_template if pool is not None else {})
+        made = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
         await client.create_work_pool(made, overwrite=True)
 
 
-def _template() -> dict[str, Any]:
-    """Return how a run is started: as Prefect does, but see ``flows.launching``."""
+def _template(before: dict[str, Any]) -> dict[str, Any]:
+    """Return how a run is started: as Prefect does, but see ``flows.launching``.
+
+    Args:
+        before: the pool's template so far; what a person gave the runs' environment is kept.
+    """
     template = ProcessWorker.get_default_base_job_template()
     fields = template["variables"]["properties"]
     fields["command"]["default"] = f'"{sys.executable}" -P -m flows.launching prefect.engine'
     fields["working_dir"]["default"] = "."
+    environment = before.get("variables", {}).get("properties", {}).get("env", {}).get("default")
+    if environment:
+        fields["env"]["default"] = environment
     return template
 
 

