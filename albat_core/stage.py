@@ -13,6 +13,15 @@ def _title(name: str, _field: object) -> str:
     return name.replace("_", " ").capitalize()
 
 
+_KINDS = {  # of values, as a form names them
+    "string": "text",
+    "integer": "number",
+    "number": "number",
+    "array": "list",
+    "null": "none",
+}
+
+
 def _as_form(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Make a schema one that a form shows well: in order, and without types where none are chosen.
 
@@ -34,15 +43,6 @@ def _as_form(schema: dict[str, Any], model: type[BaseModel]) -> None:
         for choice in choices:
             if kind := _KINDS.get(choice.get("type")):
                 choice["title"] = choice.get("const", kind)
-
-
-_KINDS = {
-    "string": "text",
-    "integer": "number",
-    "number": "number",
-    "array": "list",
-    "null": "none",
-}
 
 
 class StageConfig(BaseModel):

@@ -77,7 +77,7 @@ def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
         sources.get_by_role("button", name="Add item").first.click()
         type_in(sources, "Path", path)
     for section in ("Surrogate (Optional)", "Finetune (Optional)"):
-        type_in(field(form, section), "Steps (Optional)", "60")
+        type_in(field(form, section), "Steps (Optional)", "20")
     take(page, "form", field(form, "Name (Optional)"))
     page.get_by_role("button", name="Submit").click()
 
@@ -90,6 +90,7 @@ def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
 
     open_artifact(page, "examples of plants")
     expect(page.get_by_text("nearest of yours").first).to_be_visible()
+    take(page, "examples")
     page.go_back()
     open_artifact(page, "results of plants")
     expect(page.locator("table").first).to_contain_text("Adaptation data only")
