@@ -1,6 +1,6 @@
 """The configuration of a run: the stages' own models, side by side."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -55,6 +55,8 @@ class ReselectionConfig(StageConfig):
 
 class RunConfig(StageConfig):
     """Everything that one run is made of."""
+
+    asked_first: ClassVar[tuple[str, ...]] = ("name", "backbone", "adaptation", "corpus")
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the run: letters, digits, dots, dashes and underscores."""

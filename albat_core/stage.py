@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +13,43 @@ def _title(name: str, _field: object) -> str:
     return name.replace("_", " ").capitalize()
 
 
+_KINDS = {  # of values, as a form names them
+    "string": "text",
+    "integer": "number",
+    "number": "number",
+    "array": "list",
+    "null": "none",
+}
+
+
+def _as_form(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Make a schema one that a form shows well: in order, and without types where none are chosen.
+
+    A field that may be none is one that may be left empty: no choice between a type and none.
+    """
+    fields = schema.get("properties", {})
+    first = getattr(model, "asked_first", ())
+    for position, name in enumerate([*first, *(name for name in fields if name not in first)]):
+        field = fields[name]
+        field["position"] = position  # databases do not keep the order
+        choices = field.get("anyOf", [])
+        given = [choice for choice in choices if choice != {"type": "null"}]
+        if len(given) == 1 < len(choices) and field["default"] is None and "type" in given[0]:
+            del field["anyOf"], field["default"]
+            field |= given[0]
+            if "enum" in field:
+                field["enum"] = [*field["enum"], None]
+            continue
+        for choice in choices:
+            if kind := _KINDS.get(choice.get("type")):
+                choice["title"] = choice.get("const", kind)
+
+
 class StageConfig(BaseModel):
     """Configuration that changes a result; part of the key of what the stage makes."""
+
+    asked_first: ClassVar[tuple[str, ...]] = ()
+    """Fields that a form has before the others."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -22,6 +57,7 @@ class StageConfig(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
         field_title_generator=_title,
+        json_schema_extra=_as_form,
     )
 
 
@@ -33,6 +69,7 @@ class Runtime(BaseModel):
         extra="forbid",
         use_attribute_docstrings=True,
         field_title_generator=_title,
+        json_schema_extra=_as_form,
     )
 
     root: str = Field(".albat", min_length=1)

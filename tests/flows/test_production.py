@@ -14,8 +14,10 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
 
 from albat_core.errors import ConfigError
+from albat_core.stage import StageConfig
 from flows import production
 from flows.albat import albat as whole_chain
 from flows.config import load_config, placed
@@ -26,6 +28,12 @@ from flows.running import PROCESS_SETTINGS
 from tests.flows.conftest import Albat
 
 DEPLOYED: list[dict[str, Any]] = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
+UNSET = {  # left empty in the form
+    f"{model.__name__}.{name}"
+    for model in StageConfig.__subclasses__()
+    for name, field in model.model_fields.items()
+    if field.default is None
+}
 SLEEPS = ["timeit", "-n", "1", "-r", "1", "-s", "import time", "time.sleep(60)"]
 
 
@@ -120,6 +128,14 @@ def test_every_deployment_is_of_a_flow_and_has_what_a_run_needs() -> None:
     assert looks["schedules"][0]["interval"] <= 600
 
 
+def test_what_may_be_none_is_accepted_so(toy: Path) -> None:
+    config = load_config(str(toy)).model_dump(mode="json")
+    assert config["backbone"]["revision"] is config["samples"]["dreambooth"] is None
+    schema = parameter_schema(whole_chain).model_dump_for_openapi()
+    assert not validate({"config": config}, schema)
+    assert validate({"config": config | {"seed": None}}, schema)
+
+
 def test_the_form_describes_and_fills_every_field() -> None:
     models = parameter_schema(whole_chain).model_dump()["definitions"]
     assert len(models) > 20
@@ -129,7 +145,10 @@ def test_the_form_describes_and_fills_every_field() -> None:
             assert shown.get("description") or section.get("description"), place
             assert shown.get("title") or section.get("title"), place
             # one that is made anew each time (default_factory) would not be in the form
-            assert field in model.get("required", ()) or "default" in shown, place
+            filled = field in model.get("required", ()) or "default" in shown
+            assert filled is (place not in UNSET), place
+    asked = sorted(models["RunConfig"]["properties"].items(), key=lambda each: each[1]["position"])
+    assert [name for name, _ in asked[:4]] == ["name", "backbone", "adaptation", "corpus"]
     neighbours = models["RetrievalConfig"]["properties"]["neighbours"]
     assert (neighbours["default"], neighbours["minimum"]) == (64, 1)
 

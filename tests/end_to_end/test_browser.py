@@ -1,0 +1,128 @@
+"""Prefect's pages in a real browser, as a person sees and clicks them.
+
+With `ALBAT_SCREENSHOTS=docs` the pictures of docs/prefect-ui.md are taken on the way.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from albat_core.config import RunConfig
+from flows.processes import marked, stop
+from tests.end_to_end.test_deployed import Deployed
+from tests.toys import write_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PICTURES = os.environ.get("ALBAT_SCREENSHOTS")
+PATIENCE = 20_000  # milliseconds that a page may take
+RUN_PATIENCE = 90_000
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium"),
+]
+expect = sync_api.expect
+
+
+@pytest.fixture
+def deployed(tmp_path: Path) -> Iterator[Deployed]:
+    """Everything that `albat up` starts, beside toy data; nothing of it outlives the test."""
+    found = Deployed(tmp_path)
+    write_run(tmp_path)
+    try:
+        found.albat("up", "--port", "4811")
+        yield found
+    finally:
+        if (tmp_path / ".albat-up" / "up.json").is_file():
+            stop(marked(found.state.mark), 5)
+
+
+@pytest.fixture
+def page() -> Iterator["sync_api.Page"]:
+    """An empty page."""
+    with sync_api.sync_playwright() as playwright:
+        # a container's root has no sandbox
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 1200, "height": 800})
+        opened.set_default_timeout(PATIENCE)
+        yield opened
+        browser.close()
+
+
+def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
+    deployed: Deployed, page: "sync_api.Page"
+) -> None:
+    page.goto(deployed.state.ui + "/deployments")
+    page.locator('a[href*="/deployments/deployment/"]', has_text=re.compile("^albat$")).click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+
+    form = field(page, "config")
+    for name, of_run in RunConfig.model_fields.items():
+        title = re.compile(rf"^{name.capitalize()}( \(Optional\))?$")
+        expect(form.locator(".schema-form-property__label", has_text=title)).not_to_have_count(0)
+        expect(form).to_contain_text(words(of_run.description or ""))
+
+    # what has no default, and less training than usual
+    type_in(form, "Name (Optional)", "plants")
+    type_in(field(form, "Backbone"), "Path", "backbone")
+    type_in(field(form, "Backbone"), "Max length (Optional)", "64")
+    for section, path in (("Adaptation", "adaptation.jsonl"), ("Corpus (Optional)", "corpus")):
+        sources = field(form, section)
+        sources.get_by_role("button", name="Add item").first.click()
+        type_in(sources, "Path", path)
+    for section in ("Surrogate (Optional)", "Finetune (Optional)"):
+        type_in(field(form, section), "Steps (Optional)", "20")
+    take(page, "form", field(form, "Name (Optional)"))
+    page.get_by_role("button", name="Submit").click()
+
+    page.get_by_text("View run").last.click()  # the notice is there twice, one upon the other
+    state = page.locator(".state-badge").first
+    expect(state).to_have_text("Running", timeout=RUN_PATIENCE)
+    expect(page.get_by_text("embed").first).to_be_visible(timeout=RUN_PATIENCE)
+    take(page, "run")
+    expect(state).to_have_text("Completed", timeout=RUN_PATIENCE)
+
+    open_artifact(page, "examples of plants")
+    expect(page.get_by_text("nearest of yours").first).to_be_visible()
+    take(page, "examples")
+    page.go_back()
+    open_artifact(page, "results of plants")
+    expect(page.locator("table").first).to_contain_text("Adaptation data only")
+    take(page, "artifacts")
+
+
+def field(within: "sync_api.Page | sync_api.Locator", label: str) -> "sync_api.Locator":
+    """Return the first field, or section of fields, of that label."""
+    labelled = f'.schema-form-property__label:text-is("{label}")'
+    return within.locator(f".schema-form-property:has(> .p-label__header {labelled})").first
+
+
+def type_in(within: "sync_api.Locator", label: str, value: str) -> None:
+    """Type into a field."""
+    field(within, label).locator("textarea, input").first.fill(value)
+
+
+def open_artifact(page: "sync_api.Page", description: str) -> None:
+    """Open one of the artifacts of the run whose page is shown."""
+    page.get_by_text("Artifacts", exact=True).click()
+    page.locator('a[href*="/artifacts/artifact/"]', has_text=description).first.click()
+
+
+def words(text: str) -> str:
+    """Return a text in one line, without marks of code."""
+    return " ".join(text.replace("`", "").split())
+
+
+def take(page: "sync_api.Page", name: str, at: "sync_api.Locator | None" = None) -> None:
+    """Take a picture for the docs where they are asked for."""
+    if PICTURES:
+        page.wait_for_timeout(1500)  # what moves on the page comes to rest
+        if at is not None:
+            at.evaluate("field => field.scrollIntoView()")
+        page.screenshot(path=Path(PICTURES) / f"ui-{name}.png")
