@@ -32,10 +32,10 @@ expect = sync_api.expect
 @pytest.fixture
 def deployed(tmp_path: Path) -> Iterator[Deployed]:
     """Everything that `albat up` starts, beside toy data; nothing of it outlives the test."""
-    found = Deployed(tmp_path)
+    found = Deployed(tmp_path, {})
     write_run(tmp_path)
     try:
-        found.albat("up", "--port", "4811")
+        found.albat("up", "--port", "0")
         yield found
     finally:
         if (tmp_path / ".albat-up" / "up.json").is_file():
