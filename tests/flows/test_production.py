@@ -55,7 +55,9 @@ def test_a_port_that_is_taken_is_left_alone() -> None:
 def test_processes_are_known_by_their_mark_and_not_by_their_number(
     mark: str, tmp_path: Path
 ) -> None:
-    started = start(SLEEPS, mark, os.environ, tmp_path, tmp_path / "log")
+    log = tmp_path / "log"
+    started = start(SLEEPS, mark, os.environ, tmp_path, log)
+    wait_until(lambda: bool(marked(mark)), started, 10, "process", log)  # its environment is told
     assert [process.pid for process in marked(mark)] == [started.pid]
     assert carries(started.pid, mark)
     assert not carries(os.getpid(), mark)
