@@ -12,6 +12,7 @@ from albat_core.proxy import measure_proxy
 from albat_core.registry import Entry, register_adapter
 from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.writing import export_run, write_report
+from albat_core.reselection import compare_selections
 from albat_core.retrieval import draw_candidates, take_candidates
 from albat_core.samples import draw_samples
 from albat_core.scoring import WITHOUT_SURROGATE
@@ -203,6 +204,14 @@ class Chain(Selecting):
             mixing=self.mixing if auto else None,
             folds=tuple(self.folds) if at_surrogates else (),
         )
+
+    def changes(self, before: Selected) -> ArtifactRef:
+        """Compare this selection with an earlier one, and say whether it is worth a fine-tuning."""
+        return self._run(
+            "compare selections",
+            compare_selections,
+            before, self.selected, self.config.reselection, self._runtime,
+        )  # fmt: skip
 
     def register(self, *, evaluated: bool) -> Entry:
         """Add ALBAT's adapter to the registry, with its results where it was evaluated."""

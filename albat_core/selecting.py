@@ -250,7 +250,7 @@ class Selecting:
         """The mixing weight and what the selection is worth, computed before it is trained on."""
         c, earlier = self.config, self._earlier
         folds = self.folds if c.mixing.at == "surrogates" else []
-        known = earlier.mixing if earlier and folds == list(earlier.folds) else None
+        known = earlier.mixing if earlier and folds and folds == list(earlier.folds) else None
         return self._run(
             "estimate what it is worth",
             estimate_mixing,

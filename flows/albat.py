@@ -1,11 +1,15 @@
 """The flows that a person starts: the whole chain, or up to one of its stages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.artifacts import ArtifactRef
 from albat_core.chain import ALBAT, Chain
 from albat_core.config import RunConfig
 from albat_core.report.run import StageRun
+from albat_core.selecting import Selected
 from flows.artifacts import publish_results, publish_run, publish_selection
 from flows.lifting import as_flow
 from flows.runners import tasks_on
@@ -24,6 +28,18 @@ class FlowResult(BaseModel):
     """Where results were put for people, by name."""
 
 
+@contextmanager
+def chain_of(config: RunConfig, previous: Selected | None = None) -> Iterator[Chain]:
+    """Give a run's chain, whose stages are tasks where the run's configuration has them run.
+
+    Args:
+        config: of the run.
+        previous: an earlier selection to go on from.
+    """
+    with tasks_on(config.runtime) as execute:
+        yield Chain(config, execute, previous)
+
+
 @as_flow
 def albat(config: RunConfig) -> FlowResult:
     """Run the whole chain, from the corpus to the report.
@@ -31,8 +47,7 @@ def albat(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute)
+    with chain_of(config) as chain:
         report = chain.report
         places = chain.export() | {"name": chain.register(evaluated=True).name}
         publish_run(chain, places)
@@ -46,8 +61,7 @@ def embed(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute)
+    with chain_of(config) as chain:
         _, queries = chain.embeddings, chain.queries
         return FlowResult(artifact=queries, stages=tuple(chain.stages))
 
@@ -59,8 +73,7 @@ def index(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute)
+    with chain_of(config) as chain:
         return FlowResult(artifact=chain.index, stages=tuple(chain.stages))
 
 
@@ -71,8 +84,7 @@ def select(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute)
+    with chain_of(config) as chain:
         selection = chain.selection
         publish_selection(chain, worth=False)
         return FlowResult(artifact=selection, stages=tuple(chain.stages))
@@ -85,8 +97,7 @@ def materialize(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute)
+    with chain_of(config) as chain:
         mixture = chain.mixture(ALBAT)
         publish_selection(chain, worth=True)
         return FlowResult(artifact=mixture, stages=tuple(chain.stages))
@@ -99,8 +110,7 @@ def finetune(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute)
+    with chain_of(config) as chain:
         adapter = chain.adapter(ALBAT)
         assert adapter is not None  # only the untouched arm has none
         places = {"name": chain.register(evaluated=False).name}
@@ -115,8 +125,7 @@ def evaluate(config: RunConfig) -> FlowResult:
     Args:
         config: all that the run is made of.
     """
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute)
+    with chain_of(config) as chain:
         albat_arm = next(arm for arm in chain.arms if arm.name == ALBAT)
         publish_results(chain)
         return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))

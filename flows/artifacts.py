@@ -13,7 +13,7 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from albat_core import storage
-from albat_core.artifacts import ArtifactStore
+from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.chain import Chain
 from albat_core.report.content import Arm, SelectedExample
 from albat_core.report.gathering import MAIN, compare_arms, headline, loss_unit
@@ -28,6 +28,7 @@ from albat_core.report.wording import (
     whole,
 )
 from albat_core.report.writing import read_results
+from albat_core.reselection import read_changes, told
 from albat_core.verdict import verdict
 
 _LONGEST = 300  # characters of an example that are shown
@@ -71,6 +72,13 @@ def publish_selection(chain: Chain, *, worth: bool) -> None:
         _show(config.name, "verdict", create_markdown_artifact, text)
     examples = selected_examples(most_useful(store, chain.selection, chain.adaptation))
     _show(config.name, "examples", create_table_artifact, examples)
+
+
+def publish_changes(chain: Chain, changes: ArtifactRef) -> None:
+    """Show what a re-selection changed, and whether a new fine-tuning is worth it."""
+    store, config = ArtifactStore(chain.config.runtime.root), chain.config
+    text = told(read_changes(store, changes))
+    _show(config.name, "changes", create_markdown_artifact, text)
 
 
 def results(arms: Sequence[Arm], unit: str) -> str:

@@ -11,14 +11,12 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.variables import Variable
 
-from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
-from albat_core.reselection import Acted, Watches, basis, compare_selections, data_fingerprint
-from flows.albat import FlowResult
-from flows.artifacts import publish_run, publish_selection
+from albat_core.reselection import Acted, Watches, basis, data_fingerprint
+from flows.albat import FlowResult, chain_of
+from flows.artifacts import publish_changes, publish_run, publish_selection
 from flows.lifting import as_flow
-from flows.runners import tasks_on
 
 RESELECT = "reselect/reselect"
 _ROOTS = "albat_watched_roots"  # of the server's variables
@@ -138,14 +136,13 @@ def reselect(config: RunConfig) -> FlowResult:
         return FlowResult(artifact=acted.selected.mixture, stages=())
     shared = basis(config)
     goes_on = acted is not None and acted.basis == shared
-    with tasks_on(config.runtime) as execute:
-        chain = Chain(config, execute, acted.selected if acted and goes_on else None)
+    with chain_of(config, acted.selected if acted and goes_on else None) as chain:
         selected, trained = chain.selected, acted.trained if acted else None
         artifact, worth = selected.mixture, True
         if trained:
-            compared = (trained, selected, config.reselection, config.runtime)
-            [artifact] = execute(compare_selections, [compared], ())
+            artifact = chain.changes(trained)
             worth = bool(chain.facts(artifact)["worth"])
+            publish_changes(chain, artifact)
         places = {}
         if worth and config.reselection.finetune:
             artifact, trained = chain.report, selected

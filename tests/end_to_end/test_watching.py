@@ -4,6 +4,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed
 
@@ -11,7 +12,7 @@ from albat_core.artifacts import ArtifactStore
 from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
 from albat_core.registry import Registry
-from albat_core.reselection import Acted, Watches, read_changes
+from albat_core.reselection import Acted, Watches, read_changes, told
 from flows import watching
 from flows.config import load_config
 from flows.watching import changed_state, reselect, watch_adaptation
@@ -57,6 +58,9 @@ def test_too_small_a_change_is_selected_and_not_trained(
     result = reselect(run)
     changes = read_changes(store, result.artifact)
     assert not changes.worth
+    shown = Artifact.get("toy-changes")
+    assert shown is not None
+    assert shown.data == told(changes)
     assert 0 < changes.moved < 1
     assert len(Registry(store).entries("toy")) == 1
     reused = {stage.label: stage.reused for stage in result.stages}
