@@ -1,18 +1,21 @@
 """The mixing weight, the verdict, and what they are computed from."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from albat_core.adaptation import read_role
 from albat_core.artifacts import ArtifactStore
-from albat_core.backbones.base import AdapterConfig, FixedNoise
+from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise
 from albat_core.backbones.language import LanguageBackbone
 from albat_core.chain import ALBAT, RANDOM, Chain
 from albat_core.config import RunConfig
 from albat_core.dataset import read_mixture
 from albat_core.gradients import AdapterGradients
-from albat_core.mixing import _at_start, draw_alike, estimate_mixing
-from albat_core.records import TEST, TRAIN, VALIDATION
+from albat_core.mixing import LEAST, _at_start, _beside, _facts, draw_alike, estimate_mixing
+from albat_core.records import TEST, TRAIN, VALIDATION, Example
+from albat_core.theory import Estimate, Terms
 from albat_core.verdict import quick_look, verdict
 
 
@@ -160,3 +163,33 @@ def test_rows_are_drawn_by_their_weights_and_alike_from_similar_ones() -> None:
     assert (after[stays & (before != after)] == "new").all()
     assert 0.5 < (after == before).mean() < 0.6
     assert (draw_alike(names, weights, 50, seed=1) != drawn[:50]).any()
+
+
+@pytest.mark.parametrize(("kind", "most"), [("language", 0.9), ("diffusion", 0.5)])
+def test_the_adaptation_set_keeps_a_part_of_the_objective(kind: str, most: float) -> None:
+    highest = BackboneConfig.model_validate({"kind": kind, "path": "somewhere"}).highest_alpha
+    for estimate, alpha in ((0.97, most), (0.4, 0.4), (LEAST / 2, 0.0)):
+        terms = Terms(target_variance=estimate, corpus_variance=0.0, bias=1 - estimate)
+        facts = _facts(Estimate(terms, (0.0, 1.0), (1.0, 9.0)), highest)
+        assert facts["alpha"] == pytest.approx(alpha)
+        assert facts["alpha_estimate"] == pytest.approx(estimate)
+
+
+def test_documents_that_an_adapter_was_trained_on_are_not_held_out(
+    computed: Chain, store: ArtifactStore
+) -> None:
+    own = [e for role in (TRAIN, VALIDATION) for e in read_role(store, computed.adaptation, role)]
+    for split, _ in computed.folds:
+        trained = read_role(store, split, TRAIN)
+        asked: list[str] = []
+
+        def gradients(examples: Sequence[Example], asked: list[str] = asked) -> np.ndarray:
+            asked += [example.example_id for example in examples]
+            return np.zeros((len(examples), 2))
+
+        fold = _beside(trained, own, own[:3], gradients)
+        others = [e for e in own if e.document not in {t.document for t in trained}]
+        assert others
+        assert fold.documents.tolist() == [e.document for e in others]
+        assert asked == [e.example_id for e in [*others, *own[:3]]]
+        assert len(fold.corpus) == 3

@@ -1,15 +1,19 @@
 """Selecting again after the adaptation data has changed."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from albat_core import mixing
 from albat_core.artifacts import ArtifactStore
 from albat_core.chain import Chain
 from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.dataset import read_mixture
 from albat_core.errors import InputError
 from albat_core.mixing import estimate_mixing
+from albat_core.records import TRAIN
 from albat_core.reselection import (
     Acted,
     Watches,
@@ -20,6 +24,7 @@ from albat_core.reselection import (
     read_changes,
     told,
 )
+from albat_core.theory import Estimate
 from flows.config import load_config
 from tests.core.test_registry import mixture
 from tests.toys import topic_rows, write_jsonl, write_run
@@ -137,15 +142,34 @@ def test_surrogates_are_trained_anew_where_most_rows_are(run: RunConfig) -> None
     assert "earlier" not in store.manifest(later.mixing).inputs
 
 
-def test_gradients_that_are_known_are_as_good_as_new_ones(run: RunConfig) -> None:
+def test_gradients_that_are_known_are_as_good_as_new_ones(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     selected = Chain(run).selected
     add_rows(run)
     later = Chain(run, previous=selected)
     c = run
-    alone = estimate_mixing(
+    given = (
         later.selection, later.adaptation, selected.folds, [], c.backbone, c.surrogate.adapter,
         c.mixing, c.seed, c.runtime,
     )  # fmt: skip
+    known = later.mixing
+    grown: list[float] = []
+    true = mixing.estimate_terms
+
+    def noted(*args: Any, more_rows: float) -> Estimate:
+        grown.append(more_rows)
+        return true(*args, more_rows=more_rows)
+
+    monkeypatch.setattr(mixing, "estimate_terms", noted)
+    alone = estimate_mixing(*given)
+    store = ArtifactStore(c.runtime.root)
+    again = estimate_mixing(*given, known)  # of all
+    assert store.manifest(again).facts["passes"] == 0
+    then = np.mean([store.manifest(split).facts[TRAIN]["rows"] for split, _ in selected.folds])
+    now = store.manifest(later.adaptation).facts[TRAIN]["rows"]
+    assert grown == [now / then] * 2
+    assert now > then
     told = [later.facts(ref) for ref in (later.mixing, alone)]
     assert told[0]["alpha_estimate"] == pytest.approx(told[1]["alpha_estimate"], abs=1e-4)
     assert told[0]["passes"] < told[1]["passes"]
