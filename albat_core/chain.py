@@ -200,6 +200,7 @@ class Chain(Selecting):
         return Selected(
             adaptation=self.adaptation,
             surrogate=self.surrogate if trained else None,
+            scores=self.scores,
             mixture=self.mixture(ALBAT),
             mixing=self.mixing if auto else None,
             folds=tuple(self.folds) if at_surrogates else (),

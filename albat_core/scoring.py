@@ -28,6 +28,7 @@ from albat_core.retrieval import CANDIDATES
 from albat_core.scorers.advantage import Advantage, choose_noise_levels
 from albat_core.scorers.base import Candidates, Scorer, Scores
 from albat_core.scorers.gradient import Gradient
+from albat_core.scorers.known import score_what_is_new
 from albat_core.scorers.matching import Matching
 from albat_core.scorers.nearest import Nearest, Random
 from albat_core.scorers.ngram import Ngram
@@ -69,7 +70,8 @@ class ScoringConfig(StageConfig):
     """Noise levels of a diffusion model at which a row is looked at; `auto`: as few as give the
     rows of a sample the same ranks when other noise is drawn (`rank_agreement`)."""
     rank_agreement: float = Field(0.9, gt=0, lt=1)
-    """Spearman correlation that counts as the same ranks, in (0, 1)."""
+    """Spearman correlation that counts as the same ranks, in (0, 1). When adaptation data has
+    changed, rows keep the scores of the last selection where a sample of them is ranked alike."""
 
 
 def score_candidates(
@@ -81,6 +83,7 @@ def score_candidates(
     config: ScoringConfig,
     seed: int,
     runtime: Runtime,
+    earlier: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Score all candidates.
 
@@ -93,6 +96,8 @@ def score_candidates(
         config: by which scorer.
         seed: of the scorer `random`.
         runtime: where and with what.
+        earlier: scores of an earlier surrogate, kept where the new one ranks alike (scorer
+            `advantage`).
 
     Raises:
         BackboneError: a score is not finite.
@@ -100,11 +105,14 @@ def score_candidates(
         InputError: a scorer of words finds none.
     """
     store = ArtifactStore(runtime.root)
+    knobs = _knobs(config) | ({"seed": seed} if config.scorer == "random" else {})
+    alike = earlier is not None and store.manifest(earlier).config == knobs
+    known_before = earlier if alike and config.scorer == "advantage" else None
 
     def build(folder: Path) -> Built:
         table = read_table(store.folder(candidates) / CANDIDATES)
         pool = Candidates(store, table)
-        noise_facts: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         scorer: Scorer
         if config.scorer in WITHOUT_SURROGATE:
             scorer = _light_scorer(config, store, adaptation, seed)
@@ -115,10 +123,16 @@ def score_candidates(
             with open_backbone(backbone_config, runtime, known) as backbone:
                 folder_of_surrogate = store.folder(surrogate)
                 with adapted(backbone, folder_of_surrogate):
-                    noise, noise_facts = _noise(backbone, config, store, table)
+                    noise, facts = _noise(backbone, config, store, table, known_before)
                     heldout = read_role(store, adaptation, VALIDATION)
                     scorer = _scorer(backbone, folder_of_surrogate, heldout, config, noise)
-                    columns = scorer.score(pool)
+                    if known_before is None:
+                        columns = scorer.score(pool)
+                    else:
+                        before = read_table(store.folder(known_before) / SCORES)
+                        columns, facts["earlier"] = score_what_is_new(
+                            scorer, pool, before, config.rank_agreement
+                        )
         if not np.isfinite(columns["score"]).all():
             worst = int(np.flatnonzero(~np.isfinite(columns["score"]))[0])
             raise BackboneError(
@@ -135,20 +149,21 @@ def score_candidates(
                 "deviation": float(score.std()),
                 "positive": float((score > 0).mean()),
                 "passes": scorer.passes,
-                **noise_facts,
+                **facts,
             },
         )
 
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        _knobs(config) | ({"seed": seed} if config.scorer == "random" else {}),
+        knobs,
         {
             "candidates": candidates.key,
             "surrogate": surrogate.key if surrogate else None,
             **_rows_read(config, store, adaptation),
             "backbone": backbone_identity(backbone_config, runtime),
-        },
+        }
+        | ({"earlier": known_before.key} if known_before else {}),
         build,
     )
 
@@ -199,11 +214,20 @@ def _scorer(
 
 
 def _noise(
-    backbone: Backbone, config: ScoringConfig, store: ArtifactStore, candidates: pa.Table
+    backbone: Backbone,
+    config: ScoringConfig,
+    store: ArtifactStore,
+    candidates: pa.Table,
+    earlier: ArtifactRef | None,
 ) -> tuple[FixedNoise, dict[str, Any]]:
     """Return the noise that candidates are scored with, and what the manifest says of it."""
     if not backbone.noisy:
         return FixedNoise(), {}
+    if earlier is not None:  # scores are compared with those, so they share their noise
+        then = store.manifest(earlier).facts
+        kept = ("noise_levels", "rank_agreement")
+        facts: dict[str, Any] = {name: then[name] for name in kept if name in then}
+        return FixedNoise(facts["noise_levels"]), facts
     if config.noise_levels != "auto":
         return FixedNoise(config.noise_levels), {"noise_levels": config.noise_levels}
     drawn = numpy_generator(0, "sample for noise levels").permutation(candidates.num_rows)

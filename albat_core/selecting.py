@@ -54,6 +54,8 @@ class Selected(BaseModel):
     """The adaptation set, split by document."""
     surrogate: ArtifactRef | None
     """None where the scorer needs none."""
+    scores: ArtifactRef | None = None
+    """Of the candidates; None for a selection that did not keep them."""
     mixture: ArtifactRef
     mixing: ArtifactRef | None = None
     """None where alpha was configured."""
@@ -205,15 +207,15 @@ class Selecting:
 
     @cached_property
     def scores(self) -> ArtifactRef:
-        """Scores of the candidates."""
-        c = self.config
+        """Scores of the candidates; earlier ones where the surrogate ranks as its own did."""
+        c, earlier = self.config, self._earlier.scores if self._earlier else None
         return self._run(
             "score",
             score_candidates,
             self.candidates, None if c.scoring.scorer in WITHOUT_SURROGATE else self.surrogate,
             self.adaptation,
             [*self.own_encodings, *self.corpus_encodings],
-            self._backbone, c.scoring, c.seed, self._runtime,
+            self._backbone, c.scoring, c.seed, self._runtime, *([earlier] if earlier else []),
         )  # fmt: skip
 
     @cached_property

@@ -7,7 +7,7 @@ import numpy as np
 from albat_core.backbones.base import Backbone, FixedNoise, forward_units
 from albat_core.losses import advantages
 from albat_core.records import Example
-from albat_core.scorers.base import LABEL, Candidates, Scores
+from albat_core.scorers.base import LABEL, Candidates, Scores, rank_correlation
 
 _LEVELS = (4, 8, 16, 32, 64)
 
@@ -76,12 +76,3 @@ def choose_noise_levels(
         if tried[-1]["agreement"] >= agreement:
             break
     return levels, tried
-
-
-def rank_correlation(first: Scores, second: Scores) -> float:
-    """Return Spearman's correlation of two scores (n,), in [-1, 1]; 1 where neither varies."""
-    if len(first) < 2:
-        return 1.0
-    ranks = [np.argsort(np.argsort(v, kind="stable")).astype(np.float64) for v in (first, second)]
-    first, second = (r - r.mean() for r in ranks)
-    return float(first @ second / np.sqrt((first @ first) * (second @ second)))

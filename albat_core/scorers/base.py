@@ -39,6 +39,16 @@ class Candidates:
         """Cosine with the nearest adaptation example, (n,) float64 in [-1, 1]."""
         return np.asarray(self._table["similarity"].to_numpy(), dtype=np.float64)
 
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Where each is in the corpus: part and row; what is there never changes."""
+        shards, rows = self._table["shard"].to_pylist(), self._table["row"].to_pylist()
+        return [*zip(shards, rows, strict=True)]
+
+    def take(self, positions: NDArray[np.intp]) -> "Candidates":
+        """Return some of them, by position."""
+        return Candidates(self._store, self._table.take(pa.array(positions)))
+
     def blocks(self) -> Iterator[list[Example]]:
         """Yield all candidates in order, some thousands at a time."""
         for start in range(0, len(self), _BLOCK):
@@ -55,3 +65,12 @@ class Scorer(Protocol):
 
     def score(self, candidates: Candidates) -> dict[str, Scores]:
         """Return columns (n,) by name: ``score``, and the losses behind it where there are any."""
+
+
+def rank_correlation(first: Scores, second: Scores) -> float:
+    """Return Spearman's correlation of two scores (n,), in [-1, 1]; 1 where neither varies."""
+    if len(first) < 2:
+        return 1.0
+    ranks = [np.argsort(np.argsort(v, kind="stable")).astype(np.float64) for v in (first, second)]
+    first, second = (r - r.mean() for r in ranks)
+    return float(first @ second / np.sqrt((first @ first) * (second @ second)))

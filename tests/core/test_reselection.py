@@ -13,7 +13,7 @@ from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.dataset import read_mixture
 from albat_core.errors import InputError
 from albat_core.mixing import estimate_mixing
-from albat_core.records import TRAIN
+from albat_core.records import TRAIN, read_table
 from albat_core.reselection import (
     Acted,
     Watches,
@@ -24,6 +24,8 @@ from albat_core.reselection import (
     read_changes,
     told,
 )
+from albat_core.scorers import known
+from albat_core.scoring import SCORES, score_candidates
 from albat_core.theory import Estimate
 from flows.config import load_config
 from tests.core.test_registry import mixture
@@ -173,6 +175,56 @@ def test_gradients_that_are_known_are_as_good_as_new_ones(
     told = [later.facts(ref) for ref in (later.mixing, alone)]
     assert told[0]["alpha_estimate"] == pytest.approx(told[1]["alpha_estimate"], abs=1e-4)
     assert told[0]["passes"] < told[1]["passes"]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_scores_are_kept_where_both_surrogates_rank_alike(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    monkeypatch.setattr(known, "_SAMPLE", 8)
+    scoring = run.scoring.model_copy(update={"rank_agreement": 0.01 if alike else 0.999999})
+    run = run.model_copy(update={"scoring": scoring})
+    first = Chain(run)
+    selected = first.selected
+    add_rows(run, count=12)
+    later = Chain(run, previous=selected)
+    c, store = run, ArtifactStore(run.runtime.root)
+    alone = score_candidates(
+        later.candidates, later.surrogate, later.adaptation, [], c.backbone, scoring, c.seed,
+        c.runtime,
+    )  # fmt: skip
+    told = later.facts(later.scores)
+    tables = [
+        read_table(store.folder(ref) / SCORES) for ref in (selected.scores, later.scores, alone)
+    ]
+    places = [[*zip(t["shard"].to_pylist(), t["row"].to_pylist(), strict=True)] for t in tables]
+    old = dict(zip(places[0], tables[0]["score"].to_pylist(), strict=True))
+    kept = told["earlier"]["kept"]
+    scores, exact = (t["score"].to_numpy() for t in tables[1:])
+    assert len(scores) == len(exact) > len(set(places[1]) & set(places[0])) > 8
+    assert told["passes"] == pytest.approx(
+        later.facts(alone)["passes"] * (1 - kept / len(exact)), rel=0.1
+    )
+    close = np.isclose(scores, exact, atol=1e-4)
+    assert kept == (len(set(places[1]) & set(places[0])) - 8 if alike else 0)
+    assert close.sum() >= len(scores) - kept
+    if not alike:
+        return
+    changes = [s - old[p] for p, s, c in zip(places[1], scores, close, strict=True) if not c]
+    assert np.ptp(changes) < 1e-5  # all by the sample's mean
+    assert np.mean(changes) == pytest.approx(
+        np.mean([s - old[p] for p, s in zip(places[1], exact, strict=True) if p in old]), abs=0.2
+    )
+    losses = [tables[1][name].to_numpy() for name in ("loss_backbone", "loss_surrogate")]
+    np.testing.assert_allclose(np.subtract(*losses), scores, atol=1e-5)
+
+
+def test_scores_found_in_another_way_are_not_kept(run: RunConfig) -> None:
+    selected = Chain(run).selected
+    add_rows(run)
+    other = run.scoring.model_copy(update={"batch_tokens": 64})
+    later = Chain(run.model_copy(update={"scoring": other}), previous=selected)
+    assert "earlier" not in later.facts(later.scores)
 
 
 def test_nothing_is_trained_for_what_needs_no_surrogate(run: RunConfig) -> None:
