@@ -47,6 +47,7 @@ class RunReporter:
 
             try:
                 yield both
+                shown.finished = True
             finally:
                 shown.end()
 
@@ -67,13 +68,15 @@ class _Shown:
     """One piece of work as an artifact: made after a second, updated each second and at its end.
 
     That is done in a thread of its own, so that no work is held up by the server; what takes less
-    than a second leaves nothing.
+    than a second leaves nothing. Work that ends before its last unit, as a training that no longer
+    improves does, is finished all the same.
     """
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         self._label, self._total, self._unit = label, total, unit
+        self.finished = False
         self._done = 0
-        self._sent = -1
+        self._sent: tuple[int, bool] | None = None
         self._artifact: UUID | None = None
         self._ended = threading.Event()
         # the thread must know the run that the artifact belongs to
@@ -96,10 +99,10 @@ class _Shown:
             self._send()
 
     def _send(self) -> None:
-        done = self._done
-        if done == self._sent:
+        done, finished = self._done, self.finished
+        if (done, finished) == self._sent:
             return
-        percent = min(100 * done / max(self._total, 1), 100.0)
+        percent = 100.0 if finished else min(100 * done / max(self._total, 1), 100.0)
         text = f"{self._label}: {whole(done)} of {whole(self._total)} {self._unit}"
         try:
             if self._artifact is None:
@@ -110,7 +113,7 @@ class _Shown:
         except Exception as error:  # whatever it is, the work itself goes on
             logger.debug("progress is not shown: %s", error)
         else:
-            self._sent = done
+            self._sent = done, finished
 
 
 def report_to_run() -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -65,6 +65,16 @@ def test_long_work_is_shown_to_its_end_but_not_at_each_step(sent: list) -> None:
     assert list(percents) == sorted(percents)
     assert percents[-1] == 100
     assert texts[-1] == "embed: 100 of 100 rows"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_work_that_ends_early_is_finished_unless_it_failed(sent: list, fails: bool) -> None:
+    with suppress(ValueError), RunReporter(Counts()).track("train", 10, "steps") as advance:
+        advance(4)
+        time.sleep(3 * EVERY)
+        if fails:
+            raise ValueError
+    assert sent[-1][1:] == (40 if fails else 100, "train: 4 of 10 steps")
 
 
 def test_short_and_nameless_work_leaves_nothing(sent: list) -> None:
