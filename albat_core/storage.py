@@ -193,13 +193,13 @@ def write_bytes(uri: str, content: bytes) -> None:
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        # not mkstemp, whose 0600 would hide the file from other users
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(temporary).replace(target)
+            temporary.write_bytes(content)
+            temporary.replace(target)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 

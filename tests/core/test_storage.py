@@ -64,6 +64,13 @@ def test_a_missing_file_is_a_file_not_found(root: str) -> None:
     storage.remove(storage.join(root, "none"))
 
 
+def test_what_is_written_may_be_read_by_whom_the_system_allows(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_bytes(b"")
+    storage.write_bytes(str(tmp_path / "written"), b"x")
+    usual, written = ((tmp_path / name).stat().st_mode for name in ("usual", "written"))
+    assert written == usual
+
+
 def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
