@@ -6,12 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from albat_core.report import figures, selection_figures, wording
-from albat_core.report.content import NATS, Arm, Interval, ReportContent, Selection, SourceCount
+from albat_core.report.content import (
+    NATS,
+    Arm,
+    Interval,
+    ReportContent,
+    Selection,
+    SourceCount,
+)
 from albat_core.report.drawing import NARROW, WIDE
 from albat_core.report.selection_figures import SourceShare
 
@@ -39,6 +47,42 @@ class Passage:
 
 def render(content: ReportContent) -> str:
     """Return the report as one self-contained HTML page; equal content gives equal text."""
+    best = best_arm(content.arms)
+    best_name = best.name if best else ""
+    chosen, unit = content.selection, content.unit
+    sources = source_shares(chosen)
+    shares = charted([share for _, share in sources])
+    return _page(
+        "page.html",
+        content.title,
+        content.created,
+        report=content,
+        selection=chosen,
+        arms={arm.name: arm for arm in content.arms},
+        best=best,
+        sources=sources,
+        shown_prompts=_SHOWN_PROMPTS,
+        digits=wording.arm_decimals(content.arms),
+        score_digits=wording.decimals(chosen.candidate_scores, 3),
+        counted=unit == NATS,
+        explained=wording.EXPLAINED.get(unit, ""),
+        longest_stage=max((stage.seconds for stage in content.stages), default=0) or 1.0,
+        charts={
+            "arms": [
+                figures.arms(content.arms, best_name, content.unit, w) for w in (WIDE, NARROW)
+            ],
+            "curves": [figures.curves(content.curves, content.unit, w) for w in (WIDE, NARROW)],
+            "sources": [selection_figures.sources(shares, w) for w in (WIDE, NARROW)],
+            "scores": [selection_figures.scores(chosen.candidate_scores, chosen.selected_scores)],
+            "weights": [
+                selection_figures.weights(chosen.selected_weights, chosen.effective_sample_size)
+            ],
+        },
+    )
+
+
+def _page(template: str, title: str, created: str, **content: Any) -> str:
+    """Fill a template that stands in ``frame.html``."""
     environment = Environment(
         loader=PackageLoader("albat_core.report", ""),
         autoescape=True,  # every text of the data is somebody else's
@@ -60,37 +104,13 @@ def render(content: ReportContent) -> str:
         quantity=quantity,
         digest=_digest,
     )
-    best = best_arm(content.arms)
-    best_name = best.name if best else ""
-    chosen, unit = content.selection, content.unit
-    sources = source_shares(chosen)
-    shares = charted([share for _, share in sources])
-    page = environment.get_template("page.html").render(
-        report=content,
-        selection=chosen,
-        arms={arm.name: arm for arm in content.arms},
-        best=best,
-        sources=sources,
-        shown_examples=_SHOWN_EXAMPLES,
-        shown_prompts=_SHOWN_PROMPTS,
-        digits=wording.arm_decimals(content.arms),
-        score_digits=wording.decimals(chosen.candidate_scores, 3),
-        counted=unit == NATS,
-        explained=wording.EXPLAINED.get(unit, ""),
-        longest_stage=max((stage.seconds for stage in content.stages), default=0) or 1.0,
+    page = environment.get_template(template).render(
+        title=title,
+        created=created,
         css=_own("page.css"),
         dark_css=_own("dark.css"),
-        charts={
-            "arms": [
-                figures.arms(content.arms, best_name, content.unit, w) for w in (WIDE, NARROW)
-            ],
-            "curves": [figures.curves(content.curves, content.unit, w) for w in (WIDE, NARROW)],
-            "sources": [selection_figures.sources(shares, w) for w in (WIDE, NARROW)],
-            "scores": [selection_figures.scores(chosen.candidate_scores, chosen.selected_scores)],
-            "weights": [
-                selection_figures.weights(chosen.selected_weights, chosen.effective_sample_size)
-            ],
-        },
+        shown_examples=_SHOWN_EXAMPLES,
+        **content,
     )
     return page.rstrip() + "\n"
 
