@@ -12,7 +12,7 @@ from albat_core.proxy import measure_proxy
 from albat_core.registry import Entry, register_adapter
 from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.writing import export_run, write_report
-from albat_core.reselection import compare_selections
+from albat_core.reselection import compare_selections, export_changes
 from albat_core.retrieval import draw_candidates, take_candidates
 from albat_core.samples import draw_samples
 from albat_core.scoring import WITHOUT_SURROGATE
@@ -37,6 +37,7 @@ class Chain(Selecting):
         config: of the run.
         execute: how a stage's function is called on its items; here, or as tasks elsewhere.
         previous: an earlier selection to go on from.
+        trained: the selection that an adapter was last trained on, to compare this one with.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Chain(Selecting):
         config: RunConfig,
         execute: Execute = call_each,
         previous: Selected | None = None,
+        trained: Selected | None = None,
     ) -> None:
         super().__init__(config, execute, previous)
+        self._trained = trained
         self._evaluations: dict[str, ArtifactRef] = {}
         self._adapters: dict[str, ArtifactRef] = {}
         self._samples: dict[str, ArtifactRef] = {}
@@ -173,6 +176,7 @@ class Chain(Selecting):
             selection=self.selection,
             mixing=self.mixing if self.config.mixture.alpha == "auto" else None,
             mixture=self.mixture(ALBAT),
+            changes=self.changes,
             arms=arms,
             stages=self.stages,
         )
@@ -185,11 +189,13 @@ class Chain(Selecting):
 
     def export(self) -> dict[str, str]:
         """Put report, adapter and mixture where the run's output is wanted; return their paths."""
-        c = self.config
-        output = f"{c.output.rstrip('/')}/{c.name}"
-        run = (self.artifacts, self.report, output, self._runtime)
+        run = (self.artifacts, self.report, self._output, self._runtime)
         [places] = self._execute(export_run, [run], ())
         return dict(places)
+
+    @property
+    def _output(self) -> str:
+        return f"{self.config.output.rstrip('/')}/{self.config.name}"
 
     @property
     def selected(self) -> Selected:
@@ -206,13 +212,23 @@ class Chain(Selecting):
             folds=tuple(self.folds) if at_surrogates else (),
         )
 
-    def changes(self, before: Selected) -> ArtifactRef:
-        """Compare this selection with an earlier one, and say whether it is worth a fine-tuning."""
+    @cached_property
+    def changes(self) -> ArtifactRef | None:
+        """What differs from the selection last trained on, and whether that is worth training."""
+        c = self.config
+        if self._trained is None:
+            return None
         return self._run(
             "compare selections",
             compare_selections,
-            before, self.selected, self.config.reselection, self._runtime,
+            self._trained, self.selected, c.name, c.reselection, self._runtime,
         )  # fmt: skip
+
+    def export_changes(self, changes: ArtifactRef) -> dict[str, str]:
+        """Put the page of a comparison beside the run's output; return its path."""
+        made = (changes, self._output, self._runtime)
+        [places] = self._execute(export_changes, [made], ())
+        return dict(places)
 
     def register(self, *, evaluated: bool) -> Entry:
         """Add ALBAT's adapter to the registry, with its results where it was evaluated."""

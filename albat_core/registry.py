@@ -22,7 +22,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.dataset import described_rows
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records import ADAPTATION, BACKBONE
-from albat_core.report.content import Interval
+from albat_core.report.content import Interval, RowChanges
 from albat_core.report.gathering import MAIN
 from albat_core.report.writing import read_results
 from albat_core.stage import Runtime, StageConfig
@@ -216,19 +216,6 @@ def register_adapter(
             config=config.model_dump(mode="json", exclude={"runtime", "output", "reselection"}),
         )
     )
-
-
-class RowChanges(BaseModel):
-    """Which rows of one role entered and left from one mixture to another."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    entered: tuple[str, ...]
-    """Their ids, sorted."""
-    left: tuple[str, ...]
-    """Their ids, sorted."""
-    stayed: int
-    """How many are in both."""
 
 
 def changed_rows(

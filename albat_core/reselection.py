@@ -9,6 +9,7 @@ Both are written whole. ``acted.json`` comes last: a selection that did not end 
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -18,37 +19,24 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.dataset import described_rows
 from albat_core.input_files import find_files
+from albat_core.mixture import STAGE as SELECTION
 from albat_core.records import ADAPTATION, BACKBONE
-from albat_core.registry import RowChanges, changed_rows
+from albat_core.registry import changed_rows
+from albat_core.report.content import Changes, SelectedExample
+from albat_core.report.gathering import made_now
+from albat_core.report.page import render_changes
+from albat_core.report.showing import CHANGES, heaviest
+from albat_core.report.wording import changes_table, decision
 from albat_core.selecting import Selected
 from albat_core.stage import Runtime, canonical_json
 
 STAGE = "changes"
-STAGE_VERSION = 1
-CHANGES = "changes.json"
+STAGE_VERSION = 2
+PAGE = "changes.html"
 
 _FOLDER = "watches"
 _BASIS = {"seed", "backbone", "split", "shards", "surrogate"}
 """What has to be the same for a selection to go on from an earlier one."""
-
-
-class Changes(BaseModel):
-    """How a selection differs from the one before."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    adaptation: RowChanges
-    backbone: RowChanges
-    moved: float
-    """Share of the objective's weight that is on other rows than before, in [0, 1]."""
-    alpha: tuple[float, float]
-    """Before and after."""
-    multiplier: tuple[float | None, float | None]
-    """Predicted, before and after; None where alpha is configured."""
-    worth: bool
-    """Whether enough has moved for a new fine-tuning."""
-    threshold: float
-    """Of ``moved``, from which on it is."""
 
 
 class Acted(BaseModel):
@@ -133,13 +121,14 @@ def basis(config: RunConfig) -> str:
 
 
 def compare_selections(
-    before: Selected, after: Selected, config: ReselectionConfig, runtime: Runtime
+    before: Selected, after: Selected, name: str, config: ReselectionConfig, runtime: Runtime
 ) -> ArtifactRef:
-    """Say what a new selection changed, and whether a new fine-tuning is worth it.
+    """Say what a new selection changed, and whether a new fine-tuning is worth it; draw the page.
 
     Args:
         before: the selection that an adapter was last trained on.
         after: the new one.
+        name: of the run.
         config: from how much on it is worth it.
         runtime: where artifacts are kept.
     """
@@ -160,21 +149,29 @@ def compare_selections(
             multiplier=multipliers,
             worth=moved >= config.threshold,
             threshold=config.threshold,
+            came=_examples(store, after, rows[BACKBONE].entered),
+            went=_examples(store, before, rows[BACKBONE].left),
         )
         (folder / CHANGES).write_text(changes.model_dump_json(indent=1), encoding="utf-8")
+        page = render_changes(changes, name, made_now())
+        (folder / PAGE).write_text(page, encoding="utf-8")
         moved_rows = len(changes.backbone.entered) + len(changes.backbone.left)
         return Built(rows=moved_rows, facts={"worth": changes.worth, "moved": moved})
 
     inputs = {
-        name: [each.mixture.key, each.mixing.key if each.mixing else None]
-        for name, each in (("before", before), ("after", after))
+        when: [each.mixture.key, each.mixing.key if each.mixing else None]
+        for when, each in (("before", before), ("after", after))
     }
-    return store.produce(STAGE, STAGE_VERSION, {"threshold": config.threshold}, inputs, build)
+    knobs = {"threshold": config.threshold, "name": name}
+    return store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
 
 
-def read_changes(store: ArtifactStore, ref: ArtifactRef) -> Changes:
-    """Return what a selection changed."""
-    return Changes.model_validate_json((store.folder(ref) / CHANGES).read_bytes())
+def export_changes(changes: ArtifactRef, output: str, runtime: Runtime) -> dict[str, str]:
+    """Copy the page of a comparison below ``output``; return its place by name."""
+    place = storage.join(output, PAGE)
+    page = ArtifactStore(runtime.root).folder(changes) / PAGE
+    storage.write_bytes(place, page.read_bytes())
+    return {"changes": place}
 
 
 def moved_weight(store: ArtifactStore, before: ArtifactRef, after: ArtifactRef) -> float:
@@ -195,24 +192,8 @@ def moved_weight(store: ArtifactStore, before: ArtifactRef, after: ArtifactRef) 
 
 def told(changes: Changes) -> str:
     """Return what a selection changed, as Markdown."""
-    lines = [
-        "| rows | in | out | stay |",
-        "|---|---:|---:|---:|",
-        *(
-            f"| {role} | {len(rows.entered):,} | {len(rows.left):,} | {rows.stayed:,} |"
-            for role, rows in ((ADAPTATION, changes.adaptation), (BACKBONE, changes.backbone))
-        ),
-        "",
-        f"alpha: {changes.alpha[0]:.3f} before, {changes.alpha[1]:.3f} now",
-    ]
-    before, after = changes.multiplier
-    if before is not None and after is not None:
-        lines.append(f"expected worth: {before:.1f} times your data before, {after:.1f} now")
-    decision = "a new fine-tuning is worth it" if changes.worth else "no new fine-tuning is needed"
-    return "\n\n".join(["\n".join(lines[:4]), *lines[5:]]) + (
-        f"\n\n{changes.moved:.1%} of the objective's weight is on other rows than before "
-        f"(reselection.threshold: {changes.threshold:.1%}): {decision}.\n"
-    )
+    heading, *rows = (f"| {' | '.join(row)} |" for row in changes_table(changes))
+    return "\n".join([decision(changes), "", heading, "|---|---:|---:|---:|---:|", *rows, ""])
 
 
 def _alpha(store: ArtifactStore, selected: Selected) -> float:
@@ -221,3 +202,12 @@ def _alpha(store: ArtifactStore, selected: Selected) -> float:
 
 def _multiplier(store: ArtifactStore, selected: Selected) -> float | None:
     return float(store.manifest(selected.mixing).facts["multiplier"]) if selected.mixing else None
+
+
+def _examples(
+    store: ArtifactStore, selected: Selected, among: Sequence[str]
+) -> tuple[SelectedExample, ...]:
+    if not among:
+        return ()
+    chosen = ArtifactRef(stage=SELECTION, key=store.manifest(selected.mixture).inputs["selection"])
+    return heaviest(store, chosen, selected.adaptation, among)

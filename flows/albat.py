@@ -29,15 +29,18 @@ class FlowResult(BaseModel):
 
 
 @contextmanager
-def chain_of(config: RunConfig, previous: Selected | None = None) -> Iterator[Chain]:
+def chain_of(
+    config: RunConfig, previous: Selected | None = None, trained: Selected | None = None
+) -> Iterator[Chain]:
     """Give a run's chain, whose stages are tasks where the run's configuration has them run.
 
     Args:
         config: of the run.
         previous: an earlier selection to go on from.
+        trained: the selection that an adapter was last trained on, to compare with.
     """
     with tasks_on(config.runtime) as execute:
-        yield Chain(config, execute, previous)
+        yield Chain(config, execute, previous, trained)
 
 
 @as_flow

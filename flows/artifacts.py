@@ -17,7 +17,7 @@ from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.chain import Chain
 from albat_core.report.content import Arm, SelectedExample
 from albat_core.report.gathering import MAIN, compare_arms, headline, loss_unit
-from albat_core.report.showing import most_useful
+from albat_core.report.showing import most_useful, read_changes
 from albat_core.report.wording import (
     arm_decimals,
     between,
@@ -28,7 +28,7 @@ from albat_core.report.wording import (
     whole,
 )
 from albat_core.report.writing import read_results
-from albat_core.reselection import read_changes, told
+from albat_core.reselection import told
 from albat_core.verdict import verdict
 
 _LONGEST = 300  # characters of an example that are shown
@@ -74,10 +74,17 @@ def publish_selection(chain: Chain, *, worth: bool) -> None:
     _show(config.name, "examples", create_table_artifact, examples)
 
 
-def publish_changes(chain: Chain, changes: ArtifactRef) -> None:
-    """Show what a re-selection changed, and whether a new fine-tuning is worth it."""
+def publish_changes(chain: Chain, changes: ArtifactRef, places: Mapping[str, str]) -> None:
+    """Show what a re-selection changed, and whether a new fine-tuning is worth it.
+
+    Args:
+        chain: of the run.
+        changes: between the selections.
+        places: where results were put, by name.
+    """
     store, config = ArtifactStore(chain.config.runtime.root), chain.config
-    text = told(read_changes(store, changes))
+    page = link(places["changes"])
+    text = f"{told(read_changes(store, changes))}\n[Rows that came and went]({page})\n"
     _show(config.name, "changes", create_markdown_artifact, text)
 
 

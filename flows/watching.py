@@ -136,17 +136,17 @@ def reselect(config: RunConfig) -> FlowResult:
         return FlowResult(artifact=acted.selected.mixture, stages=())
     shared = basis(config)
     goes_on = acted is not None and acted.basis == shared
-    with chain_of(config, acted.selected if acted and goes_on else None) as chain:
-        selected, trained = chain.selected, acted.trained if acted else None
-        artifact, worth = selected.mixture, True
-        if trained:
-            artifact = chain.changes(trained)
-            worth = bool(chain.facts(artifact)["worth"])
-            publish_changes(chain, artifact)
-        places = {}
+    previous, trained = (acted.selected, acted.trained) if acted else (None, None)
+    with chain_of(config, previous if goes_on else None, trained) as chain:
+        selected, worth, places = chain.selected, True, {}
+        artifact = selected.mixture
+        if changes := chain.changes:
+            artifact, places = changes, chain.export_changes(changes)
+            worth = bool(chain.facts(changes)["worth"])
+            publish_changes(chain, changes, places)
         if worth and config.reselection.finetune:
             artifact, trained = chain.report, selected
-            places = chain.export() | {"name": chain.register(evaluated=True).name}
+            places |= chain.export() | {"name": chain.register(evaluated=True).name}
             publish_run(chain, places)
         else:
             publish_selection(chain, worth=True)

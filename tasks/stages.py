@@ -70,6 +70,7 @@ _ELSEWHERE = {
     writing.write_report: lift(writing.write_report, "write the report"),
     writing.export_run: lift(writing.export_run, "export"),
     reselection.compare_selections: lift(reselection.compare_selections, "compare selections"),
+    reselection.export_changes: lift(reselection.export_changes, "export what changed"),
     registry.register_adapter: lift(registry.register_adapter, "register the adapter"),
 }
 

@@ -166,6 +166,48 @@ class Selection(_Part):
     """Where losses depend on noise."""
 
 
+class RowChanges(_Part):
+    """Which rows of one role entered and left from one mixture to another."""
+
+    entered: tuple[str, ...]
+    """Their ids, sorted."""
+    left: tuple[str, ...]
+    """Their ids, sorted."""
+    stayed: int
+    """How many are in both."""
+
+    @property
+    def before(self) -> int:
+        """How many there were."""
+        return self.stayed + len(self.left)
+
+    @property
+    def now(self) -> int:
+        """How many there are."""
+        return self.stayed + len(self.entered)
+
+
+class Changes(_Part):
+    """How a selection differs from the one that an adapter was last trained on."""
+
+    adaptation: RowChanges
+    backbone: RowChanges
+    moved: float
+    """Share of the objective's weight that is on other rows than before, in [0, 1]."""
+    alpha: tuple[float, float]
+    """Before and now."""
+    multiplier: tuple[float | None, float | None]
+    """Predicted, before and now; None where alpha is configured."""
+    worth: bool
+    """Whether enough has moved for a new fine-tuning."""
+    threshold: float
+    """Of ``moved``, from which on it is."""
+    came: tuple[SelectedExample, ...]
+    """The selected rows of the largest weights that entered."""
+    went: tuple[SelectedExample, ...]
+    """Those that left, with what they were then."""
+
+
 class InputCount(_Part):
     """What became of one input's rows."""
 
@@ -202,6 +244,8 @@ class ReportContent(_Part):
     arms: tuple[Arm, ...]
     curves: tuple[Curve, ...]
     selection: Selection
+    changes: Changes | None = None
+    """Where the run selected again."""
     samples: SampleGrid | None = None
     fidelity: tuple[Fidelity, ...] = ()
     alpha: float

@@ -25,7 +25,7 @@ from albat_core.report.content import (
     StageTime,
 )
 from albat_core.report.run import ArmRun, RunArtifacts
-from albat_core.report.showing import fidelity, sample_grid, selection
+from albat_core.report.showing import fidelity, read_changes, sample_grid, selection
 from albat_core.shards import row_notes
 from albat_core.verdict import verdict
 
@@ -44,12 +44,13 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
     kept = ("kind", "dimension", "cells", "probes")
     return ReportContent(
         title=str(yaml.safe_load(config_yaml)["name"]),
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        created=made_now(),
         headline=headline(arms, unit),
         unit=unit,
         arms=tuple(arms),
         curves=tuple(_curves(store, run)),
         selection=selection(store, run),
+        changes=read_changes(store, run.changes) if run.changes else None,
         samples=sample_grid(store, run),
         fidelity=tuple(fidelity(store, run)),
         alpha=mixture.facts["alpha"],
@@ -64,6 +65,11 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
         versions=mixture.versions,
         machine=machine(),
     )
+
+
+def made_now() -> str:
+    """Return the time as a page tells it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def machine() -> str:

@@ -15,6 +15,7 @@ from albat_core.report import figures, selection_figures, wording
 from albat_core.report.content import (
     NATS,
     Arm,
+    Changes,
     Interval,
     ReportContent,
     Selection,
@@ -81,6 +82,23 @@ def render(content: ReportContent) -> str:
     )
 
 
+def render_changes(changes: Changes, run: str, created: str) -> str:
+    """Return what a selection changed as a page like the report.
+
+    Args:
+        changes: since the selection that an adapter was last trained on.
+        run: its name.
+        created: when, see ``made_now``.
+    """
+    return _page(
+        "changes.html",
+        f"{run}, selected again",
+        created,
+        changes=changes,
+        score_digits=wording.decimals((e.score for e in changes.came + changes.went), 3),
+    )
+
+
 def _page(template: str, title: str, created: str, **content: Any) -> str:
     """Fill a template that stands in ``frame.html``."""
     environment = Environment(
@@ -103,6 +121,8 @@ def _page(template: str, title: str, created: str, **content: Any) -> str:
         passage=passage,
         quantity=quantity,
         digest=_digest,
+        decision=wording.decision,
+        changes_table=wording.changes_table,
     )
     page = environment.get_template(template).render(
         title=title,

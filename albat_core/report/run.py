@@ -50,5 +50,7 @@ class RunArtifacts(BaseModel):
     mixing: ArtifactRef | None = None
     """How alpha was computed; none where it was configured."""
     mixture: ArtifactRef
+    changes: ArtifactRef | None = None
+    """What differs from an earlier selection; none where the run is the first."""
     arms: tuple[ArmRun, ...]
     stages: tuple[StageRun, ...]

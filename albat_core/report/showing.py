@@ -2,8 +2,10 @@
 
 import base64
 from collections import Counter
+from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from albat_core.adaptation import read_role
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
@@ -12,6 +14,7 @@ from albat_core.mixture import read_selection
 from albat_core.pictures import thumbnail
 from albat_core.records import TRAIN, Example, read_table
 from albat_core.report.content import (
+    Changes,
     Fidelity,
     Interval,
     NoiseLevels,
@@ -27,6 +30,9 @@ from albat_core.report.run import RunArtifacts
 from albat_core.samples import read_samples
 from albat_core.scoring import SCORES
 from albat_core.shards import read_rows
+
+CHANGES = "changes.json"
+"""In the artifact of a comparison of two selections."""
 
 _SHOWN = 6  # examples at either end of the scores
 _SIDE, _SMALL_SIDE = 256, 160  # pixels that pictures in the page have at most
@@ -83,10 +89,30 @@ def most_useful(
     store: ArtifactStore, selection: ArtifactRef, adaptation: ArtifactRef
 ) -> tuple[SelectedExample, ...]:
     """Return the selected examples with the highest scores, best first."""
+    return _first(store, read_selection(store, selection), adaptation, ["score"])
+
+
+def heaviest(
+    store: ArtifactStore, selection: ArtifactRef, adaptation: ArtifactRef, among: Sequence[str]
+) -> tuple[SelectedExample, ...]:
+    """Return those of some selected examples, given by id, with the largest weights, in order."""
     selected = read_selection(store, selection)
+    some = selected.filter(pc.is_in(selected["example_id"], pa.array(among, pa.string())))
+    return _first(store, some, adaptation, ["weight", "score"])
+
+
+def _first(
+    store: ArtifactStore, selected: pa.Table, adaptation: ArtifactRef, order: Sequence[str]
+) -> tuple[SelectedExample, ...]:
+    """Return the first few of selected examples in full, the highest in these columns first."""
     nearest = {e.example_id: e for e in read_role(store, adaptation, TRAIN)}
-    best = selected.sort_by([("score", "descending"), ("example_id", "ascending")])
+    best = selected.sort_by([*((n, "descending") for n in order), ("example_id", "ascending")])
     return _shown(store, best.slice(0, _SHOWN), _weights(selected), nearest)
+
+
+def read_changes(store: ArtifactStore, ref: ArtifactRef) -> Changes:
+    """Return what a selection changed."""
+    return Changes.model_validate_json((store.folder(ref) / CHANGES).read_bytes())
 
 
 def _weights(selected: pa.Table) -> dict[str, float]:

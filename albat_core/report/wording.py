@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from statistics import median
 
-from albat_core.report.content import NATS, Arm, Interval
+from albat_core.report.content import NATS, Arm, Changes, Interval
 
 NOTHING = "–"
 
@@ -127,3 +127,33 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def decision(changes: Changes) -> str:
+    """Return in a sentence whether what a selection changed is worth a new fine-tuning."""
+    decided = "a new fine-tuning is worth it" if changes.worth else "no new fine-tuning is needed"
+    return (
+        f"{changes.moved:.1%} of the objective's weight is on other rows than before "
+        f"(reselection.threshold: {changes.threshold:.1%}): {decided}."
+    )
+
+
+def changes_table(changes: Changes) -> list[tuple[str, ...]]:
+    """Return what a selection changed as rows of a table, the first of them its heading."""
+    roles = (("Adaptation rows", changes.adaptation), ("Selected rows", changes.backbone))
+    values = (
+        ("Mixing weight α", fixed, *changes.alpha),
+        ("Effective data multiplier", times, *changes.multiplier),
+    )
+    return [
+        ("", "Before", "Out", "In", "Now"),
+        *(
+            (name, *map(whole, (rows.before, len(rows.left), len(rows.entered), rows.now)))
+            for name, rows in roles
+        ),
+        *(
+            (name, say(old), "", "", say(new))
+            for name, say, old, new in values
+            if old is not None or new is not None
+        ),
+    ]

@@ -14,7 +14,7 @@ from albat_core.report.run import RunArtifacts
 from albat_core.stage import Runtime, StageConfig
 
 STAGE = "report"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 PAGE, RESULTS = "report.html", "results.json"
 
 

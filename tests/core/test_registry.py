@@ -8,8 +8,8 @@ import pytest
 from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records import ADAPTATION, BACKBONE, write_table
-from albat_core.registry import Entry, Registry, RowChanges, changed_rows, changed_settings
-from albat_core.report.content import Interval
+from albat_core.registry import Entry, Registry, changed_rows, changed_settings
+from albat_core.report.content import Interval, RowChanges
 
 GAIN = Interval(value=0.2, low=0.1, high=0.3)
 

@@ -18,6 +18,7 @@ from albat_core.report import drawing, figures, gathering, page, selection_figur
 from albat_core.report.content import (
     NATS,
     Arm,
+    Changes,
     Curve,
     CurvePoint,
     InputCount,
@@ -25,6 +26,7 @@ from albat_core.report.content import (
     NoiseLevels,
     RankAgreement,
     ReportContent,
+    RowChanges,
     Sample,
     SampleGrid,
     SampleRow,
@@ -195,6 +197,30 @@ def sample(**changes: Any) -> ReportContent:
     return content.model_copy(update=changes)
 
 
+def changed(**values: Any) -> Changes:
+    """What a re-selection with two new adaptation rows changed."""
+    changes = Changes(
+        adaptation=RowChanges(entered=("own-1", "own-2"), left=(), stayed=212),
+        backbone=RowChanges(
+            entered=tuple(f"in-{n}" for n in range(9)),
+            left=tuple(f"out-{n}" for n in range(7)),
+            stayed=200,
+        ),
+        moved=0.1234,
+        alpha=(0.41, 0.452),
+        multiplier=(2.14, 2.6),
+        worth=True,
+        threshold=0.1,
+        came=tuple(named(f"in-{n}") for n in range(6)),
+        went=tuple(named(f"out-{n}") for n in range(2)),
+    )
+    return changes.model_copy(update=values)
+
+
+def named(name: str) -> SelectedExample:
+    return shown(1, useful=True).model_copy(update={"example_id": name})
+
+
 @pytest.fixture(scope="module")
 def content() -> ReportContent:
     return sample()
@@ -347,6 +373,7 @@ def test_text_of_the_data_never_becomes_markup(content: ReportContent) -> None:
             stages=(content.stages[0].model_copy(update={"label": SCRIPT, "artifact": SCRIPT}),),
             config_yaml=SCRIPT + "</code></pre>",
             versions={SCRIPT: SCRIPT},
+            changes=changed(came=(example,), went=(example,)),
         )
     )
     assert SCRIPT not in hostile
@@ -441,6 +468,47 @@ def test_writing_and_lines_stand_out_from_the_paper(sheet: str) -> None:
             if name in ("--ink", "--muted", "--accent") or name.startswith("--arm"):
                 low, high = sorted((luminance(name), luminance(paper)))
                 assert (high + 0.05) / (low + 0.05) >= least, (name, paper)  # WCAG 2.2
+
+
+def test_what_a_re_selection_changed_is_told_in_its_report_and_on_a_page(html: str) -> None:
+    changes = changed()
+    for page_ in (
+        page.render(sample(changes=changes)),
+        page.render_changes(changes, "cancer", "2026-03-14 09:26 UTC"),
+    ):
+        assert rows_of(page_, "Changes") == [
+            "Adaptation rows 212 0 2 214",
+            "Selected rows 207 7 9 209",
+            "Mixing weight α 0.410 0.452",
+            "Effective data multiplier ×2.1 ×2.6",
+        ]
+        assert text_of(page_).count(wording.decision(changes)) == 1
+        came, went = page_.split("<h3>Came in</h3>")[1].split("<h3>Went out</h3>")
+        went = went.split("</section>")[0]
+        for part, examples in ((came, changes.came), (went, changes.went)):
+            ids = re.findall(r">((?:in|out)-\d)</code>", part)
+            assert ids == [example.example_id for example in examples]
+        assert f"0.39% ({wording.times(207 * 0.0039)} an equal share)" in text_of(went)
+        elements = Elements(page_)
+        ids = [a["id"] for _, a in elements.found if "id" in a]
+        assert len(ids) == len(set(ids)) and "changes" in ids
+    assert 'id="changes"' not in html and 'href="#changes"' not in html
+    assert SCRIPT not in page.render_changes(changes, SCRIPT, SCRIPT)
+
+
+def test_whether_a_new_fine_tuning_is_worth_it_is_said_with_the_numbers() -> None:
+    assert wording.decision(changed()) == (
+        "12.3% of the objective's weight is on other rows than before (reselection.threshold: "
+        "10.0%): a new fine-tuning is worth it."
+    )
+    less = wording.decision(changed(moved=0.02, worth=False))
+    assert less.startswith("2.0% of") and less.endswith("10.0%): no new fine-tuning is needed.")
+    by_hand = wording.changes_table(changed(multiplier=(None, None)))
+    assert len(by_hand) == 4
+    assert by_hand[-1] == ("Mixing weight α", "0.410", "", "", "0.452")
+    assert len(wording.changes_table(changed(alpha=(0.0, 0.0)))) == 5
+    since = wording.changes_table(changed(multiplier=(None, 2.6)))
+    assert since[-1] == ("Effective data multiplier", "–", "", "", "×2.6")
 
 
 def bare(**changes: Any) -> ReportContent:

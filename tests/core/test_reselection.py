@@ -8,12 +8,14 @@ import pytest
 
 from albat_core import mixing
 from albat_core.artifacts import ArtifactStore
-from albat_core.chain import Chain
+from albat_core.chain import ALBAT, Chain
 from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.dataset import read_mixture
 from albat_core.errors import InputError
 from albat_core.mixing import estimate_mixing
+from albat_core.mixture import read_selection
 from albat_core.records import TRAIN, read_table
+from albat_core.report.showing import read_changes
 from albat_core.reselection import (
     Acted,
     Watches,
@@ -21,7 +23,6 @@ from albat_core.reselection import (
     compare_selections,
     data_fingerprint,
     moved_weight,
-    read_changes,
     told,
 )
 from albat_core.scorers import known
@@ -123,14 +124,29 @@ def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None
     assert before < own
     changes = read_changes(
         store,
-        compare_selections(selected, later, ReselectionConfig(), run.runtime),
+        compare_selections(selected, later, "toy", ReselectionConfig(), run.runtime),
     )
     assert set(changes.adaptation.entered) == own - before
     assert changes.adaptation.left == ()
     assert changes.worth == (changes.moved >= 0.1)
     assert changes.alpha[0] == store.manifest(selected.mixture).facts["alpha"]
+    for shown, chain, entered in (
+        (changes.came, again, changes.backbone.entered),
+        (changes.went, first, changes.backbone.left),
+    ):
+        rows = {r["example_id"]: r for r in read_selection(store, chain.selection).to_pylist()}
+        texts = {e.example_id: e.text for e in read_mixture(store, chain.mixture(ALBAT)).backbone}
+        heaviest = sorted(entered, key=lambda n: (-rows[n]["weight"], -rows[n]["score"], n))
+        assert [e.example_id for e in shown] == heaviest[:6]
+        assert shown
+        for example in shown:
+            row = rows[example.example_id]
+            assert (example.weight, example.score) == (row["weight"], row["score"])
+            assert example.nearest_id == row["nearest_example_id"]
+            assert example.text == texts[example.example_id]
     text = told(changes)
-    assert f"| adaptation | {len(own - before)} | 0 | {len(before)} |" in text
+    counts = f"{len(before)} | 0 | {len(own - before)} | {len(own)}"
+    assert f"| Adaptation rows | {counts} |" in text
     assert ("is worth it" in text) == changes.worth
 
 

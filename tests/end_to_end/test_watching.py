@@ -1,5 +1,6 @@
 """Adaptation data that changes: one re-selection for each state of it."""
 
+from html import unescape
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,8 +12,13 @@ from prefect.states import Completed
 from albat_core.artifacts import ArtifactStore
 from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
-from albat_core.registry import Registry
-from albat_core.reselection import Acted, Watches, read_changes, told
+from albat_core.records import ADAPTATION, BACKBONE
+from albat_core.registry import Registry, changed_rows
+from albat_core.report.content import ReportContent
+from albat_core.report.showing import read_changes
+from albat_core.report.wording import decision
+from albat_core.report.writing import PAGE, RESULTS
+from albat_core.reselection import Acted, Watches, told
 from flows import watching
 from flows.config import load_config
 from flows.watching import changed_state, reselect, watch_adaptation
@@ -37,6 +43,9 @@ def test_each_state_of_the_data_is_acted_on_once(prefect_server: str, tmp_path: 
     store = ArtifactStore(run.runtime.root)
     assert watch_adaptation(config=run) == ["toy"]
     [first] = Registry(store).entries("toy")
+    output = tmp_path / "runs" / "toy"
+    assert 'id="changes"' not in (output / PAGE).read_text()
+    assert not (output / "changes.html").exists()
     assert watch_adaptation(run.runtime.root) == []
     write_rows(run, 4)
     assert watch_adaptation(run.runtime.root) == ["toy"]
@@ -46,6 +55,13 @@ def test_each_state_of_the_data_is_acted_on_once(prefect_server: str, tmp_path: 
     assert after.parent == first.adapter.key
     assert after.adaptation_rows > first.adaptation_rows
     assert after.gain is not None  # trained and evaluated anew
+    assert 'id="changes"' in (output / PAGE).read_text()
+    changes = ReportContent.model_validate_json((output / RESULTS).read_bytes()).changes
+    assert changes is not None
+    rows = changed_rows(store, first.mixture, after.mixture)
+    assert (changes.adaptation, changes.backbone) == (rows[ADAPTATION], rows[BACKBONE])
+    assert changes.alpha == (first.alpha, after.alpha)
+    assert changes.worth
 
 
 def test_too_small_a_change_is_selected_and_not_trained(
@@ -60,7 +76,10 @@ def test_too_small_a_change_is_selected_and_not_trained(
     assert not changes.worth
     shown = Artifact.get("toy-changes")
     assert shown is not None
-    assert shown.data == told(changes)
+    page = tmp_path / "runs" / "toy" / "changes.html"
+    assert result.places == {"changes": str(page)}
+    assert shown.data == f"{told(changes)}\n[Rows that came and went]({page.as_uri()})\n"
+    assert decision(changes) in unescape(page.read_text())
     assert 0 < changes.moved < 1
     assert len(Registry(store).entries("toy")) == 1
     reused = {stage.label: stage.reused for stage in result.stages}
