@@ -143,7 +143,7 @@ def changes_table(changes: Changes) -> list[tuple[str, ...]]:
     roles = (("Adaptation rows", changes.adaptation), ("Selected rows", changes.backbone))
     values = (
         ("Mixing weight α", fixed, *changes.alpha),
-        ("Effective data multiplier", times, *changes.multiplier),
+        ("Predicted data multiplier", times, *changes.multiplier),
     )
     return [
         ("", "Before", "Out", "In", "Now"),

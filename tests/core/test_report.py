@@ -480,7 +480,7 @@ def test_what_a_re_selection_changed_is_told_in_its_report_and_on_a_page(html: s
             "Adaptation rows 212 0 2 214",
             "Selected rows 207 7 9 209",
             "Mixing weight α 0.410 0.452",
-            "Effective data multiplier ×2.1 ×2.6",
+            "Predicted data multiplier ×2.1 ×2.6",
         ]
         assert text_of(page_).count(wording.decision(changes)) == 1
         came, went = page_.split("<h3>Came in</h3>")[1].split("<h3>Went out</h3>")
@@ -508,7 +508,7 @@ def test_whether_a_new_fine_tuning_is_worth_it_is_said_with_the_numbers() -> Non
     assert by_hand[-1] == ("Mixing weight α", "0.410", "", "", "0.452")
     assert len(wording.changes_table(changed(alpha=(0.0, 0.0)))) == 5
     since = wording.changes_table(changed(multiplier=(None, 2.6)))
-    assert since[-1] == ("Effective data multiplier", "–", "", "", "×2.6")
+    assert since[-1] == ("Predicted data multiplier", "–", "", "", "×2.6")
 
 
 def bare(**changes: Any) -> ReportContent:
