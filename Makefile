@@ -9,7 +9,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.tri
 
 LARGE_BACKBONE := examples/efficacy/backbone-large
 
-.PHONY: help setup demo demo-image test lint bench bench-efficacy clean
+.PHONY: help setup demo demo-image test lint bench bench-efficacy try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ ifdef LARGE
 else
 	$(BIN)/albat bench efficacy examples/efficacy/text.yaml --out docs
 endif
+
+try-production: .venv/ready ## Run once on a Prefect server with PostgreSQL and a password (CRASH=1: and kill a worker).
+	$(BIN)/python infra/try_production.py $(if $(CRASH),--crash)
 
 clean: ## Remove what runs and tests made, but not the environment.
 	rm -rf .albat runs .pytest_cache .mypy_cache .ruff_cache

@@ -3,16 +3,15 @@
 import socket
 import sys
 from collections.abc import Iterable
-from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkerFilter
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import Event, Resource, ResourceSpecification
+from prefect.events.schemas.automations import AutomationCore
+from prefect.events.schemas.events import Event, Resource
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 from prefect.workers.process import ProcessWorker
@@ -26,9 +25,8 @@ WATCH = "watch-adaptation/watch-adaptation"
 UPDATED = "albat.adaptation.updated"
 """Tells that adaptation data may have changed; it only makes the next look sooner."""
 POOL = "albat"
-ZOMBIES = "albat-crashed-runs"
-_SILENCE = timedelta(seconds=180)  # of heartbeats that come each 30 s, see prefect.yaml
-_OVER = ("Completed", "Failed", "Cancelled", "Crashed")
+CRASHED_RUNS = Path(__file__).with_name("crashed-runs.yaml")
+"""The automation that `prefect automation create --from-file` makes on other servers."""
 
 
 async def answers(api: str) -> bool:
@@ -49,8 +47,9 @@ async def prepare(api: str, own: bool) -> None:
     """
     async with PrefectClient(api) as client:
         await _make_pool(client, own)
-        if not await client.read_automations_by_name(ZOMBIES):
-            await client.create_automation(_crash_zombies())
+        wanted = crashed_runs()
+        if not await client.read_automations_by_name(wanted.name):
+            await client.create_automation(wanted)
 
 
 async def _make_pool(client: PrefectClient, own: bool) -> None:
@@ -86,29 +85,9 @@ def _template(before: dict[str, Any]) -> dict[str, Any]:
     return template
 
 
-def _crash_zombies() -> AutomationCore:
+def crashed_runs() -> AutomationCore:
     """Return what mends runs whose worker or machine was killed: they would stay Running."""
-    beat = "prefect.flow-run.heartbeat"
-    return AutomationCore(
-        name=ZOMBIES,
-        description="Their process, or their machine, was killed.",
-        trigger=EventTrigger(
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            for_each={"prefect.resource.id"},
-            after={beat},
-            expect={beat, *(f"prefect.flow-run.{state}" for state in _OVER)},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=_SILENCE,
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"No sign of life for {_SILENCE.seconds} s. Run it again: what was "
-                "finished is found.",
-            )
-        ],
-    )
+    return AutomationCore.model_validate(yaml.safe_load(CRASHED_RUNS.read_text("utf-8")))
 
 
 def worker_name(mark: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import s3fs
+from prefect.client.orchestration import PrefectClient
+from prefect.events.schemas.events import Event, Resource
 
 from albat_core.artifacts import ArtifactStore
 from albat_core.config import RunConfig
@@ -183,6 +185,21 @@ def test_what_a_person_gave_the_runs_environment_is_kept(deployed: Deployed) -> 
     assert "flows.launching" in fields["command"]["default"]
 
 
+def test_only_a_run_that_fell_silent_has_crashed(deployed: Deployed) -> None:
+    flow = deployed.get("/deployments/name/evaluate/evaluate")["flow_id"]
+    begun = {"flow_id": flow, "state": {"type": "RUNNING"}}
+    back, done, silent = ids = [deployed.post("/flow_runs/", **begun).json()["id"] for _ in "123"]
+    quick = deploying.crashed_runs().model_dump(mode="json") | {"name": "quick"}
+    quick["trigger"] |= {"within": 3, "match": {"prefect.resource.id": [*map(resource, ids)]}}
+    deployed.post("/automations/", **quick).raise_for_status()
+    asyncio.run(heartbeats(deployed.state.api, ids))
+    for run_id, name in ((back, "SCHEDULED"), (done, "COMPLETED")):
+        deployed.post(f"/flow_runs/{run_id}/set_state", state={"type": name}).raise_for_status()
+    until(lambda: deployed.get(f"/flow_runs/{silent}")["state_type"] == "CRASHED", 30)
+    states = [deployed.get(f"/flow_runs/{run_id}")["state_type"] for run_id in (back, done)]
+    assert states == ["SCHEDULED", "COMPLETED"]
+
+
 def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3: Served) -> None:
     store, bucket = ArtifactStore(run.runtime.root), s3.client()
     deployed.trigger("albat/albat", config=run.model_dump(mode="json")).raise_for_status()
@@ -221,6 +238,21 @@ def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3
     mark = deployed.state.mark
     assert "stopped" in deployed.albat("down")
     assert marked(mark) == []
+
+
+def resource(run_id: str) -> str:
+    """Return what events call a flow run."""
+    return f"prefect.flow-run.{run_id}"
+
+
+async def heartbeats(api: str, run_ids: list[str]) -> None:
+    """Tell the server once that runs are alive, as their processes do."""
+    async with PrefectClient(api) as client:
+        for run_id in run_ids:
+            about = Resource({"prefect.resource.id": resource(run_id)})
+            beat = Event(event="prefect.flow-run.heartbeat", resource=about)
+            told = await client.request("POST", "/events", json=[beat.model_dump(mode="json")])
+            told.raise_for_status()
 
 
 def put_rows(bucket: s3fs.S3FileSystem, topic: str) -> None:
