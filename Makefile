@@ -8,11 +8,12 @@ export GOMP_SPINCOUNT ?= 1000
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648
 
 LARGE_BACKBONE := examples/efficacy/backbone-large
+TASK ?= text
 
 .PHONY: help setup demo demo-image test lint bench bench-efficacy try-production clean
 
 help: ## Show this list.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: .venv/ready ## Install what everything needs.
 
@@ -38,13 +39,13 @@ lint: .venv/ready ## Check style and types.
 bench: .venv/ready ## Measure speed and memory; print the figures.
 	$(BIN)/python -m bench.speed
 
-bench-efficacy: .venv/ready ## Compare scorers and baselines on three tasks (LARGE=1: ten times the size, for a GPU).
+bench-efficacy: .venv/ready ## Compare scorers and baselines on texts (TASK=image: pictures; LARGE=1: ten times the size, for a GPU).
 ifdef LARGE
 	test -d $(LARGE_BACKBONE) || $(BIN)/python examples/text/pretrain.py --corpus 'medquad-*' general-wikitext \
 		--width 384 --layers 6 --device cuda --out $(LARGE_BACKBONE)
 	$(BIN)/albat bench efficacy examples/efficacy/text-large.yaml --out docs
 else
-	$(BIN)/albat bench efficacy examples/efficacy/text.yaml --out docs
+	$(BIN)/albat bench efficacy examples/efficacy/$(TASK).yaml --out docs
 endif
 
 try-production: .venv/ready ## Run once on a Prefect server with PostgreSQL and a password (CRASH=1: and kill a worker).
