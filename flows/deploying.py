@@ -40,7 +40,7 @@ async def prepare(api: str, own: bool) -> None:
 
     Args:
         api: address.
-        own: whether the server is this machine's own: then the pool is brought up to date.
+        own: whether the server is this machine's own: then what is there is brought up to date.
 
     Raises:
         ConfigError: the pool is there, and its runs are no processes.
@@ -48,8 +48,11 @@ async def prepare(api: str, own: bool) -> None:
     async with PrefectClient(api) as client:
         await _make_pool(client, own)
         wanted = crashed_runs()
-        if not await client.read_automations_by_name(wanted.name):
+        there = await client.read_automations_by_name(wanted.name)
+        if not there:
             await client.create_automation(wanted)
+        elif own:
+            await client.update_automation(there[0].id, wanted)
 
 
 async def _make_pool(client: PrefectClient, own: bool) -> None:

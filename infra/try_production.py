@@ -226,12 +226,12 @@ def tiny(scratch: Path, name: str, steps: int = 20) -> dict[str, Any]:
     config = yaml.safe_load((example / "demo.yaml").read_text())
     config["backbone"]["path"] = str(example / config["backbone"]["path"])
     for source in (*config["corpus"], config["adaptation"]):
-        source["path"] = str(example / source["path"])
-    for source in config["corpus"]:
-        source["share"] = 0.02
+        source |= {"path": str(example / source["path"]), "share": 0.02}
+    config["adaptation"]["share"] = 0.1
     training = {"steps": steps, "batch_size": 4, "evaluate_every": 10, "warmup": 2}
     config |= {
         "name": name,
+        "split": {"folds": 4},
         "retrieval": {"neighbours": 10, "candidates": 200},
         "mixture": {"alpha": 0.3, "rows": 100},
         "surrogate": training,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,28 @@ def test_what_a_person_gave_the_runs_environment_is_kept(deployed: Deployed) -> 
     fields = deployed.get("/work_pools/albat")["base_job_template"]["variables"]["properties"]
     assert fields["env"]["default"] == {"OWN": "kept"}
     assert "flows.launching" in fields["command"]["default"]
+
+
+def test_an_automation_of_an_older_version_is_brought_up_to_date(deployed: Deployed) -> None:
+    api, wanted = deployed.state.api, deploying.crashed_runs()
+    named = {"automations": {"name": {"any_": [wanted.name]}}}
+
+    def within() -> list[float]:
+        found = deployed.post("/automations/filter", **named).raise_for_status().json()
+        return [each["trigger"]["within"] for each in found]
+
+    async def make_older() -> None:
+        trigger = wanted.trigger.model_copy(update={"within": timedelta(seconds=99)})
+        async with PrefectClient(api) as client:
+            [there] = await client.read_automations_by_name(wanted.name)
+            older = wanted.model_copy(update={"trigger": trigger})
+            await client.update_automation(there.id, older)
+
+    [now] = within()
+    asyncio.run(make_older())
+    assert within() == [99]
+    asyncio.run(deploying.prepare(api, own=True))
+    assert within() == [now]
 
 
 def test_only_a_run_that_fell_silent_has_crashed(deployed: Deployed) -> None:
