@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.errors import InputError
 from albat_core.records import (
     EXAMPLE_SCHEMA,
@@ -25,7 +24,8 @@ from albat_core.records import (
     write_table,
 )
 from albat_core.shards import Part, parts_of
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "adaptation"
 STAGE_VERSION = 2

@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import cast
 
-from albat_core.artifacts import ArtifactRef
 from albat_core.config import RunConfig
 from albat_core.evaluation import evaluate
 from albat_core.fidelity import measure_fidelity
@@ -18,6 +17,7 @@ from albat_core.samples import draw_samples
 from albat_core.scoring import WITHOUT_SURROGATE
 from albat_core.selecting import OWN_LABEL, Execute, Selected, Selecting, call_each
 from albat_core.shards import parts_of
+from albat_core.store.artifacts import ArtifactRef
 
 UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
 GENERATED, ALBAT = "generated", "albat"

@@ -21,7 +21,7 @@ from albat_core.retrieval import RetrievalConfig
 from albat_core.samples import SampleConfig
 from albat_core.scoring import ScoringConfig
 from albat_core.sources import SourceConfig
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.stage import Runtime, StageConfig
 
 
 def _makes_no_rows(others: ValidationInfo) -> bool:

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from albat_core import storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import input_fingerprint, open_splitter
 from albat_core.backbones.base import BackboneConfig
 from albat_core.errors import AlbatError, InputError
@@ -25,7 +23,9 @@ from albat_core.progress import track
 from albat_core.records import Example, examples_to_table, read_table, write_table
 from albat_core.shards import Part, parts_of
 from albat_core.sources import SourceConfig
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "shards"
 STAGE_VERSION = 2  # bump when equal inputs would give different output

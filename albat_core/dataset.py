@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.mixture import read_selection
 from albat_core.records import (
     ADAPTATION,
@@ -27,7 +26,8 @@ from albat_core.records import (
     table_to_examples,
 )
 from albat_core.shards import read_rows
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "mixture"
 STAGE_VERSION = 2

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.embedding import load_queries
 from albat_core.errors import InputError
 from albat_core.index import CorpusIndex, VectorIndex, load_index
@@ -25,7 +24,8 @@ from albat_core.records import (
 )
 from albat_core.retrieval import CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS, STAGE
 from albat_core.scorers.base import Candidates
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE_VERSION = 1
 _HELD_OUT = (TEST, VALIDATION)

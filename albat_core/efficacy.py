@@ -5,13 +5,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, RANDOM, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.finetuning.trainer import penalty_weight
 from albat_core.progress import track
 from albat_core.scoring import ScorerName
-from albat_core.stage import StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.stage import StageConfig
 
 LABELS = {
     UNTOUCHED: "backbone untouched",

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.chain import ADAPTATION_ONLY, ALBAT
 from albat_core.efficacy import LABELS, ArmResult
 from albat_core.evaluation import document_losses
 from albat_core.report.content import Interval
 from albat_core.seeding import numpy_generator
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 
 STAGE = "efficacy"
 STAGE_VERSION = 1

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, encoder_identity, open_embedder
 from albat_core.backbones.base import BackboneConfig, Embedder, Encoded, length_batches
 from albat_core.encoding import Encodings
@@ -18,7 +17,8 @@ from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records import TRAIN, read_table, write_table
 from albat_core.shards import Part, iterate_part
-from albat_core.stage import Runtime, StageConfig, stage_key
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig, stage_key
 
 STAGE = "embeddings"
 QUERY_STAGE = "queries"

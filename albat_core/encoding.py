@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records import Example
 from albat_core.shards import Part, iterate_part
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 
 STAGE = "encodings"
 STAGE_VERSION = 1

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
 from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted
 from albat_core.encoding import Encodings
 from albat_core.losses import example_losses, refuse_not_finite
 from albat_core.records import LOSS_SCHEMA, TEST, read_table, write_table
 from albat_core.seeding import numpy_generator
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "evaluation"
 STAGE_VERSION = 1

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import encoder_identity, open_encoder
 from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import InputError
@@ -24,7 +23,8 @@ from albat_core.evaluation import bootstrap_interval
 from albat_core.progress import track
 from albat_core.records import TRAIN, Example, read_table, write_table
 from albat_core.samples import SampleConfig, read_samples
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 
 STAGE = "fidelity"
 STAGE_VERSION = 1

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig, SamplingConfig
 from albat_core.errors import BackboneError
@@ -14,7 +13,8 @@ from albat_core.progress import track
 from albat_core.records import Example, examples_to_table, write_table
 from albat_core.seeding import derive_seed
 from albat_core.shards import STAGE
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE_VERSION = 2
 SOURCE = "generated"

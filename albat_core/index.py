@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import resolve_device
 from albat_core.embedding import EmbeddedPart, load_vectors
 from albat_core.errors import DimensionMismatchError, InputError, MissingDependencyError
 from albat_core.progress import track
 from albat_core.seeding import derive_seed, numpy_generator
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "index"
 STAGE_VERSION = 1

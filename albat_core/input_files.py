@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from albat_core import storage
 from albat_core.errors import AlbatError, InputError
 from albat_core.formats import (
     COMPRESSED,
@@ -27,7 +26,8 @@ from albat_core.picture_paths import paths_fingerprint
 from albat_core.progress import track_long
 from albat_core.readers import readable, stream_rows
 from albat_core.sources import SourceConfig
-from albat_core.stage import canonical_json
+from albat_core.store import storage
+from albat_core.store.stage import canonical_json
 
 _SMALL_FOLDER = {"text": 64}  # up to so many files are entries of their own
 _GROUP_ENDS = 64  # one file in so many ends a group

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import (
     AdapterConfig,
@@ -24,7 +23,8 @@ from albat_core.mixture import effective_sample_size, read_selection
 from albat_core.records import TRAIN, VALIDATION, Example, read_table, write_table
 from albat_core.seeding import derive_seed, numpy_generator
 from albat_core.shards import read_rows
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 from albat_core.theory import Estimate, Floats, FoldGradients, estimate_terms
 
 STAGE = "mixing"

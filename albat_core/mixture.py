@@ -8,7 +8,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.errors import ConfigError
 from albat_core.records import (
     CANDIDATE_SCHEMA,
@@ -20,7 +19,8 @@ from albat_core.records import (
 from albat_core.retrieval import CANDIDATES, NEIGHBOURS
 from albat_core.scoring import SCORES
 from albat_core.seeding import numpy_generator
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "selection"
 STAGE_VERSION = 1

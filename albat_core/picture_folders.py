@@ -9,11 +9,11 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
 
-from albat_core import storage
 from albat_core.errors import InputError
 from albat_core.formats import ONE_ROW, Row, format_of, refuse_missing
 from albat_core.readers import readable, stream_rows
 from albat_core.sources import SourceConfig
+from albat_core.store import storage
 
 KEY = "file_name"
 """Column of a table of pictures that names the file, as in `datasets`' image folders."""

@@ -6,8 +6,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from albat_core import storage
 from albat_core.errors import InputError
+from albat_core.store import storage
 
 Picture = bytes | str
 """A picture's file, or its address."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.stage import StageConfig
+from albat_core.store.stage import StageConfig
 
 Frame = tuple[int, int, int, int]
 Side = Annotated[int, Field(ge=8, le=16384)]

@@ -20,7 +20,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
 from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise
 from albat_core.encoding import Encodings
@@ -30,7 +29,8 @@ from albat_core.losses import example_losses, refuse_not_finite
 from albat_core.records import LOSS_SCHEMA, Example, write_table
 from albat_core.seeding import numpy_generator
 from albat_core.shards import Part, parts_of, read_rows
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "proxy"
 STAGE_VERSION = 1

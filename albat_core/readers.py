@@ -14,9 +14,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from albat_core import storage
 from albat_core.errors import InputError
 from albat_core.formats import HEAD, KINDS, Advance, Format, Row, kind_of, refuse_missing
+from albat_core.store import storage
 from albat_core.webdataset import read_webdataset
 
 Columns = Mapping[str, str] | None

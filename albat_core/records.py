@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from albat_core.stage import canonical_json
+from albat_core.store.stage import canonical_json
 
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", "unused"
 ADAPTATION, BACKBONE = "adaptation", "backbone"

@@ -17,15 +17,15 @@ from typing import Any
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from albat_core import storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.dataset import described_rows
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records import ADAPTATION, BACKBONE
 from albat_core.report.content import Interval, RowChanges
 from albat_core.report.gathering import MAIN
 from albat_core.report.writing import read_results
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.stage import Runtime, StageConfig
 
 PRODUCTION = "production"
 """The alias that is meant where none is named."""

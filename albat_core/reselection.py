@@ -14,8 +14,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from albat_core import storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.dataset import described_rows
 from albat_core.input_files import find_files
@@ -28,7 +26,9 @@ from albat_core.report.page import render_changes
 from albat_core.report.showing import CHANGES, heaviest
 from albat_core.report.wording import changes_table, decision
 from albat_core.selecting import Selected
-from albat_core.stage import Runtime, canonical_json
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, canonical_json
 
 STAGE = "changes"
 STAGE_VERSION = 2

@@ -10,14 +10,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.embedding import load_queries
 from albat_core.errors import DimensionMismatchError, InputError
 from albat_core.index import CorpusIndex, load_index
 from albat_core.records import CANDIDATE_SCHEMA, read_table, write_table
 from albat_core.seeding import numpy_generator
 from albat_core.shards import part_path, parts_of
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "candidates"
 STAGE_VERSION = 1

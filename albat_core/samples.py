@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig, SamplingConfig, adapted
 from albat_core.dreambooth import Kind, evaluation_prompts
@@ -20,7 +19,8 @@ from albat_core.records import (
     write_table,
 )
 from albat_core.seeding import derive_seed
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "samples"
 STAGE_VERSION = 2

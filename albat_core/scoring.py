@@ -9,7 +9,6 @@ import pyarrow as pa
 from pydantic import Field
 
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise, adapted
 from albat_core.encoding import Encodings
@@ -34,7 +33,8 @@ from albat_core.scorers.nearest import Nearest, Random
 from albat_core.scorers.ngram import Ngram
 from albat_core.seeding import numpy_generator
 from albat_core.shards import read_rows
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "scores"
 STAGE_VERSION = 2

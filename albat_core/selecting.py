@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.adaptation import split_adaptation
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import precomputes
 from albat_core.config import RunConfig
 from albat_core.corpus import list_parts, make_shards
@@ -31,6 +30,7 @@ from albat_core.scoring import WITHOUT_SURROGATE, score_candidates
 from albat_core.shards import STAGE as SHARDS
 from albat_core.shards import Part, parts_of, row_notes
 from albat_core.sources import SourceConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 OWN_LABEL = "Adaptation data only"
 _MOSTLY_NEW = 0.5

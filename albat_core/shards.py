@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.records import EXAMPLE_SCHEMA, Example, table_to_examples
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "shards"
 

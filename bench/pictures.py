@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 
-from albat_core.artifacts import ArtifactStore
 from albat_core.backbones import open_backbone, resolve_device, resolve_dtype
 from albat_core.backbones.base import AdapterConfig, FixedNoise, length_batches
 from albat_core.backbones.noise import stratified_levels
@@ -31,7 +30,8 @@ from albat_core.losses import advantages
 from albat_core.pictures import picture_pixels
 from albat_core.records import Example
 from albat_core.shards import iterate_part, parts_of
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.stage import Runtime
 from flows.config import RunConfig
 
 ROWS, BATCH, STEPS, ROUNDS = 64, 16, 10, 5

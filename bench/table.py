@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, LABELS, RANDOM, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.evaluation import Floats, bootstrap_interval, losses_by_document
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from flows.config import load_config
 
 ARMS = (UNTOUCHED, ADAPTATION_ONLY, RANDOM, ALBAT)

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.artifacts import ArtifactRef
 from albat_core.chain import ALBAT, Chain
 from albat_core.config import RunConfig
 from albat_core.report.run import StageRun
 from albat_core.selecting import Selected
+from albat_core.store.artifacts import ArtifactRef
 from flows.artifacts import publish_results, publish_run, publish_selection
 from flows.lifting import as_flow
 from flows.runners import tasks_on

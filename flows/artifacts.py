@@ -12,8 +12,6 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from albat_core import storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.chain import Chain
 from albat_core.report.content import Arm, SelectedExample
 from albat_core.report.gathering import MAIN, compare_arms, headline, loss_unit
@@ -29,6 +27,8 @@ from albat_core.report.wording import (
 )
 from albat_core.report.writing import read_results
 from albat_core.reselection import told
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.verdict import verdict
 
 _LONGEST = 300  # characters of an example that are shown

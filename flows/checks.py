@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any, ParamSpec
 
-from albat_core import storage
 from albat_core.adaptation import assign_roles, refuse_common, refuse_no_test, refuse_repeated
 from albat_core.backbones import (
     check_adapter,
@@ -21,7 +20,8 @@ from albat_core.formats import HEAD
 from albat_core.input_files import find_problems
 from albat_core.records import Example
 from albat_core.sources import SourceConfig
-from albat_core.stage import Runtime
+from albat_core.store import storage
+from albat_core.store.stage import Runtime
 from flows.config import load_config, load_sound_part
 
 Given = ParamSpec("Given")

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from albat_core import storage
 from albat_core.config import RunConfig
 from albat_core.efficacy import EfficacyConfig
 from albat_core.errors import ConfigError
 from albat_core.sources import SourceConfig
+from albat_core.store import storage
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig:

@@ -2,11 +2,11 @@
 
 from datetime import date
 
-from albat_core import storage
-from albat_core.artifacts import ArtifactStore
 from albat_core.efficacy import EfficacyConfig, measure_situation
 from albat_core.efficacy_table import TABLE, tabulate
 from albat_core.report.gathering import machine
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactStore
 from flows.albat import FlowResult
 from flows.lifting import as_flow
 from flows.runners import tasks_in_processes

@@ -31,7 +31,7 @@ from albat_core import (
 from albat_core.backbones import resolve_device
 from albat_core.finetuning import adapter
 from albat_core.report import writing
-from albat_core.stage import Runtime
+from albat_core.store.stage import Runtime
 from tasks.caching import lift
 
 GPU = "albat-gpu"

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.language import LanguageBackbone
@@ -15,7 +14,8 @@ from albat_core.config import RunConfig
 from albat_core.corpus import ShardConfig, make_shards
 from albat_core.input_files import find_files
 from albat_core.sources import SourceConfig
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.stage import Runtime
 from flows.config import load_config
 from tests.toys import write_jsonl, write_run
 

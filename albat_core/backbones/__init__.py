@@ -20,7 +20,7 @@ from albat_core.backbones.folder import backbone_folder, folder_fingerprint, mod
 from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import BackboneError
 from albat_core.records import Example
-from albat_core.stage import Runtime, canonical_json
+from albat_core.store.stage import Runtime, canonical_json
 
 _FAMILIES = {
     "language": "albat_core.backbones.language",

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from albat_core.pictures import PictureConfig
 from albat_core.records import Example
-from albat_core.stage import StageConfig
+from albat_core.store.stage import StageConfig
 
 
 class DiffusionConfig(StageConfig):

@@ -5,9 +5,9 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from albat_core import storage
 from albat_core.backbones.base import BackboneConfig
 from albat_core.errors import BackboneError
+from albat_core.store import storage
 
 MODEL_CONFIG = "config.json"
 """Describes a transformers model."""

@@ -4,9 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from albat_core import storage
 from albat_core.adaptation import read_role, role_digest
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import adapter_card, backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig
 from albat_core.dataset import read_mixture
@@ -21,7 +19,9 @@ from albat_core.finetuning.trainer import (
 )
 from albat_core.records import VALIDATION
 from albat_core.seeding import derive_seed
-from albat_core.stage import Runtime, stage_key
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, stage_key
 
 STAGE = "adapter"
 STAGE_VERSION = 1

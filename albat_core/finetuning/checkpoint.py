@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
-from albat_core import storage
 from albat_core.backbones.base import Backbone
+from albat_core.store import storage
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from albat_core.finetuning.sampler import MixtureSampler
 from albat_core.losses import example_losses
 from albat_core.progress import track
 from albat_core.seeding import derive_seed
-from albat_core.stage import StageConfig
+from albat_core.store.stage import StageConfig
 
 _FEWEST, _LOOKS = 16, 4  # steps, and evaluations, of a training that goes on
 _REMEDY = (

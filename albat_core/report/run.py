@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.artifacts import ArtifactRef
+from albat_core.store.artifacts import ArtifactRef
 
 
 class ArmRun(BaseModel):

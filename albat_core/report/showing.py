@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from albat_core.adaptation import read_role
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.fidelity import MEASURES
 from albat_core.mixture import read_selection
 from albat_core.pictures import thumbnail
@@ -30,6 +29,7 @@ from albat_core.report.run import RunArtifacts
 from albat_core.samples import read_samples
 from albat_core.scoring import SCORES
 from albat_core.shards import read_rows
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 
 CHANGES = "changes.json"
 """In the artifact of a comparison of two selections."""

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import yaml
 
-from albat_core import storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
-from albat_core.claims import claimed
 from albat_core.report.content import ReportContent
 from albat_core.report.gathering import MAIN, gather
 from albat_core.report.page import render
 from albat_core.report.run import RunArtifacts
-from albat_core.stage import Runtime, StageConfig
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.claims import claimed
+from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "report"
 STAGE_VERSION = 3

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from albat_core.artifacts import ArtifactStore
 from albat_core.records import Example
 from albat_core.shards import read_rows
+from albat_core.store.artifacts import ArtifactStore
 
 Scores = NDArray[np.float64]
 _BLOCK = 4096  # candidates that are in memory at once

@@ -17,8 +17,8 @@ def list_adapters(
 ) -> None:
     """List finished adapters with what they were worth, the newest last."""
     prepare_environment()
-    from albat_core.artifacts import ArtifactStore
     from albat_core.registry import Registry
+    from albat_core.store.artifacts import ArtifactStore
     from flows.console import console, show_adapters
 
     registry = Registry(ArtifactStore(root))
@@ -37,8 +37,8 @@ def promote(
 ) -> None:
     """Let an alias mean this adapter from now on."""
     prepare_environment()
-    from albat_core.artifacts import ArtifactStore
     from albat_core.registry import Registry
+    from albat_core.store.artifacts import ArtifactStore
     from flows.console import console
 
     entry = Registry(ArtifactStore(root)).promote(name, alias)
@@ -49,8 +49,8 @@ def promote(
 def diff(first: Name, second: Name, root: StoreRoot = ".albat") -> None:
     """Say how two adapters differ: settings, rows, results."""
     prepare_environment()
-    from albat_core.artifacts import ArtifactStore
     from albat_core.registry import Registry, changed_rows, changed_settings
+    from albat_core.store.artifacts import ArtifactStore
     from flows.console import show_difference
 
     store = ArtifactStore(root)

@@ -90,9 +90,9 @@ def show(
 ) -> None:
     """Say what an artifact is: stage, config, inputs, rows, size, digests."""
     prepare_environment()
-    from albat_core.artifacts import ArtifactStore
     from albat_core.errors import ArtifactError
     from albat_core.registry import Registry
+    from albat_core.store.artifacts import ArtifactStore
     from flows.console import console, show_artifact
 
     store = ArtifactStore(root)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from albat_core import storage
+from albat_core.store import storage
 from flows.cli.app import PRODUCTION, ConfigPath, Device, Root, app, load, refuse_mistakes
 from flows.running import prepare_environment
 

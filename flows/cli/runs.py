@@ -43,13 +43,13 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
         with TerminalReporter() as reporter, stop_on_ctrl_c(reporter):
             result = _run_flow(name, run, reporter)
     if name == "albat":
-        from albat_core.artifacts import ArtifactStore
         from albat_core.report.writing import read_results
+        from albat_core.store.artifacts import ArtifactStore
 
         show_results(read_results(ArtifactStore(run.runtime.root), result.artifact))
         show_places(result.places)
     else:
-        from albat_core.artifacts import ArtifactStore
+        from albat_core.store.artifacts import ArtifactStore
 
         place = ArtifactStore(run.runtime.root).place(result.artifact)
         show_places({result.artifact.stage: str(result.artifact), "folder": place})

@@ -16,11 +16,11 @@ from albat_core.adaptation import (
     role_digest,
     split_adaptation,
 )
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.errors import InputError
 from albat_core.records import TEST, TRAIN, UNUSED, VALIDATION
 from albat_core.shards import parts_of
-from albat_core.stage import Runtime, stage_key
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.stage import Runtime, stage_key
 from tests.conftest import Cut
 from tests.toys import topic_rows
 

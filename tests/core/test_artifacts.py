@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from albat_core import claims, storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.errors import ArtifactError, StorageFullError
+from albat_core.store import claims, storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 IDENTITY: dict[str, Any] = {
     "stage": "words",

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from albat_core import claims, storage
-from albat_core.artifacts import ArtifactStore, Built
-from albat_core.claims import claimed
 from albat_core.errors import Interrupted
 from albat_core.progress import Silent, reporting_to
+from albat_core.store import claims, storage
+from albat_core.store.artifacts import ArtifactStore, Built
+from albat_core.store.claims import claimed
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from albat_core.artifacts import ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactStore, Built
 
 def build(folder):
     Path(sys.argv[2], str(time.monotonic_ns())).touch()

@@ -9,15 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from albat_core import corpus, progress, storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core import corpus, progress
 from albat_core.backbones.base import BackboneConfig
 from albat_core.corpus import ShardConfig, check_source, make_shards, refuse_duplicates
 from albat_core.errors import AlbatError
 from albat_core.input_files import InputFile
 from albat_core.records import EXAMPLE_SCHEMA, Example, read_table, table_to_examples
 from albat_core.sources import SourceConfig
-from albat_core.stage import Runtime
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.stage import Runtime
 from tests.core.row_files import ROWS, only, refused, write_jsonl, write_parquet, write_texts
 
 MAX_WORDS = 8

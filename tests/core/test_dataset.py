@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.artifacts import ArtifactStore
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, Chain
 from albat_core.config import RunConfig
 from albat_core.dataset import DatasetConfig, read_mixture, write_mixture
 from albat_core.mixture import read_selection
 from albat_core.records import MIXTURE_SCHEMA, PICTURE_COLUMNS
+from albat_core.store.artifacts import ArtifactStore
 
 
 def test_opens_with_datasets_and_weights_are_those_of_the_objective(

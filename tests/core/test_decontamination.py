@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 
 from albat_core.adaptation import SplitConfig, read_role, split_adaptation
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import open_backbone
 from albat_core.chain import Chain
 from albat_core.decontamination import (
@@ -40,7 +39,8 @@ from albat_core.records import (
 )
 from albat_core.retrieval import CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS, take_candidates
 from albat_core.shards import read_rows
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 from flows.config import load_config
 from tests.core.test_ngram import shards_of
 from tests.toys import topic_rows, write_jsonl, write_run

@@ -7,7 +7,6 @@ import pytest
 
 from albat_core import embedding
 from albat_core.adaptation import SplitConfig, read_role, split_adaptation
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.language import LanguageBackbone
 from albat_core.embedding import (
@@ -21,7 +20,8 @@ from albat_core.embedding import (
 from albat_core.errors import BackboneError
 from albat_core.records import TEST, TRAIN, VALIDATION, Example
 from albat_core.shards import iterate_part, parts_of
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.stage import Runtime
 from tests.conftest import Cut
 from tests.toys import sentences, topic_rows
 

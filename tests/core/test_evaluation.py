@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from albat_core.artifacts import ArtifactStore, Built
 from albat_core.chain import Chain
 from albat_core.evaluation import LOSSES, bootstrap_interval, document_losses
 from albat_core.records import LOSS_SCHEMA, read_table, write_table
 from albat_core.seeding import numpy_generator
+from albat_core.store.artifacts import ArtifactStore, Built
 
 GENERATOR = np.random.default_rng(5)
 UNITS = GENERATOR.integers(50, 500, size=40).astype(float)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
-from albat_core.artifacts import ArtifactStore
 from albat_core.backbones import check_prompts, open_backbone
 from albat_core.backbones.base import BackboneConfig, SamplingConfig
 from albat_core.backbones.language import LanguageBackbone
@@ -22,7 +21,8 @@ from albat_core.errors import BackboneError
 from albat_core.generation import GenerationConfig, generate_rows
 from albat_core.records import Example
 from albat_core.shards import parts_of, read_rows
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline
 
 SHORT = SamplingConfig(max_new_tokens=12)

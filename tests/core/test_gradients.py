@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from albat_core.adaptation import read_role
-from albat_core.artifacts import ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, Backbone, Encoded, FixedNoise
 from albat_core.backbones.language import LanguageBackbone
@@ -16,6 +15,7 @@ from albat_core.chain import Chain
 from albat_core.errors import BackboneError
 from albat_core.gradients import AdapterGradients, Projection, Transform, example_gradients
 from albat_core.records import TRAIN
+from albat_core.store.artifacts import ArtifactStore
 from tests.core.test_diffusion import CPU, config_of, cut
 from tests.pipelines import save_pipeline
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core import storage
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.embedding import VECTORS, EmbeddedPart
 from albat_core.errors import DimensionMismatchError, InputError
 from albat_core.index import (
@@ -28,7 +26,9 @@ from albat_core.index import (
 from albat_core.progress import Advance, Silent, reporting_to
 from albat_core.seeding import numpy_generator
 from albat_core.shards import Part
-from albat_core.stage import Runtime
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 
 ROWS, D = 2000, 16
 

@@ -32,7 +32,7 @@ from albat_core.backbones.language import LanguageBackbone
 from albat_core.backbones.text import TextEncoder
 from albat_core.errors import BackboneError, InputError
 from albat_core.records import Example
-from albat_core.stage import Runtime
+from albat_core.store.stage import Runtime
 from tests.toys import TOPICS, save_backbone, sentences
 
 ADAPTER = AdapterConfig(rank=4)

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.errors import ConfigError
@@ -25,6 +24,7 @@ from albat_core.mixture import (
 from albat_core.records import SCORE_SCHEMA, read_table, write_table
 from albat_core.retrieval import NEIGHBOURS, RetrievalConfig, retrieve_candidates
 from albat_core.scoring import SCORES, ScoringConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 SCORED = np.random.default_rng(3).normal(size=400)
 

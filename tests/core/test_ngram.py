@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.errors import InputError
 from albat_core.records import Example, example_text, examples_to_table, read_table, write_table
 from albat_core.retrieval import CANDIDATES, take_candidates
 from albat_core.scorers.base import Candidates
 from albat_core.scorers.ngram import Ngram, hash_buckets, ngram_counts
 from albat_core.shards import STAGE as SHARDS
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 from tests.toys import sentences
 
 

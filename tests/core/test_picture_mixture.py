@@ -14,7 +14,6 @@ from PIL import Image
 
 from albat_core import corpus, dataset, records
 from albat_core.adaptation import SplitConfig, read_role, split_adaptation
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.dataset import DatasetConfig, Mixture, read_mixture, write_mixture
 from albat_core.mixture import SELECTION
 from albat_core.pictures import PictureConfig, picture_pixels, prepare_picture
@@ -30,7 +29,8 @@ from albat_core.records import (
 )
 from albat_core.shards import iterate_part, parts_of, read_rows
 from albat_core.sources import SourceConfig
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
 from tests.core.row_files import only, refused, write_jsonl
 from tests.core.test_corpus import Sharder

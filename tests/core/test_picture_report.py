@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.pictures import picture_pixels, png_file, thumbnail
@@ -17,6 +16,7 @@ from albat_core.report.writing import PAGE, read_results
 from albat_core.samples import read_samples
 from albat_core.scoring import SCORES
 from albat_core.shards import STAGE
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from tests.encoders import save_clip, save_dino
 from tests.pipelines import save_pipeline
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import BackboneConfig, Losses, SamplingConfig
 from albat_core.backbones.text import TextEncoder
@@ -26,7 +25,8 @@ from albat_core.report.content import Interval
 from albat_core.report.writing import read_results
 from albat_core.seeding import numpy_generator
 from albat_core.shards import parts_of
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline
 from tests.toys import topic_rows
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from albat_core import mixing
-from albat_core.artifacts import ArtifactStore
 from albat_core.chain import ALBAT, Chain
 from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.dataset import read_mixture
@@ -27,6 +26,7 @@ from albat_core.reselection import (
 )
 from albat_core.scorers import known
 from albat_core.scoring import SCORES, score_candidates
+from albat_core.store.artifacts import ArtifactStore
 from albat_core.theory import Estimate
 from flows.config import load_config
 from tests.core.test_registry import mixture

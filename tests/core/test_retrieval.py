@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from albat_core.artifacts import ArtifactStore
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.corpus import ShardConfig
@@ -23,6 +22,7 @@ from albat_core.retrieval import (
     take_turns,
 )
 from albat_core.shards import read_rows
+from albat_core.store.artifacts import ArtifactStore
 
 
 def turns(positions: list[list[int]], limit: int = 100) -> tuple[list[int], list[int]]:

@@ -7,7 +7,6 @@ import pytest
 from pydantic import ValidationError
 
 from albat_core import samples
-from albat_core.artifacts import ArtifactStore, Built
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, SamplingConfig
 from albat_core.chain import Chain
@@ -15,7 +14,8 @@ from albat_core.dreambooth import LIVE_PROMPTS, OBJECT_PROMPTS, evaluation_promp
 from albat_core.pictures import picture_pixels
 from albat_core.records import EXAMPLE_SCHEMA
 from albat_core.samples import SAMPLES, SampleConfig, draw_samples, read_samples
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactStore, Built
+from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline
 
 PROMPTS = ("a red circle", "a blue box", "a cat on the box")

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from albat_core.adaptation import read_role
-from albat_core.artifacts import ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
 from albat_core.chain import Chain
@@ -24,6 +23,7 @@ from albat_core.scorers.gradient import adam_step
 from albat_core.scorers.matching import matching_weights, simplex_projection
 from albat_core.scoring import SCORES, ScoringConfig
 from albat_core.shards import read_rows
+from albat_core.store.artifacts import ArtifactStore
 from albat_core.theory import metric_root
 from flows.config import load_config
 from tests.pictures import write_image_run

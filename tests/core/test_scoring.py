@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from albat_core.adaptation import split_adaptation
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import adapted
 from albat_core.chain import Chain
@@ -17,7 +16,8 @@ from albat_core.records import read_table
 from albat_core.retrieval import CANDIDATES, RetrievalConfig
 from albat_core.scoring import SCORES, ScorerName, ScoringConfig, score_candidates
 from albat_core.shards import read_rows
-from albat_core.stage import Runtime
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.stage import Runtime
 
 SCORERS = get_args(ScorerName)
 OF_GRADIENTS = ("gradient", "matching")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core import storage
 from albat_core.errors import AlbatError, InputError, StorageFullError
+from albat_core.store import storage
 
 
 @pytest.fixture(params=["local", "memory"])

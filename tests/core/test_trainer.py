@@ -12,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from albat_core.adaptation import read_role
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise, adapted
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
@@ -31,6 +30,7 @@ from albat_core.finetuning.trainer import (
 from albat_core.losses import example_losses
 from albat_core.progress import reporting_to
 from albat_core.records import TEST, VALIDATION, read_table
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from tests.core.trainings import STEPS, StopsAt, Training, same
 
 

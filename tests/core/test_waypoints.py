@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, adapted
 from albat_core.chain import Chain
@@ -22,6 +21,7 @@ from albat_core.finetuning.checkpoint import (
 )
 from albat_core.finetuning.trainer import FinetuneConfig, learning_rate, spread_waypoints
 from albat_core.progress import reporting_to
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from flows.config import load_config
 from tests.core.trainings import STEPS, StopsAt, Training, same
 from tests.pictures import write_image_run

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.config import RunConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 from flows.albat import FlowResult, albat
 from flows.config import load_config
 from flows.running import prepare_environment

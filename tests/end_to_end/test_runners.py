@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.artifacts import ArtifactStore
 from albat_core.chain import Chain
 from albat_core.report.writing import export_run
+from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_config
 from tests.end_to_end.conftest import Albat, Run, Start
 from tests.toys import rewrite, write_run

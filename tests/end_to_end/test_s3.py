@@ -14,13 +14,14 @@ import pytest
 import s3fs
 import yaml
 
-from albat_core import input_files, storage
-from albat_core.artifacts import ArtifactStore
+from albat_core import input_files
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint
 from albat_core.corpus import check_source, read_rows
 from albat_core.errors import InputError, TransientError
 from albat_core.input_files import find_files
 from albat_core.sources import SourceConfig
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactStore
 from flows.albat import albat
 from flows.checks import find_mistakes
 from flows.config import load_config

@@ -9,7 +9,6 @@ from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed
 
-from albat_core.artifacts import ArtifactStore
 from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
 from albat_core.records import ADAPTATION, BACKBONE
@@ -19,6 +18,7 @@ from albat_core.report.showing import read_changes
 from albat_core.report.wording import decision
 from albat_core.report.writing import PAGE, RESULTS
 from albat_core.reselection import Acted, Watches, told
+from albat_core.store.artifacts import ArtifactStore
 from flows import watching
 from flows.config import load_config
 from flows.watching import changed_state, reselect, watch_adaptation

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from albat_core.artifacts import ArtifactStore, Built
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.corpus import STAGE as SHARDS
@@ -32,6 +31,7 @@ from albat_core.errors import (
 from albat_core.evaluation import evaluate
 from albat_core.report.writing import PAGE, read_results
 from albat_core.retrieval import RetrievalConfig, retrieve_candidates
+from albat_core.store.artifacts import ArtifactStore, Built
 from flows.checks import find_mistakes
 from flows.config import load_config
 from tests.toys import rewrite, save_backbone, topic_rows, write_jsonl, write_run

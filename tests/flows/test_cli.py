@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from albat_core.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from flows.config import starter_config
 from tests.flows.conftest import Albat
 from tests.toys import topic_rows, write_jsonl

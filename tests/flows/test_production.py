@@ -17,7 +17,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from albat_core.errors import ConfigError
-from albat_core.stage import StageConfig
+from albat_core.store.stage import StageConfig
 from flows import production
 from flows.albat import albat as whole_chain
 from flows.config import load_config, placed

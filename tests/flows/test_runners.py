@@ -5,7 +5,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.settings.context import temporary_settings
 
 from albat_core.errors import ConfigError
-from albat_core.stage import Runtime
+from albat_core.store.stage import Runtime
 from flows import runners
 from flows.runners import check_runner
 

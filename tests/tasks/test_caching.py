@@ -7,8 +7,8 @@ import pytest
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from albat_core.artifacts import ArtifactRef
 from albat_core.errors import InputError, TransientError
+from albat_core.store.artifacts import ArtifactRef
 from tasks.caching import lift
 from tasks.stages import TASKS
 

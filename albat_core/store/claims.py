@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from albat_core import storage
 from albat_core.errors import AlbatError
 from albat_core.progress import track
+from albat_core.store import storage
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from albat_core import storage
-from albat_core.claims import claimed
 from albat_core.errors import ArtifactError
-from albat_core.stage import stage_key
+from albat_core.store import storage
+from albat_core.store.claims import claimed
+from albat_core.store.stage import stage_key
 
 logger = logging.getLogger(__name__)
 
