@@ -12,24 +12,14 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.records import (
-    EXAMPLE_SCHEMA,
-    TEST,
-    TRAIN,
-    UNUSED,
-    VALIDATION,
-    Example,
-    read_table,
-    table_to_examples,
-    write_table,
-)
-from albat_core.shards import Part, parts_of
+from albat_core.records.examples import EXAMPLE_SCHEMA
+from albat_core.records.shards import Part, parts_of
+from albat_core.records.splits import ROLES, STAGE, TEST, TRAIN, UNUSED, VALIDATION
+from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "adaptation"
 STAGE_VERSION = 2
-ROLES = (TRAIN, VALIDATION, TEST, UNUSED)
 _CONTENT = ("text", "prompt", "messages", "image")
 
 
@@ -227,14 +217,3 @@ def refuse_no_test(held_out: float) -> None:
             where="split.test",
             remedy="raise split.test above 0 or give heldout",
         )
-
-
-def read_role(store: ArtifactStore, adaptation: ArtifactRef, role: str) -> list[Example]:
-    """Return the examples of one role, in the order of the source."""
-    return table_to_examples(read_table(store.folder(adaptation) / f"{role}.parquet"))
-
-
-def role_digest(store: ArtifactStore, adaptation: ArtifactRef, role: str) -> str:
-    """Return a digest of one role's rows, so that what reads only them depends only on them."""
-    files = {f.path: f.sha256 for f in store.manifest(adaptation).files}
-    return files[f"{role}.parquet"]

@@ -8,15 +8,16 @@ from albat_core.evaluation import evaluate
 from albat_core.fidelity import measure_fidelity
 from albat_core.mixture import select_all
 from albat_core.proxy import measure_proxy
+from albat_core.records.runs import ArmRun, RunArtifacts
+from albat_core.records.selections import Selected
+from albat_core.records.shards import parts_of
 from albat_core.registry import Entry, register_adapter
-from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.writing import export_run, write_report
 from albat_core.reselection import compare_selections, export_changes
 from albat_core.retrieval import draw_candidates, take_candidates
 from albat_core.samples import draw_samples
 from albat_core.scoring import WITHOUT_SURROGATE
-from albat_core.selecting import OWN_LABEL, Execute, Selected, Selecting, call_each
-from albat_core.shards import parts_of
+from albat_core.selecting import OWN_LABEL, Execute, Selecting, call_each
 from albat_core.store.artifacts import ArtifactRef
 
 UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"

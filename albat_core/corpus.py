@@ -20,8 +20,9 @@ from albat_core.input_files import InputFile, find_problems
 from albat_core.pictures import check_picture
 from albat_core.placed_rows import PlacedRow, placed_rows, untold
 from albat_core.progress import track
-from albat_core.records import Example, examples_to_table, read_table, write_table
-from albat_core.shards import Part, parts_of
+from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.shards import Part, parts_of
+from albat_core.records.tables import read_table, write_table
 from albat_core.sources import SourceConfig
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built

@@ -2,34 +2,25 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.adaptation import read_role, role_digest
-from albat_core.mixture import read_selection
-from albat_core.records import (
-    ADAPTATION,
-    BACKBONE,
-    MIXTURE_SCHEMA,
+from albat_core.records.examples import (
     PICTURE_COLUMNS,
-    TRAIN,
     Example,
     examples_to_table,
-    row_group_rows,
-    table_to_examples,
 )
-from albat_core.shards import read_rows
+from albat_core.records.mixtures import ADAPTATION, BACKBONE, MIXTURE_SCHEMA, STAGE
+from albat_core.records.selections import read_selection
+from albat_core.records.shards import read_examples
+from albat_core.records.splits import TRAIN, read_role, role_digest
+from albat_core.records.tables import row_group_rows
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "mixture"
 STAGE_VERSION = 2
 
 _FILE_BYTES = 512 << 20  # of pictures in a file
@@ -43,23 +34,6 @@ class DatasetConfig(StageConfig):
 
     shard_rows: int = Field(50_000, ge=1)
     """Rows in a Parquet file of the mixture; fewer where they have large pictures."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture that was read: L = (1 - alpha) mean l(adaptation) + alpha sum w_j l(backbone_j).
-
-    Args:
-        adaptation: training examples of the adaptation set.
-        backbone: selected corpus examples.
-        weights: (n_backbone,) float64, sums to 1.
-        alpha: mixing weight, in [0, 1).
-    """
-
-    adaptation: list[Example]
-    backbone: list[Example]
-    weights: NDArray[np.float64]
-    alpha: float
 
 
 def write_mixture(
@@ -136,7 +110,7 @@ def _selected_rows(
     selected = read_selection(store, selection)
     for start in range(0, selected.num_rows, at_once or selected.num_rows):
         chosen = selected.slice(start, at_once)
-        examples = read_rows(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
+        examples = read_examples(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
         table = examples_to_table(examples)
         table = table.append_column("role", pa.array([BACKBONE] * len(examples)))
         table = table.append_column("weight", pa.array(chosen["weight"].to_numpy() * alpha))
@@ -220,47 +194,6 @@ def _published(table: pa.Table) -> pa.Table:
     )
     table = table.set_column(place, pa.field("image", _PICTURE), column)
     return table.replace_schema_metadata({"huggingface": json.dumps(_FEATURES)})
-
-
-def _read_file(path: Path) -> Iterator[pa.Table]:
-    """Yield a file's rows, a row group at a time."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            if "image" in table.column_names:
-                place = table.column_names.index("image")
-                table = table.set_column(place, "image", pc.struct_field(table["image"], "bytes"))
-            yield table
-
-
-def read_mixture(store: ArtifactStore, ref: ArtifactRef) -> Mixture:
-    """Return a mixture with its weights brought back to those of the objective's two sums."""
-    files = sorted((store.folder(ref) / "data").glob("*.parquet"))
-    examples: list[Example] = []
-    described = []
-    for table in (table for file in files for table in _read_file(file)):
-        examples += table_to_examples(table)
-        described.append(table.select(["role", "weight"]))
-    table = pa.concat_tables(described)
-    role = table["role"].to_numpy(zero_copy_only=False)
-    weights = table["weight"].to_numpy()[role == BACKBONE]
-    alpha = float(store.manifest(ref).facts["alpha"])
-    return Mixture(
-        adaptation=[e for e, r in zip(examples, role, strict=True) if r == ADAPTATION],
-        backbone=[e for e, r in zip(examples, role, strict=True) if r == BACKBONE],
-        weights=weights / weights.sum() if len(weights) else weights,
-        alpha=alpha if len(weights) else 0.0,
-    )
-
-
-def described_rows(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
-    """Return what a mixture's rows are, without their contents.
-
-    Columns: ``example_id``, ``source``, ``role`` and ``weight``.
-    """
-    columns = ["example_id", "source", "role", "weight"]
-    files = sorted((store.folder(ref) / "data").glob("*.parquet"))
-    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
 
 
 def _card(table: pa.Table, facts: dict[str, float], pictures: bool) -> str:

@@ -10,20 +10,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.adaptation import read_role, role_digest
-from albat_core.embedding import load_queries
 from albat_core.errors import InputError
-from albat_core.index import CorpusIndex, VectorIndex, load_index
-from albat_core.records import (
-    TEST,
-    VALIDATION,
-    Example,
-    example_text,
-    read_table,
-    write_table,
+from albat_core.records.candidates import (
+    NEIGHBOUR_SCHEMA,
+    STAGE,
+    Candidates,
+    read_candidates,
+    read_neighbours,
+    write_candidates,
 )
-from albat_core.retrieval import CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS, STAGE
-from albat_core.scorers.base import Candidates
+from albat_core.records.examples import Example, example_text
+from albat_core.records.indexes import CorpusIndex, load_index
+from albat_core.records.splits import TEST, VALIDATION, read_role, role_digest
+from albat_core.records.vectors import load_queries
+from albat_core.search import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
@@ -170,7 +170,7 @@ def decontaminate(
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
-        table = read_table(store.folder(candidates) / CANDIDATES)
+        table = read_candidates(store, candidates)
         heldout = [e for role in _HELD_OUT for e in read_role(store, adaptation, role)]
         repeated = _repeats_words(Candidates(store, table), heldout, config)
         similar = np.zeros(table.num_rows, dtype=np.bool_)
@@ -189,9 +189,9 @@ def decontaminate(
                 remedy="take the held-out documents out of the corpus, or raise "
                 "decontamination.ngram and decontamination.similarity",
             )
-        pairs = read_table(store.folder(candidates) / NEIGHBOURS)
-        write_table(table.filter(pa.array(~excluded)), folder / CANDIDATES)
-        write_table(_renumbered(pairs, ~excluded), folder / NEIGHBOURS)
+        pairs = read_neighbours(store, candidates)
+        left = table.filter(pa.array(~excluded))
+        write_candidates(folder, left, _renumbered(pairs, ~excluded))
         return Built(
             rows=int((~excluded).sum()),
             facts={

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.chain import ADAPTATION_ONLY, ALBAT
 from albat_core.efficacy import LABELS, ArmResult
-from albat_core.evaluation import document_losses
+from albat_core.records.losses import document_losses
 from albat_core.report.content import Interval
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built

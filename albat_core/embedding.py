@@ -7,24 +7,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from albat_core.adaptation import read_role, role_digest
 from albat_core.backbones import backbone_identity, encoder_identity, open_embedder
 from albat_core.backbones.base import BackboneConfig, Embedder, Encoded, length_batches
-from albat_core.encoding import Encodings
 from albat_core.errors import BackboneError
 from albat_core.progress import track
-from albat_core.records import TRAIN, read_table, write_table
-from albat_core.shards import Part, iterate_part
+from albat_core.records.encodings import Encodings
+from albat_core.records.shards import Part, iterate_part
+from albat_core.records.splits import TRAIN, read_role, role_digest
+from albat_core.records.tables import read_table, write_table
+from albat_core.records.vectors import (
+    QUERY_IDS,
+    QUERY_STAGE,
+    STAGE,
+    VECTORS,
+    EmbeddedPart,
+    load_vectors,
+)
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig, stage_key
 
-STAGE = "embeddings"
-QUERY_STAGE = "queries"
 STAGE_VERSION = 1
-VECTORS = "embeddings.npy"
-QUERY_IDS = "queries.parquet"
 
 
 class EmbeddingConfig(StageConfig):
@@ -36,23 +40,6 @@ class EmbeddingConfig(StageConfig):
     encoder: str | None = Field(None, min_length=1)
     """Folder or hub id of a transformers image encoder (CLIP, SigLIP, DINO) that represents
     pictures in place of the backbone."""
-
-
-class EmbeddedPart(BaseModel):
-    """A part of the corpus and the embeddings of its rows, in the same order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    part: Part
-    embeddings: ArtifactRef
-
-    @property
-    def reused(self) -> bool:
-        """Whether the embeddings were found finished."""
-        return self.embeddings.reused
-
-    def __str__(self) -> str:
-        return str(self.embeddings)
 
 
 def embed_examples(
@@ -199,18 +186,3 @@ def _known_rows(store: ArtifactStore, family: str) -> dict[str, NDArray[np.float
         return {}
     digests = read_table(store.folder(latest) / QUERY_IDS)["digest"].to_pylist()
     return dict(zip(digests, load_vectors(store, latest), strict=True))
-
-
-def load_queries(store: ArtifactStore, ref: ArtifactRef) -> tuple[list[str], NDArray[np.float32]]:
-    """Return ids and embeddings (n, d) float32 of the adaptation examples."""
-    folder = store.folder(ref)
-    ids = read_table(folder / QUERY_IDS)["example_id"].to_pylist()
-    return ids, np.load(folder / VECTORS, allow_pickle=False)
-
-
-def load_vectors(store: ArtifactStore, ref: ArtifactRef) -> NDArray[np.float32]:
-    """Return a part's embeddings (n, d) float32, mapped from the file rather than read."""
-    vectors: NDArray[np.float32] = np.load(
-        store.folder(ref) / VECTORS, mmap_mode="r", allow_pickle=False
-    )
-    return vectors

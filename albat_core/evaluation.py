@@ -8,19 +8,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.adaptation import read_role, role_digest
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
 from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted
-from albat_core.encoding import Encodings
 from albat_core.losses import example_losses, refuse_not_finite
-from albat_core.records import LOSS_SCHEMA, TEST, read_table, write_table
+from albat_core.records.encodings import Encodings
+from albat_core.records.losses import LOSS_SCHEMA, LOSSES, STAGE
+from albat_core.records.splits import TEST, read_role, role_digest
+from albat_core.records.tables import write_table
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "evaluation"
 STAGE_VERSION = 1
-LOSSES = "losses.parquet"
 _DRAWN_AT_ONCE = 100  # bootstrap samples in memory
 
 Floats = NDArray[np.float64]
@@ -86,30 +85,6 @@ def evaluate(
             "backbone": backbone_identity(backbone_config, runtime),
         },
         build,
-    )
-
-
-def losses_by_document(store: ArtifactStore, evaluation: ArtifactRef) -> pa.Table:
-    """Return ``document``, ``loss_sum`` (nats) and ``units_sum`` of each, sorted by name."""
-    return summed_by_document(read_table(store.folder(evaluation) / LOSSES))
-
-
-def summed_by_document(losses: pa.Table) -> pa.Table:
-    """Return ``document``, ``loss_sum`` (nats) and ``units_sum`` of each, sorted by name.
-
-    Args:
-        losses: with the columns of ``LOSS_SCHEMA``, an example a row.
-    """
-    grouped = losses.group_by("document").aggregate([("loss", "sum"), ("units", "sum")])
-    return grouped.sort_by("document")
-
-
-def document_losses(store: ArtifactStore, evaluation: ArtifactRef) -> tuple[Floats, Floats]:
-    """Return total loss in nats and units of each held-out document, (n_documents,), by name."""
-    grouped = losses_by_document(store, evaluation)
-    return (
-        grouped["loss_sum"].to_numpy().astype(np.float64),
-        grouped["units_sum"].to_numpy().astype(np.float64),
     )
 
 

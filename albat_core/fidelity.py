@@ -15,32 +15,23 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from albat_core.adaptation import read_role, role_digest
 from albat_core.backbones import encoder_identity, open_encoder
 from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import InputError
 from albat_core.evaluation import bootstrap_interval
 from albat_core.progress import track
-from albat_core.records import TRAIN, Example, read_table, write_table
-from albat_core.samples import SampleConfig, read_samples
+from albat_core.records.examples import Example
+from albat_core.records.fidelity import FIDELITY, FIDELITY_SCHEMA, MEASURES, STAGE
+from albat_core.records.samples import read_samples
+from albat_core.records.splits import TRAIN, read_role, role_digest
+from albat_core.records.tables import write_table
+from albat_core.samples import SampleConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
-STAGE = "fidelity"
 STAGE_VERSION = 1
-FIDELITY = "fidelity.parquet"
-MEASURES = ("dino", "clip_i", "clip_t")
 _BATCH = 32  # pictures given to an encoder at once
 
-FIDELITY_SCHEMA = pa.schema(
-    [
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("pictures", pa.int64(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in MEASURES),
-    ]
-)
-"""Mean cosines by prompt; null where the encoder of a measure is not configured, or a prompt is
-longer than it takes."""
 
 Floats = NDArray[np.float64]
 
@@ -168,8 +159,3 @@ def _interval(values: Floats, seed: int) -> dict[str, float]:
     """Return the mean over prompts with its 95% bootstrap interval."""
     value, low, high = bootstrap_interval([values], np.ones(len(values)), seed)
     return {"value": value, "low": low, "high": high}
-
-
-def prompt_fidelity(store: ArtifactStore, fidelity: ArtifactRef) -> pa.Table:
-    """Return means by prompt as a table of ``FIDELITY_SCHEMA``."""
-    return read_table(store.folder(fidelity) / FIDELITY)

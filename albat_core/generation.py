@@ -10,9 +10,10 @@ from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig, SamplingConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
-from albat_core.records import Example, examples_to_table, write_table
+from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.shards import STAGE
+from albat_core.records.tables import write_table
 from albat_core.seeding import derive_seed
-from albat_core.shards import STAGE
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 

@@ -18,7 +18,7 @@ from albat_core.backbones.base import (
 )
 from albat_core.errors import BackboneError
 from albat_core.progress import track
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
 
 Gradients = NDArray[np.float32]

@@ -9,7 +9,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.adaptation import read_role, role_digest
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import (
     AdapterConfig,
@@ -17,12 +16,15 @@ from albat_core.backbones.base import (
     FixedNoise,
     adapted,
 )
-from albat_core.encoding import Encodings
 from albat_core.gradients import AdapterGradients
-from albat_core.mixture import effective_sample_size, read_selection
-from albat_core.records import TRAIN, VALIDATION, Example, read_table, write_table
+from albat_core.mixture import effective_sample_size
+from albat_core.records.encodings import Encodings
+from albat_core.records.examples import Example
+from albat_core.records.selections import read_selection
+from albat_core.records.shards import read_examples
+from albat_core.records.splits import TRAIN, VALIDATION, read_role, role_digest
+from albat_core.records.tables import read_table, write_table
 from albat_core.seeding import derive_seed, numpy_generator
-from albat_core.shards import read_rows
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 from albat_core.theory import Estimate, Floats, FoldGradients, estimate_terms
@@ -227,7 +229,7 @@ def _drawn_rows(
     """Return selected rows drawn by their weights, with replacement."""
     drawn = draw_alike(table["example_id"].to_pylist(), weights, count, seed)
     chosen = table.take(pa.array(np.sort(drawn)))
-    return read_rows(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
+    return read_examples(store, chosen["shard"].to_pylist(), chosen["row"].to_pylist())
 
 
 def draw_alike(names: Sequence[str], weights: Floats, count: int, seed: int) -> NDArray[np.int64]:

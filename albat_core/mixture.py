@@ -9,22 +9,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.errors import ConfigError
-from albat_core.records import (
-    CANDIDATE_SCHEMA,
-    SCORE_SCHEMA,
-    SELECTION_SCHEMA,
-    read_table,
-    write_table,
-)
-from albat_core.retrieval import CANDIDATES, NEIGHBOURS
-from albat_core.scoring import SCORES
+from albat_core.records.candidates import CANDIDATE_SCHEMA, read_candidates, read_neighbours
+from albat_core.records.scores import SCORE_SCHEMA, read_scores
+from albat_core.records.selections import SELECTION, SELECTION_SCHEMA, STAGE
+from albat_core.records.tables import write_table
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "selection"
 STAGE_VERSION = 1
-SELECTION = "selection.parquet"
 
 Floats = NDArray[np.float64]
 
@@ -176,10 +169,10 @@ def select(
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
-        table = read_table(store.folder(scores) / SCORES)
+        table = read_scores(store, scores)
         values = table["score"].to_numpy().astype(np.float64)
         if config.select == "turns":
-            pairs = read_table(store.folder(candidates) / NEIGHBOURS)
+            pairs = read_neighbours(store, candidates)
             if not pairs.num_rows:
                 raise ConfigError(
                     "expected neighbours of adaptation examples, which take turns, got none",
@@ -210,7 +203,7 @@ def select_all(candidates: ArtifactRef, runtime: Runtime) -> ArtifactRef:
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
-        table = read_table(store.folder(candidates) / CANDIDATES)
+        table = read_candidates(store, candidates)
         for field in list(SCORE_SCHEMA)[len(CANDIDATE_SCHEMA) :]:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return _write(table, np.full(table.num_rows, 1 / table.num_rows), {}, folder)
@@ -224,8 +217,3 @@ def _write(chosen: pa.Table, weights: Floats, facts: dict[str, float], folder: P
     finite = {name: value for name, value in facts.items() if np.isfinite(value)}
     ess = effective_sample_size(weights)
     return Built(rows=chosen.num_rows, facts=finite | {"effective_sample_size": ess})
-
-
-def read_selection(store: ArtifactStore, selection: ArtifactRef) -> pa.Table:
-    """Return the selected rows as a table of ``SELECTION_SCHEMA``."""
-    return read_table(store.folder(selection) / SELECTION)

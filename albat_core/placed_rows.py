@@ -8,7 +8,7 @@ from albat_core.input_files import InputFile
 from albat_core.picture_folders import read_picture_row
 from albat_core.picture_paths import Picture, load_picture, picture_of
 from albat_core.readers import stream_rows
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.sources import SourceConfig, as_example
 
 

@@ -22,13 +22,15 @@ from pydantic import Field
 
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
 from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise
-from albat_core.encoding import Encodings
 from albat_core.errors import InputError
-from albat_core.evaluation import bootstrap_samples, summed_by_document
+from albat_core.evaluation import bootstrap_samples
 from albat_core.losses import example_losses, refuse_not_finite
-from albat_core.records import LOSS_SCHEMA, Example, write_table
+from albat_core.records.encodings import Encodings
+from albat_core.records.examples import Example
+from albat_core.records.losses import LOSS_SCHEMA, summed_by_document
+from albat_core.records.shards import Part, parts_of, read_examples
+from albat_core.records.tables import write_table
 from albat_core.seeding import numpy_generator
-from albat_core.shards import Part, parts_of, read_rows
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
@@ -141,14 +143,14 @@ def _draw(store: ArtifactStore, parts: Sequence[Part], count: int, seed: int) ->
     generator = numpy_generator(seed, "proxy rows")
     drawn = np.sort(generator.choice(ends[-1], min(count, ends[-1]), replace=False, shuffle=False))
     place = np.searchsorted(ends, drawn, side="right") - 1
-    return read_rows(store, [parts[p].address for p in place], (drawn - ends[place]).tolist())
+    return read_examples(store, [parts[p].address for p in place], (drawn - ends[place]).tolist())
 
 
 def _all(store: ArtifactStore, parts: Sequence[Part]) -> list[Example]:
     return [
         example
         for part in parts
-        for example in read_rows(store, [part.address] * part.rows, range(part.rows))
+        for example in read_examples(store, [part.address] * part.rows, range(part.rows))
     ]
 
 

@@ -14,13 +14,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from albat_core.dataset import described_rows
 from albat_core.errors import ArtifactError, ConfigError
-from albat_core.records import ADAPTATION, BACKBONE
-from albat_core.report.content import Interval, RowChanges
+from albat_core.report.content import Interval
 from albat_core.report.gathering import MAIN
 from albat_core.report.writing import read_results
 from albat_core.store import storage
@@ -216,31 +213,6 @@ def register_adapter(
             config=config.model_dump(mode="json", exclude={"runtime", "output", "reselection"}),
         )
     )
-
-
-def changed_rows(
-    store: ArtifactStore, before: ArtifactRef, after: ArtifactRef
-) -> dict[str, RowChanges]:
-    """Compare two mixtures by example; return the changes of each role.
-
-    Args:
-        store: where both are.
-        before: a mixture.
-        after: another one.
-    """
-    tables = [described_rows(store, ref) for ref in (before, after)]
-    found = {}
-    for role in (ADAPTATION, BACKBONE):
-        old, new = (
-            set(table.filter(pc.equal(table["role"], role))["example_id"].to_pylist())
-            for table in tables
-        )
-        found[role] = RowChanges(
-            entered=tuple(sorted(new - old)),
-            left=tuple(sorted(old - new)),
-            stayed=len(old & new),
-        )
-    return found
 
 
 def changed_settings(

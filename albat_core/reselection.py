@@ -15,17 +15,20 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.config import ReselectionConfig, RunConfig
-from albat_core.dataset import described_rows
 from albat_core.input_files import find_files
-from albat_core.mixture import STAGE as SELECTION
-from albat_core.records import ADAPTATION, BACKBONE
-from albat_core.registry import changed_rows
+from albat_core.records.mixtures import (
+    ADAPTATION,
+    BACKBONE,
+    changed_rows,
+    moved_weight,
+)
+from albat_core.records.selections import STAGE as SELECTION
+from albat_core.records.selections import Selected
 from albat_core.report.content import Changes, SelectedExample
 from albat_core.report.gathering import made_now
 from albat_core.report.page import render_changes
 from albat_core.report.showing import CHANGES, heaviest
 from albat_core.report.wording import changes_table, decision
-from albat_core.selecting import Selected
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, canonical_json
@@ -172,22 +175,6 @@ def export_changes(changes: ArtifactRef, output: str, runtime: Runtime) -> dict[
     page = ArtifactStore(runtime.root).folder(changes) / PAGE
     storage.write_bytes(place, page.read_bytes())
     return {"changes": place}
-
-
-def moved_weight(store: ArtifactStore, before: ArtifactRef, after: ArtifactRef) -> float:
-    """Return the total variation distance of two mixtures' weights, in [0, 1].
-
-    It is the share of the objective's weight that lies on other rows than before:
-    sum_i |w_i - v_i| / 2.
-    """
-    weights: list[dict[str, float]] = []
-    for ref in (before, after):
-        table = described_rows(store, ref)
-        weights.append(
-            dict(zip(table["example_id"].to_pylist(), table["weight"].to_pylist(), strict=True))
-        )
-    old, new = weights
-    return sum(abs(old.get(n, 0.0) - new.get(n, 0.0)) for n in old.keys() | new.keys()) / 2
 
 
 def told(changes: Changes) -> str:

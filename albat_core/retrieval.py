@@ -3,33 +3,29 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.embedding import load_queries
 from albat_core.errors import DimensionMismatchError, InputError
-from albat_core.index import CorpusIndex, load_index
-from albat_core.records import CANDIDATE_SCHEMA, read_table, write_table
+from albat_core.records.candidates import (
+    NEIGHBOUR_SCHEMA,
+    STAGE,
+    candidate_table,
+    write_candidates,
+)
+from albat_core.records.indexes import CorpusIndex, load_index
+from albat_core.records.shards import part_path, parts_of
+from albat_core.records.tables import read_table
+from albat_core.records.vectors import load_queries
 from albat_core.seeding import numpy_generator
-from albat_core.shards import part_path, parts_of
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "candidates"
 STAGE_VERSION = 1
-CANDIDATES, NEIGHBOURS = "candidates.parquet", "neighbours.parquet"
-
-NEIGHBOUR_SCHEMA = pa.schema(
-    [
-        pa.field("query", pa.string(), nullable=False),
-        pa.field("candidate", pa.int64(), nullable=False),  # row of the candidates
-        pa.field("similarity", pa.float32(), nullable=False),
-    ]
-)
 
 
 class RetrievalConfig(StageConfig):
@@ -116,10 +112,9 @@ def retrieve_candidates(
         table = _candidates(
             store, corpus, taken, turns, [ids[q] for _, q in best], [s for s, _ in best]
         )
-        write_table(table, folder / CANDIDATES)
         columns = zip(*((ids[q], c, s) for q, c, s in pairs), strict=True)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, NEIGHBOUR_SCHEMA, strict=True)]
-        write_table(pa.Table.from_arrays(arrays, schema=NEIGHBOUR_SCHEMA), folder / NEIGHBOURS)
+        write_candidates(folder, table, pa.Table.from_arrays(arrays, schema=NEIGHBOUR_SCHEMA))
         return Built(
             rows=len(taken), facts={"queries": len(ids), "neighbours": k, "turns": max(turns) + 1}
         )
@@ -139,8 +134,7 @@ def _write_unsought(
     """Write candidates that were found for no adaptation example."""
     nothing = [None] * len(rows)
     table = _candidates(store, corpus, rows, [0] * len(rows), nothing, nothing)
-    write_table(table, folder / CANDIDATES)
-    write_table(NEIGHBOUR_SCHEMA.empty_table(), folder / NEIGHBOURS)
+    write_candidates(folder, table, NEIGHBOUR_SCHEMA.empty_table())
     return Built(rows=len(rows))
 
 
@@ -185,10 +179,9 @@ def take_candidates(shards: ArtifactRef, runtime: Runtime) -> ArtifactRef:
                 names["example_id"].to_pylist(), names["source"].to_pylist(),
                 [part.address] * count, range(count), [0] * count, nothing, nothing,
             ]  # fmt: skip
-            blocks.append(_candidate_table(columns))
+            blocks.append(candidate_table(columns))
         table = pa.concat_tables(blocks)
-        write_table(table, folder / CANDIDATES)
-        write_table(NEIGHBOUR_SCHEMA.empty_table(), folder / NEIGHBOURS)
+        write_candidates(folder, table, NEIGHBOUR_SCHEMA.empty_table())
         return Built(rows=table.num_rows)
 
     return store.produce(STAGE, STAGE_VERSION, {"all": True}, {"shards": shards.key}, build)
@@ -213,10 +206,4 @@ def _candidates(
         found = names.take(pa.array([places[number] for number in numbers]))
         for number, row in zip(numbers, found.to_pylist(), strict=True):
             ids[number], sources[number] = row["example_id"], row["source"]
-    return _candidate_table([ids, sources, shards, places, turns, nearest, similarities])
-
-
-def _candidate_table(columns: Sequence[Sequence[Any]]) -> pa.Table:
-    """Return columns of ``CANDIDATE_SCHEMA``, in its order, as a table."""
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, CANDIDATE_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA)
+    return candidate_table([ids, sources, shards, places, turns, nearest, similarities])

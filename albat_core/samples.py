@@ -10,21 +10,17 @@ from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig, SamplingConfig, adapted
 from albat_core.dreambooth import Kind, evaluation_prompts
 from albat_core.progress import track
-from albat_core.records import (
-    EXAMPLE_SCHEMA,
+from albat_core.records.examples import (
     Example,
     examples_to_table,
-    read_table,
-    table_to_examples,
-    write_table,
 )
+from albat_core.records.samples import SAMPLES, STAGE
+from albat_core.records.tables import write_table
 from albat_core.seeding import derive_seed
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "samples"
 STAGE_VERSION = 2
-SAMPLES = "samples.parquet"
 _BLOCK = 16  # prompts given to the backbone at once; their places seed what is drawn
 
 
@@ -132,14 +128,3 @@ def draw_samples(
         },
         build,
     )
-
-
-def read_samples(store: ArtifactStore, samples: ArtifactRef) -> list[tuple[str, list[Example]]]:
-    """Return each prompt with what was made of it, in order."""
-    facts = store.manifest(samples).facts
-    table = read_table(store.folder(samples) / SAMPLES, EXAMPLE_SCHEMA.names)
-    examples = table_to_examples(table)
-    each = facts["per_prompt"]
-    return [
-        (prompt, examples[n * each : (n + 1) * each]) for n, prompt in enumerate(facts["prompts"])
-    ]

@@ -8,37 +8,30 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from albat_core.adaptation import read_role, role_digest
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise, adapted
-from albat_core.encoding import Encodings
 from albat_core.errors import BackboneError
 from albat_core.finetuning.checkpoint import read_checkpoints
 from albat_core.gradients import AdapterGradients
-from albat_core.records import (
-    SCORE_SCHEMA,
-    TRAIN,
-    VALIDATION,
-    Example,
-    read_table,
-    write_table,
-)
-from albat_core.retrieval import CANDIDATES
+from albat_core.records.candidates import Candidates, read_candidates
+from albat_core.records.encodings import Encodings
+from albat_core.records.examples import Example
+from albat_core.records.scores import SCORE_SCHEMA, SCORES, STAGE, read_scores
+from albat_core.records.shards import read_examples
+from albat_core.records.splits import TRAIN, VALIDATION, read_role, role_digest
+from albat_core.records.tables import write_table
 from albat_core.scorers.advantage import Advantage, choose_noise_levels
-from albat_core.scorers.base import Candidates, Scorer, Scores
+from albat_core.scorers.base import Scorer, Scores
 from albat_core.scorers.gradient import Gradient
 from albat_core.scorers.known import score_what_is_new
 from albat_core.scorers.matching import Matching
 from albat_core.scorers.nearest import Nearest, Random
 from albat_core.scorers.ngram import Ngram
 from albat_core.seeding import numpy_generator
-from albat_core.shards import read_rows
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "scores"
 STAGE_VERSION = 2
-SCORES = "scores.parquet"
 _SAMPLE = 128  # candidates on which the number of noise levels is chosen
 
 
@@ -110,7 +103,7 @@ def score_candidates(
     known_before = earlier if alike and config.scorer == "advantage" else None
 
     def build(folder: Path) -> Built:
-        table = read_table(store.folder(candidates) / CANDIDATES)
+        table = read_candidates(store, candidates)
         pool = Candidates(store, table)
         facts: dict[str, Any] = {}
         scorer: Scorer
@@ -129,7 +122,7 @@ def score_candidates(
                     if known_before is None:
                         columns = scorer.score(pool)
                     else:
-                        before = read_table(store.folder(known_before) / SCORES)
+                        before = read_scores(store, known_before)
                         columns, facts["earlier"] = score_what_is_new(
                             scorer, pool, before, config.rank_agreement
                         )
@@ -232,7 +225,7 @@ def _noise(
         return FixedNoise(config.noise_levels), {"noise_levels": config.noise_levels}
     drawn = numpy_generator(0, "sample for noise levels").permutation(candidates.num_rows)
     sample = candidates.take(pa.array(np.sort(drawn[:_SAMPLE])))
-    examples = read_rows(store, sample["shard"].to_pylist(), sample["row"].to_pylist())
+    examples = read_examples(store, sample["shard"].to_pylist(), sample["row"].to_pylist())
     levels, tried = choose_noise_levels(
         backbone, examples, config.batch_tokens, config.rank_agreement
     )

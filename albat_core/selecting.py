@@ -5,17 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from albat_core.adaptation import split_adaptation
 from albat_core.backbones import precomputes
 from albat_core.config import RunConfig
 from albat_core.corpus import list_parts, make_shards
 from albat_core.dataset import write_mixture
 from albat_core.decontamination import decontaminate
-from albat_core.embedding import EmbeddedPart, embed_part, embed_queries
+from albat_core.embedding import embed_part, embed_queries
 from albat_core.encoding import encode_part
-from albat_core.finetuning.adapter import finetune, steps_in_all
+from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.trainer import FinetuneConfig, continued
 from albat_core.generation import generate_rows
 from albat_core.index import build_index
@@ -23,12 +21,15 @@ from albat_core.input_files import find_files
 from albat_core.mixing import estimate_mixing
 from albat_core.mixture import select
 from albat_core.progress import announce
-from albat_core.records import TEST, TRAIN, VALIDATION
-from albat_core.report.run import StageRun
+from albat_core.records.adapters import steps_in_all
+from albat_core.records.runs import StageRun
+from albat_core.records.selections import Selected
+from albat_core.records.shards import STAGE as SHARDS
+from albat_core.records.shards import Part, parts_of, row_notes
+from albat_core.records.splits import TEST, TRAIN, VALIDATION
+from albat_core.records.vectors import EmbeddedPart
 from albat_core.retrieval import retrieve_candidates
 from albat_core.scoring import WITHOUT_SURROGATE, score_candidates
-from albat_core.shards import STAGE as SHARDS
-from albat_core.shards import Part, parts_of, row_notes
 from albat_core.sources import SourceConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
@@ -43,25 +44,6 @@ Execute = Callable[[Callable[..., Any], Each, tuple[Any, ...]], list[Any]]
 def call_each(function: Callable[..., Any], each: Each, shared: tuple[Any, ...]) -> list[Any]:
     """Call a stage on every item, one after the other, with what is shared behind it."""
     return [function(*item, *shared) for item in each]
-
-
-class Selected(BaseModel):
-    """What a selection leaves for the next one of the same run to start from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    adaptation: ArtifactRef
-    """The adaptation set, split by document."""
-    surrogate: ArtifactRef | None
-    """None where the scorer needs none."""
-    scores: ArtifactRef | None = None
-    """Of the candidates; None for a selection that did not keep them."""
-    mixture: ArtifactRef
-    mixing: ArtifactRef | None = None
-    """None where alpha was configured."""
-    folds: tuple[tuple[ArtifactRef, ArtifactRef], ...] = ()
-    """What alpha was computed at: splits of the adaptation set, or of what it was once, each with a
-    surrogate."""
 
 
 class Selecting:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from albat_core.errors import InputError
 from albat_core.formats import WITH_PICTURES, Format, Row
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.store.stage import StageConfig
 
 Column = Annotated[str, Field(min_length=1)]

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.chain import ALBAT, Chain
 from albat_core.config import RunConfig
-from albat_core.report.run import StageRun
-from albat_core.selecting import Selected
+from albat_core.records.runs import StageRun
+from albat_core.records.selections import Selected
 from albat_core.store.artifacts import ArtifactRef
 from flows.artifacts import publish_results, publish_run, publish_selection
 from flows.lifting import as_flow

@@ -11,14 +11,14 @@ from albat_core.backbones import (
     check_prompts,
     encoder_identity,
     open_splitter,
-    resolve_device,
 )
 from albat_core.config import RunConfig
 from albat_core.corpus import check_source, is_used, read_rows
+from albat_core.devices import resolve_device
 from albat_core.errors import AlbatError, ConfigError
 from albat_core.formats import HEAD
 from albat_core.input_files import find_problems
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.sources import SourceConfig
 from albat_core.store import storage
 from albat_core.store.stage import Runtime

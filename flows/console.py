@@ -24,8 +24,9 @@ from rich.text import Text
 from albat_core.efficacy import ARMS
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance, Silent
+from albat_core.records.mixtures import RowChanges
 from albat_core.registry import Entry
-from albat_core.report.content import Interval, ReportContent, RowChanges
+from albat_core.report.content import Interval, ReportContent
 from albat_core.report.wording import arm_decimals, fixed, signed
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.verdict import verdict

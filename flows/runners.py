@@ -219,7 +219,7 @@ def _share_of_cores(processes: int) -> int:
 
 def _prepare_process(cores: int) -> None:
     """Give a process its share of the cores, and let it print what it has finished."""
-    from albat_core.backbones import use_cores
+    from albat_core.devices import use_cores
     from albat_core.progress import report_to
     from flows.console import LineReporter
 

@@ -28,7 +28,7 @@ from albat_core import (
     samples,
     scoring,
 )
-from albat_core.backbones import resolve_device
+from albat_core.devices import resolve_device
 from albat_core.finetuning import adapter
 from albat_core.report import writing
 from albat_core.store.stage import Runtime

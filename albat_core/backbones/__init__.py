@@ -18,8 +18,8 @@ from albat_core.backbones.base import (
 )
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint, model_folder
 from albat_core.backbones.vision import VisionEncoder
-from albat_core.errors import BackboneError
-from albat_core.records import Example
+from albat_core.devices import resolve_device
+from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime, canonical_json
 
 _FAMILIES = {
@@ -27,22 +27,6 @@ _FAMILIES = {
     "diffusion": "albat_core.backbones.diffusion",
 }
 _IN_USE = threading.RLock()  # a model computes for one stage at a time
-
-
-def resolve_device(runtime: Runtime) -> torch.device:
-    """Return the device to compute on.
-
-    Raises:
-        BackboneError: ``cuda`` is asked for and there is none.
-    """
-    there = torch.cuda.is_available()
-    if runtime.device == "cuda" and not there:
-        raise BackboneError(
-            "expected a CUDA device, found none",
-            where="runtime.device",
-            remedy="set device to auto or cpu, or install a CUDA build of torch",
-        )
-    return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
 
 
 def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
@@ -55,11 +39,6 @@ def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
         # torch has no public question for this yet
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
-
-
-def use_cores(count: int) -> None:
-    """Let models of this process compute on so many cores of a CPU."""
-    torch.set_num_threads(count)
 
 
 def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:

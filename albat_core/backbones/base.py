@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.pictures import PictureConfig
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.store.stage import StageConfig
 
 

@@ -11,7 +11,7 @@ from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.folder import unreadable
 from albat_core.errors import InputError
 from albat_core.pictures import prepare_picture
-from albat_core.records import Example
+from albat_core.records.examples import Example
 
 _LONGEST = 512  # tokens: T5 has no limit of its own, pipelines give it so many
 

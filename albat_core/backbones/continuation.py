@@ -8,7 +8,7 @@ import torch
 
 from albat_core.backbones.base import SamplingConfig
 from albat_core.backbones.text import TextEncoder
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
 
 _WRITTEN_AT_ONCE = 32

@@ -28,7 +28,7 @@ from albat_core.backbones.pipeline_loading import load_hollow, load_pipeline
 from albat_core.backbones.pipelines import Condition, find_family, refuse_indivisible
 from albat_core.errors import InputError
 from albat_core.pictures import picture_pixels, png_file
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
 
 PRECOMPUTES = True

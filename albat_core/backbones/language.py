@@ -26,7 +26,7 @@ from albat_core.backbones.folder import backbone_folder, unreadable
 from albat_core.backbones.likelihood import token_divergence, token_losses
 from albat_core.backbones.text import TextEncoder
 from albat_core.errors import BackboneError, InputError
-from albat_core.records import Example
+from albat_core.records.examples import Example
 
 PRECOMPUTES = False  # tokens are computed as fast as they are read
 LOSS_UNIT = "nats per token"

@@ -14,7 +14,7 @@ from albat_core.backbones.folder import (
     unreadable,
 )
 from albat_core.errors import BackboneError, InputError
-from albat_core.records import Example
+from albat_core.records.examples import Example
 
 _SHORTEST_ANSWER = 4  # tokens of answer that must fit behind a prompt
 

@@ -14,7 +14,7 @@ from albat_core.backbones.base import Encoded
 from albat_core.backbones.folder import model_folder, unreadable
 from albat_core.errors import BackboneError, InputError
 from albat_core.pictures import picture_pixels
-from albat_core.records import Example
+from albat_core.records.examples import Example
 
 _PREPROCESSING = "preprocessor_config.json"
 _BILINEAR = 2  # Pillow's number for it; for the others bicubic stands in

@@ -4,11 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from albat_core.adaptation import read_role, role_digest
 from albat_core.backbones import adapter_card, backbone_identity, open_backbone
 from albat_core.backbones.base import BackboneConfig
-from albat_core.dataset import read_mixture
-from albat_core.encoding import Encodings
 from albat_core.finetuning.checkpoint import CheckpointFile, write_checkpoint
 from albat_core.finetuning.trainer import (
     FinetuneConfig,
@@ -17,13 +14,15 @@ from albat_core.finetuning.trainer import (
     penalty_weight,
     spread_waypoints,
 )
-from albat_core.records import VALIDATION
+from albat_core.records.adapters import STAGE, steps_in_all
+from albat_core.records.encodings import Encodings
+from albat_core.records.mixtures import read_mixture
+from albat_core.records.splits import VALIDATION, read_role, role_digest
 from albat_core.seeding import derive_seed
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, stage_key
 
-STAGE = "adapter"
 STAGE_VERSION = 1
 
 
@@ -116,9 +115,3 @@ def finetune(
     ref = store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
     checkpoint.remove()
     return ref
-
-
-def steps_in_all(store: ArtifactStore, adapter: ArtifactRef) -> int:
-    """Return the steps to an adapter's best, those of the adapters that it went on from too."""
-    facts = store.manifest(adapter).facts
-    return int(facts.get("best_step_in_all", facts["best_step"]))

@@ -18,12 +18,12 @@ from albat_core.backbones.base import (
     forward_units,
     length_batches,
 )
-from albat_core.dataset import Mixture
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.finetuning.checkpoint import CheckpointFile, Tensors, TrainingState
 from albat_core.finetuning.sampler import MixtureSampler
 from albat_core.losses import example_losses
 from albat_core.progress import track
+from albat_core.records.mixtures import Mixture
 from albat_core.seeding import derive_seed
 from albat_core.store.stage import StageConfig
 

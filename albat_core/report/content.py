@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from albat_core.records.mixtures import RowChanges
+
 NATS = "nats per token"
 """The unit of loss in which perplexity has a meaning."""
 
@@ -164,27 +166,6 @@ class Selection(_Part):
     least_useful: tuple[SelectedExample, ...]
     noise: NoiseLevels | None = None
     """Where losses depend on noise."""
-
-
-class RowChanges(_Part):
-    """Which rows of one role entered and left from one mixture to another."""
-
-    entered: tuple[str, ...]
-    """Their ids, sorted."""
-    left: tuple[str, ...]
-    """Their ids, sorted."""
-    stayed: int
-    """How many are in both."""
-
-    @property
-    def before(self) -> int:
-        """How many there were."""
-        return self.stayed + len(self.left)
-
-    @property
-    def now(self) -> int:
-        """How many there are."""
-        return self.stayed + len(self.entered)
 
 
 class Changes(_Part):

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from albat_core.adaptation import ROLES
-from albat_core.evaluation import bootstrap_interval, document_losses
+from albat_core.evaluation import bootstrap_interval
+from albat_core.records.losses import document_losses
+from albat_core.records.runs import ArmRun, RunArtifacts
+from albat_core.records.shards import row_notes
+from albat_core.records.splits import ROLES
 from albat_core.report import wording
 from albat_core.report.content import (
     NATS,
@@ -23,9 +26,7 @@ from albat_core.report.content import (
     ReportContent,
     StageTime,
 )
-from albat_core.report.run import ArmRun, RunArtifacts
 from albat_core.report.showing import fidelity, read_changes, sample_grid, selection
-from albat_core.shards import row_notes
 from albat_core.store.artifacts import ArtifactStore, Manifest
 from albat_core.verdict import verdict
 

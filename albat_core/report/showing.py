@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from albat_core.adaptation import read_role
-from albat_core.fidelity import MEASURES
-from albat_core.mixture import read_selection
 from albat_core.pictures import thumbnail
-from albat_core.records import TRAIN, Example, read_table
+from albat_core.records.examples import Example
+from albat_core.records.fidelity import MEASURES
+from albat_core.records.runs import RunArtifacts
+from albat_core.records.samples import read_samples
+from albat_core.records.scores import read_scores
+from albat_core.records.selections import read_selection
+from albat_core.records.shards import read_examples
+from albat_core.records.splits import TRAIN, read_role
 from albat_core.report.content import (
     Changes,
     Fidelity,
@@ -25,10 +29,6 @@ from albat_core.report.content import (
     Selection,
     SourceCount,
 )
-from albat_core.report.run import RunArtifacts
-from albat_core.samples import read_samples
-from albat_core.scoring import SCORES
-from albat_core.shards import read_rows
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 
 CHANGES = "changes.json"
@@ -43,7 +43,7 @@ _EACH = 4  # samples of one prompt and arm that are in the page
 
 def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
     """Return what was selected, with the most and the least useful examples."""
-    scores = read_table(store.folder(run.scores) / SCORES)
+    scores = read_scores(store, run.scores)
     selected = read_selection(store, run.selection)
     corpus: Counter[str] = Counter()
     for ref in run.corpus:
@@ -143,7 +143,7 @@ def _shown(
 ) -> tuple[SelectedExample, ...]:
     """Return rows in full, each beside its nearest adaptation example."""
     rows = table.to_pylist()
-    examples = read_rows(store, [r["shard"] for r in rows], [r["row"] for r in rows])
+    examples = read_examples(store, [r["shard"] for r in rows], [r["row"] for r in rows])
     shown = []
     for row, example in zip(rows, examples, strict=True):
         near = nearest.get(row["nearest_example_id"])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import yaml
 
+from albat_core.records.runs import RunArtifacts
 from albat_core.report.content import ReportContent
 from albat_core.report.gathering import MAIN, gather
 from albat_core.report.page import render
-from albat_core.report.run import RunArtifacts
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.claims import claimed

@@ -6,8 +6,9 @@ import numpy as np
 
 from albat_core.backbones.base import Backbone, FixedNoise, forward_units
 from albat_core.losses import advantages
-from albat_core.records import Example
-from albat_core.scorers.base import LABEL, Candidates, Scores, rank_correlation
+from albat_core.records.candidates import Candidates
+from albat_core.records.examples import Example
+from albat_core.scorers.base import LABEL, Scores, rank_correlation
 
 _LEVELS = (4, 8, 16, 32, 64)
 

@@ -8,8 +8,9 @@ import torch
 from albat_core.backbones.base import Backbone
 from albat_core.finetuning.checkpoint import KeptCheckpoint
 from albat_core.gradients import AdapterGradients, Transform
-from albat_core.records import Example
-from albat_core.scorers.base import LABEL, Candidates, Scores
+from albat_core.records.candidates import Candidates
+from albat_core.records.examples import Example
+from albat_core.scorers.base import LABEL, Scores
 
 _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8  # AdamW's rates, as the trainer has them
 

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from albat_core.scorers.base import Candidates, Scorer, Scores, rank_correlation
+from albat_core.records.candidates import Candidates
+from albat_core.scorers.base import Scorer, Scores, rank_correlation
 from albat_core.seeding import numpy_generator
 
 _SAMPLE = 256  # of the candidates that have a score, on which surrogates are compared

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.gradients import AdapterGradients
-from albat_core.records import Example
-from albat_core.scorers.base import LABEL, Candidates, Scores
+from albat_core.records.candidates import Candidates
+from albat_core.records.examples import Example
+from albat_core.scorers.base import LABEL, Scores
 from albat_core.theory import metric_root
 
 Floats = NDArray[np.float64]

@@ -3,7 +3,8 @@
 import numpy as np
 
 from albat_core.errors import ConfigError
-from albat_core.scorers.base import Candidates, Scores
+from albat_core.records.candidates import Candidates
+from albat_core.scorers.base import Scores
 from albat_core.seeding import numpy_generator
 
 

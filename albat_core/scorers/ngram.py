@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.errors import InputError
-from albat_core.records import Example, example_text
-from albat_core.scorers.base import Candidates, Scores
+from albat_core.records.candidates import Candidates
+from albat_core.records.examples import Example, example_text
+from albat_core.scorers.base import Scores
 
 _TOKEN = re.compile(r"\w+|[^\w\s]+")  # NLTK's WordPunctTokenizer, as the reference uses
 _SMOOTHING = 1e-8  # added to every probability, as the reference does

@@ -49,7 +49,8 @@ def promote(
 def diff(first: Name, second: Name, root: StoreRoot = ".albat") -> None:
     """Say how two adapters differ: settings, rows, results."""
     prepare_environment()
-    from albat_core.registry import Registry, changed_rows, changed_settings
+    from albat_core.records.mixtures import changed_rows
+    from albat_core.registry import Registry, changed_settings
     from albat_core.store.artifacts import ArtifactStore
     from flows.console import show_difference
 

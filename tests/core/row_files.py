@@ -12,7 +12,7 @@ import pytest
 from albat_core.corpus import read_rows
 from albat_core.errors import InputError
 from albat_core.input_files import InputFile, find_files
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.sources import SourceConfig
 
 ROWS = [

@@ -6,19 +6,19 @@ from itertools import chain, pairwise
 
 import pytest
 
-from albat_core.adaptation import (
+from albat_core.adaptation import STAGE_VERSION, SplitConfig, assign_roles, split_adaptation
+from albat_core.errors import InputError
+from albat_core.records.shards import parts_of
+from albat_core.records.splits import (
     ROLES,
     STAGE,
-    STAGE_VERSION,
-    SplitConfig,
-    assign_roles,
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
     read_role,
     role_digest,
-    split_adaptation,
 )
-from albat_core.errors import InputError
-from albat_core.records import TEST, TRAIN, UNUSED, VALIDATION
-from albat_core.shards import parts_of
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime, stage_key
 from tests.conftest import Cut

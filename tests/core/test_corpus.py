@@ -14,7 +14,8 @@ from albat_core.backbones.base import BackboneConfig
 from albat_core.corpus import ShardConfig, check_source, make_shards, refuse_duplicates
 from albat_core.errors import AlbatError
 from albat_core.input_files import InputFile
-from albat_core.records import EXAMPLE_SCHEMA, Example, read_table, table_to_examples
+from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
+from albat_core.records.tables import read_table
 from albat_core.sources import SourceConfig
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest

@@ -6,9 +6,10 @@ import pytest
 
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, Chain
 from albat_core.config import RunConfig
-from albat_core.dataset import DatasetConfig, read_mixture, write_mixture
-from albat_core.mixture import read_selection
-from albat_core.records import MIXTURE_SCHEMA, PICTURE_COLUMNS
+from albat_core.dataset import DatasetConfig, write_mixture
+from albat_core.records.examples import PICTURE_COLUMNS
+from albat_core.records.mixtures import MIXTURE_SCHEMA, read_mixture
+from albat_core.records.selections import read_selection
 from albat_core.store.artifacts import ArtifactStore
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from albat_core.adaptation import SplitConfig, read_role, split_adaptation
+from albat_core.adaptation import SplitConfig, split_adaptation
 from albat_core.backbones import open_backbone
 from albat_core.chain import Chain
 from albat_core.decontamination import (
@@ -23,22 +23,19 @@ from albat_core.decontamination import (
     shared_ngram_rows,
     similar_positions,
 )
-from albat_core.embedding import QUERY_IDS as IDS
-from albat_core.embedding import QUERY_STAGE, VECTORS, embed_examples
+from albat_core.embedding import embed_examples
 from albat_core.errors import InputError
-from albat_core.index import VectorIndex, load_index
 from albat_core.mixture import select_all
-from albat_core.records import (
-    CANDIDATE_SCHEMA,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Example,
-    read_table,
-    write_table,
-)
-from albat_core.retrieval import CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS, take_candidates
-from albat_core.shards import read_rows
+from albat_core.records.candidates import CANDIDATE_SCHEMA, CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS
+from albat_core.records.examples import Example
+from albat_core.records.indexes import load_index
+from albat_core.records.shards import read_examples
+from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
+from albat_core.records.tables import read_table, write_table
+from albat_core.records.vectors import QUERY_IDS as IDS
+from albat_core.records.vectors import QUERY_STAGE, VECTORS
+from albat_core.retrieval import take_candidates
+from albat_core.search import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from flows.config import load_config
@@ -176,7 +173,7 @@ class Planted:
             e for role in (TEST, VALIDATION) for e in read_role(self.store, self.adaptation, role)
         ]
         table = self.table(self.candidates)
-        self.examples = read_rows(self.store, table["shard"], table["row"])
+        self.examples = read_examples(self.store, table["shard"], table["row"])
         with open_backbone(config.backbone, config.runtime) as backbone:
             self.vectors, ours = (
                 embed_examples(backbone, backbone.encode(rows), 1, "")

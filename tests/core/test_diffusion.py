@@ -31,7 +31,7 @@ from albat_core.backbones.pipelines import Condition
 from albat_core.errors import AlbatError, BackboneError, InputError
 from albat_core.losses import advantages
 from albat_core.pictures import picture_pixels
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime
 from tests.pictures import picture
 from tests.pipelines import LONGEST_CAPTION, PIPELINES, save_pipeline

@@ -19,8 +19,8 @@ from albat_core.backbones.language import LanguageBackbone
 from albat_core.backbones.text import TextEncoder
 from albat_core.errors import BackboneError
 from albat_core.generation import GenerationConfig, generate_rows
-from albat_core.records import Example
-from albat_core.shards import parts_of, read_rows
+from albat_core.records.examples import Example
+from albat_core.records.shards import parts_of, read_examples
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline
@@ -48,7 +48,7 @@ def rows_of(store: ArtifactStore, shards: Any) -> list[Example]:
     return [
         example
         for part in parts_of(store, [shards])
-        for example in read_rows(store, [part.address] * part.rows, range(part.rows))
+        for example in read_examples(store, [part.address] * part.rows, range(part.rows))
     ]
 
 

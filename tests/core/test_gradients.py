@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from albat_core.adaptation import read_role
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, Backbone, Encoded, FixedNoise
 from albat_core.backbones.language import LanguageBackbone
 from albat_core.chain import Chain
 from albat_core.errors import BackboneError
 from albat_core.gradients import AdapterGradients, Projection, Transform, example_gradients
-from albat_core.records import TRAIN
+from albat_core.records.splits import TRAIN, read_role
 from albat_core.store.artifacts import ArtifactStore
 from tests.core.test_diffusion import CPU, config_of, cut
 from tests.pipelines import save_pipeline

@@ -8,7 +8,7 @@ import pytest
 
 from albat_core import input_files
 from albat_core.input_files import InputFile, find_files
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.sources import SourceConfig
 from tests.core.row_files import (
     ROWS,

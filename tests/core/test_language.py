@@ -31,7 +31,7 @@ from albat_core.backbones.base import AdapterConfig, BackboneConfig, length_batc
 from albat_core.backbones.language import LanguageBackbone
 from albat_core.backbones.text import TextEncoder
 from albat_core.errors import BackboneError, InputError
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime
 from tests.toys import TOPICS, save_backbone, sentences
 

@@ -17,13 +17,15 @@ from albat_core.mixture import (
     effective_sample_size,
     exponential_weights,
     gumbel_top,
-    read_selection,
     select,
     weights_of,
 )
-from albat_core.records import SCORE_SCHEMA, read_table, write_table
-from albat_core.retrieval import NEIGHBOURS, RetrievalConfig, retrieve_candidates
-from albat_core.scoring import SCORES, ScoringConfig
+from albat_core.records.candidates import NEIGHBOURS
+from albat_core.records.scores import SCORE_SCHEMA, SCORES
+from albat_core.records.selections import read_selection
+from albat_core.records.tables import read_table, write_table
+from albat_core.retrieval import RetrievalConfig, retrieve_candidates
+from albat_core.scoring import ScoringConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 SCORED = np.random.default_rng(3).normal(size=400)

@@ -13,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from albat_core.errors import InputError
-from albat_core.records import Example, example_text, examples_to_table, read_table, write_table
-from albat_core.retrieval import CANDIDATES, take_candidates
-from albat_core.scorers.base import Candidates
+from albat_core.records.candidates import CANDIDATES, Candidates
+from albat_core.records.examples import Example, example_text, examples_to_table
+from albat_core.records.shards import STAGE as SHARDS
+from albat_core.records.tables import read_table, write_table
+from albat_core.retrieval import take_candidates
 from albat_core.scorers.ngram import Ngram, hash_buckets, ngram_counts
-from albat_core.shards import STAGE as SHARDS
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.toys import sentences
@@ -98,7 +99,7 @@ def test_scores_do_not_depend_on_how_many_rows_are_in_memory(
     scorer = Ngram(texts(*sentences("plants", 5, 1)))
     pool = candidates(texts(*sentences("plants", 20, 2), *sentences("ships", 20, 3)), runtime)
     whole = scorer.score(pool)["score"]
-    monkeypatch.setattr("albat_core.scorers.base._BLOCK", 7)
+    monkeypatch.setattr("albat_core.records.candidates._BLOCK", 7)
     assert len(list(pool.blocks())) == 6
     assert scorer.score(pool)["score"].tolist() == whole.tolist()
 

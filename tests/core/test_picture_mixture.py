@@ -12,22 +12,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from albat_core import corpus, dataset, records
-from albat_core.adaptation import SplitConfig, read_role, split_adaptation
-from albat_core.dataset import DatasetConfig, Mixture, read_mixture, write_mixture
-from albat_core.mixture import SELECTION
+from albat_core import corpus, dataset
+from albat_core.adaptation import SplitConfig, split_adaptation
+from albat_core.dataset import DatasetConfig, write_mixture
 from albat_core.pictures import PictureConfig, picture_pixels, prepare_picture
-from albat_core.records import (
+from albat_core.records import tables
+from albat_core.records.examples import (
     EXAMPLE_SCHEMA,
-    MIXTURE_SCHEMA,
-    SELECTION_SCHEMA,
-    TRAIN,
     Example,
     examples_to_table,
     table_to_examples,
-    write_table,
 )
-from albat_core.shards import iterate_part, parts_of, read_rows
+from albat_core.records.mixtures import MIXTURE_SCHEMA, Mixture, read_mixture
+from albat_core.records.selections import SELECTION, SELECTION_SCHEMA
+from albat_core.records.shards import iterate_part, parts_of, read_examples
+from albat_core.records.splits import TRAIN, read_role
+from albat_core.records.tables import write_table
 from albat_core.sources import SourceConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -174,7 +174,7 @@ def test_parts_are_closed_by_their_bytes(
     assert [e.example_id for e in rows] == [f"s.tar:{number}" for number in range(20)]
     np.testing.assert_array_equal(picture_pixels(rows[7].image), pattern(16, 24, 7))
     addresses = [parts[2].address, parts[0].address]
-    assert read_rows(shard.store, addresses, [5, 1]) == [rows[17], rows[1]]
+    assert read_examples(shard.store, addresses, [5, 1]) == [rows[17], rows[1]]
 
 
 class Made:
@@ -250,7 +250,7 @@ def test_files_are_bounded_by_rows_and_bytes(made: Made, monkeypatch: pytest.Mon
     assert files[-1].name == "train-00003-of-00004.parquet"
     one = len(mixture.backbone[0].image)
     monkeypatch.setattr(dataset, "_FILE_BYTES", 10 * one)
-    monkeypatch.setattr(records, "_GROUP_BYTES", 3 * one)
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 3 * one)
     folder, again = made.mixture(shard_rows=41)
     assert again.backbone == mixture.backbone
     files = sorted((folder / "data").glob("*"))
@@ -289,7 +289,7 @@ def test_mixture_of_pictures_is_not_in_memory_whole(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 0
-    asked = dataset.read_rows
+    asked = dataset.read_examples
 
     def counting(*args: object) -> list[Example]:
         nonlocal most
@@ -298,7 +298,7 @@ def test_mixture_of_pictures_is_not_in_memory_whole(
         most = max(most, sum(type(o) is Example for o in gc.get_objects()))
         return found
 
-    monkeypatch.setattr(dataset, "read_rows", counting)
+    monkeypatch.setattr(dataset, "read_examples", counting)
     monkeypatch.setattr(dataset, "_PICTURES_AT_ONCE", 10)
     write_mixture(made.adaptation, made.selection, 0.5, DatasetConfig(), made.runtime)
     assert 10 <= most < 100

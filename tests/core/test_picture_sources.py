@@ -17,7 +17,7 @@ import pytest
 from albat_core import input_files
 from albat_core.corpus import check_source, read_rows
 from albat_core.input_files import find_files
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.sources import SourceConfig
 from albat_core.store import storage
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures

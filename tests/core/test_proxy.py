@@ -20,11 +20,11 @@ from albat_core.encoding import encode_part
 from albat_core.errors import BackboneError, InputError
 from albat_core.generation import GenerationConfig, generate_rows
 from albat_core.proxy import LOSSES, PROXY_SCHEMA, ProxyConfig, measure_proxy
-from albat_core.records import read_table
+from albat_core.records.shards import parts_of
+from albat_core.records.tables import read_table
 from albat_core.report.content import Interval
 from albat_core.report.writing import read_results
 from albat_core.seeding import numpy_generator
-from albat_core.shards import parts_of
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline

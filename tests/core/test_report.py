@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import pytest
 
+from albat_core.records.mixtures import RowChanges
 from albat_core.report import drawing, figures, gathering, page, selection_figures, wording
 from albat_core.report.content import (
     NATS,
@@ -26,7 +27,6 @@ from albat_core.report.content import (
     NoiseLevels,
     RankAgreement,
     ReportContent,
-    RowChanges,
     Sample,
     SampleGrid,
     SampleRow,

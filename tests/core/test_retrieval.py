@@ -10,18 +10,12 @@ import pytest
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.corpus import ShardConfig
-from albat_core.embedding import load_queries
-from albat_core.index import load_index
-from albat_core.records import read_table
-from albat_core.retrieval import (
-    CANDIDATES,
-    NEIGHBOURS,
-    RetrievalConfig,
-    draw_candidates,
-    retrieve_candidates,
-    take_turns,
-)
-from albat_core.shards import read_rows
+from albat_core.records.candidates import CANDIDATES, NEIGHBOURS
+from albat_core.records.indexes import load_index
+from albat_core.records.shards import read_examples
+from albat_core.records.tables import read_table
+from albat_core.records.vectors import load_queries
+from albat_core.retrieval import RetrievalConfig, draw_candidates, retrieve_candidates, take_turns
 from albat_core.store.artifacts import ArtifactStore
 
 
@@ -67,7 +61,7 @@ def test_candidates_name_their_true_nearest_adaptation_example(
     assert table["nearest_example_id"] == [name for _, name in expected]
     np.testing.assert_allclose(table["similarity"], [s for s, _ in expected], atol=1e-6)
     assert set(best) == set(zip(table["shard"], table["row"], strict=True))
-    examples = read_rows(store, table["shard"], table["row"])
+    examples = read_examples(store, table["shard"], table["row"])
     assert [e.example_id for e in examples] == table["example_id"]
     assert [e.source for e in examples] == table["source"]
     assert len(set(table["example_id"])) == len(examples)
@@ -132,7 +126,7 @@ def test_random_candidates_of_many_parts_have_their_own_names(
     table = read_table(store.folder(ref) / CANDIDATES).to_pydict()
     assert len(set(table["shard"])) > 5
     assert table["row"] != sorted(table["row"])
-    examples = read_rows(store, table["shard"], table["row"])
+    examples = read_examples(store, table["shard"], table["row"])
     assert [e.example_id for e in examples] == table["example_id"]
     assert [e.source for e in examples] == table["source"]
 
@@ -146,7 +140,7 @@ def test_the_whole_corpus_may_be_candidates(
     expected = {f"{topic}-0-{n}" for topic in ("plants", "ships") for n in range(60)}
     assert len(table["example_id"]) == store.manifest(ref).rows == len(expected)
     assert set(table["example_id"]) == expected
-    examples = read_rows(store, table["shard"], table["row"])
+    examples = read_examples(store, table["shard"], table["row"])
     assert [e.example_id for e in examples] == table["example_id"]
     assert [e.source for e in examples] == table["source"]
     assert set(table["nearest_example_id"]) == set(table["similarity"]) == {None}

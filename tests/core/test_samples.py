@@ -12,8 +12,9 @@ from albat_core.backbones.base import AdapterConfig, BackboneConfig, SamplingCon
 from albat_core.chain import Chain
 from albat_core.dreambooth import LIVE_PROMPTS, OBJECT_PROMPTS, evaluation_prompts
 from albat_core.pictures import picture_pixels
-from albat_core.records import EXAMPLE_SCHEMA
-from albat_core.samples import SAMPLES, SampleConfig, draw_samples, read_samples
+from albat_core.records.examples import EXAMPLE_SCHEMA
+from albat_core.records.samples import SAMPLES, read_samples
+from albat_core.samples import SampleConfig, draw_samples
 from albat_core.store.artifacts import ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline

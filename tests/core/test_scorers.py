@@ -11,18 +11,20 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from albat_core.adaptation import read_role
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.finetuning.trainer import FinetuneConfig
 from albat_core.gradients import Projection
-from albat_core.records import VALIDATION, Example, read_table
+from albat_core.records.examples import Example
+from albat_core.records.scores import SCORES
+from albat_core.records.shards import read_examples
+from albat_core.records.splits import VALIDATION, read_role
+from albat_core.records.tables import read_table
 from albat_core.scorers.gradient import adam_step
 from albat_core.scorers.matching import matching_weights, simplex_projection
-from albat_core.scoring import SCORES, ScoringConfig
-from albat_core.shards import read_rows
+from albat_core.scoring import ScoringConfig
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.theory import metric_root
 from flows.config import load_config
@@ -83,7 +85,7 @@ class Scored:
     def rows(self, scorer: str) -> tuple[list[Example], list[Example]]:
         """Return candidates and held-out examples."""
         table = self.table(scorer)
-        rows = read_rows(self.store, table["shard"].to_pylist(), table["row"].to_pylist())
+        rows = read_examples(self.store, table["shard"].to_pylist(), table["row"].to_pylist())
         return rows, read_role(self.store, self.chain(scorer).adaptation, VALIDATION)
 
 

@@ -12,10 +12,12 @@ from albat_core.backbones.base import adapted
 from albat_core.chain import Chain
 from albat_core.config import RunConfig
 from albat_core.errors import ConfigError
-from albat_core.records import read_table
-from albat_core.retrieval import CANDIDATES, RetrievalConfig
-from albat_core.scoring import SCORES, ScorerName, ScoringConfig, score_candidates
-from albat_core.shards import read_rows
+from albat_core.records.candidates import CANDIDATES
+from albat_core.records.scores import SCORES
+from albat_core.records.shards import read_examples
+from albat_core.records.tables import read_table
+from albat_core.retrieval import RetrievalConfig
+from albat_core.scoring import ScorerName, ScoringConfig, score_candidates
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 
@@ -27,7 +29,7 @@ def test_advantage_is_what_the_surrogate_gains_per_token(
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:
     table = read_table(store.folder(chain.scores) / SCORES).to_pydict()
-    examples = read_rows(store, table["shard"], table["row"])
+    examples = read_examples(store, table["shard"], table["row"])
     losses = []
     for adapter in (None, store.folder(chain.surrogate)):
         with (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.sources import SourceConfig
 from tests.core.row_files import refused, rows_of, write_csv, write_jsonl, write_parquet
 

@@ -11,13 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from albat_core.adaptation import read_role
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise, adapted
 from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
 from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
-from albat_core.evaluation import LOSSES
 from albat_core.finetuning.adapter import finetune
 from albat_core.finetuning.checkpoint import CheckpointFile
 from albat_core.finetuning.trainer import (
@@ -29,7 +27,9 @@ from albat_core.finetuning.trainer import (
 )
 from albat_core.losses import example_losses
 from albat_core.progress import reporting_to
-from albat_core.records import TEST, VALIDATION, read_table
+from albat_core.records.losses import LOSSES
+from albat_core.records.splits import TEST, VALIDATION, read_role
+from albat_core.records.tables import read_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from tests.core.trainings import STEPS, StopsAt, Training, same
 

@@ -21,7 +21,7 @@ from albat_core.backbones import encoder_identity, open_encoder
 from albat_core.backbones.vision import Preprocessing, VisionEncoder
 from albat_core.errors import BackboneError, InputError
 from albat_core.pictures import png_file
-from albat_core.records import Example
+from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime
 from tests.encoders import ENCODERS, SIDE, save_clip, save_dino, save_siglip
 from tests.pipelines import LONGEST_CAPTION

@@ -13,7 +13,7 @@ import yaml
 from datasets import load_dataset
 from safetensors.torch import save_file
 
-from albat_core.records import read_table
+from albat_core.records.tables import read_table
 from albat_core.seeding import torch_generator
 from tests.end_to_end.conftest import Run, Start
 from tests.pictures import picture, write_image_run

@@ -18,8 +18,8 @@ from prefect.client.schemas.filters import (
 )
 
 from albat_core.errors import TrainingError
-from albat_core.mixture import read_selection
 from albat_core.progress import Silent, reporting_to, track
+from albat_core.records.selections import read_selection
 from albat_core.store.stage import Runtime
 from flows.runners import tasks_on
 from tasks import stages

@@ -11,8 +11,8 @@ from prefect.states import Completed
 
 from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
-from albat_core.records import ADAPTATION, BACKBONE
-from albat_core.registry import Registry, changed_rows
+from albat_core.records.mixtures import ADAPTATION, BACKBONE, changed_rows
+from albat_core.registry import Registry
 from albat_core.report.content import ReportContent
 from albat_core.report.showing import read_changes
 from albat_core.report.wording import decision

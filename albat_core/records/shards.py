@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.records import EXAMPLE_SCHEMA, Example, table_to_examples
+from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "shards"
@@ -67,7 +67,7 @@ def part_path(store: ArtifactStore, address: str) -> Path:
     return store.folder(ArtifactRef(stage=STAGE, key=key)) / name
 
 
-def read_rows(store: ArtifactStore, shard: Sequence[str], row: Sequence[int]) -> list[Example]:
+def read_examples(store: ArtifactStore, shard: Sequence[str], row: Sequence[int]) -> list[Example]:
     """Return the examples at the given positions, in the order asked for.
 
     Args:

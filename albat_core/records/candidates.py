@@ -1,0 +1,99 @@
+"""Candidates: corpus examples worth a look, with the adaptation example each was found for."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from albat_core.records.examples import Example
+from albat_core.records.shards import read_examples
+from albat_core.records.tables import read_table, write_table
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+
+STAGE = "candidates"
+CANDIDATES, NEIGHBOURS = "candidates.parquet", "neighbours.parquet"
+_BLOCK = 4096  # candidates that are in memory at once
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),  # "<shards artifact key>/<part file>"
+        pa.field("row", pa.int64(), nullable=False),  # position in that part
+        pa.field("turn", pa.int32(), nullable=False),  # round in which its query took it, from 0
+        pa.field("nearest_example_id", pa.string()),
+        pa.field("similarity", pa.float32()),  # cosine, whitened, in [-1, 1]
+    ]
+)
+"""Corpus examples worth a look, with the adaptation example each was found for."""
+
+NEIGHBOUR_SCHEMA = pa.schema(
+    [
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("candidate", pa.int64(), nullable=False),  # row of the candidates
+        pa.field("similarity", pa.float32(), nullable=False),
+    ]
+)
+"""Which adaptation example has which candidate among its neighbours."""
+
+
+def write_candidates(folder: Path, candidates: pa.Table, neighbours: pa.Table) -> None:
+    """Write tables of ``CANDIDATE_SCHEMA`` and of ``NEIGHBOUR_SCHEMA`` as an artifact's files."""
+    write_table(candidates, folder / CANDIDATES)
+    write_table(neighbours, folder / NEIGHBOURS)
+
+
+def read_candidates(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
+    """Return candidates as a table of ``CANDIDATE_SCHEMA``."""
+    return read_table(store.folder(ref) / CANDIDATES)
+
+
+def read_neighbours(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
+    """Return the pairs of adaptation examples and candidates, of ``NEIGHBOUR_SCHEMA``."""
+    return read_table(store.folder(ref) / NEIGHBOURS)
+
+
+def candidate_table(columns: Sequence[Sequence[Any]]) -> pa.Table:
+    """Return columns of ``CANDIDATE_SCHEMA``, in its order, as a table."""
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, CANDIDATE_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA)
+
+
+class Candidates:
+    """Candidates as scorers read them: rows a block at a time.
+
+    Args:
+        store: where the shards are.
+        table: of ``CANDIDATE_SCHEMA``.
+    """
+
+    def __init__(self, store: ArtifactStore, table: pa.Table) -> None:
+        self._store = store
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @property
+    def similarity(self) -> NDArray[np.float64]:
+        """Cosine with the nearest adaptation example, (n,) float64 in [-1, 1]."""
+        return np.asarray(self._table["similarity"].to_numpy(), dtype=np.float64)
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Where each is in the corpus: part and row; what is there never changes."""
+        shards, rows = self._table["shard"].to_pylist(), self._table["row"].to_pylist()
+        return [*zip(shards, rows, strict=True)]
+
+    def take(self, positions: NDArray[np.intp]) -> "Candidates":
+        """Return some of them, by position."""
+        return Candidates(self._store, self._table.take(pa.array(positions)))
+
+    def blocks(self) -> Iterator[list[Example]]:
+        """Yield all candidates in order, some thousands at a time."""
+        for start in range(0, len(self), _BLOCK):
+            block = self._table.slice(start, _BLOCK)
+            yield read_examples(self._store, block["shard"].to_pylist(), block["row"].to_pylist())

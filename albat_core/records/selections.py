@@ -1,0 +1,38 @@
+"""Selections: the candidates chosen, with weights, and what a later selection goes on from."""
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from albat_core.records.scores import SCORE_SCHEMA
+from albat_core.records.tables import read_table
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+
+STAGE = "selection"
+SELECTION = "selection.parquet"
+
+SELECTION_SCHEMA = SCORE_SCHEMA.append(pa.field("weight", pa.float64(), nullable=False))
+"""Selected candidates; weights are >= 0 and sum to 1 over the selection."""
+
+
+def read_selection(store: ArtifactStore, selection: ArtifactRef) -> pa.Table:
+    """Return the selected rows as a table of ``SELECTION_SCHEMA``."""
+    return read_table(store.folder(selection) / SELECTION)
+
+
+class Selected(BaseModel):
+    """What a selection leaves for the next one of the same run to start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adaptation: ArtifactRef
+    """The adaptation set, split by document."""
+    surrogate: ArtifactRef | None
+    """None where the scorer needs none."""
+    scores: ArtifactRef | None = None
+    """Of the candidates; None for a selection that did not keep them."""
+    mixture: ArtifactRef
+    mixing: ArtifactRef | None = None
+    """None where alpha was configured."""
+    folds: tuple[tuple[ArtifactRef, ArtifactRef], ...] = ()
+    """What alpha was computed at: splits of the adaptation set, or of what it was once, each with a
+    surrogate."""
