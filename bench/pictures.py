@@ -21,18 +21,19 @@ from peft import LoraConfig
 from albat_core.backbones import open_backbone, resolve_dtype
 from albat_core.backbones.base import AdapterConfig, FixedNoise, length_batches
 from albat_core.backbones.noise import stratified_levels
-from albat_core.corpus import make_shards
 from albat_core.devices import resolve_device
-from albat_core.finetuning.checkpoint import CheckpointFile
-from albat_core.finetuning.trainer import FinetuneConfig, Trainer
-from albat_core.input_files import find_files
-from albat_core.losses import advantages
+from albat_core.measures.losses import advantages
 from albat_core.pictures import picture_pixels
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import Mixture
 from albat_core.records.shards import iterate_part, parts_of
+from albat_core.sources.files import find_files
+from albat_core.stages.shard import make_shards
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
+from albat_core.training.checkpoint import CheckpointFile
+from albat_core.training.config import FinetuneConfig
+from albat_core.training.trainer import Trainer
 from flows.config import RunConfig
 
 ROWS, BATCH, STEPS, ROUNDS = 64, 16, 10, 5

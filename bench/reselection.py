@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
-from albat_core.input_files import find_files
 from albat_core.records.selections import Selected
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
 from albat_core.seeding import numpy_generator
+from albat_core.sources.files import find_files
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_config
 

@@ -19,10 +19,10 @@ import torch
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import length_batches
-from albat_core.corpus import make_shards
-from albat_core.embedding import embed_part
-from albat_core.input_files import find_files
 from albat_core.records.shards import iterate_part, parts_of
+from albat_core.sources.files import find_files
+from albat_core.stages.embed import embed_part
+from albat_core.stages.shard import make_shards
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
 from bench.pictures import scoring_against_forward, training_against_dreambooth

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from albat_core.chain import ADAPTATION_ONLY, ALBAT, LABELS, RANDOM, UNTOUCHED, Chain
-from albat_core.config import RunConfig
-from albat_core.evaluation import Floats, bootstrap_interval
+from albat_core.measures.bootstrap import Floats, bootstrap_interval
 from albat_core.records.losses import losses_by_document
+from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT, LABELS, RANDOM, UNTOUCHED, Chain
+from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from flows.config import load_config
 

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.chain import ALBAT, Chain
-from albat_core.config import RunConfig
 from albat_core.records.runs import StageRun
 from albat_core.records.selections import Selected
+from albat_core.runs.chain import ALBAT, Chain
+from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactRef
 from flows.artifacts import publish_results, publish_run, publish_selection
 from flows.lifting import as_flow

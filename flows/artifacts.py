@@ -12,10 +12,10 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from albat_core.chain import Chain
 from albat_core.report.content import Arm, SelectedExample
 from albat_core.report.gathering import MAIN, compare_arms, headline, loss_unit
 from albat_core.report.showing import most_useful, read_changes
+from albat_core.report.verdict import verdict
 from albat_core.report.wording import (
     arm_decimals,
     between,
@@ -23,13 +23,13 @@ from albat_core.report.wording import (
     fixed,
     percent,
     signed,
+    told,
     whole,
 )
-from albat_core.report.writing import read_results
-from albat_core.reselection import told
+from albat_core.runs.chain import Chain
+from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
-from albat_core.verdict import verdict
 
 _LONGEST = 300  # characters of an example that are shown
 

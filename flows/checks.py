@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any, ParamSpec
 
-from albat_core.adaptation import assign_roles, refuse_common, refuse_no_test, refuse_repeated
 from albat_core.backbones import (
     check_adapter,
     check_backbone,
@@ -12,14 +11,16 @@ from albat_core.backbones import (
     encoder_identity,
     open_splitter,
 )
-from albat_core.config import RunConfig
-from albat_core.corpus import check_source, is_used, read_rows
 from albat_core.devices import resolve_device
 from albat_core.errors import AlbatError, ConfigError
-from albat_core.formats import HEAD
-from albat_core.input_files import find_problems
 from albat_core.records.examples import Example
-from albat_core.sources import SourceConfig
+from albat_core.runs.config import RunConfig
+from albat_core.sources.checks import check_source
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import find_problems
+from albat_core.sources.formats import HEAD
+from albat_core.sources.rows import is_used, read_rows
+from albat_core.stages.split import assign_roles, refuse_common, refuse_no_test, refuse_repeated
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
 from flows.config import load_config, load_sound_part

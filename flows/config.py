@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from albat_core.config import RunConfig
-from albat_core.efficacy import EfficacyConfig
+from albat_core.benchmark.arms import EfficacyConfig
 from albat_core.errors import ConfigError
-from albat_core.sources import SourceConfig
+from albat_core.runs.config import RunConfig
+from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
 
 

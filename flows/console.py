@@ -21,15 +21,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from albat_core.efficacy import ARMS
+from albat_core.benchmark.arms import ARMS
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance, Silent
 from albat_core.records.mixtures import RowChanges
-from albat_core.registry import Entry
 from albat_core.report.content import Interval, ReportContent
+from albat_core.report.verdict import verdict
 from albat_core.report.wording import arm_decimals, fixed, signed
+from albat_core.runs.registry import Entry
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
-from albat_core.verdict import verdict
 
 _SHOWN_ROWS = 5
 

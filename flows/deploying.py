@@ -19,7 +19,7 @@ from prefect.workers.process import ProcessWorker
 from albat_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from albat_core.config import RunConfig
+    from albat_core.runs.config import RunConfig
 
 WATCH = "watch-adaptation/watch-adaptation"
 UPDATED = "albat.adaptation.updated"

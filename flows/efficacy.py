@@ -2,8 +2,8 @@
 
 from datetime import date
 
-from albat_core.efficacy import EfficacyConfig, measure_situation
-from albat_core.efficacy_table import TABLE, tabulate
+from albat_core.benchmark.arms import EfficacyConfig, measure_situation
+from albat_core.benchmark.table import TABLE, tabulate
 from albat_core.report.gathering import machine
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactStore

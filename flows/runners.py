@@ -19,7 +19,7 @@ from prefect.utilities.callables import get_call_parameters
 
 from albat_core.errors import ConfigError
 from albat_core.progress import track
-from albat_core.selecting import Each, Execute
+from albat_core.runs.selecting import Each, Execute
 from albat_core.store.stage import Runtime
 from flows import running
 from tasks.progress import report_to_run

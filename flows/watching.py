@@ -11,9 +11,9 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.variables import Variable
 
-from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
-from albat_core.reselection import Acted, Watches, basis, data_fingerprint
+from albat_core.runs.config import RunConfig
+from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint
 from flows.albat import FlowResult, chain_of
 from flows.artifacts import publish_changes, publish_run, publish_selection
 from flows.lifting import as_flow

@@ -23,8 +23,8 @@ import httpx
 import psutil
 import yaml
 
-from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, MissingDependencyError
+from albat_core.runs.config import RunConfig
 from flows.processes import HOST, MARK, last_lines, listen, marked, start, stop
 from flows.running import spare_loopback
 

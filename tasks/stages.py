@@ -5,32 +5,31 @@ from typing import Any
 
 from prefect import Task
 
-from albat_core import (
-    adaptation,
-    corpus,
-    dataset,
-    decontamination,
-    efficacy,
-    efficacy_table,
-    embedding,
-    encoding,
-    evaluation,
-    fidelity,
-    generation,
-    index,
-    input_files,
-    mixing,
-    mixture,
-    proxy,
-    registry,
-    reselection,
-    retrieval,
-    samples,
-    scoring,
-)
+from albat_core.benchmark import arms, table
 from albat_core.devices import resolve_device
-from albat_core.finetuning import adapter
-from albat_core.report import writing
+from albat_core.runs import registry
+from albat_core.sources import files
+from albat_core.stages import (
+    compare,
+    decontaminate,
+    embed,
+    encode,
+    estimate,
+    evaluate,
+    fidelity,
+    finetune,
+    generate,
+    index,
+    mix,
+    proxy,
+    report,
+    retrieve,
+    sample,
+    score,
+    select,
+    shard,
+    split,
+)
 from albat_core.store.stage import Runtime
 from tasks.caching import lift
 
@@ -38,39 +37,39 @@ GPU = "albat-gpu"
 """Tag of tasks that compute on a GPU: a concurrency limit on it holds them to one a device."""
 
 _ON_DEVICE = {
-    generation.generate_rows: lift(generation.generate_rows, "generate rows"),
-    encoding.encode_part: lift(encoding.encode_part, "encode", "encode {label}"),
+    generate.generate_rows: lift(generate.generate_rows, "generate rows"),
+    encode.encode_part: lift(encode.encode_part, "encode", "encode {label}"),
     proxy.measure_proxy: lift(proxy.measure_proxy, "measure the proxy"),
-    embedding.embed_part: lift(embedding.embed_part, "embed", "embed {label}"),
-    embedding.embed_queries: lift(embedding.embed_queries, "embed rows", "embed {label}"),
+    embed.embed_part: lift(embed.embed_part, "embed", "embed {label}"),
+    embed.embed_queries: lift(embed.embed_queries, "embed rows", "embed {label}"),
     index.build_index: lift(index.build_index, "index the corpus"),
-    retrieval.retrieve_candidates: lift(retrieval.retrieve_candidates, "retrieve candidates"),
-    retrieval.draw_candidates: lift(retrieval.draw_candidates, "draw random candidates"),
-    scoring.score_candidates: lift(scoring.score_candidates, "score candidates"),
-    mixing.estimate_mixing: lift(mixing.estimate_mixing, "estimate what it is worth"),
-    adapter.finetune: lift(adapter.finetune, "fine-tune", "fine-tune: {label}"),
-    evaluation.evaluate: lift(evaluation.evaluate, "evaluate", "evaluate: {label}"),
-    efficacy.measure_situation: lift(
-        efficacy.measure_situation, "measure", "measure {situation.name}, seed {seed}"
+    retrieve.retrieve_candidates: lift(retrieve.retrieve_candidates, "retrieve candidates"),
+    retrieve.draw_candidates: lift(retrieve.draw_candidates, "draw random candidates"),
+    score.score_candidates: lift(score.score_candidates, "score candidates"),
+    estimate.estimate_mixing: lift(estimate.estimate_mixing, "estimate what it is worth"),
+    finetune.finetune: lift(finetune.finetune, "fine-tune", "fine-tune: {label}"),
+    evaluate.evaluate: lift(evaluate.evaluate, "evaluate", "evaluate: {label}"),
+    arms.measure_situation: lift(
+        arms.measure_situation, "measure", "measure {situation.name}, seed {seed}"
     ),
-    samples.draw_samples: lift(samples.draw_samples, "sample", "sample: {label}"),
+    sample.draw_samples: lift(sample.draw_samples, "sample", "sample: {label}"),
     fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
 }
 _ELSEWHERE = {
-    input_files.find_files: lift(input_files.find_files, "find files"),
-    corpus.make_shards: lift(corpus.make_shards, "cut", "cut {file.label}"),
-    corpus.list_parts: lift(corpus.list_parts, "list parts"),
-    adaptation.split_adaptation: lift(adaptation.split_adaptation, "split by document"),
-    retrieval.take_candidates: lift(retrieval.take_candidates, "take generated rows"),
-    decontamination.decontaminate: lift(decontamination.decontaminate, "leave out held-out rows"),
-    mixture.select: lift(mixture.select, "select and weigh"),
-    mixture.select_all: lift(mixture.select_all, "take all random candidates"),
-    dataset.write_mixture: lift(dataset.write_mixture, "write mixture", "write mixture: {label}"),
-    efficacy_table.tabulate: lift(efficacy_table.tabulate, "write the table"),
-    writing.write_report: lift(writing.write_report, "write the report"),
-    writing.export_run: lift(writing.export_run, "export"),
-    reselection.compare_selections: lift(reselection.compare_selections, "compare selections"),
-    reselection.export_changes: lift(reselection.export_changes, "export what changed"),
+    files.find_files: lift(files.find_files, "find files"),
+    shard.make_shards: lift(shard.make_shards, "cut", "cut {file.label}"),
+    shard.list_parts: lift(shard.list_parts, "list parts"),
+    split.split_adaptation: lift(split.split_adaptation, "split by document"),
+    retrieve.take_candidates: lift(retrieve.take_candidates, "take generated rows"),
+    decontaminate.decontaminate: lift(decontaminate.decontaminate, "leave out held-out rows"),
+    select.select: lift(select.select, "select and weigh"),
+    select.select_all: lift(select.select_all, "take all random candidates"),
+    mix.write_mixture: lift(mix.write_mixture, "write mixture", "write mixture: {label}"),
+    table.tabulate: lift(table.tabulate, "write the table"),
+    report.write_report: lift(report.write_report, "write the report"),
+    report.export_run: lift(report.export_run, "export"),
+    compare.compare_selections: lift(compare.compare_selections, "compare selections"),
+    compare.export_changes: lift(compare.export_changes, "export what changed"),
     registry.register_adapter: lift(registry.register_adapter, "register the adapter"),
 }
 

@@ -9,11 +9,11 @@ import torch
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.language import LanguageBackbone
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
-from albat_core.corpus import ShardConfig, make_shards
-from albat_core.input_files import find_files
-from albat_core.sources import SourceConfig
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import find_files
+from albat_core.stages.shard import ShardConfig, make_shards
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 from flows.config import load_config

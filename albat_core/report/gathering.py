@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from albat_core.evaluation import bootstrap_interval
+from albat_core.measures.bootstrap import bootstrap_interval
 from albat_core.records.losses import document_losses
 from albat_core.records.runs import ArmRun, RunArtifacts
 from albat_core.records.shards import row_notes
@@ -27,8 +27,8 @@ from albat_core.report.content import (
     StageTime,
 )
 from albat_core.report.showing import fidelity, read_changes, sample_grid, selection
+from albat_core.report.verdict import verdict
 from albat_core.store.artifacts import ArtifactStore, Manifest
-from albat_core.verdict import verdict
 
 BASELINE = "adaptation_only"
 MAIN = "albat"

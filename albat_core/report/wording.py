@@ -157,3 +157,9 @@ def changes_table(changes: Changes) -> list[tuple[str, ...]]:
             if old is not None or new is not None
         ),
     ]
+
+
+def told(changes: Changes) -> str:
+    """Return what a selection changed, as Markdown."""
+    heading, *rows = (f"| {' | '.join(row)} |" for row in changes_table(changes))
+    return "\n".join([decision(changes), "", heading, "|---|---:|---:|---:|---:|", *rows, ""])

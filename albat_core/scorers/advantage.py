@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from albat_core.backbones.base import Backbone, FixedNoise, forward_units
-from albat_core.losses import advantages
+from albat_core.measures.losses import advantages
 from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example
 from albat_core.scorers.base import LABEL, Scores, rank_correlation

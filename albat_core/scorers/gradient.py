@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from albat_core.backbones.base import Backbone
-from albat_core.finetuning.checkpoint import KeptCheckpoint
-from albat_core.gradients import AdapterGradients, Transform
+from albat_core.measures.gradients import AdapterGradients, Transform
 from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example
 from albat_core.scorers.base import LABEL, Scores
+from albat_core.training.checkpoint import KeptCheckpoint
 
 _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8  # AdamW's rates, as the trainer has them
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from albat_core.gradients import AdapterGradients
+from albat_core.measures.gradients import AdapterGradients
+from albat_core.measures.theory import metric_root
 from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example
 from albat_core.scorers.base import LABEL, Scores
-from albat_core.theory import metric_root
 
 Floats = NDArray[np.float64]
 _STEPS = 500

@@ -17,7 +17,7 @@ def list_adapters(
 ) -> None:
     """List finished adapters with what they were worth, the newest last."""
     prepare_environment()
-    from albat_core.registry import Registry
+    from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
     from flows.console import console, show_adapters
 
@@ -37,7 +37,7 @@ def promote(
 ) -> None:
     """Let an alias mean this adapter from now on."""
     prepare_environment()
-    from albat_core.registry import Registry
+    from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
     from flows.console import console
 
@@ -50,7 +50,7 @@ def diff(first: Name, second: Name, root: StoreRoot = ".albat") -> None:
     """Say how two adapters differ: settings, rows, results."""
     prepare_environment()
     from albat_core.records.mixtures import changed_rows
-    from albat_core.registry import Registry, changed_settings
+    from albat_core.runs.registry import Registry, changed_settings
     from albat_core.store.artifacts import ArtifactStore
     from flows.console import show_difference
 

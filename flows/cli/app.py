@@ -7,7 +7,7 @@ import typer
 from albat_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from albat_core.config import RunConfig
+    from albat_core.runs.config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,7 +11,7 @@ from flows.cli.app import LOOK, ConfigPath, Device, Root, app, load, overrides
 from flows.running import prepare_environment, stop_on_ctrl_c
 
 if TYPE_CHECKING:
-    from albat_core.config import RunConfig
+    from albat_core.runs.config import RunConfig
 
 
 @app.command(rich_help_panel=LOOK)
@@ -66,8 +66,8 @@ def check(
 
 def _show_verdict(run: "RunConfig") -> None:
     """Compute and print what the corpus is expected to be worth."""
-    from albat_core.selecting import Selecting
-    from albat_core.verdict import quick_look
+    from albat_core.runs.quick_look import quick_look
+    from albat_core.runs.selecting import Selecting
     from flows.console import TerminalReporter, show_verdict
 
     with TerminalReporter() as reporter, stop_on_ctrl_c(reporter), reporting_to(reporter):
@@ -91,7 +91,7 @@ def show(
     """Say what an artifact is: stage, config, inputs, rows, size, digests."""
     prepare_environment()
     from albat_core.errors import ArtifactError
-    from albat_core.registry import Registry
+    from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
     from flows.console import console, show_artifact
 

@@ -66,7 +66,7 @@ def watch(
 ) -> None:
     """Select again whenever a run's adaptation data has changed, on schedule or when notified."""
     prepare_environment()
-    from albat_core.reselection import Watches
+    from albat_core.runs.reselection import Watches
     from flows import deploying
     from flows.config import placed
     from flows.console import console

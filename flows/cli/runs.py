@@ -23,7 +23,7 @@ from flows.cli.app import (
 from flows.running import embedded_server, prepare_environment, stop_on_ctrl_c
 
 if TYPE_CHECKING:
-    from albat_core.config import RunConfig
+    from albat_core.runs.config import RunConfig
     from flows.albat import FlowResult
 
 
@@ -43,7 +43,7 @@ def _run(name: str, config: str, root: str | None, device: str | None, verbose: 
         with TerminalReporter() as reporter, stop_on_ctrl_c(reporter):
             result = _run_flow(name, run, reporter)
     if name == "albat":
-        from albat_core.report.writing import read_results
+        from albat_core.stages.report import read_results
         from albat_core.store.artifacts import ArtifactStore
 
         show_results(read_results(ArtifactStore(run.runtime.root), result.artifact))

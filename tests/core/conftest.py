@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
 from tests.core.trainings import Training
 
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from albat_core.corpus import read_rows
 from albat_core.errors import InputError
-from albat_core.input_files import InputFile, find_files
 from albat_core.records.examples import Example
-from albat_core.sources import SourceConfig
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import InputFile, find_files
+from albat_core.sources.rows import read_rows
 
 ROWS = [
     {"id": 7, "page": "a", "text": 'Älpha\nbeta, "gamma"', "year": 1999},

@@ -6,7 +6,6 @@ from itertools import chain, pairwise
 
 import pytest
 
-from albat_core.adaptation import STAGE_VERSION, SplitConfig, assign_roles, split_adaptation
 from albat_core.errors import InputError
 from albat_core.records.shards import parts_of
 from albat_core.records.splits import (
@@ -19,6 +18,7 @@ from albat_core.records.splits import (
     read_role,
     role_digest,
 )
+from albat_core.stages.split import STAGE_VERSION, SplitConfig, assign_roles, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime, stage_key
 from tests.conftest import Cut

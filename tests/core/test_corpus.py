@@ -9,14 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from albat_core import corpus, progress
+from albat_core import progress
 from albat_core.backbones.base import BackboneConfig
-from albat_core.corpus import ShardConfig, check_source, make_shards, refuse_duplicates
 from albat_core.errors import AlbatError
-from albat_core.input_files import InputFile
 from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
 from albat_core.records.tables import read_table
-from albat_core.sources import SourceConfig
+from albat_core.sources.checks import check_source
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import InputFile
+from albat_core.stages import shard as corpus
+from albat_core.stages.shard import ShardConfig, make_shards, refuse_duplicates
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.store.stage import Runtime

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.chain import ADAPTATION_ONLY, ALBAT, Chain
-from albat_core.config import RunConfig
-from albat_core.dataset import DatasetConfig, write_mixture
 from albat_core.records.examples import PICTURE_COLUMNS
 from albat_core.records.mixtures import MIXTURE_SCHEMA, read_mixture
 from albat_core.records.selections import read_selection
+from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT, Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.mix import DatasetConfig, write_mixture
 from albat_core.store.artifacts import ArtifactStore
 
 

@@ -14,18 +14,8 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from albat_core.adaptation import SplitConfig, split_adaptation
 from albat_core.backbones import open_backbone
-from albat_core.chain import Chain
-from albat_core.decontamination import (
-    DecontaminationConfig,
-    decontaminate,
-    shared_ngram_rows,
-    similar_positions,
-)
-from albat_core.embedding import embed_examples
 from albat_core.errors import InputError
-from albat_core.mixture import select_all
 from albat_core.records.candidates import CANDIDATE_SCHEMA, CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS
 from albat_core.records.examples import Example
 from albat_core.records.indexes import load_index
@@ -34,8 +24,18 @@ from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
 from albat_core.records.tables import read_table, write_table
 from albat_core.records.vectors import QUERY_IDS as IDS
 from albat_core.records.vectors import QUERY_STAGE, VECTORS
-from albat_core.retrieval import take_candidates
+from albat_core.runs.chain import Chain
 from albat_core.search import VectorIndex
+from albat_core.stages.decontaminate import (
+    DecontaminationConfig,
+    decontaminate,
+    shared_ngram_rows,
+    similar_positions,
+)
+from albat_core.stages.embed import embed_examples
+from albat_core.stages.retrieve import take_candidates
+from albat_core.stages.select import select_all
+from albat_core.stages.split import SplitConfig, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from flows.config import load_config

@@ -29,7 +29,7 @@ from albat_core.backbones.diffusion import DiffusionBackbone
 from albat_core.backbones.noise import Noised
 from albat_core.backbones.pipelines import Condition
 from albat_core.errors import AlbatError, BackboneError, InputError
-from albat_core.losses import advantages
+from albat_core.measures.losses import advantages
 from albat_core.pictures import picture_pixels
 from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime

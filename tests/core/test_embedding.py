@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core import embedding
-from albat_core.adaptation import SplitConfig, split_adaptation
 from albat_core.backbones.base import BackboneConfig
 from albat_core.backbones.language import LanguageBackbone
-from albat_core.embedding import EmbeddingConfig, embed_examples, embed_part, embed_queries
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 from albat_core.records.shards import iterate_part, parts_of
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
 from albat_core.records.vectors import load_queries, load_vectors
+from albat_core.stages import embed as embedding
+from albat_core.stages.embed import EmbeddingConfig, embed_examples, embed_part, embed_queries
+from albat_core.stages.split import SplitConfig, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 from tests.conftest import Cut

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from albat_core.chain import Chain
-from albat_core.evaluation import bootstrap_interval
+from albat_core.measures.bootstrap import bootstrap_interval
 from albat_core.records.losses import LOSS_SCHEMA, LOSSES, document_losses
 from albat_core.records.tables import read_table, write_table
+from albat_core.runs.chain import Chain
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactStore, Built
 

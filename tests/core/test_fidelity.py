@@ -11,14 +11,14 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from albat_core.errors import BackboneError, InputError
-from albat_core.fidelity import measure_fidelity
 from albat_core.pictures import png_file
 from albat_core.records.examples import Example, examples_to_table
 from albat_core.records.fidelity import prompt_fidelity
 from albat_core.records.samples import SAMPLES
 from albat_core.records.splits import TRAIN
 from albat_core.records.tables import write_table
-from albat_core.samples import SampleConfig
+from albat_core.stages.fidelity import measure_fidelity
+from albat_core.stages.sample import SampleConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.encoders import SIDE, save_clip, save_dino, save_dinov2

@@ -18,9 +18,9 @@ from albat_core.backbones.base import BackboneConfig, SamplingConfig
 from albat_core.backbones.language import LanguageBackbone
 from albat_core.backbones.text import TextEncoder
 from albat_core.errors import BackboneError
-from albat_core.generation import GenerationConfig, generate_rows
 from albat_core.records.examples import Example
 from albat_core.records.shards import parts_of, read_examples
+from albat_core.stages.generate import GenerationConfig, generate_rows
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline

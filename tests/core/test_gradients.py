@@ -10,10 +10,10 @@ import torch
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, Backbone, Encoded, FixedNoise
 from albat_core.backbones.language import LanguageBackbone
-from albat_core.chain import Chain
 from albat_core.errors import BackboneError
-from albat_core.gradients import AdapterGradients, Projection, Transform, example_gradients
+from albat_core.measures.gradients import AdapterGradients, Projection, Transform, example_gradients
 from albat_core.records.splits import TRAIN, read_role
+from albat_core.runs.chain import Chain
 from albat_core.store.artifacts import ArtifactStore
 from tests.core.test_diffusion import CPU, config_of, cut
 from tests.pipelines import save_pipeline
@@ -137,7 +137,7 @@ def test_projection_is_the_same_each_time() -> None:
 
 
 def test_convolutions_have_gradients_too() -> None:
-    from albat_core.gradients import _layer_gradients
+    from albat_core.measures.gradients import _layer_gradients
 
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
@@ -151,7 +151,7 @@ def test_convolutions_have_gradients_too() -> None:
 
 
 def test_a_layer_of_another_kind_is_refused() -> None:
-    from albat_core.gradients import _layer_gradients
+    from albat_core.measures.gradients import _layer_gradients
 
     layer = torch.nn.Embedding(4, 2)
     with pytest.raises(BackboneError, match="Embedding"):

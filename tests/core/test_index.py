@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from albat_core.errors import DimensionMismatchError, InputError
-from albat_core.index import IndexConfig, build_index, choose_kind
 from albat_core.progress import Advance, Silent, reporting_to
 from albat_core.records.indexes import CorpusIndex, load_index
 from albat_core.records.shards import Part
 from albat_core.records.vectors import VECTORS, EmbeddedPart
 from albat_core.search import EmbeddingSpace, VectorIndex, exact_search, recall
 from albat_core.seeding import numpy_generator
+from albat_core.stages.index import IndexConfig, build_index, choose_kind
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime

@@ -6,10 +6,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from albat_core import input_files
-from albat_core.input_files import InputFile, find_files
 from albat_core.records.examples import Example
-from albat_core.sources import SourceConfig
+from albat_core.sources import files as input_files
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import InputFile, find_files
 from tests.core.row_files import (
     ROWS,
     only,

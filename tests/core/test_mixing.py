@@ -7,16 +7,24 @@ import pytest
 
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise
 from albat_core.backbones.language import LanguageBackbone
-from albat_core.chain import ALBAT, RANDOM, Chain
-from albat_core.config import RunConfig
-from albat_core.gradients import AdapterGradients
-from albat_core.mixing import LEAST, _at_start, _beside, _facts, draw_alike, estimate_mixing
+from albat_core.measures.gradients import AdapterGradients
+from albat_core.measures.theory import Estimate, Terms
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import read_mixture
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
+from albat_core.report.verdict import verdict
+from albat_core.runs.chain import ALBAT, RANDOM, Chain
+from albat_core.runs.config import RunConfig
+from albat_core.runs.quick_look import quick_look
+from albat_core.stages.estimate import (
+    LEAST,
+    _at_start,
+    _beside,
+    _facts,
+    draw_alike,
+    estimate_mixing,
+)
 from albat_core.store.artifacts import ArtifactStore
-from albat_core.theory import Estimate, Terms
-from albat_core.verdict import quick_look, verdict
 
 
 @pytest.fixture(scope="module")

@@ -8,24 +8,17 @@ import pyarrow as pa
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
 from albat_core.errors import ConfigError
-from albat_core.mixture import (
-    MixtureConfig,
-    best_by_turns,
-    effective_sample_size,
-    exponential_weights,
-    gumbel_top,
-    select,
-    weights_of,
-)
+from albat_core.measures.weights import effective_sample_size, exponential_weights
 from albat_core.records.candidates import NEIGHBOURS
 from albat_core.records.scores import SCORE_SCHEMA, SCORES
 from albat_core.records.selections import read_selection
 from albat_core.records.tables import read_table, write_table
-from albat_core.retrieval import RetrievalConfig, retrieve_candidates
-from albat_core.scoring import ScoringConfig
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
+from albat_core.stages.score import ScoringConfig
+from albat_core.stages.select import MixtureConfig, best_by_turns, gumbel_top, select, weights_of
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 SCORED = np.random.default_rng(3).normal(size=400)

@@ -17,8 +17,8 @@ from albat_core.records.candidates import CANDIDATES, Candidates
 from albat_core.records.examples import Example, example_text, examples_to_table
 from albat_core.records.shards import STAGE as SHARDS
 from albat_core.records.tables import read_table, write_table
-from albat_core.retrieval import take_candidates
 from albat_core.scorers.ngram import Ngram, hash_buckets, ngram_counts
+from albat_core.stages.retrieve import take_candidates
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.toys import sentences

@@ -12,9 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from albat_core import corpus, dataset
-from albat_core.adaptation import SplitConfig, split_adaptation
-from albat_core.dataset import DatasetConfig, write_mixture
 from albat_core.pictures import PictureConfig, picture_pixels, prepare_picture
 from albat_core.records import tables
 from albat_core.records.examples import (
@@ -28,7 +25,11 @@ from albat_core.records.selections import SELECTION, SELECTION_SCHEMA
 from albat_core.records.shards import iterate_part, parts_of, read_examples
 from albat_core.records.splits import TRAIN, read_role
 from albat_core.records.tables import write_table
-from albat_core.sources import SourceConfig
+from albat_core.sources.config import SourceConfig
+from albat_core.stages import mix as dataset
+from albat_core.stages import shard as corpus
+from albat_core.stages.mix import DatasetConfig, write_mixture
+from albat_core.stages.split import SplitConfig, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures

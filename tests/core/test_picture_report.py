@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
 from albat_core.pictures import picture_pixels, png_file, thumbnail
 from albat_core.records.examples import Example, examples_to_table
 from albat_core.records.samples import read_samples
@@ -17,7 +15,9 @@ from albat_core.records.shards import STAGE
 from albat_core.records.splits import TRAIN
 from albat_core.records.tables import read_table, write_table
 from albat_core.report.content import ReportContent
-from albat_core.report.writing import PAGE, read_results
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.report import PAGE, read_results
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from tests.encoders import save_clip, save_dino
 from tests.pipelines import save_pipeline

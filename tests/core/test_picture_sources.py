@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from albat_core import input_files
-from albat_core.corpus import check_source, read_rows
-from albat_core.input_files import find_files
 from albat_core.records.examples import Example
-from albat_core.sources import SourceConfig
+from albat_core.sources import files as input_files
+from albat_core.sources.checks import check_source
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import find_files
+from albat_core.sources.rows import read_rows
 from albat_core.store import storage
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
 from tests.core.row_files import only, refused, rows_of, write_csv, write_jsonl, write_parquet

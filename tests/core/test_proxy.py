@@ -14,17 +14,17 @@ from transformers import AutoModelForCausalLM
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import BackboneConfig, Losses, SamplingConfig
 from albat_core.backbones.text import TextEncoder
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
-from albat_core.encoding import encode_part
 from albat_core.errors import BackboneError, InputError
-from albat_core.generation import GenerationConfig, generate_rows
-from albat_core.proxy import LOSSES, PROXY_SCHEMA, ProxyConfig, measure_proxy
 from albat_core.records.shards import parts_of
 from albat_core.records.tables import read_table
 from albat_core.report.content import Interval
-from albat_core.report.writing import read_results
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
 from albat_core.seeding import numpy_generator
+from albat_core.stages.encode import encode_part
+from albat_core.stages.generate import GenerationConfig, generate_rows
+from albat_core.stages.proxy import LOSSES, PROXY_SCHEMA, ProxyConfig, measure_proxy
+from albat_core.stages.report import read_results
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from albat_core.corpus import read_rows
 from albat_core.records.examples import Example
-from albat_core.sources import SourceConfig
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.rows import read_rows
 from tests.core.row_files import ROWS, only, refused, rows_of, write_csv, write_jsonl, write_parquet
 
 

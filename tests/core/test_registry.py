@@ -8,8 +8,8 @@ import pytest
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.mixtures import ADAPTATION, BACKBONE, RowChanges, changed_rows
 from albat_core.records.tables import write_table
-from albat_core.registry import Entry, Registry, changed_settings
 from albat_core.report.content import Interval
+from albat_core.runs.registry import Entry, Registry, changed_settings
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 GAIN = Interval(value=0.2, low=0.1, high=0.3)

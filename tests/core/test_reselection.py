@@ -6,22 +6,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from albat_core import mixing
-from albat_core.chain import ALBAT, Chain
-from albat_core.config import ReselectionConfig, RunConfig
 from albat_core.errors import InputError
-from albat_core.mixing import estimate_mixing
+from albat_core.measures.theory import Estimate
 from albat_core.records.mixtures import moved_weight, read_mixture
 from albat_core.records.scores import SCORES
 from albat_core.records.selections import read_selection
 from albat_core.records.splits import TRAIN
 from albat_core.records.tables import read_table
 from albat_core.report.showing import read_changes
-from albat_core.reselection import Acted, Watches, basis, compare_selections, data_fingerprint, told
+from albat_core.report.wording import told
+from albat_core.runs.chain import ALBAT, Chain
+from albat_core.runs.config import ReselectionConfig, RunConfig
+from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint
 from albat_core.scorers import known
-from albat_core.scoring import score_candidates
+from albat_core.stages import estimate as mixing
+from albat_core.stages.compare import compare_selections
+from albat_core.stages.estimate import estimate_mixing
+from albat_core.stages.score import score_candidates
 from albat_core.store.artifacts import ArtifactStore
-from albat_core.theory import Estimate
 from flows.config import load_config
 from tests.core.test_registry import mixture
 from tests.toys import topic_rows, write_jsonl, write_run

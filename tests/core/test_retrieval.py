@@ -7,15 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
-from albat_core.corpus import ShardConfig
 from albat_core.records.candidates import CANDIDATES, NEIGHBOURS
 from albat_core.records.indexes import load_index
 from albat_core.records.shards import read_examples
 from albat_core.records.tables import read_table
 from albat_core.records.vectors import load_queries
-from albat_core.retrieval import RetrievalConfig, draw_candidates, retrieve_candidates, take_turns
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.retrieve import (
+    RetrievalConfig,
+    draw_candidates,
+    retrieve_candidates,
+    take_turns,
+)
+from albat_core.stages.shard import ShardConfig
 from albat_core.store.artifacts import ArtifactStore
 
 
@@ -99,7 +104,7 @@ def test_names_are_read_from_one_part_at_a_time(
         return table
 
     held: list[int] = []
-    monkeypatch.setattr("albat_core.retrieval.read_table", read)
+    monkeypatch.setattr("albat_core.stages.retrieve.read_table", read)
     every = RetrievalConfig(neighbours=120)
     assert retrieve_candidates(index, queries, every, run_config.runtime)
     assert len(held) == len(many.embeddings)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from albat_core.finetuning.sampler import MixtureSampler
+from albat_core.training.sampler import MixtureSampler
 
 WEIGHTS = np.array([0.5, 0.3, 0.15, 0.05])
 

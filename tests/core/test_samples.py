@@ -6,15 +6,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from albat_core import samples
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, SamplingConfig
-from albat_core.chain import Chain
-from albat_core.dreambooth import LIVE_PROMPTS, OBJECT_PROMPTS, evaluation_prompts
 from albat_core.pictures import picture_pixels
 from albat_core.records.examples import EXAMPLE_SCHEMA
 from albat_core.records.samples import SAMPLES, read_samples
-from albat_core.samples import SampleConfig, draw_samples
+from albat_core.runs.chain import Chain
+from albat_core.sources.dreambooth import LIVE_PROMPTS, OBJECT_PROMPTS, evaluation_prompts
+from albat_core.stages import sample as samples
+from albat_core.stages.sample import SampleConfig, draw_samples
 from albat_core.store.artifacts import ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline

@@ -13,20 +13,20 @@ from safetensors import safe_open
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
-from albat_core.finetuning.trainer import FinetuneConfig
-from albat_core.gradients import Projection
+from albat_core.measures.gradients import Projection
+from albat_core.measures.theory import metric_root
 from albat_core.records.examples import Example
 from albat_core.records.scores import SCORES
 from albat_core.records.shards import read_examples
 from albat_core.records.splits import VALIDATION, read_role
 from albat_core.records.tables import read_table
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
 from albat_core.scorers.gradient import adam_step
 from albat_core.scorers.matching import matching_weights, simplex_projection
-from albat_core.scoring import ScoringConfig
+from albat_core.stages.score import ScoringConfig
 from albat_core.store.artifacts import ArtifactStore
-from albat_core.theory import metric_root
+from albat_core.training.config import FinetuneConfig
 from flows.config import load_config
 from tests.pictures import write_image_run
 

@@ -6,18 +6,18 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from albat_core.adaptation import split_adaptation
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import adapted
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
 from albat_core.errors import ConfigError
 from albat_core.records.candidates import CANDIDATES
 from albat_core.records.scores import SCORES
 from albat_core.records.shards import read_examples
 from albat_core.records.tables import read_table
-from albat_core.retrieval import RetrievalConfig
-from albat_core.scoring import ScorerName, ScoringConfig, score_candidates
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.retrieve import RetrievalConfig
+from albat_core.stages.score import ScorerName, ScoringConfig, score_candidates
+from albat_core.stages.split import split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from albat_core.records.examples import Example
-from albat_core.sources import SourceConfig
+from albat_core.sources.config import SourceConfig
 from tests.core.row_files import refused, rows_of, write_csv, write_jsonl, write_parquet
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from albat_core.theory import (
+from albat_core.measures.theory import (
     FoldGradients,
     Terms,
     estimate_terms,

@@ -13,24 +13,19 @@ from transformers import AutoModelForCausalLM
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise, adapted
-from albat_core.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
-from albat_core.config import RunConfig
 from albat_core.errors import Interrupted, TrainingError
-from albat_core.finetuning.adapter import finetune
-from albat_core.finetuning.checkpoint import CheckpointFile
-from albat_core.finetuning.trainer import (
-    FinetuneConfig,
-    Trainer,
-    continued,
-    learning_rate,
-    penalty_weight,
-)
-from albat_core.losses import example_losses
+from albat_core.measures.losses import example_losses
 from albat_core.progress import reporting_to
 from albat_core.records.losses import LOSSES
 from albat_core.records.splits import TEST, VALIDATION, read_role
 from albat_core.records.tables import read_table
+from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT, UNTOUCHED, Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.finetune import finetune
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.training.checkpoint import CheckpointFile
+from albat_core.training.config import FinetuneConfig, continued, learning_rate, penalty_weight
+from albat_core.training.trainer import Trainer
 from tests.core.trainings import STEPS, StopsAt, Training, same
 
 

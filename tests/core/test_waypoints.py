@@ -10,18 +10,19 @@ from safetensors.torch import load_file
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import AdapterConfig, adapted
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
 from albat_core.errors import Interrupted
-from albat_core.finetuning.checkpoint import (
+from albat_core.progress import reporting_to
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.training.checkpoint import (
     CheckpointFile,
     KeptCheckpoint,
     TrainingState,
     read_checkpoints,
 )
-from albat_core.finetuning.trainer import FinetuneConfig, learning_rate, spread_waypoints
-from albat_core.progress import reporting_to
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.training.config import FinetuneConfig, learning_rate
+from albat_core.training.trainer import spread_waypoints
 from flows.config import load_config
 from tests.core.trainings import STEPS, StopsAt, Training, same
 from tests.pictures import write_image_run

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from albat_core.chain import ALBAT, Chain
-from albat_core.config import RunConfig
 from albat_core.errors import Interrupted
-from albat_core.finetuning.adapter import finetune
-from albat_core.finetuning.trainer import FinetuneConfig
 from albat_core.progress import Advance, Silent
+from albat_core.runs.chain import ALBAT, Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.finetune import finetune
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
+from albat_core.training.config import FinetuneConfig
 
 STEPS = FinetuneConfig(
     steps=20, batch_size=4, evaluate_every=5, warmup=2, learning_rate=0.02, adapter={"rank": 4}

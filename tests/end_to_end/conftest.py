@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from albat_core.config import RunConfig
+from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 from flows.albat import FlowResult, albat
 from flows.config import load_config

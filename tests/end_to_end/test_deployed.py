@@ -17,9 +17,9 @@ import s3fs
 from prefect.client.orchestration import PrefectClient
 from prefect.events.schemas.events import Event, Resource
 
-from albat_core.config import RunConfig
-from albat_core.registry import Registry
-from albat_core.reselection import Watches, data_fingerprint
+from albat_core.runs.config import RunConfig
+from albat_core.runs.registry import Registry
+from albat_core.runs.reselection import Watches, data_fingerprint
 from albat_core.store.artifacts import ArtifactStore
 from flows import deploying
 from flows.config import load_config

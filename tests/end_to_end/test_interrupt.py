@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.chain import ALBAT, LABELS, Chain
-from albat_core.config import RunConfig
 from albat_core.errors import Interrupted
-from albat_core.finetuning.checkpoint import CheckpointFile
 from albat_core.progress import Advance, Silent, reporting_to
+from albat_core.runs.chain import ALBAT, LABELS, Chain
+from albat_core.runs.config import RunConfig
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.training.checkpoint import CheckpointFile
 from flows.config import load_config
 from tests.end_to_end.conftest import Albat, Start
 from tests.toys import rewrite, write_run

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from albat_core.chain import Chain
 from albat_core.records.splits import TEST, TRAIN, read_role
 from albat_core.records.vectors import load_queries
+from albat_core.runs.chain import Chain
 from tests.end_to_end.conftest import Albat, Run, Start
 from tests.toys import rewrite, topic_rows, write_jsonl, write_run
 

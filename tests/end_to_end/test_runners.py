@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.chain import Chain
-from albat_core.report.writing import export_run
+from albat_core.runs.chain import Chain
+from albat_core.stages.report import export_run
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_config
 from tests.end_to_end.conftest import Albat, Run, Start

@@ -14,12 +14,13 @@ import pytest
 import s3fs
 import yaml
 
-from albat_core import input_files
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint
-from albat_core.corpus import check_source, read_rows
 from albat_core.errors import InputError, TransientError
-from albat_core.input_files import find_files
-from albat_core.sources import SourceConfig
+from albat_core.sources import files as input_files
+from albat_core.sources.checks import check_source
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import find_files
+from albat_core.sources.rows import read_rows
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactStore
 from flows.albat import albat

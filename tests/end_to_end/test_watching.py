@@ -9,15 +9,15 @@ from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed
 
-from albat_core.config import RunConfig
 from albat_core.errors import AlbatError, TransientError
 from albat_core.records.mixtures import ADAPTATION, BACKBONE, changed_rows
-from albat_core.registry import Registry
 from albat_core.report.content import ReportContent
 from albat_core.report.showing import read_changes
-from albat_core.report.wording import decision
-from albat_core.report.writing import PAGE, RESULTS
-from albat_core.reselection import Acted, Watches, told
+from albat_core.report.wording import decision, told
+from albat_core.runs.config import RunConfig
+from albat_core.runs.registry import Registry
+from albat_core.runs.reselection import Acted, Watches
+from albat_core.stages.report import PAGE, RESULTS
 from albat_core.store.artifacts import ArtifactStore
 from flows import watching
 from flows.config import load_config

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.registry import Registry
+from albat_core.runs.registry import Registry
 from albat_core.store.artifacts import ArtifactStore
 from tests.core.test_registry import GAIN, entry, mixture
 from tests.flows.conftest import Albat

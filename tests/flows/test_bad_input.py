@@ -16,10 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from albat_core.chain import Chain
-from albat_core.config import RunConfig
-from albat_core.corpus import STAGE as SHARDS
-from albat_core.embedding import EmbeddingConfig, embed_queries
 from albat_core.errors import (
     AlbatError,
     BackboneError,
@@ -28,9 +24,13 @@ from albat_core.errors import (
     StorageFullError,
     TrainingError,
 )
-from albat_core.evaluation import evaluate
-from albat_core.report.writing import PAGE, read_results
-from albat_core.retrieval import RetrievalConfig, retrieve_candidates
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.embed import EmbeddingConfig, embed_queries
+from albat_core.stages.evaluate import evaluate
+from albat_core.stages.report import PAGE, read_results
+from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
+from albat_core.stages.shard import STAGE as SHARDS
 from albat_core.store.artifacts import ArtifactStore, Built
 from flows.checks import find_mistakes
 from flows.config import load_config

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from albat_core.config import RunConfig
 from albat_core.errors import ConfigError
+from albat_core.runs.config import RunConfig
 from flows.config import load_config, starter_config
 
 LEAST = {"backbone": {"path": "b"}, "corpus": {"path": "c"}, "adaptation": {"path": "a"}}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from albat_core.efficacy import LABELS, EfficacyConfig, measure_situation
-from albat_core.efficacy_table import RESULTS, TABLE, data_multiplier, tabulate
+from albat_core.benchmark.arms import LABELS, EfficacyConfig, measure_situation
+from albat_core.benchmark.table import RESULTS, TABLE, data_multiplier, tabulate
 from albat_core.errors import ConfigError
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_efficacy

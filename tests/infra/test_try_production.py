@@ -9,8 +9,8 @@ import pytest
 from prefect.settings.legacy import _get_settings_fields
 from prefect.settings.models.root import Settings
 
-from albat_core.config import RunConfig
 from albat_core.errors import MissingDependencyError
+from albat_core.runs.config import RunConfig
 
 SCRIPT = Path(__file__).parents[2] / "infra" / "try_production.py"
 

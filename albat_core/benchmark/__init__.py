@@ -1,0 +1,1 @@
+"""The efficacy benchmark: every scorer and every fair baseline, as a table."""

@@ -1,0 +1,220 @@
+"""The table of the efficacy benchmark: gains, multipliers and compute, with intervals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from albat_core.benchmark.arms import LABELS, ArmResult
+from albat_core.records.losses import document_losses
+from albat_core.report.content import Interval
+from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT
+from albat_core.seeding import numpy_generator
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
+
+STAGE = "efficacy"
+STAGE_VERSION = 1
+TABLE, RESULTS = "table.md", "results.json"
+_DRAWS = 2000
+
+Floats = NDArray[np.float64]
+Draw = list[tuple[int, NDArray[np.int64]]]
+"""Seeds and, for each, the held-out documents drawn."""
+
+
+class Row(BaseModel):
+    """What an arm came to over all seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    situation: str
+    arm: str
+    loss: Interval
+    """Over seeds and documents, as all intervals here."""
+    gain: Interval
+    """Loss of adaptation data only less this arm's, paired by document."""
+    multiplier: Interval
+    """Measured: how many times the adaptation data would be needed for this loss without corpus."""
+    alphas: tuple[float, ...]
+    """By seed."""
+    best_steps: tuple[int, ...]
+    """By seed."""
+    passes: float
+    """Compute over that of adaptation data only, mean over seeds."""
+    seconds: float
+    """Mean over seeds."""
+
+
+class Measured:
+    """Losses of a situation's arms by seed, and draws of them.
+
+    Args:
+        store: where the evaluations are.
+        results: of one situation; every seed has the same arms.
+    """
+
+    def __init__(self, store: ArtifactStore, results: Sequence[ArmResult]) -> None:
+        self.seeds = sorted({r.seed for r in results})
+        self.by_arm = {
+            arm: sorted((r for r in results if r.arm == arm), key=lambda r: r.seed)
+            for arm in dict.fromkeys(r.arm for r in results)
+        }
+        found = {arm: [document_losses(store, r.evaluation) for r in rows]
+                 for arm, rows in self.by_arm.items()}  # fmt: skip
+        self._totals = {arm: [totals for totals, _ in pairs] for arm, pairs in found.items()}
+        self._units = [units for _, units in found[ADAPTATION_ONLY]]
+
+    def everything(self) -> Draw:
+        """Return each seed once with all of its documents."""
+        return [(n, np.arange(len(units))) for n, units in enumerate(self._units)]
+
+    def draw(self, generator: np.random.Generator) -> Draw:
+        """Draw seeds with replacement, and for each its documents with replacement."""
+        seeds = generator.integers(len(self.seeds), size=len(self.seeds))
+        sizes = [len(self._units[seed]) for seed in seeds]
+        return [
+            (int(seed), generator.integers(size, size=size))
+            for seed, size in zip(seeds, sizes, strict=True)
+        ]
+
+    def loss(self, arm: str, draw: Draw) -> float:
+        """Return the mean loss per unit over the seeds of a draw."""
+        losses = [
+            self._totals[arm][seed][documents].sum() / self._units[seed][documents].sum()
+            for seed, documents in draw
+        ]
+        return float(np.mean(losses))
+
+    @property
+    def curve(self) -> tuple[Floats, list[str]]:
+        """Shares of the adaptation data, ascending, and the arms that have them without corpus."""
+        points = {ADAPTATION_ONLY: self.by_arm[ADAPTATION_ONLY][0].share}
+        points |= {arm: rows[0].share for arm, rows in self.by_arm.items()
+                   if arm == "all" or arm.startswith("share ")}  # fmt: skip
+        arms = sorted(points, key=lambda arm: points[arm])
+        return np.array([points[arm] for arm in arms]), arms
+
+
+def data_multiplier(shares: Floats, losses: Floats, loss: float) -> float:
+    """Return how many times the smallest share gives a loss on the curve without corpus.
+
+    The curve is made falling (more data is never taken to be worse) and is straight between its
+    points in the logarithm of the share. A loss below all of it gives the largest share, one above
+    it follows the first piece on.
+
+    Args:
+        shares: (n,) ascending.
+        losses: (n,).
+        loss: what is looked for.
+    """
+    falling = np.minimum.accumulate(losses)
+    logs = np.log(shares / shares[0])
+    if loss > falling[0]:
+        dropped = falling[0] - falling[1:]
+        if not dropped.any():
+            return 1.0
+        next_ = int(np.argmax(dropped > 0))
+        return float(np.exp(-(loss - falling[0]) * logs[next_ + 1] / dropped[next_]))
+    # of points with the same loss the smallest share counts
+    keep = np.concatenate([[True], falling[1:] < falling[:-1]])
+    return float(np.exp(np.interp(-loss, -falling[keep], logs[keep])))
+
+
+def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> list[Row]:
+    """Return the rows of one situation, in the order in which its arms were run."""
+    measured = Measured(store, results)
+    generator = numpy_generator(seed, "efficacy")
+    draws = [measured.everything(), *(measured.draw(generator) for _ in range(_DRAWS))]
+    losses = {arm: np.array([measured.loss(arm, d) for d in draws]) for arm in measured.by_arm}
+    shares, arms = measured.curve
+    curves = np.stack([losses[arm] for arm in arms], axis=1)
+    base = measured.by_arm[ADAPTATION_ONLY]
+    rows = []
+    for arm, its in measured.by_arm.items():
+        worth = [data_multiplier(shares, c, v) for c, v in zip(curves, losses[arm], strict=True)]
+        compute = [r.passes / b.passes for r, b in zip(its, base, strict=True)]
+        rows.append(
+            Row(
+                situation=its[0].situation,
+                arm=arm,
+                loss=_value(losses[arm]),
+                gain=_value(losses[ADAPTATION_ONLY] - losses[arm]),
+                multiplier=_value(np.array(worth)),
+                alphas=tuple(r.alpha for r in its),
+                best_steps=tuple(r.best_step for r in its),
+                passes=float(np.mean(compute)),
+                seconds=float(np.mean([r.seconds for r in its])),
+            )
+        )
+    return rows
+
+
+def _value(found: Floats) -> Interval:
+    """Return the first, which is measured on everything, with the interval of the others."""
+    low, high = np.quantile(found[1:], [0.025, 0.975])
+    return Interval(value=float(found[0]), low=float(low), high=float(high))
+
+
+def tabulate(results: Sequence[ArmResult], seed: int, runtime: Runtime) -> ArtifactRef:
+    """Write the table of a benchmark, as Markdown and as JSON.
+
+    Args:
+        results: of all situations.
+        seed: of the bootstrap.
+        runtime: where artifacts are kept.
+    """
+    store = ArtifactStore(runtime.root)
+    situations = list(dict.fromkeys(r.situation for r in results))
+
+    def build(folder: Path) -> Built:
+        rows = [
+            row
+            for name in situations
+            for row in rows_of(store, [r for r in results if r.situation == name], seed)
+        ]
+        (folder / TABLE).write_text(table(rows), encoding="utf-8")
+        lines = ",\n".join(row.model_dump_json() for row in rows)
+        (folder / RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        return Built(rows=len(rows))
+
+    inputs = [r.model_dump(mode="json", exclude={"seconds"}) for r in results]
+    return store.produce(STAGE, STAGE_VERSION, {"seed": seed}, {"results": inputs}, build)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as Markdown, one table a situation."""
+    parts = []
+    for name in dict.fromkeys(row.situation for row in rows):
+        its = [row for row in rows if row.situation == name]
+        lines = [
+            f"### {name}\n",
+            "| arm | loss | gain over adaptation only | data multiplier | alpha | compute |",
+            "|---|---|---|---|---|---:|",
+            *(_line(row) for row in its),
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _line(row: Row) -> str:
+    label = LABELS.get(row.arm, row.arm)
+    if row.arm.startswith("alpha "):
+        label = f"{LABELS[ALBAT]} with {row.arm}"
+    elif row.arm.startswith("share "):
+        share = float(row.arm.partition(" ")[2])
+        label = f"{LABELS[ADAPTATION_ONLY]}, {share:.0%} of it"
+    mixed = [a for a in row.alphas if a]
+    alpha = ", ".join(f"{a:.2f}" for a in row.alphas) if mixed else ""
+    if len(set(row.alphas)) == 1 and mixed:
+        alpha = f"{row.alphas[0]:.2f}"
+    return (
+        f"| {label} | {_shown(row.loss, '.3f')} | {_shown(row.gain, '+.3f')} "
+        f"| {_shown(row.multiplier, '.1f')} | {alpha} | {row.passes:.1f} |"
+    )
+
+
+def _shown(value: Interval, form: str) -> str:
+    return f"{value.value:{form}} ({value.low:{form}} to {value.high:{form}})"

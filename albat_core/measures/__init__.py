@@ -1,0 +1,1 @@
+"""Numbers without artifacts: losses, gradients, theory, weights, bootstrap."""

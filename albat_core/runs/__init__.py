@@ -1,0 +1,1 @@
+"""Stages put together: a run's configuration, its chain, its registry."""

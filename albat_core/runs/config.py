@@ -1,0 +1,170 @@
+"""The configuration of a run: the stages' own models, side by side."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from albat_core.backbones.base import BackboneConfig
+from albat_core.sources.config import SourceConfig
+from albat_core.stages.decontaminate import DecontaminationConfig
+from albat_core.stages.embed import EmbeddingConfig
+from albat_core.stages.estimate import MixingConfig
+from albat_core.stages.evaluate import EvaluationConfig
+from albat_core.stages.generate import GenerationConfig
+from albat_core.stages.index import IndexConfig
+from albat_core.stages.mix import DatasetConfig
+from albat_core.stages.proxy import ProxyConfig
+from albat_core.stages.retrieve import RetrievalConfig
+from albat_core.stages.sample import SampleConfig
+from albat_core.stages.score import ScoringConfig
+from albat_core.stages.select import MixtureConfig
+from albat_core.stages.shard import ShardConfig
+from albat_core.stages.split import SplitConfig
+from albat_core.store.stage import Runtime, StageConfig
+from albat_core.training.config import FinetuneConfig
+
+
+def _makes_no_rows(others: ValidationInfo) -> bool:
+    """Tell whether the backbone is given nothing to make rows from."""
+    backbone, generated = others.data.get("backbone"), others.data.get("generated")
+    if generated is None:
+        return False  # another mistake, told elsewhere
+    needs_prompts = backbone is None or backbone.needs_prompts or not generated.freely
+    return bool(needs_prompts and not generated.prompts)
+
+
+def _whole_corpus(others: ValidationInfo) -> bool:
+    retrieval = others.data.get("retrieval")
+    return retrieval is not None and retrieval.pool == "corpus"
+
+
+Baseline = Literal["adaptation_only", "random", "generated"]
+
+
+class ReselectionConfig(StageConfig):
+    """What is done when the adaptation data of a run that is watched has changed."""
+
+    threshold: float = Field(0.1, ge=0, le=1)
+    """Share of the objective's weight that has to lie on other rows than before for a new
+    fine-tuning to be worth it, in [0, 1]."""
+    finetune: bool = True
+    """Whether that fine-tuning is then done, with its evaluation and report."""
+    settle_seconds: float = Field(20.0, ge=0, le=3600)
+    """The data has to be unchanged for so long before it is acted on: files come in bursts."""
+
+
+class RunConfig(StageConfig):
+    """Everything that one run is made of."""
+
+    asked_first: ClassVar[tuple[str, ...]] = ("name", "backbone", "adaptation", "corpus")
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the run: letters, digits, dots, dashes and underscores."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Root of all random draws; the same seed gives the same result."""
+    output: str = "runs"
+    """Folder (or `s3://` prefix) for report, adapter and mixture, in a folder of the run's name."""
+    backbone: BackboneConfig
+    """The pretrained model that is adapted."""
+    generated: GenerationConfig = GenerationConfig()
+    """Rows that the backbone makes: for the baseline `generated`, and as corpus where none is
+    named."""
+    corpus: tuple[SourceConfig, ...] = Field((), validate_default=True)
+    """The backbone's own pretraining data, or what stands for it: one source or a list. None: the
+    rows that the backbone makes (`generated`)."""
+    proxy: ProxyConfig = ProxyConfig()
+    """Where the backbone's own data is closed and the corpus stands for it."""
+    adaptation: tuple[SourceConfig, ...] = Field(min_length=1)
+    """The few examples of what the backbone is adapted to: one source or a list."""
+    heldout: tuple[SourceConfig, ...] = ()
+    """Documents for the evaluation alone; none: `split.test` of the adaptation set."""
+    split: SplitConfig = SplitConfig()
+    """How the adaptation documents are divided."""
+    shards: ShardConfig = ShardConfig()
+    """How the corpus is cut up."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """How embeddings are computed."""
+    index: IndexConfig = IndexConfig()
+    """How the corpus is searched."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """How many corpus examples are looked at."""
+    decontamination: DecontaminationConfig = DecontaminationConfig()
+    """Which candidates count as copies of rows that validate or test, and are left out."""
+    surrogate: FinetuneConfig = FinetuneConfig()
+    """How the surrogate is trained, on the adaptation set alone."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How candidates are scored."""
+    mixture: MixtureConfig = Field(MixtureConfig(), validate_default=True)
+    """How much backbone data is mixed in, and which."""
+    mixing: MixingConfig = MixingConfig()
+    """How the mixing weight is computed, and what the selection is worth."""
+    dataset: DatasetConfig = DatasetConfig()
+    """How the mixture is written."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """How adapters are trained on a mixture; every arm alike."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How adapters are compared."""
+    samples: SampleConfig = SampleConfig()
+    """What every arm is asked to make, shown side by side in the report."""
+    baselines: tuple[Baseline, ...] = ("adaptation_only", "random")
+    """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning. `random`:
+    as many random corpus rows; `generated`: rows that the backbone made from
+    `generated.prompts`."""
+    reselection: ReselectionConfig = ReselectionConfig()
+    """What is done when the adaptation data has changed, where the run is watched."""
+    runtime: Runtime = Runtime()
+    """Where and with what to compute; changes no result."""
+
+    @field_validator("corpus")
+    @classmethod
+    def _corpus_or_prompts(
+        cls, value: tuple[SourceConfig, ...], others: ValidationInfo
+    ) -> tuple[SourceConfig, ...]:
+        if not value and _makes_no_rows(others):
+            raise ValueError("name at least one source, or generated.prompts where there is none")
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _prompts_for_proxy(cls, value: ProxyConfig, others: ValidationInfo) -> ProxyConfig:
+        if value.enabled and not others.data.get("corpus"):
+            raise ValueError("rows that the backbone made need no proxy.enabled: name a corpus")
+        if value.enabled and _makes_no_rows(others):
+            raise ValueError(
+                "the corpus is compared with rows that the backbone makes: give generated.prompts, "
+                "or generated.freely for a language model"
+            )
+        return value
+
+    @field_validator("scoring")
+    @classmethod
+    def _neighbours_for_nearest(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:
+        if value.scorer == "nearest" and _whole_corpus(others):
+            raise ValueError("the scorer nearest needs retrieval.pool neighbours")
+        return value
+
+    @field_validator("mixture")
+    @classmethod
+    def _selects_what_is_there(cls, value: MixtureConfig, others: ValidationInfo) -> MixtureConfig:
+        if value.select == "turns" and _whole_corpus(others):
+            raise ValueError("with retrieval.pool corpus there are no turns: select top or gumbel")
+        scoring = others.data.get("scoring")
+        if value.weigh == "proportional" and scoring and scoring.scorer != "matching":
+            raise ValueError(
+                "weigh proportional needs the scorer matching, whose scores are weights"
+            )
+        return value
+
+    @field_validator("baselines")
+    @classmethod
+    def _prompts_for_baseline(
+        cls, value: tuple[Baseline, ...], others: ValidationInfo
+    ) -> tuple[Baseline, ...]:
+        if "generated" in value and _makes_no_rows(others):
+            raise ValueError("the baseline generated needs generated.prompts")
+        return value
+
+    @field_validator("corpus", "adaptation", "heldout", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict | SourceConfig) else value

@@ -1,0 +1,105 @@
+"""Selecting again when the adaptation data has changed: what is watched, and what a change changed.
+
+Layout below the artifact root::
+
+    watches/<run>/watch.json    the run whose adaptation data is watched
+    watches/<run>/acted.json    the state of the data last acted on, and what came of it
+
+Both are written whole. ``acted.json`` comes last: a selection that did not end is done again.
+"""
+
+import hashlib
+
+from pydantic import BaseModel, ConfigDict
+
+from albat_core.records.selections import Selected
+from albat_core.runs.config import RunConfig
+from albat_core.sources.files import find_files
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.stage import canonical_json
+
+_FOLDER = "watches"
+_BASIS = {"seed", "backbone", "split", "shards", "surrogate"}
+"""What has to be the same for a selection to go on from an earlier one."""
+
+
+class Acted(BaseModel):
+    """A state of the data that was acted on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str
+    """Of the data, see ``data_fingerprint``."""
+    basis: str
+    """Of the settings that a later selection must share to go on from this one."""
+    selected: Selected
+    trained: Selected | None
+    """The selection that an adapter was last trained on: what the next one is compared with."""
+
+
+class Watches:
+    """The runs whose adaptation data is watched, in one artifact store.
+
+    Args:
+        root: of the artifact store.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = storage.join(ArtifactStore(root).root, _FOLDER)
+
+    def add(self, config: RunConfig) -> None:
+        """Watch a run's adaptation data from now on, with this configuration."""
+        storage.write_bytes(self._place(config.name, "watch"), config.model_dump_json().encode())
+
+    def remove(self, name: str) -> bool:
+        """Watch a run no longer; return whether it was watched."""
+        place = self._place(name, "watch")
+        there = storage.exists(place)
+        storage.remove(place)
+        return there
+
+    def all(self) -> list[RunConfig]:
+        """Return the runs that are watched, by name."""
+        places = [path for path in storage.file_sizes(self._root) if path.endswith("/watch.json")]
+        return [
+            RunConfig.model_validate_json(storage.read_bytes(f"{self._root}/{path}"))
+            for path in sorted(places)
+        ]
+
+    def acted(self, name: str) -> Acted | None:
+        """Return the state that was last acted on, if any was."""
+        try:
+            return Acted.model_validate_json(storage.read_bytes(self._place(name, "acted")))
+        except FileNotFoundError:
+            return None
+
+    def set_acted(self, name: str, acted: Acted) -> None:
+        """Note that a state was acted on."""
+        storage.write_bytes(self._place(name, "acted"), acted.model_dump_json(indent=1).encode())
+
+    def _place(self, name: str, kind: str) -> str:
+        return storage.join(self._root, name, f"{kind}.json")
+
+
+def data_fingerprint(config: RunConfig) -> str:
+    """Return what changes when a file of the adaptation or held-out data is new, changed or gone.
+
+    Local files are read; of remote ones, tags and sizes are listed.
+
+    Raises:
+        InputError: a path is missing or holds nothing to read.
+    """
+    files = [
+        [role, file.label, file.names, file.fingerprint]
+        for role, sources in (("adaptation", config.adaptation), ("heldout", config.heldout))
+        for source in sources
+        for file in find_files(source)
+    ]
+    return hashlib.blake2b(canonical_json(files).encode(), digest_size=16).hexdigest()
+
+
+def basis(config: RunConfig) -> str:
+    """Return what changes with the settings that an earlier selection must share."""
+    shared = config.model_dump(mode="json", include=_BASIS)
+    return hashlib.blake2b(canonical_json(shared).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""Where rows come from: files of many formats, tables and folders of pictures."""

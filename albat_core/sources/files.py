@@ -1,0 +1,347 @@
+"""The files of a source: found, named for ids, and put together into what is read as one."""
+
+import glob
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from albat_core.errors import AlbatError, InputError
+from albat_core.progress import track_long
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.formats import (
+    COMPRESSED,
+    ENDINGS,
+    ONE_ROW,
+    WITH_PICTURES,
+    Format,
+    base_name,
+    format_of,
+)
+from albat_core.sources.picture_folders import Beside, row_of, without_descriptions
+from albat_core.sources.picture_paths import paths_fingerprint
+from albat_core.sources.readers import readable, stream_rows
+from albat_core.store import storage
+from albat_core.store.stage import canonical_json
+
+_SMALL_FOLDER = {"text": 64}  # up to so many files are entries of their own
+_GROUP_ENDS = 64  # one file in so many ends a group
+_GROUP_LIMIT = 512  # files
+_MANY = 256  # files that take a while to look at
+_SIDECARS = ("state.json", "dataset_info.json", "dataset_dict.json")
+
+
+class InputFile(BaseModel):
+    """What is read as one: a file of rows, or a group of text files or of pictures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uris: tuple[str, ...]
+    names: tuple[str, ...]
+    """Each file's name in ids: its path below the source's, from `name` on if that is set."""
+    fingerprint: str
+    """Digest of format, label, names and contents, captions and pictures that are named by their
+    path included: what decides the rows beside `config`."""
+    config: SourceConfig
+    """The source, of its paths only the one that this comes from."""
+    format: Format
+    label: str
+    """Source of its rows where no column gives one."""
+    beside: tuple[Beside, ...] = ()
+    """What describes each picture of a folder."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of a source, before its content is looked at."""
+
+    uri: str
+    name: str
+    format: Format
+    label: str
+    path: str
+    beside: Beside = field(default_factory=Beside)
+
+
+def find_files(source: SourceConfig) -> list[InputFile]:
+    """Return what there is to read, in order of the source's paths and then by name.
+
+    Text files and pictures of a large folder are read in groups whose limits their names decide,
+    so that a new file changes one group.
+
+    Raises:
+        InputError: a path is missing, holds nothing to read or files of unknown format.
+    """
+    found = distinct([file for path in source.paths for file in locate(path, source)])
+    prints = _fingerprints(found)
+    return [as_input(group, source, _digest(group, source, prints)) for group in grouped(found)]
+
+
+def as_input(group: Sequence[Found], source: SourceConfig, fingerprint: str = "") -> InputFile:
+    """Return files of one format and label as one thing to read."""
+    prefix = f"{source.name}/" if source.name else ""
+    form = group[0].format
+    changes: dict[str, str] = {"path": group[0].path}  # a list may be long
+    if form == "images" or (form in WITH_PICTURES and not source.image_column):
+        changes["image_column"] = "image"
+    return InputFile(
+        uris=tuple(file.uri for file in group),
+        names=tuple(prefix + file.name for file in group),
+        fingerprint=fingerprint,
+        config=source.model_copy(update=changes),
+        format=form,
+        label=group[0].label,
+        beside=tuple(file.beside for file in group) if form == "images" else (),
+    )
+
+
+def _fingerprints(found: Sequence[Found]) -> dict[str, str]:
+    """Return the fingerprint of each file and caption by its address."""
+    captions = [file.beside.caption for file in found if file.beside.caption]
+    uris = [file.uri for file in found] + captions
+    prints = {}
+    with track_long("look at input files", len(uris), "files", _MANY) as advance:
+        for uri, content in zip(uris, storage.fingerprints(uris), strict=True):
+            prints[uri] = content
+            advance(1)
+    for uri, content in prints.items():
+        if not content:
+            with readable(uri):
+                prints[uri] = storage.fingerprint(uri)
+    return prints
+
+
+def _digest(group: Sequence[Found], source: SourceConfig, prints: dict[str, str]) -> str:
+    contents = []
+    for file in group:
+        content = [file.name, prints[file.uri]]
+        if file.format == "images":
+            content += [prints.get(file.beside.caption or "", ""), row_of(file.beside)]
+        elif source.image_column and (paths := _pictures_named(file, source.image_column)):
+            content.append(paths)
+        contents.append(content)
+    identity = canonical_json([group[0].format, group[0].label, contents])
+    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+
+def _pictures_named(file: Found, column: str) -> str | None:
+    """Return what changes with the pictures that a table names by their paths, if it does."""
+    if file.format in WITH_PICTURES:
+        return None
+    wanted = {column: "image_column"}
+    rows = stream_rows(file.uri, file.format, wanted, lambda _: None)
+    return paths_fingerprint((row[column] for row in rows), file.uri)
+
+
+def locate(path: str, source: SourceConfig) -> list[Found]:
+    """Return the files that one path of a source names, by name.
+
+    Raises:
+        InputError: it is missing, holds nothing to read or files of unknown format.
+    """
+    place = storage.filesystem(path)[1]
+    root = path if storage.is_remote(path) else place
+    there = storage.exists(root)
+    if not there and not glob.has_magic(root):
+        raise _missing(root)
+    uris = storage.list_files(root)
+    if not uris:
+        raise InputError(
+            "expected files, found none",
+            where=root,
+            remedy="check the path; names that begin with . or _ are passed over",
+        )
+    alone = there and uris == [root]
+    base = place.rstrip("/") if there else _above_glob(place)
+    if alone:
+        named = {root.rpartition("/")[2]: root}
+    else:
+        named = {_plain(uri).removeprefix(base).lstrip("/"): uri for uri in uris}
+        named = _without_sidecars(named, source, root)
+    whole_folder = there and not alone
+    named, beside = without_descriptions(named, source, uris if whole_folder else None)
+    formats = _formats(named, source, root, whole_folder=whole_folder)
+    folder = base.rpartition("/")[2]
+    return [
+        Found(
+            uri=named[name],
+            name=name,
+            format=form,
+            label=source.name
+            or (folder if form in (*ONE_ROW, "dataset") and not alone else "")
+            or base_name(name)[0],
+            path=path,
+            beside=beside.get(name, Beside()),
+        )
+        for name, form in formats.items()
+    ]
+
+
+def _plain(uri: str) -> str:
+    return uri.split("://", 1)[-1]
+
+
+def _above_glob(pattern: str) -> str:
+    """Return the folder above the first part of a pattern that may match several names."""
+    parts = pattern.split("/")
+    magic = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:magic])
+
+
+def _missing(root: str) -> InputError:
+    remedy = "check the path"
+    if not storage.is_remote(root):
+        path = Path(root)
+        while not path.parent.is_dir():
+            path = path.parent
+        near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
+        remedy = (
+            f"did you mean {path.parent / near[0]}?"
+            if near
+            else f"{path.parent} is there, but has no {path.name!r}"
+        )
+    return InputError("expected a file or a folder, found none", where=root, remedy=remedy)
+
+
+def _without_sidecars(named: dict[str, str], source: SourceConfig, root: str) -> dict[str, str]:
+    """Return the files without those that describe a dataset that `datasets` saved."""
+    if source.format not in ("auto", "dataset") or not any(n.endswith(".arrow") for n in named):
+        return named
+    splits = sorted({name.split("/")[0] for name in named if "/" in name})
+    if "dataset_dict.json" in named and splits:
+        raise InputError(
+            f"expected one dataset, found a DatasetDict of {', '.join(splits)}",
+            where=root,
+            remedy=f"name the split to read, as in {storage.join(root, splits[0])}",
+        )
+    if "state.json" in named:
+        with readable(named["state.json"]):
+            state = storage.read_bytes(named["state.json"])
+        try:
+            listed = [entry["filename"] for entry in json.loads(state)["_data_files"]]
+            return {name: named[name] for name in sorted(listed)}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"expected a dataset saved on disk, it is incomplete ({error})",
+                where=named["state.json"],
+                remedy="save it again with save_to_disk",
+            ) from error
+    return {
+        name: uri
+        for name, uri in named.items()
+        if name.rpartition("/")[2] not in _SIDECARS
+        and not name.rpartition("/")[2].startswith("cache-")  # results that `datasets` keeps
+    }
+
+
+def _formats(
+    named: Iterable[str], source: SourceConfig, root: str, *, whole_folder: bool
+) -> dict[str, Format]:
+    """Return the format of each file that is to be read."""
+    if source.format == "auto":
+        by_ending = {name: format_of(name) for name in named}
+        formats = {name: form for name, form in by_ending.items() if form}
+        if unknown := [name for name, form in by_ending.items() if not form]:
+            raise InputError(
+                f"expected endings that say the format ({', '.join(ENDINGS)}; lines and text also "
+                f"with {', '.join(COMPRESSED)}), got {_some(unknown)}",
+                where=root,
+                remedy="set format, or give a glob that names only the files to read",
+            )
+        others = [name for name, form in formats.items() if form != "images"]
+        if 0 < len(others) < len(formats):
+            raise InputError(
+                f"expected pictures or other files, found both ({len(formats) - len(others)} "
+                f"pictures, and {_some(others)})",
+                where=root,
+                remedy="set format to images, or give a glob that names only the files to read; "
+                "where a table names the pictures, set image_column to its column of paths",
+            )
+        texts = [name for name, form in formats.items() if form == "text"]
+        if 0 < len(texts) < len(formats):
+            raise InputError(
+                f"expected rows or text documents, found both ({len(formats) - len(texts)} files "
+                f"of rows, and {_some(texts)})",
+                where=root,
+                remedy="set format, or give a glob that names only the files to read",
+            )
+    else:
+        form = source.format
+        formats = {name: form for name in named if not whole_folder or format_of(name) == form}
+        if not formats:
+            endings = sorted({base_name(name)[1] or name for name in named})
+            raise InputError(
+                f"expected {form} files in the folder, found only {_some(endings)}",
+                where=root,
+                remedy="set another format, or give a glob: its files are read as the format says",
+            )
+    for form in sorted(set(formats.values())):
+        if problems := source.misfits(form):
+            raise InputError("; ".join(problems), where=root, remedy="change it in the source")
+    given = [f for f in source.columns.values() if getattr(source, f) is not None]
+    if given and "text" in formats.values():
+        raise InputError(
+            f"text files have no columns, but {' and '.join(dict.fromkeys(given))} is set",
+            where=root,
+            remedy="drop it, or set format to that of a table",
+        )
+    return formats
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def distinct(found: Iterable[Found]) -> list[Found]:
+    """Return each file once; equal names get the folders above them until they differ."""
+    files = list({file.uri: file for file in found}.values())
+    while clashes := {n for n, count in Counter(f.name for f in files).items() if count > 1}:
+        files = [replace(f, name=_longer(f)) if f.name in clashes else f for f in files]
+    return files
+
+
+def _longer(file: Found) -> str:
+    """Return the file's name with one more of the folders above it."""
+    above = _plain(file.uri).removesuffix(file.name).strip("/")
+    return f"{above.rpartition('/')[2]}/{file.name}" if above else file.uri
+
+
+def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:
+    """Yield what is read as one: tables by themselves, texts and pictures of a path in groups."""
+    single: dict[tuple[str, str, Format], list[Found]] = {}
+    for file in found:
+        if file.format in ONE_ROW:
+            single.setdefault((file.path, file.label, file.format), []).append(file)
+        else:
+            yield [file]
+    for (_, _, form), files in single.items():
+        group: list[Found] = []
+        for file in sorted(files, key=lambda f: f.name):
+            group.append(file)
+            ends = hashlib.blake2b(file.name.encode(), digest_size=8).digest()
+            if (
+                len(files) <= _SMALL_FOLDER.get(form, 0)
+                or int.from_bytes(ends) % _GROUP_ENDS == 0
+                or len(group) == _GROUP_LIMIT
+            ):
+                yield group
+                group = []
+        if group:
+            yield group
+
+
+def find_problems(source: SourceConfig) -> tuple[list[InputFile], list[AlbatError]]:
+    """Return what can be found, without fingerprints, and every error on the way."""
+    found: list[Found] = []
+    problems: list[AlbatError] = []
+    for path in source.paths:
+        try:
+            found += locate(path, source)
+        except AlbatError as error:
+            problems.append(error)
+    return [as_input(group, source) for group in grouped(distinct(found))], problems

@@ -1,0 +1,274 @@
+"""Rows of an input file as examples, each with its place; pictures are fetched only when asked."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+from albat_core.errors import InputError
+from albat_core.records.examples import Example
+from albat_core.sources.config import TOKEN, SourceConfig, template_parts
+from albat_core.sources.files import InputFile
+from albat_core.sources.formats import (
+    ONE_ROW,
+    Advance,
+    Row,
+)
+from albat_core.sources.picture_folders import read_picture_row
+from albat_core.sources.picture_paths import Picture, load_picture, picture_of
+from albat_core.sources.readers import stream_rows
+
+
+@dataclass(frozen=True)
+class PlacedRow:
+    """A row as an example without its picture.
+
+    Args:
+        where: its place, "file:row", rows from 0.
+        example: with neither text nor messages where they are null or blank.
+        picture: its file or the address of that; None where the row has none.
+    """
+
+    where: str
+    example: Example
+    picture: Picture | None
+
+    @property
+    def place(self) -> str:
+        """Where the row is, and where its picture's file if that is another."""
+        other = isinstance(self.picture, str) and not self.where.startswith(self.picture)
+        return f"{self.where} ({self.picture!s})" if other else self.where
+
+    def lacks(self, config: SourceConfig) -> str | None:
+        """Return what is wanting: "null" for text or picture, "uncaptioned" for a picture's."""
+        if config.image_column and self.picture is None:
+            return "null"
+        if self.example.text is None and self.example.messages is None:
+            return "uncaptioned" if config.image_column else "null"
+        return None
+
+    def whole(self) -> Example:
+        """Return the example with its picture's file as it is.
+
+        Raises:
+            InputError: there is none at its address, or it may not be read.
+        """
+        if self.picture is None:
+            return self.example
+        return replace(self.example, image=load_picture(self.picture, self.where))
+
+
+def untold(_done: int) -> None:
+    """Take an amount of progress that nobody waits for."""
+
+
+def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
+    """Yield every row of a file, in order.
+
+    Args:
+        file: what is read.
+        advance: told the bytes read since it was last called, of a folder the pictures.
+
+    Raises:
+        InputError: the file or one of its rows cannot be used; it says where.
+    """
+    config, column = file.config, file.config.image_column
+    for number_of_file, (uri, name) in enumerate(zip(file.uris, file.names, strict=True)):
+        document = name if file.format in ONE_ROW else ""
+        for number, row in enumerate(_rows(file, number_of_file, advance)):
+            where = f"{uri}:{number}"
+            example = as_example(row, config, f"{name}:{number}", document, file.label, where)
+            picture = picture_of(row[column], uri, where) if column else None
+            yield PlacedRow(where, example, picture)
+
+
+def _rows(file: InputFile, number: int, advance: Advance) -> Iterator[Row]:
+    """Yield the rows of one of the files that are read as one."""
+    uri, columns = file.uris[number], file.config.columns
+    if file.format != "images":
+        yield from stream_rows(uri, file.format, columns, advance)
+        return
+    yield read_picture_row(uri, file.beside[number], columns)
+    advance(1)
+
+
+def as_example(
+    row: Row, config: SourceConfig, name: str, document: str, label: str, where: str
+) -> Example:
+    """Return the example that a row makes, with neither text nor messages where it has none.
+
+    Its picture is not looked at.
+
+    Args:
+        row: the source's columns.
+        config: says which column is what.
+        name: its id where no column gives one.
+        document: its document where no column gives one; blank for the row itself.
+        label: its source where no column gives one.
+        where: the row's place, "file:row".
+
+    Raises:
+        InputError: a column has what cannot be used.
+    """
+    example_id, source = name, label
+    if config.id_column:
+        example_id = _label(row, config.id_column, "id_column", where)
+    if config.document_column and not _blank(row[config.document_column]):
+        document = _label(row, config.document_column, "document_column", where)
+    if config.source_column and not _blank(row[config.source_column]):
+        source = _label(row, config.source_column, "source_column", where)
+    text, prompt, messages = _content(row, config, where)
+    example = Example(example_id, document or example_id, source, text, prompt, messages)
+    _refuse_surrogates(example, where)
+    return example
+
+
+def _content(
+    row: Row, config: SourceConfig, where: str
+) -> tuple[str | None, str | None, tuple[dict[str, str], ...] | None]:
+    """Return text, prompt and messages of a row; all None where it has none."""
+    if config.messages_column:
+        return None, None, _messages(row[config.messages_column], where)
+    if config.answer_template is not None:
+        prompt = _fill(config.prompt_template or "", row, config, where)
+        answer = _fill(config.answer_template, row, config, where)
+        if prompt is None or answer is None:
+            return None, None, None
+        return prompt + answer, prompt, None
+    if config.template is not None:
+        return _fill(config.template, row, config, where), None, None
+    column = config.text_column or "text"
+    text = row[column]
+    if _blank(text):
+        return None, None, None
+    if not isinstance(text, str):
+        raise InputError(
+            f"expected text in column {column!r}, got {type(text).__name__}",
+            where=where,
+            remedy="write the column as text, or print it in a template",
+        )
+    return text, None, None
+
+
+def _blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | None:
+    """Return a template with a row's values; None where one is null or all are blank."""
+    text, blank, columns = "", True, 0
+    for literal, column in template_parts(template):
+        text += literal
+        if column is None:
+            continue
+        if column == TOKEN and config.token is not None:
+            text += config.token
+            continue
+        value = row[column]
+        if value is None:
+            return None
+        if not isinstance(value, str | int | float):
+            raise InputError(
+                f"expected text or a number in column {column!r}, got {type(value).__name__}",
+                where=where,
+                remedy="leave it out of the template, or write the column as text",
+            )
+        columns += 1
+        blank = blank and _blank(value)
+        text += str(value)
+    return None if columns and blank else text
+
+
+def _label(row: Row, column: str, field: str, where: str) -> str:
+    value = row[column]
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or _blank(value):
+        found = "a blank" if isinstance(value, str) else "null" if value is None else repr(value)
+        raise InputError(
+            f"expected text or a number in {field} {column!r}, got {found}",
+            where=where,
+            remedy=f"fill the column, or drop {field}",
+        )
+    return str(value)
+
+
+def _messages(value: Any, where: str) -> tuple[dict[str, str], ...] | None:
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise _misshapen(f"text that is not JSON ({error})", where) from error
+    if _blank(value) or value == []:
+        return None
+    if not isinstance(value, list):
+        raise _misshapen(type(value).__name__, where)
+    for turn, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise _misshapen(f"{type(message).__name__} as message {turn}", where)
+        for key in ("role", "content"):
+            if key not in message:
+                raise _misshapen(f"message {turn} with {', '.join(message) or 'nothing'}", where)
+            if not isinstance(message[key], str):
+                found = type(message[key]).__name__
+                raise _misshapen(f"message {turn} whose {key} is {found}", where)
+        if _blank(message["role"]):
+            raise _misshapen(f"message {turn} with a blank role", where)
+    if all(_blank(message["content"]) for message in value):
+        return None
+    return tuple({"role": m["role"], "content": m["content"]} for m in value)
+
+
+def _misshapen(found: str, where: str) -> InputError:
+    return InputError(
+        f"expected a list of messages, each with role and content as text, got {found}",
+        where=where,
+        remedy='write it as [{"role": "user", "content": "..."}, ...]',
+    )
+
+
+def _refuse_surrogates(example: Example, where: str) -> None:
+    """Raise where JSON's escapes gave half of a character, which UTF-8 cannot write."""
+    words = [example.example_id, example.document, example.source, example.text or ""]
+    words += [word for message in example.messages or () for word in message.values()]
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"expected Unicode, got half of a surrogate pair ({error.object[error.start]!a})",
+            where=where,
+            remedy="write the row again from well-formed text",
+        ) from error
+
+
+def read_rows(file: InputFile) -> Iterator[Example]:
+    """Yield every row of a file as an example, in order, before any cutting and sharing.
+
+    A row whose text is null or blank has neither ``text`` nor ``messages``; pictures are as they
+    were read, and None where there is none, or none at its path and ``on_damaged`` is skip.
+
+    Raises:
+        InputError: the file or one of its rows cannot be used; it says where.
+    """
+    for placed in placed_rows(file, untold):
+        try:
+            yield placed.whole()
+        except InputError:
+            if file.config.on_damaged == "refuse":
+                raise
+            yield placed.example
+
+
+def document_hash(document: str) -> int:
+    """Return a number in [0, 2**64) of the name alone: a share takes those below its part."""
+    return int.from_bytes(blake2b(document.encode(), digest_size=8, person=b"share").digest())
+
+
+def is_used(row: Example, config: SourceConfig) -> bool:
+    """Tell whether a row has text and its document is in the source's share."""
+    empty = row.text is None and row.messages is None
+    return not empty and in_share(document_hash(row.document), config)
+
+
+def in_share(document: int, config: SourceConfig) -> bool:
+    """Tell whether a document, given by its hash, is in the source's share."""
+    return document < config.share * 2**64

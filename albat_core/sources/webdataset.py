@@ -1,0 +1,152 @@
+"""WebDataset: tar archives whose consecutive members of one key are a row."""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Self
+
+from albat_core.errors import InputError
+from albat_core.sources.formats import HEAD, PICTURE_ENDINGS, Advance, Row, refuse_missing
+
+_CAPTIONS = ("txt", "caption")
+_NO_COLUMN_OF = {"text"}  # a missing caption is one of null
+
+
+def read_webdataset(
+    file: IO[bytes], uri: str, columns: Mapping[str, str] | None, advance: Advance
+) -> Iterator[Row]:
+    """Yield an archive's rows, streamed: one row's wanted members are held at once.
+
+    A member's name up to the first dot of its last part is the row's key, the rest its column.
+    Beside these, ``image`` is the picture, ``text`` the content of ``txt`` or ``caption``,
+    ``__key__`` the key, and the keys of ``json`` are columns too. Text is UTF-8.
+
+    Args:
+        file: opened for reading, decompressed.
+        uri: its name, for errors.
+        columns: wanted columns, each with the configuration's field that names it.
+        advance: told the bytes read since it was last called.
+
+    Raises:
+        InputError: it is no archive or truncated, or a row cannot be used.
+    """
+    wanted = columns or {"image": "image_column", "text": "text_column"}
+    seen: dict[str, None] = {}
+    rows = 0
+    for where, key, members in _samples(file, uri, wanted, advance):
+        row = _row(members, where) | {"__key__": key}
+        seen.update(dict.fromkeys(row))
+        rows += 1
+        yield {name: _value(row.get(name), name, wanted, where) for name in wanted}
+        if rows == HEAD:
+            _refuse_unseen(wanted, seen, uri)
+    if 0 < rows < HEAD:
+        _refuse_unseen(wanted, seen, uri)
+
+
+def _refuse_unseen(wanted: Mapping[str, str], seen: Mapping[str, None], uri: str) -> None:
+    refuse_missing({n: f for n, f in wanted.items() if n not in _NO_COLUMN_OF}, list(seen), uri)
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; where none can be read, `tarfile` would take the archive as ended."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        start = tarfile_.offset
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":  # the two blocks that end an archive
+                raise
+            why = "no header of a member" if start else "no tar archive"
+            raise tarfile.ReadError(f"{why} at byte {start}: {error}") from error
+
+
+def _samples(
+    file: IO[bytes], uri: str, wanted: Mapping[str, str], advance: Advance
+) -> Iterator[tuple[str, str, dict[str, bytes]]]:
+    """Yield each row's place and key, and the contents of its wanted members by column."""
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    number = done = 0
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined] # else all headers are kept
+            folder, slash, last = member.name.rpartition("/")
+            stem, dot, column = last.partition(".")
+            if not member.isfile() or not stem or not dot:
+                continue
+            if folder + slash + stem != key:
+                if key is not None:
+                    yield f"{uri}:{number} ({key})", key, members
+                    number += 1
+                key, members = folder + slash + stem, {}
+                advance(member.offset - done)
+                done = member.offset
+            column = column.lower()
+            if column in members:
+                raise InputError(
+                    f"expected one member {column!r} a row, got two",
+                    where=f"{uri}:{number} ({key})",
+                    remedy="rename one of them in the archive",
+                )
+            if _is_used(column, wanted):
+                opened = archive.extractfile(member)
+                assert opened is not None
+                members[column] = opened.read()
+        if key is not None:
+            yield f"{uri}:{number} ({key})", key, members
+
+
+def _is_used(column: str, wanted: Mapping[str, str]) -> bool:
+    if column in wanted or column == "json":
+        return True
+    if f".{column}" in PICTURE_ENDINGS:
+        return "image" in wanted
+    return column in _CAPTIONS and "text" in wanted
+
+
+def _row(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """Return a row's values by column: those of ``json``, then the members themselves."""
+    row: dict[str, Any] = {}
+    if "json" in members:
+        try:
+            row = json.loads(members["json"])
+        except (ValueError, RecursionError) as error:
+            raise _misshapen(f"what is not JSON ({error})", where) from error
+        if not isinstance(row, dict):
+            raise _misshapen(f"a JSON {type(row).__name__}", where)
+    row |= members
+    for name in reversed(_CAPTIONS):  # the first counts most
+        row |= {"text": members[name]} if name in members else {}
+    pictures = [name for name in members if f".{name}" in PICTURE_ENDINGS]
+    if len(pictures) > 1:
+        raise InputError(
+            f"expected one picture a row, got {' and '.join(pictures)}",
+            where=where,
+            remedy="set image_column to one of them",
+        )
+    return row | ({"image": members[pictures[0]]} if pictures else {})
+
+
+def _misshapen(found: str, where: str) -> InputError:
+    return InputError(
+        f"expected a JSON object in the member json, got {found}",
+        where=where,
+        remedy="write the archive again",
+    )
+
+
+def _value(value: Any, name: str, wanted: Mapping[str, str], where: str) -> Any:
+    """Return a wanted value: of members, text but for the picture."""
+    if not isinstance(value, bytes) or wanted[name] == "image_column":
+        return value
+    try:
+        return value.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"expected UTF-8 in {name!r}, got 0x{value[error.start]:02x} at byte {error.start}",
+            where=where,
+            remedy="save it as UTF-8, or name another column",
+        ) from error

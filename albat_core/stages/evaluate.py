@@ -1,0 +1,82 @@
+"""What an adapter is worth: losses on held-out documents, with intervals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import Field
+
+from albat_core.backbones import backbone_identity, loss_unit, open_backbone
+from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted
+from albat_core.measures.losses import example_losses, refuse_not_finite
+from albat_core.records.encodings import Encodings
+from albat_core.records.losses import LOSS_SCHEMA, LOSSES, STAGE
+from albat_core.records.splits import TEST, read_role, role_digest
+from albat_core.records.tables import write_table
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
+
+STAGE_VERSION = 1
+
+
+class EvaluationConfig(StageConfig):
+    """How adapters are compared on the held-out documents."""
+
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens in a batch, padding included; of pictures, positions of their latents."""
+    noise_levels: int = Field(32, ge=1, le=1000)
+    """Noise levels of a diffusion model that a held-out example's loss is the mean of."""
+
+
+def evaluate(
+    adapter: ArtifactRef | None,
+    adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
+    backbone_config: BackboneConfig,
+    config: EvaluationConfig,
+    runtime: Runtime,
+    label: str = "evaluate",
+) -> ArtifactRef:
+    """Measure the loss of every held-out example with an adapter (None: without).
+
+    Raises:
+        BackboneError: the adapter was made for another backbone, or a loss is not finite.
+    """
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        examples = read_role(store, adaptation, TEST)
+        with (
+            open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone,
+            adapted(backbone, store.folder(adapter) if adapter else None),
+        ):
+            encoded = backbone.encode(examples)
+            totals, units = example_losses(
+                backbone, encoded, config.batch_tokens, FixedNoise(config.noise_levels), label
+            )
+        names = [e.example_id for e in examples]
+        refuse_not_finite(totals, names, "check the adapter and the backbone's weights")
+        columns = [
+            names,
+            [e.document for e in examples],
+            totals,
+            units,
+        ]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, LOSS_SCHEMA, strict=True)]
+        write_table(pa.Table.from_arrays(arrays, schema=LOSS_SCHEMA), folder / LOSSES)
+        return Built(
+            rows=len(examples),
+            facts={"loss": float(totals.sum() / units.sum()), "unit": loss_unit(backbone_config)},
+        )
+
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        config.model_dump(mode="json"),
+        {
+            "adapter": adapter.key if adapter else None,
+            "heldout": role_digest(store, adaptation, TEST),
+            "backbone": backbone_identity(backbone_config, runtime),
+        },
+        build,
+    )

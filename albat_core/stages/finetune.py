@@ -1,0 +1,112 @@
+"""An adapter trained on a mixture, as an artifact."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from albat_core.backbones import adapter_card, backbone_identity, open_backbone
+from albat_core.backbones.base import BackboneConfig
+from albat_core.records.adapters import STAGE, steps_in_all
+from albat_core.records.encodings import Encodings
+from albat_core.records.mixtures import read_mixture
+from albat_core.records.splits import VALIDATION, read_role, role_digest
+from albat_core.seeding import derive_seed
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, stage_key
+from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
+from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
+from albat_core.training.trainer import Trainer, spread_waypoints
+
+STAGE_VERSION = 1
+
+
+def finetune(
+    mixture: ArtifactRef,
+    adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
+    backbone_config: BackboneConfig,
+    config: FinetuneConfig,
+    seed: int,
+    runtime: Runtime,
+    label: str = "fine-tune",
+    start: ArtifactRef | None = None,
+) -> ArtifactRef:
+    """Train an adapter on a mixture and keep it at its best step on the validation documents.
+
+    A run that was interrupted goes on from its last checkpoint, with the same result.
+
+    Args:
+        mixture: what is trained on; the surrogate is trained on adaptation rows alone.
+        adaptation: whose validation rows decide the best step.
+        encodings: costly inputs of the rows, where the backbone has any.
+        backbone_config: what is adapted.
+        config: how.
+        seed: of every draw.
+        runtime: where and with what.
+        label: names the progress line.
+        start: a trained adapter to go on from; None: a new one, whose effect is nil.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    store = ArtifactStore(runtime.root)
+    inputs = {
+        "mixture": mixture.key,
+        "validation": role_digest(store, adaptation, VALIDATION),
+        "backbone": backbone_identity(backbone_config, runtime),
+    } | ({"start": start.key} if start else {})
+    penalty = penalty_weight(config, backbone_config)
+    # settings that came later change no key where they are off
+    later = {"checkpoints": config.checkpoints, "penalty": penalty}
+    knobs = config.model_dump(mode="json", exclude=set(later)) | {"seed": seed}
+    knobs |= {name: value for name, value in later.items() if value}
+    key = stage_key(STAGE, STAGE_VERSION, knobs, inputs)
+    checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
+
+    def build(folder: Path) -> Built:
+        began = time.perf_counter()
+        rows = read_mixture(store, mixture)
+        known = Encodings(store, encodings)
+        with open_backbone(backbone_config, runtime, known) as backbone:
+            if start:
+                backbone.load_adapter(store.folder(start))
+            else:
+                backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
+            validation = backbone.encode(read_role(store, adaptation, VALIDATION))
+            trainer = Trainer(
+                backbone,
+                rows,
+                validation,
+                config,
+                penalty,
+                derive_seed(seed, "training"),
+                checkpoint,
+                runtime.checkpoint_seconds,
+            )
+            state = trainer.train(label)
+            parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
+            backbone.save_adapter(folder)
+            waypoints = spread_waypoints(state, config.checkpoints) if config.checkpoints else []
+            for step in waypoints:
+                moments = trainer.take_waypoint(state, step)
+                write_checkpoint(folder, step, backbone, moments, learning_rate(config, step - 1))
+        facts = {
+            "steps": state.step,
+            "best_step": state.best_step,
+            "best_step_in_all": state.best_step + (steps_in_all(store, start) if start else 0),
+            "validation_loss": state.best_loss,
+            "history": state.history,
+            "parameters": parameters,
+            "adaptation_rows": len(rows.adaptation),
+            "backbone_rows": len(rows.backbone),
+            "alpha": rows.alpha,
+            "passes": state.passes,
+            "training_seconds": round(time.perf_counter() - began, 3),
+        }
+        (folder / "README.md").write_text(adapter_card(backbone_config, facts))
+        return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
+
+    ref = store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
+    checkpoint.remove()
+    return ref

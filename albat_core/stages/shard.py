@@ -1,0 +1,264 @@
+"""The corpus: rows of its sources, cut to the backbone's size and kept as shards of examples."""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from albat_core.backbones import input_fingerprint, open_splitter
+from albat_core.backbones.base import BackboneConfig
+from albat_core.errors import InputError
+from albat_core.progress import track
+from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.shards import Part, parts_of
+from albat_core.records.tables import read_table, write_table
+from albat_core.sources.checks import null_row, refuse_empty
+from albat_core.sources.files import InputFile
+from albat_core.sources.formats import COMPRESSED
+from albat_core.sources.rows import document_hash, in_share, placed_rows, untold
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, StageConfig
+
+STAGE = "shards"
+STAGE_VERSION = 2  # bump when equal inputs would give different output
+
+_SKIPPED = ("null", "uncaptioned", "damaged", "unfit")  # reasons
+_IDS_KEPT = 5  # ids of skipped rows that the manifest names
+_PART_BYTES = 64 << 20  # of pictures in a part file
+_USUAL_RATIO = 4  # text takes about so much more space than its compressed file
+
+
+class ShardConfig(StageConfig):
+    """How examples are laid out in files."""
+
+    rows: int = Field(4096, ge=1)
+    """Examples in a part file at most; what is held in memory at once."""
+
+
+def make_shards(
+    file: InputFile, backbone_config: BackboneConfig, config: ShardConfig, runtime: Runtime
+) -> ArtifactRef:
+    """Cut a file's rows to the backbone's size and keep them as Parquet parts of examples.
+
+    The manifest's facts: ``files``; ``rows`` read, of which ``null_rows`` (``null_ids``) had no
+    text, or no picture where there should be one, ``uncaptioned_rows`` a picture but no text,
+    ``damaged_rows`` a picture that cannot be read, ``left_out_rows`` were not in the share and
+    ``unfit_rows`` could not be cut; ``split_rows`` were cut; ``documents`` and examples by
+    ``sources`` in ``parts``.
+
+    Raises:
+        InputError: the file or a row cannot be used, no row can, or an id occurs twice.
+    """
+
+    def build(folder: Path) -> Built:
+        shards = _Shards(folder, config.rows)
+        facts = _cut(file, open_splitter(backbone_config), backbone_config.max_length, shards)
+        shards.close()
+        if (repeated := shards.repeated_id()) is not None:
+            raise _repeated_within(file, repeated)
+        facts |= {"parts": shards.parts, "sources": dict(sorted(shards.sources.items()))}
+        return Built(rows=shards.examples, facts=facts)
+
+    return ArtifactStore(runtime.root).produce(
+        STAGE,
+        STAGE_VERSION,
+        {
+            "source": file.config.model_dump(mode="json", exclude={"path"}),
+            "shards": config.model_dump(mode="json"),
+            "max_length": backbone_config.max_length,
+        },
+        {"file": file.fingerprint, "backbone": input_fingerprint(backbone_config)},
+        build,
+    )
+
+
+class _Shards:
+    """Writes examples to part files; holds one part's examples and the hash of each id."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.parts: list[dict[str, Any]] = []
+        self.sources: Counter[str] = Counter()
+        self.examples = 0
+        self._folder = folder
+        self._rows = rows
+        self._waiting: list[Example] = []
+        self._bytes = 0
+        self._hashes = array("q")
+
+    def add(self, example: Example) -> None:
+        """Take an example; a full part is written."""
+        self._waiting.append(example)
+        self._hashes.append(hash(example.example_id))
+        self.sources[example.source] += 1
+        self.examples += 1
+        self._bytes += len(example.image or b"")
+        if len(self._waiting) == self._rows or self._bytes >= _PART_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        """Write what waits to be."""
+        if self._waiting:
+            name = f"part-{len(self.parts):05d}.parquet"
+            write_table(examples_to_table(self._waiting), self._folder / name)
+            self.parts.append({"name": name, "rows": len(self._waiting)})
+            self._waiting, self._bytes = [], 0
+
+    def repeated_id(self) -> str | None:
+        """Return an id that two of the examples share, if any."""
+        suspects = _repeated(np.asarray(self._hashes))
+        files = (("", self._folder / part["name"]) for part in self.parts)
+        found = _first_repeat(files, suspects)
+        return found[0] if found else None
+
+
+def _cut(
+    file: InputFile,
+    split: Callable[[Example], list[Example]],
+    max_length: int,
+    shards: _Shards,
+) -> dict[str, Any]:
+    """Add the pieces of a file's rows to ``shards``; return what was counted."""
+    counts: Counter[str] = Counter()
+    ids: dict[str, list[str]] = {why: [] for why in _SKIPPED}
+    documents = array("Q")
+    total, unit = len(file.uris), "pictures"
+    if file.format != "images":
+        unit = "bytes"
+        total = sum(
+            storage.size(uri) * (_USUAL_RATIO if uri.lower().endswith(COMPRESSED) else 1)
+            for uri in file.uris
+        )
+
+    def skip(why: str, row: Example) -> None:
+        counts[why] += 1
+        if counts[why] <= _IDS_KEPT:
+            ids[why].append(row.example_id)
+
+    with track(f"cut {file.label}", total, unit) as advance:
+        for placed in placed_rows(file, advance):
+            counts["rows"] += 1
+            if lacking := placed.lacks(file.config):
+                if file.config.on_null == "refuse":
+                    raise null_row(lacking, placed, file.config)
+                skip(lacking, placed.example)
+                continue
+            document = document_hash(placed.example.document)
+            if not in_share(document, file.config):
+                counts["left_out"] += 1
+                continue
+            try:
+                pieces = split(placed.whole())
+            except InputError as error:
+                if placed.picture is None or file.config.on_damaged == "refuse":
+                    raise InputError(error.message, placed.place, error.remedy) from error
+                skip("damaged", placed.example)
+                continue
+            whole = [piece.example_id for piece in pieces] == [placed.example.example_id]
+            if not whole and file.config.overlong == "refuse":
+                raise InputError(
+                    f"expected a row that fits in {max_length} tokens whole, it does not",
+                    where=placed.where,
+                    remedy="shorten it, raise backbone.max_length or set overlong to split",
+                )
+            if not pieces:
+                skip("unfit", placed.example)
+                continue
+            counts["split"] += not whole
+            documents.append(document)
+            for piece in pieces:
+                shards.add(piece)
+    if not shards.examples and not counts["left_out"]:
+        refuse_empty(file, counts)
+    return {
+        "files": list(file.uris),
+        "rows": counts["rows"],
+        "documents": len(np.unique(np.asarray(documents))),
+        **{f"{name}_rows": counts[name] for name in (*_SKIPPED, "left_out", "split")},
+        **{f"{name}_ids": first for name, first in ids.items()},
+    }
+
+
+def _repeated(hashes: npt.NDArray[np.int64]) -> set[int]:
+    """Return the values that occur more than once in ``hashes`` (n,)."""
+    ordered = np.sort(hashes)
+    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+
+def _first_repeat(
+    files: Iterable[tuple[str, Path]], suspects: set[int]
+) -> tuple[str, str, str] | None:
+    """Return the first id met twice, and where; only ids whose hash is suspect are kept.
+
+    Args:
+        files: each with what it is called.
+        suspects: hashes that occur more than once.
+    """
+    seen: dict[str, str] = {}
+    for where, path in files if suspects else ():
+        for example_id in read_table(path, ["example_id"])["example_id"].to_pylist():
+            if hash(example_id) not in suspects:
+                continue
+            if example_id in seen:
+                return example_id, seen[example_id], where
+            seen[example_id] = where
+    return None
+
+
+def _repeated_within(file: InputFile, example_id: str) -> InputError:
+    """Return the error for an id that two rows of a file have."""
+    ids = (example_id, example_id.rpartition("#")[0])  # of the row, or of the row it was cut from
+    placed = placed_rows(file, untold)
+    first, second = islice((row.where for row in placed if row.example.example_id in ids), 2)
+    return InputError(
+        f"expected each id once, {example_id!r} is also in {first}",
+        where=second,
+        remedy="make the ids unique, or drop id_column: rows are then named by file and row",
+    )
+
+
+def refuse_duplicates(store: ArtifactStore, refs: Sequence[ArtifactRef]) -> None:
+    """Check that no example id occurs twice in shards; eight bytes an id are held.
+
+    Args:
+        store: where the shards are.
+        refs: artifacts of ``make_shards``.
+
+    Raises:
+        InputError: one does; it is named with both files.
+    """
+    files = []
+    for ref in refs:
+        folder, facts = store.folder(ref), store.manifest(ref).facts
+        label = facts["files"][0] + (" and others" if len(facts["files"]) > 1 else "")
+        files += [(label, folder / part["name"]) for part in facts["parts"]]
+    hashes = [np.zeros(0, np.int64)]
+    for _, path in files:
+        ids = read_table(path, ["example_id"])["example_id"].to_pylist()
+        hashes.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
+    found = _first_repeat(files, _repeated(np.concatenate(hashes)))
+    if found is not None:
+        example_id, first, second = found
+        raise InputError(
+            f"expected each id once, {example_id!r} is also in {first}",
+            where=second,
+            remedy="make the ids unique; where file names make them, give each source a name, "
+            "and take out files that are named twice",
+        )
+
+
+def list_parts(shards: Sequence[ArtifactRef], runtime: Runtime) -> list[Part]:
+    """Return the parts of a corpus.
+
+    Raises:
+        InputError: an example id occurs twice in it.
+    """
+    store = ArtifactStore(runtime.root)
+    refuse_duplicates(store, shards)
+    return parts_of(store, shards)

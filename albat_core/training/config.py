@@ -1,0 +1,93 @@
+"""How an adapter is trained: its settings, and what follows from them."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from albat_core.backbones.base import (
+    AdapterConfig,
+    BackboneConfig,
+)
+from albat_core.store.stage import StageConfig
+
+_FEWEST, _LOOKS = 16, 4  # steps, and evaluations, of a training that goes on
+
+
+class FinetuneConfig(StageConfig):
+    """How an adapter is trained."""
+
+    adapter: AdapterConfig = AdapterConfig()
+    """The adapter's shape."""
+    steps: int = Field(600, ge=1)
+    """Optimizer steps at most."""
+    batch_size: int = Field(16, ge=1)
+    """Examples in an optimizer step."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens computed at once, padding included (of pictures, positions of their latents); larger
+    batches accumulate gradients."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Highest learning rate of AdamW. The default suits small models; large diffusion models
+    usually take 1e-4."""
+    warmup: int = Field(20, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate falls after warm-up: to a tenth along a cosine, or not at all."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    evaluate_every: int = Field(25, ge=1)
+    """Steps between looks at the validation documents; the best adapter is kept."""
+    noise_levels: int = Field(8, ge=1, le=1000)
+    """Noise levels of a diffusion model at which validation examples are looked at."""
+    patience: int = Field(6, ge=1)
+    """Looks without a new best after which training stops."""
+    penalty: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Weight of a penalty that holds the adapter's outputs on the rows trained on to the
+    backbone's, so that few documents are overfitted less: KL divergence (language; nats per token)
+    or squared difference of predictions (diffusion). 0: none. `auto`: 0.3 for a language model,
+    none for diffusion."""
+    checkpoints: int = Field(0, ge=0)
+    """Adapters with Adam's moments kept from the way to the best step, for the scorer
+    `gradient`."""
+
+
+def penalty_weight(config: FinetuneConfig, backbone: BackboneConfig) -> float:
+    """Return the penalty's weight in a training of a backbone's adapter."""
+    return backbone.usual_penalty if config.penalty == "auto" else config.penalty
+
+
+def learning_rate(config: FinetuneConfig, step: int) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def continued(config: FinetuneConfig, reached: int, share: float) -> FinetuneConfig:
+    """Return how an adapter goes on when some of its rows are new.
+
+    It takes steps in proportion to the new rows, twice as many as they would have had among all, at
+    the learning rate that the first training had come to, and is looked at as often as that was.
+
+    Args:
+        config: of the first training.
+        reached: steps to its best adapter.
+        share: of the rows that are new, in [0, 1].
+    """
+    steps = min(max(math.ceil(2 * share * reached), _FEWEST), config.steps)
+    looks = min(math.ceil(config.steps / config.evaluate_every), _LOOKS)
+    return config.model_copy(
+        update={
+            "steps": steps,
+            "learning_rate": learning_rate(config, min(reached, config.steps)),
+            "warmup": 0,
+            "schedule": "constant",
+            "evaluate_every": max(steps // looks, 1),
+            "patience": _LOOKS,
+        }
+    )

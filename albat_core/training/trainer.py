@@ -1,0 +1,233 @@
+"""The only training loop: an adapter on a weighted mixture, stopped on validation documents."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from albat_core.backbones.base import (
+    Backbone,
+    Encoded,
+    FixedNoise,
+    forward_units,
+    length_batches,
+)
+from albat_core.errors import Interrupted, TrainingError
+from albat_core.measures.losses import example_losses
+from albat_core.progress import track
+from albat_core.records.mixtures import Mixture
+from albat_core.seeding import derive_seed
+from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState
+from albat_core.training.config import FinetuneConfig, learning_rate
+from albat_core.training.sampler import MixtureSampler
+
+_REMEDY = (
+    "lower this training's learning_rate (surrogate or finetune), or set backbone.dtype to float32"
+)
+
+
+def spread_waypoints(state: TrainingState, count: int) -> list[int]:
+    """Return steps evenly spread over the evaluations up to the best step, itself the last.
+
+    All of them where there are no more than ``count``; the first where the start was best.
+    """
+    steps = sorted({int(name.partition("/")[0]) for name in state.waypoints})
+    reached = [step for step in steps if step <= state.best_step] or steps[:1]
+    places = [round((n + 1) * len(reached) / count) - 1 for n in range(count)]
+    return [reached[place] for place in sorted({max(place, 0) for place in places})]
+
+
+class Trainer:
+    """Trains the adapter attached to a backbone, and leaves it at its best step.
+
+    Args:
+        backbone: with a new adapter attached.
+        mixture: what is trained on.
+        validation: examples that decide which step is best.
+        config: how.
+        penalty: weight of the penalty towards the backbone's outputs; 0: none.
+        seed: of every draw.
+        checkpoint: where the state is kept for a run that is interrupted.
+        checkpoint_seconds: how often.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mixture: Mixture,
+        validation: Sequence[Encoded],
+        config: FinetuneConfig,
+        penalty: float,
+        seed: int,
+        checkpoint: CheckpointFile,
+        checkpoint_seconds: float,
+    ) -> None:
+        self._backbone = backbone
+        self._adaptation = backbone.encode(mixture.adaptation)
+        self._corpus = backbone.encode(mixture.backbone)
+        self._validation = validation
+        self._config = config
+        self._penalty = penalty
+        self._seed = seed
+        self._checkpoint = checkpoint
+        self._checkpoint_seconds = checkpoint_seconds
+        self._sampler = MixtureSampler(
+            len(mixture.adaptation), mixture.weights, mixture.alpha, config.batch_size, seed
+        )
+        self._parameters = backbone.adapter_parameters()
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def train(self, label: str) -> TrainingState:
+        """Train to the end and return what was measured.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        state = self._restore()
+        config = self._config
+        saved = time.monotonic()
+        with track(label, config.steps, "steps") as advance, self._kept_if_stopped(state):
+            advance(state.step)
+            while True:
+                if self._is_due(state):
+                    self._evaluate(state)
+                if state.step == config.steps or self._stalled(state):
+                    break
+                state.recent.append(self._step(state))
+                state.step += 1
+                advance(1)
+                if time.monotonic() - saved > self._checkpoint_seconds:
+                    self._checkpoint.write(self._snapshot(state))
+                    saved = time.monotonic()
+        self._set(state.best_parameters)
+        return state
+
+    @contextmanager
+    def _kept_if_stopped(self, state: TrainingState) -> Iterator[None]:
+        """Write a checkpoint when a person stops the run, which happens between two steps."""
+        try:
+            yield
+        except Interrupted:
+            if state.step:
+                self._checkpoint.write(self._snapshot(state))
+            raise
+
+    def _step(self, state: TrainingState) -> float:
+        """Take one optimizer step; return the batch's mean loss per unit."""
+        step = state.step
+        own, other = self._sampler.batch(step)
+        batch = [self._adaptation[i] for i in own] + [self._corpus[i] for i in other]
+        state.passes += (4 if self._penalty else 3) * sum(e.length for e in batch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, step)
+        self._backbone.training(True)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self._seed, "dropout and noise", step))
+            for positions in length_batches([e.length for e in batch], self._config.batch_tokens):
+                losses, objective = self._objective([batch[i] for i in positions])
+                torch.autograd.backward(objective.sum() / len(batch))
+                loss += float(losses.detach().sum() / len(batch))
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"expected a finite loss, got {loss} at step {step}",
+                where="examples " + ", ".join(e.example_id for e in batch[:4]) + ", …",
+                remedy=_REMEDY,
+            )
+        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
+        self._optimizer.step()
+        return loss
+
+    def _objective(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each example's mean loss, and what is minimized: the penalty added; both (n,)."""
+        if not self._penalty:
+            mean = self._backbone.losses(batch).mean
+            return mean, mean
+        losses, divergence = self._backbone.losses_with_divergence(batch)
+        return losses.mean, losses.mean + self._penalty * divergence.mean
+
+    def _evaluate(self, state: TrainingState) -> None:
+        """Measure the validation loss, and keep the adapter if it is the best yet."""
+        self._backbone.training(False)
+        noise = FixedNoise(self._config.noise_levels)
+        totals, units = example_losses(
+            self._backbone, self._validation, self._config.batch_tokens, noise
+        )
+        state.passes += forward_units(self._backbone, self._validation, noise)
+        loss = float(totals.sum() / units.sum())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"expected a finite validation loss, got {loss} at step {state.step}",
+                where="validation documents",
+                remedy=_REMEDY,
+            )
+        measured = {"step": float(state.step), "validation": loss}
+        if state.recent:
+            measured["train"] = sum(state.recent) / len(state.recent)
+            state.recent = []
+        state.history.append(measured)
+        if self._config.checkpoints and state.step:
+            there = {f"parameters/{name}": value for name, value in self._copy().items()}
+            there |= {name: value.detach().clone() for name, value in self._moments().items()}
+            state.waypoints |= {f"{state.step}/{name}": value for name, value in there.items()}
+        if loss < state.best_loss:
+            state.best_step, state.best_loss = state.step, loss
+            state.best_parameters = self._copy()
+
+    def _is_due(self, state: TrainingState) -> bool:
+        """Tell whether this step is one to evaluate at, and was not: a run may stop in between."""
+        wanted = state.step % self._config.evaluate_every == 0 or state.step == self._config.steps
+        return wanted and (not state.history or state.history[-1]["step"] != state.step)
+
+    def _stalled(self, state: TrainingState) -> bool:
+        waited = state.step - state.best_step
+        return waited >= self._config.patience * self._config.evaluate_every
+
+    def _copy(self) -> Tensors:
+        return {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    def take_waypoint(self, state: TrainingState, step: int) -> Tensors:
+        """Set the adapter to that of an earlier step, and return Adam's moments there."""
+        found = {
+            name.partition("/")[2]: value
+            for name, value in state.waypoints.items()
+            if name.startswith(f"{step}/")
+        }
+        self._set({n.partition("/")[2]: v for n, v in found.items() if n.startswith("parameters/")})
+        return {n: v for n, v in found.items() if not n.startswith("parameters/")}
+
+    @torch.no_grad()
+    def _set(self, values: Tensors) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    def _snapshot(self, state: TrainingState) -> TrainingState:
+        """Return the state with the adapter and the optimizer's moments in it."""
+        state.parameters, state.moments = self._copy(), self._moments()
+        return state
+
+    def _moments(self) -> Tensors:
+        return {
+            f"{moment}/{name}": self._optimizer.state[p].get(key, torch.zeros_like(p))
+            for name, p in self._parameters.items()
+            for moment, key in (("first", "exp_avg"), ("second", "exp_avg_sq"))
+        }
+
+    def _restore(self) -> TrainingState:
+        """Return the state to start from: the checkpoint's, where there is one that fits."""
+        state = self._checkpoint.read()
+        if state is None or set(state.parameters) != set(self._parameters):
+            return TrainingState()
+        self._set(state.parameters)
+        for name, parameter in self._parameters.items():
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": state.moments[f"first/{name}"].to(parameter.device),
+                "exp_avg_sq": state.moments[f"second/{name}"].to(parameter.device),
+            }
+        return state
