@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from albat_core.backbones import open_backbone
-from albat_core.backbones.base import BackboneConfig
-from albat_core.backbones.language import LanguageBackbone
+from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.sources.config import SourceConfig

@@ -1,36 +1,42 @@
 """Backbones: opened here, by the one look-up that knows which modality is which."""
 
-import threading
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from albat_core.backbones.base import (
-    AdapterConfig,
-    Backbone,
-    BackboneConfig,
-    Embedder,
-    Precomputed,
-)
+from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed
+from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint, model_folder
-from albat_core.backbones.vision import VisionEncoder
-from albat_core.devices import resolve_device
+from albat_core.backbones.language.kind import LanguageKind
+from albat_core.devices import lent_device, resolve_device
 from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime, canonical_json
 
-_FAMILIES = {
-    "language": "albat_core.backbones.language",
-    "diffusion": "albat_core.backbones.diffusion",
-}
-_IN_USE = threading.RLock()  # a model computes for one stage at a time
+if TYPE_CHECKING:
+    import torch
+
+    from albat_core.backbones.vision import VisionEncoder
+
+KINDS: dict[str, Kind] = {"language": LanguageKind(), "diffusion": DiffusionKind()}
+"""The kinds of backbone by the name that settings have: the only look-up by modality."""
+
+_LOADED: dict[str, tuple[tuple[object, ...], Backbone]] = {}
+"""The last backbone on each device, with what it was loaded by."""
+
+
+def kind_of(config: BackboneConfig) -> Kind:
+    """Return what is known of a backbone's kind."""
+    return KINDS[config.kind]
 
 
 def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     """Return the precision to compute in."""
+    import torch
+
     if config.dtype != "auto":
         return torch.float32 if config.dtype == "float32" else torch.bfloat16
     if device.type == "cuda":
@@ -45,23 +51,23 @@ def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any
     """Return what identifies a backbone in the key of a result that it computes."""
     content = folder_fingerprint(backbone_folder(config), weights=True)
     dtype = str(resolve_dtype(config, resolve_device(runtime))).removeprefix("torch.")
-    return {"content": content, "dtype": dtype, **_family(config).identity(config)}
+    return {"content": content, "dtype": dtype, **kind_of(config).identity(config)}
 
 
 def input_fingerprint(config: BackboneConfig) -> str:
     """Return a digest of what decides how rows are cut and encoded."""
     content = folder_fingerprint(backbone_folder(config), weights=False)
-    return f"{content}-{canonical_json(_family(config).input_identity(config))}"
+    return f"{content}-{canonical_json(kind_of(config).input_identity(config))}"
 
 
 def precomputes(config: BackboneConfig) -> bool:
     """Tell whether inputs of this kind of backbone are worth computing once and keeping."""
-    return bool(_family(config).PRECOMPUTES)
+    return kind_of(config).precomputes
 
 
 def loss_unit(config: BackboneConfig) -> str:
     """Return what losses are measured in."""
-    return str(_family(config).LOSS_UNIT)
+    return kind_of(config).loss_unit
 
 
 def adapter_card(config: BackboneConfig, facts: Mapping[str, Any]) -> str:
@@ -71,20 +77,20 @@ def adapter_card(config: BackboneConfig, facts: Mapping[str, Any]) -> str:
         config: of the backbone.
         facts: what the adapter's manifest says of its training.
     """
-    family = _family(config)
+    kind = kind_of(config)
     return f"""---
 base_model: {config.path}
-library_name: {family.LIBRARY}
+library_name: {kind.library}
 tags: [lora, albat]
 ---
 # LoRA adapter
 
 Trained by albat on {facts["adaptation_rows"]} adaptation rows and {facts["backbone_rows"]} rows of
 the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["best_step"]} of
-{facts["steps"]}, validation loss {facts["validation_loss"]:.4f} ({family.LOSS_UNIT}).
+{facts["steps"]}, validation loss {facts["validation_loss"]:.4f} ({kind.loss_unit}).
 
 ```python
-{family.LOADING.format(path=config.path)}
+{kind.loading.format(path=config.path)}
 ```
 """
 
@@ -92,8 +98,7 @@ the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["b
 @lru_cache(maxsize=4)
 def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
     """Return what cuts rows to the backbone's size; no weights are loaded."""
-    splitter: Callable[[Example], list[Example]] = _family(config).load_splitter(config)
-    return splitter
+    return kind_of(config).splitter(config)
 
 
 @contextmanager
@@ -107,9 +112,8 @@ def open_backbone(
         runtime: where to compute.
         known: inputs that were computed before.
     """
-    with _IN_USE:
+    with lent_device(runtime) as device:
         content = folder_fingerprint(backbone_folder(config), weights=True)
-        device = resolve_device(runtime)
         backbone = _load(config, device, content, runtime.gradient_checkpointing)
         backbone.known = known
         try:
@@ -147,12 +151,14 @@ def open_encoder(path: str, runtime: Runtime) -> Iterator[VisionEncoder]:
         path: folder or hub id.
         runtime: where to compute.
     """
-    with _IN_USE:
-        yield _load_encoder(path, resolve_device(runtime))
+    with lent_device(runtime) as device:
+        yield _load_encoder(path, device)
 
 
 @lru_cache(maxsize=2)
 def _load_encoder(path: str, device: torch.device) -> VisionEncoder:
+    from albat_core.backbones.vision import VisionEncoder
+
     return VisionEncoder(path, device)
 
 
@@ -162,19 +168,19 @@ def encoder_identity(path: str, runtime: Runtime) -> dict[str, Any]:
     return {"encoder": folder_fingerprint(model_folder(path), weights=True)}
 
 
-@lru_cache(maxsize=1)
 def _load(
     config: BackboneConfig, device: torch.device, content: str, checkpointing: bool
 ) -> Backbone:
-    dtype = resolve_dtype(config, device)
-    backbone: Backbone = _family(config).load_backbone(config, device, dtype, content)
-    if checkpointing:
-        backbone.checkpoint_gradients()
+    wanted = (config, content, checkpointing)
+    loaded, backbone = _LOADED.pop(str(device), (None, None))
+    if backbone is None or loaded != wanted:
+        backbone = None  # its memory is needed for the next
+        dtype = resolve_dtype(config, device)
+        backbone = kind_of(config).load(config, device, dtype, content)
+        if checkpointing:
+            backbone.checkpoint_gradients()
+    _LOADED[str(device)] = wanted, backbone
     return backbone
-
-
-def _family(config: BackboneConfig) -> Any:
-    return import_module(_FAMILIES[config.kind])
 
 
 def check_backbone(config: BackboneConfig, runtime: Runtime) -> None:
@@ -184,7 +190,7 @@ def check_backbone(config: BackboneConfig, runtime: Runtime) -> None:
         BackboneError: it is missing or incomplete, or tokenizer and model do not fit together.
     """
     resolve_device(runtime)
-    _family(config).check_backbone(config)
+    kind_of(config).check(config)
 
 
 def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
@@ -193,7 +199,7 @@ def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
     Raises:
         InputError: one is too long.
     """
-    _family(config).check_prompts(config, prompts)
+    kind_of(config).check_prompts(config, prompts)
 
 
 def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
@@ -202,4 +208,4 @@ def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
     Raises:
         BackboneError: ``target_modules`` match nothing.
     """
-    _family(config).check_adapter(config, adapter)
+    kind_of(config).check_adapter(config, adapter)

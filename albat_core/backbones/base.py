@@ -1,97 +1,20 @@
 """The one seam between modalities: what the stages ask of a backbone."""
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
-from albat_core.pictures import PictureConfig
+from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
 from albat_core.records.examples import Example
-from albat_core.store.stage import StageConfig
 
-
-class DiffusionConfig(StageConfig):
-    """How a text-to-image backbone is trained and sampled from."""
-
-    picture: PictureConfig = PictureConfig()
-    """How pictures are brought to the backbone's size."""
-    snr_gamma: float | None = Field(None, gt=0)
-    """Min-SNR weighting of noise levels (5 is usual); none: all levels alike."""
-    noise_offset: float = Field(0.0, ge=0, le=1)
-    """Deviation of the noise that is added to whole channels in training (0.05 to 0.1 is usual)."""
-    guidance: float = Field(3.5, ge=1)
-    """Guidance that a guidance-distilled backbone (Flux dev) is given in training and scoring."""
-
-
-class BackboneConfig(StageConfig):
-    """The pretrained model that is adapted."""
-
-    kind: Literal["language", "diffusion"] = "language"
-    """What it models: `language` for a causal language model, `diffusion` for text to image."""
-    path: str = Field(min_length=1)
-    """Local folder or hub id of a transformers causal language model or a diffusers pipeline,
-    safetensors only."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; none for a local folder."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of computing; adapters are kept in float32. `auto`: bfloat16 where the device has
-    instructions for it (a GPU, a CPU with AVX-512 BF16 or AMX), else float32."""
-    max_length: int = Field(512, ge=8, le=131072)
-    """Tokens that an example may have, special tokens included; longer rows are cut up. Captions
-    are held to the text encoder's own limit instead."""
-    diffusion: DiffusionConfig = DiffusionConfig()
-    """For text-to-image backbones only."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you have read that code."""
-
-    @property
-    def needs_prompts(self) -> bool:
-        """Whether what it makes without a prompt is of no use; a language model writes freely."""
-        return self.kind != "language"
-
-    @property
-    def usual_penalty(self) -> float:
-        """Weight at which holding an adapter to the backbone's outputs was found to help."""
-        return 0.3 if self.kind == "language" else 0.0
-
-    @property
-    def highest_alpha(self) -> float:
-        """Mixing weight above which trainings of usual length were found not to get far enough."""
-        return 0.9 if self.kind == "language" else 0.5
-
-
-class SamplingConfig(StageConfig):
-    """How a backbone makes examples of its own."""
-
-    steps: int = Field(30, ge=1, le=1000)
-    """Denoising steps of a diffusion model."""
-    guidance: float = Field(5.0, ge=1)
-    """Classifier-free guidance of a diffusion model; 1: none."""
-    max_new_tokens: int = Field(128, ge=1)
-    """Tokens that a language model writes at most."""
-    temperature: float = Field(1.0, ge=0)
-    """Temperature at which a language model's tokens are drawn; 0: the likeliest each time."""
-
-
-class AdapterConfig(StageConfig):
-    """Low-rank adapter (LoRA, arXiv 2106.09685)."""
-
-    rank: int = Field(16, ge=1, le=1024)
-    """Rank r of the update B A."""
-    lora_alpha: float = Field(32.0, gt=0)
-    """Scale of the update: lora_alpha / rank multiplies B A."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs dropped in training, in [0, 1)."""
-    target_modules: str | tuple[str, ...] = "auto"
-    """Names of the modules adapted; `all-linear`; or `auto`: all linear layers of a language model,
-    the attention projections of a diffusion model."""
-    text_encoder: bool = False
-    """Adapt the attention of a diffusion model's text encoders too."""
+if TYPE_CHECKING:  # torch takes a second to import, and who only configures does not need it
+    import torch
 
 
 @dataclass(frozen=True)
@@ -151,7 +74,7 @@ class Losses:
         """Mean loss of each example, (n,) float32, per unit."""
         return self.total / self.units
 
-    def first(self, count: int) -> "Losses":
+    def first(self, count: int) -> Losses:
         """Return the losses of each example's first ``count`` >= 1 units alone."""
         return Losses(self.each, self.mask & (self.mask.cumsum(dim=1) <= count))
 
@@ -255,8 +178,75 @@ class Backbone(Embedder, Protocol):
         """Compute activations again in the backward pass rather than keep them: less memory."""
 
 
+class Kind(Protocol):
+    """A kind of backbone: what is known of all of them, and of one before its weights are loaded.
+
+    One class in one file, which imports no torch, and a line in the table of ``backbones``.
+    """
+
+    precomputes: ClassVar[bool]
+    """Whether ``Backbone.precompute`` gives inputs that are worth keeping."""
+    loss_unit: ClassVar[str]
+    """What losses are measured in."""
+    library: ClassVar[str]
+    """What loads its adapters, as the hub names libraries."""
+    loading: ClassVar[str]
+    """How an adapter is loaded, for its card; ``{path!r}`` stands for the backbone."""
+    needs_prompts: ClassVar[bool]
+    """Whether what it makes without a prompt is of no use."""
+    usual_penalty: ClassVar[float]
+    """Weight at which holding an adapter to the backbone's outputs was found to help."""
+    highest_alpha: ClassVar[float]
+    """Mixing weight above which trainings of usual length were found not to get far enough."""
+
+    def identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """Return the settings that change what the backbone computes."""
+        ...
+
+    def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """Return the settings that change how rows are cut and encoded."""
+        ...
+
+    def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
+        """Return what cuts rows to the backbone's size; no weights are loaded."""
+        ...
+
+    def load(
+        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+    ) -> Backbone:
+        """Load a backbone.
+
+        Raises:
+            BackboneError: the folder holds none, or it is incomplete.
+        """
+        ...
+
+    def check(self, config: BackboneConfig) -> None:
+        """Look at a backbone's description alone.
+
+        Raises:
+            BackboneError: its parts do not fit together, or not the configuration.
+        """
+
+    def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
+        """Look whether the backbone takes prompts.
+
+        Raises:
+            InputError: one is too long.
+        """
+
+    def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
+        """Look whether an adapter finds its layers; no weights are loaded.
+
+        Raises:
+            BackboneError: ``target_modules`` match nothing.
+        """
+
+
 def trained_layers(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.nn.Module]:
     """Return the layers of a module whose weight is trained, by the weight's name."""
+    import torch
+
     return {
         f"{prefix}{name}.weight": layer
         for name, layer in module.named_modules()
@@ -272,6 +262,8 @@ def as_untouched(backbone: Backbone, module: torch.nn.Module) -> Iterator[None]:
         backbone: with or without an adapter.
         module: whose mode is the backbone's: training or not.
     """
+    import torch
+
     mode = module.training
     backbone.training(False)
     try:

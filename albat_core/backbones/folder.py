@@ -5,7 +5,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.store import storage
 

@@ -4,7 +4,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones import kind_of
+from albat_core.backbones.config import BackboneConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.stages.decontaminate import DecontaminationConfig
 from albat_core.stages.embed import EmbeddingConfig
@@ -29,7 +30,7 @@ def _makes_no_rows(others: ValidationInfo) -> bool:
     backbone, generated = others.data.get("backbone"), others.data.get("generated")
     if generated is None:
         return False  # another mistake, told elsewhere
-    needs_prompts = backbone is None or backbone.needs_prompts or not generated.freely
+    needs_prompts = backbone is None or kind_of(backbone).needs_prompts or not generated.freely
     return bool(needs_prompts and not generated.prompts)
 
 

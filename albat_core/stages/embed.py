@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.backbones import backbone_identity, encoder_identity, open_embedder
-from albat_core.backbones.base import BackboneConfig, Embedder, Encoded, length_batches
+from albat_core.backbones.base import Embedder, Encoded, length_batches
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records.encodings import Encodings

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records.encodings import DIGESTS, STAGE

@@ -9,13 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import (
-    AdapterConfig,
-    BackboneConfig,
-    FixedNoise,
-    adapted,
-)
+from albat_core.backbones import backbone_identity, kind_of, open_backbone
+from albat_core.backbones.base import FixedNoise, adapted
+from albat_core.backbones.config import AdapterConfig, BackboneConfig
 from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import Estimate, Floats, FoldGradients, estimate_terms
 from albat_core.measures.weights import effective_sample_size
@@ -120,7 +116,7 @@ def estimate_mixing(
                 found = _at_start(gradients, own, rows, seed)
         ess = effective_sample_size(weights) * config.stands_for
         estimate = estimate_terms(found, ess, config.damping, seed, more_rows=more_rows)
-        facts = _facts(estimate, backbone_config.highest_alpha)
+        facts = _facts(estimate, kind_of(backbone_config).highest_alpha)
         return Built(rows=len(rows), facts=facts | {"passes": gradients.passes})
 
     return store.produce(

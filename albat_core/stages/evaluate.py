@@ -7,7 +7,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
-from albat_core.backbones.base import BackboneConfig, FixedNoise, adapted
+from albat_core.backbones.base import FixedNoise, adapted
+from albat_core.backbones.config import BackboneConfig
 from albat_core.measures.losses import example_losses, refuse_not_finite
 from albat_core.records.encodings import Encodings
 from albat_core.records.losses import LOSS_SCHEMA, LOSSES, STAGE

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from albat_core.backbones import adapter_card, backbone_identity, open_backbone
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.records.adapters import STAGE, steps_in_all
 from albat_core.records.encodings import Encodings
 from albat_core.records.mixtures import read_mixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import BackboneConfig, SamplingConfig
+from albat_core.backbones import backbone_identity, kind_of, open_backbone
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records.examples import Example, examples_to_table
@@ -49,7 +49,7 @@ def generate_rows(
     Raises:
         BackboneError: the backbone needs prompts and there are none, or it makes nothing.
     """
-    if backbone_config.needs_prompts and not config.prompts:
+    if kind_of(backbone_config).needs_prompts and not config.prompts:
         raise BackboneError(
             "expected prompts to make rows from, got none, and this backbone makes nothing of use "
             "without",

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
-from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise
+from albat_core.backbones.base import Backbone, FixedNoise
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import InputError
 from albat_core.measures.bootstrap import bootstrap_samples
 from albat_core.measures.losses import example_losses, refuse_not_finite

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import BackboneConfig, SamplingConfig, adapted
+from albat_core.backbones.base import adapted
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.progress import track
 from albat_core.records.examples import (
     Example,

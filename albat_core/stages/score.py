@@ -9,7 +9,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import Backbone, BackboneConfig, FixedNoise, adapted
+from albat_core.backbones.base import Backbone, FixedNoise, adapted
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.measures.gradients import AdapterGradients
 from albat_core.records.candidates import Candidates, read_candidates

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from albat_core.backbones import input_fingerprint, open_splitter
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import InputError
 from albat_core.progress import track
 from albat_core.records.examples import Example, examples_to_table

@@ -5,10 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from albat_core.backbones.base import (
-    AdapterConfig,
-    BackboneConfig,
-)
+from albat_core.backbones import kind_of
+from albat_core.backbones.config import AdapterConfig, BackboneConfig
 from albat_core.store.stage import StageConfig
 
 _FEWEST, _LOOKS = 16, 4  # steps, and evaluations, of a training that goes on
@@ -55,7 +53,7 @@ class FinetuneConfig(StageConfig):
 
 def penalty_weight(config: FinetuneConfig, backbone: BackboneConfig) -> float:
     """Return the penalty's weight in a training of a backbone's adapter."""
-    return backbone.usual_penalty if config.penalty == "auto" else config.penalty
+    return kind_of(backbone).usual_penalty if config.penalty == "auto" else config.penalty
 
 
 def learning_rate(config: FinetuneConfig, step: int) -> float:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from albat_core import progress
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import AlbatError
 from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
 from albat_core.records.tables import read_table

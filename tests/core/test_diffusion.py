@@ -18,16 +18,11 @@ from albat_core.backbones import (
     open_splitter,
     precomputes,
 )
-from albat_core.backbones.base import (
-    AdapterConfig,
-    BackboneConfig,
-    Encoded,
-    FixedNoise,
-    SamplingConfig,
-)
-from albat_core.backbones.diffusion import DiffusionBackbone
-from albat_core.backbones.noise import Noised
-from albat_core.backbones.pipelines import Condition
+from albat_core.backbones.base import Encoded, FixedNoise
+from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.diffusion.families.base import Condition
+from albat_core.backbones.diffusion.model import DiffusionBackbone
+from albat_core.backbones.diffusion.noise import Noised
 from albat_core.errors import AlbatError, BackboneError, InputError
 from albat_core.measures.losses import advantages
 from albat_core.pictures import picture_pixels

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core.backbones.base import BackboneConfig
-from albat_core.backbones.language import LanguageBackbone
+from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 from albat_core.records.shards import iterate_part, parts_of

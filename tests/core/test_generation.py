@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
-from albat_core.backbones import check_prompts, open_backbone
-from albat_core.backbones.base import BackboneConfig, SamplingConfig
-from albat_core.backbones.language import LanguageBackbone
-from albat_core.backbones.text import TextEncoder
+from albat_core.backbones import check_prompts, kind_of, open_backbone
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
+from albat_core.backbones.language.model import LanguageBackbone
+from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 from albat_core.records.shards import parts_of, read_examples
@@ -218,7 +218,7 @@ def test_rows_are_written_freely_where_no_prompts_are_given(
 ) -> None:
     store = ArtifactStore(runtime.root)
     config = GenerationConfig(rows=70, sampling=SHORT)
-    assert not backbone_config.needs_prompts
+    assert not kind_of(backbone_config).needs_prompts
     check_prompts(backbone_config, [""])
     ref = generate_rows(backbone_config, config, 0, runtime)
     rows = rows_of(store, ref)
@@ -255,7 +255,7 @@ def test_rows_without_anything_to_learn_are_left_out(
 
 def test_pictures_are_not_made_of_nothing(tmp_path: Path, runtime: Runtime) -> None:
     config = BackboneConfig(kind="diffusion", path=str(save_pipeline(tmp_path / "sd")))
-    assert config.needs_prompts
+    assert kind_of(config).needs_prompts
     with pytest.raises(BackboneError, match="expected prompts") as caught:
         generate_rows(config, GenerationConfig(rows=2), 0, runtime)
     assert "generated.prompts" in caught.value.remedy

@@ -5,7 +5,10 @@ import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from albat_core.backbones.kohya import Layers, kohya_layers
+from albat_core.backbones.diffusion.families.flux import Flux
+from albat_core.backbones.diffusion.families.sdxl import SDXL
+from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
+from albat_core.backbones.diffusion.kohya import Layers
 
 RANK, ALPHA = 4, 6.0
 
@@ -33,7 +36,7 @@ def test_flux_layers_that_are_one_in_its_own_code_are_fused(tmp_path) -> None:
         ours |= factors(f"single_transformer_blocks.1.{name}", width, width)
     ours |= factors("single_transformer_blocks.1.proj_out", width + mlp, width)
     path = tmp_path / "kohya.safetensors"
-    save_file(kohya_layers({"transformer": ours}, ALPHA), path)
+    save_file(Flux.kohya_layers({"transformer": ours}, ALPHA), path)
     theirs = FluxPipeline.lora_state_dict(str(tmp_path), weight_name=path.name)
     theirs = {k.removeprefix("transformer."): v for k, v in theirs.items()}
     modules = {k.removesuffix(".lora_A.weight") for k in theirs if k.endswith("lora_A.weight")}
@@ -46,15 +49,16 @@ def test_flux_layers_that_are_one_in_its_own_code_are_fused(tmp_path) -> None:
         assert not product(theirs, module, 1.0).any(), module
 
 
-@pytest.mark.parametrize("encoders", [("text_encoder",), ("text_encoder", "text_encoder_2")])
-def test_unet_and_text_encoders_come_back_with_their_scale(tmp_path, encoders) -> None:
+@pytest.mark.parametrize("family", [StableDiffusion, SDXL])
+def test_unet_and_text_encoders_come_back_with_their_scale(tmp_path, family) -> None:
     unet = factors("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", 16, 16)
     unet |= factors("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0", 16, 16)
     components = {"unet": unet}
+    encoders = family.adaptable_encoders
     for name in encoders:
         components[name] = factors("text_model.encoder.layers.0.self_attn.q_proj", 8, 8)
     path = tmp_path / "kohya.safetensors"
-    save_file(kohya_layers(components, ALPHA), path)
+    save_file(family.kohya_layers(components, ALPHA), path)
     found, alphas = StableDiffusionPipeline.lora_state_dict(str(tmp_path), weight_name=path.name)
     downs = [k for k in found if k.endswith("down.weight")]
     assert len(downs) == 2 + len(encoders)
@@ -66,7 +70,7 @@ def test_unet_and_text_encoders_come_back_with_their_scale(tmp_path, encoders) -
 
 def test_one_encoder_has_the_name_that_programs_for_it_expect() -> None:
     text = {"text_encoder": factors("text_model.encoder.layers.0.self_attn.q_proj", 8, 8)}
-    one = kohya_layers({"unet": {}, **text}, ALPHA)
-    two = kohya_layers({"unet": {}, **text, "text_encoder_2": {}}, ALPHA)
+    one = StableDiffusion.kohya_layers({"unet": {}, **text}, ALPHA)
+    two = SDXL.kohya_layers({"unet": {}, **text, "text_encoder_2": {}}, ALPHA)
     assert all(key.startswith("lora_te_text_model_encoder_layers_0") for key in one)
     assert all(key.startswith("lora_te1_text_model_encoder_layers_0") for key in two)

@@ -27,9 +27,10 @@ from albat_core.backbones import (
     input_fingerprint,
     open_backbone,
 )
-from albat_core.backbones.base import AdapterConfig, BackboneConfig, length_batches
-from albat_core.backbones.language import LanguageBackbone
-from albat_core.backbones.text import TextEncoder
+from albat_core.backbones.base import length_batches
+from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.language.model import LanguageBackbone
+from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from albat_core.backbones.base import AdapterConfig, BackboneConfig, FixedNoise
-from albat_core.backbones.language import LanguageBackbone
+from albat_core.backbones import kind_of
+from albat_core.backbones.base import FixedNoise
+from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import Estimate, Terms
 from albat_core.records.examples import Example
@@ -54,7 +56,7 @@ def test_surrogates_never_saw_what_they_are_looked_at_with(
 
 def test_alpha_goes_into_every_mixture(computed: Chain, store: ArtifactStore) -> None:
     facts = computed.facts(computed.mixing)
-    assert 0 < facts["alpha"] <= computed.config.backbone.highest_alpha
+    assert 0 < facts["alpha"] <= kind_of(computed.config.backbone).highest_alpha
     low, high = facts["alpha_interval"]
     assert low <= facts["alpha_estimate"] <= high
     assert facts["alpha_estimate"] == pytest.approx(
@@ -175,7 +177,7 @@ def test_rows_are_drawn_by_their_weights_and_alike_from_similar_ones() -> None:
 
 @pytest.mark.parametrize(("kind", "most"), [("language", 0.9), ("diffusion", 0.5)])
 def test_the_adaptation_set_keeps_a_part_of_the_objective(kind: str, most: float) -> None:
-    highest = BackboneConfig.model_validate({"kind": kind, "path": "somewhere"}).highest_alpha
+    highest = kind_of(BackboneConfig(kind=kind, path="somewhere")).highest_alpha
     for estimate, alpha in ((0.97, most), (0.4, 0.4), (LEAST / 2, 0.0)):
         terms = Terms(target_variance=estimate, corpus_variance=0.0, bias=1 - estimate)
         facts = _facts(Estimate(terms, (0.0, 1.0), (1.0, 9.0)), highest)

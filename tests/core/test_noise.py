@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 
-from albat_core.backbones.noise import (
+from albat_core.backbones.diffusion.noise import (
     DiscreteSchedule,
     drawn_levels,
     open_schedule,

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from albat_core.backbones import open_backbone
-from albat_core.backbones.base import BackboneConfig, Losses, SamplingConfig
-from albat_core.backbones.text import TextEncoder
+from albat_core.backbones.base import Losses
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
+from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.shards import parts_of
 from albat_core.records.tables import read_table

@@ -1,6 +1,6 @@
 """Text-to-image pipelines (diffusers) as backbones, with LoRA adapters in diffusers' format."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -9,37 +9,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from albat_core.backbones.adapter_note import check_note, write_note
-from albat_core.backbones.base import (
-    AdapterConfig,
-    BackboneConfig,
-    Encoded,
-    FixedNoise,
-    Losses,
-    Precomputed,
-    SamplingConfig,
-    as_untouched,
+from albat_core.backbones.adapters import check_note, write_note
+from albat_core.backbones.base import Encoded, FixedNoise, Losses, Precomputed, as_untouched
+from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.diffusion.adapter import PipelineAdapter
+from albat_core.backbones.diffusion.captions import CaptionFitter, RowPreparation
+from albat_core.backbones.diffusion.families.base import Condition
+from albat_core.backbones.diffusion.loading import load_pipeline
+from albat_core.backbones.diffusion.noise import (
+    Noised,
+    drawn_levels,
+    open_schedule,
+    stratified_levels,
 )
-from albat_core.backbones.captions import CaptionFitter, RowPreparation
-from albat_core.backbones.diffusion_adapter import PipelineAdapter
 from albat_core.backbones.folder import backbone_folder
-from albat_core.backbones.noise import Noised, drawn_levels, open_schedule, stratified_levels
-from albat_core.backbones.pipeline_loading import load_hollow, load_pipeline
-from albat_core.backbones.pipelines import Condition, find_family, refuse_indivisible
 from albat_core.errors import InputError
 from albat_core.pictures import picture_pixels, png_file
 from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
-
-PRECOMPUTES = True
-LOSS_UNIT = "squared error per latent value"
-
-LOADING = """from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained({path!r})
-pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
-"""How an adapter is loaded, for its card."""
-LIBRARY = "diffusers"
 
 _EMBEDDING_LEVEL = 0.1  # nearly clean: the middle of the denoiser then describes the picture
 _VAE_BATCH = 8
@@ -47,67 +34,6 @@ _TEXT_KEPT = 256 << 20  # bytes of text encodings kept
 _SAMPLED_AT_ONCE = 16
 
 Text = tuple[torch.Tensor, ...]
-
-
-def identity(config: BackboneConfig) -> dict[str, Any]:
-    """Return the settings that change what the backbone computes."""
-    return {"diffusion": config.diffusion.model_dump(mode="json")}
-
-
-def input_identity(config: BackboneConfig) -> dict[str, Any]:
-    """Return the settings that change how rows are brought to the backbone's size."""
-    return {"picture": config.diffusion.picture.model_dump(mode="json")}
-
-
-def load_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
-    """Return what brings pictures to the backbone's size and captions to its length."""
-    folder = backbone_folder(config)
-    return RowPreparation(CaptionFitter(folder, find_family(folder).tokenizers), config)
-
-
-def load_backbone(
-    config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
-) -> "DiffusionBackbone":
-    """Load a text-to-image pipeline.
-
-    Raises:
-        BackboneError: the folder holds none, or one of no known family.
-    """
-    return DiffusionBackbone(config, device, dtype, fingerprint)
-
-
-def check_backbone(config: BackboneConfig) -> None:
-    """Check a pipeline folder from its descriptions alone.
-
-    Raises:
-        BackboneError: its family is not known, its models do not fit together, or pictures of the
-            size configured cannot be encoded.
-    """
-    folder = backbone_folder(config)
-    family = find_family(folder)
-    refuse_indivisible(family, folder, config.diffusion.picture.size, config.path)
-    CaptionFitter(folder, family.tokenizers)
-
-
-def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
-    """Check that the text encoder reads prompts whole.
-
-    Raises:
-        InputError: one is longer.
-    """
-    folder = backbone_folder(config)
-    CaptionFitter(folder, find_family(folder).tokenizers).refuse_long(prompts)
-
-
-def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
-    """Check that an adapter finds its layers; no weights are loaded.
-
-    Raises:
-        BackboneError: ``target_modules`` match nothing.
-    """
-    # text encoders have the same targets always
-    of_denoiser = adapter.model_copy(update={"text_encoder": False})
-    PipelineAdapter(load_hollow(config), config.path).attach(of_denoiser, seed=0)
 
 
 class DiffusionBackbone:
@@ -118,7 +44,6 @@ class DiffusionBackbone:
     def __init__(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> None:
-        check_backbone(config)
         self.fingerprint = fingerprint
         self.device = device
         self.known: Precomputed | None = None

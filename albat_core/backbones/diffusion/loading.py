@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import torch
 from safetensors import SafetensorError
 
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.diffusion.families import find_family
+from albat_core.backbones.diffusion.families.base import Family, read_config
 from albat_core.backbones.folder import backbone_folder, unreadable
-from albat_core.backbones.pipelines import Family, find_family, read_config
 
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from albat_core.backbones.base import SamplingConfig
-from albat_core.backbones.text import TextEncoder
+from albat_core.backbones.config import SamplingConfig
+from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
 

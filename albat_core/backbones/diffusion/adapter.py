@@ -9,10 +9,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from albat_core.backbones.base import AdapterConfig, trained_layers
+from albat_core.backbones.adapters import peft_config
+from albat_core.backbones.base import trained_layers
+from albat_core.backbones.config import AdapterConfig
+from albat_core.backbones.diffusion.families.base import Family
 from albat_core.backbones.folder import unreadable
-from albat_core.backbones.kohya import kohya_layers
-from albat_core.backbones.pipelines import Family
 from albat_core.errors import BackboneError
 from albat_core.seeding import derive_seed
 
@@ -21,7 +22,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 KOHYA_WEIGHTS = "kohya.safetensors"
 """The same for programs that read kohya's format, such as WebUI and ComfyUI."""
 
-_TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+_TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class PipelineAdapter:
@@ -52,22 +53,18 @@ class PipelineAdapter:
         Raises:
             BackboneError: ``target_modules`` match nothing.
         """
-        from peft import LoraConfig
-
         targets = config.target_modules
         chosen = self._family.attention if targets == "auto" else targets
-        lora = {"r": config.rank, "lora_alpha": config.lora_alpha, "lora_dropout": config.dropout}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "adapter of the denoiser"))
             try:
-                names = chosen if isinstance(chosen, str) else list(chosen)
-                self._family.denoiser.add_adapter(LoraConfig(target_modules=names, **lora))
+                self._family.denoiser.add_adapter(peft_config(config, chosen))
             except ValueError as error:
                 self._family.denoiser._hf_peft_config_loaded = False  # diffusers sets it too early
                 raise self._no_target(targets) from error
             for name, encoder in self._family.encoders.items() if config.text_encoder else ():
                 torch.manual_seed(derive_seed(seed, "adapter of", name))
-                encoder.add_adapter(LoraConfig(target_modules=_TEXT_TARGETS, **lora))
+                encoder.add_adapter(peft_config(config, _TEXT_TARGETS))
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
 
@@ -130,7 +127,9 @@ class PipelineAdapter:
         )
         scale = next(iter(modules.values())).peft_config["default"].lora_alpha
         by_component = {name.removesuffix("_lora_layers"): rows for name, rows in layers.items()}
-        save_file(kohya_layers(by_component, scale), folder / KOHYA_WEIGHTS, {"format": "pt"})
+        save_file(
+            self._family.kohya_layers(by_component, scale), folder / KOHYA_WEIGHTS, {"format": "pt"}
+        )
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return what is trained, by name."""

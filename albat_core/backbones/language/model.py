@@ -1,6 +1,6 @@
 """Causal language models (transformers) as backbones, with LoRA adapters (peft)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,134 +9,22 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from albat_core.backbones.adapter_note import check_note, write_note
+from albat_core.backbones.adapters import check_note, peft_config, write_note
 from albat_core.backbones.base import (
-    AdapterConfig,
-    BackboneConfig,
     Encoded,
     FixedNoise,
     Losses,
     Precomputed,
-    SamplingConfig,
     as_untouched,
     trained_layers,
 )
-from albat_core.backbones.continuation import write_texts
+from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, unreadable
-from albat_core.backbones.likelihood import token_divergence, token_losses
-from albat_core.backbones.text import TextEncoder
+from albat_core.backbones.language.likelihood import token_divergence, token_losses
+from albat_core.backbones.language.tokens import TextEncoder
+from albat_core.backbones.language.writing import write_texts
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
-
-PRECOMPUTES = False  # tokens are computed as fast as they are read
-LOSS_UNIT = "nats per token"
-
-
-def identity(config: BackboneConfig) -> dict[str, Any]:
-    """Return the settings that change what the backbone computes."""
-    return {"max_length": config.max_length}
-
-
-def input_identity(config: BackboneConfig) -> dict[str, Any]:
-    """Return the settings that change how rows are cut and encoded."""
-    return {"max_length": config.max_length}
-
-
-LOADING = """from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-backbone = AutoModelForCausalLM.from_pretrained({path!r})
-model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
-"""How an adapter is loaded, for its card."""
-LIBRARY = "peft"
-
-
-def load_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
-    """Return what cuts a row into examples of at most ``max_length`` tokens."""
-    return TextEncoder(config).pieces
-
-
-def load_backbone(
-    config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
-) -> "LanguageBackbone":
-    """Load a causal language model.
-
-    Raises:
-        BackboneError: the folder holds none, weights are missing, or its tokenizer does not fit.
-    """
-    return LanguageBackbone(config, device, dtype, fingerprint)
-
-
-def check_backbone(config: BackboneConfig) -> None:
-    """Check that tokenizer and model fit together, from the model's description alone.
-
-    Raises:
-        BackboneError: they do not, or ``max_length`` is more than the model takes.
-    """
-    encoder = TextEncoder(config)
-    text_config = _described(config).get_text_config()
-    vocabulary = text_config.vocab_size
-    tokens = max(encoder.tokenizer.get_vocab().values()) + 1
-    if tokens > vocabulary:
-        raise BackboneError(
-            f"the tokenizer has {tokens} tokens but the model embeds {vocabulary}",
-            where=config.path,
-            remedy="use the tokenizer that the model was trained with",
-        )
-    longest = getattr(text_config, "max_position_embeddings", None)
-    if longest is not None and config.max_length > longest:
-        raise BackboneError(
-            f"max_length is {config.max_length} but the model takes {longest} tokens",
-            where=config.path,
-            remedy=f"set backbone.max_length to {longest} or less",
-        )
-
-
-def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
-    """Check that prompts leave room to write.
-
-    Raises:
-        InputError: one does not.
-        BackboneError: one is empty, and no token is known to begin with.
-    """
-    TextEncoder(config).beginnings(prompts)
-
-
-def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
-    """Check that an adapter finds its layers; no weights are loaded.
-
-    Raises:
-        BackboneError: ``target_modules`` match nothing, or the model's description is of no causal
-            language model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    described = _described(config)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                described, trust_remote_code=config.trust_remote_code
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise unreadable("model", backbone_folder(config), error) from error
-    _attached(model, adapter, config.path)
-
-
-def _described(config: BackboneConfig) -> Any:
-    """Return the model's description.
-
-    Raises:
-        BackboneError: it cannot be read.
-    """
-    from transformers import AutoConfig
-
-    folder = backbone_folder(config)
-    try:
-        return AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise unreadable("model", folder, error) from error
 
 
 class LanguageBackbone:
@@ -147,7 +35,6 @@ class LanguageBackbone:
     def __init__(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> None:
-        check_backbone(config)
         self.fingerprint = fingerprint
         self.device = device
         self.known: Precomputed | None = None
@@ -279,7 +166,7 @@ class LanguageBackbone:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._adapted = _attached(self._model, config, self._path)
+            self._adapted = attached(self._model, config, self._path)
 
     def load_adapter(self, folder: Path) -> None:
         """Attach the adapter saved in ``folder``, after checking whose it is."""
@@ -343,24 +230,52 @@ def _disabled(model: Any) -> Iterator[None]:
         yield
 
 
-def _attached(model: Any, config: AdapterConfig, where: str) -> Any:
+def described(config: BackboneConfig) -> Any:
+    """Return the model's description.
+
+    Raises:
+        BackboneError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    folder = backbone_folder(config)
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable("model", folder, error) from error
+
+
+def hollow(config: BackboneConfig) -> Any:
+    """Return the model with shapes but no weights.
+
+    Raises:
+        BackboneError: its description is of no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    description = described(config)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                description, trust_remote_code=config.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable("model", backbone_folder(config), error) from error
+
+
+def attached(model: Any, config: AdapterConfig, where: str) -> Any:
     """Return the model with a LoRA adapter.
 
     Raises:
         BackboneError: ``target_modules`` match nothing.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     targets = "all-linear" if config.target_modules == "auto" else config.target_modules
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-    )
     try:
-        return get_peft_model(model, lora)
+        return get_peft_model(model, peft_config(config, targets, task_type="CAUSAL_LM"))
     except ValueError as error:
         names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
         raise BackboneError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.folder import (
     MODEL_CONFIG,
     backbone_folder,

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.folder import unreadable
 from albat_core.errors import InputError
 from albat_core.pictures import prepare_picture

@@ -1,0 +1,66 @@
+"""Adapters beside any model: the kinds there are, and the note of which backbone one is for."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from albat_core.backbones.config import AdapterConfig
+from albat_core.errors import BackboneError
+
+NOTE = "albat.json"
+
+
+def lora(config: AdapterConfig, **place: Any) -> Any:
+    """Return peft's configuration of a low-rank adapter (LoRA, arXiv 2106.09685)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.rank, lora_alpha=config.lora_alpha, lora_dropout=config.dropout, **place
+    )
+
+
+ADAPTERS: dict[str, Callable[..., Any]] = {"lora": lora}
+"""What makes peft's configuration of each kind of adapter, by the name that settings have."""
+
+
+def peft_config(config: AdapterConfig, targets: str | Sequence[str], **task: Any) -> Any:
+    """Return peft's configuration of an adapter.
+
+    Args:
+        config: its kind and shape.
+        targets: names of the modules adapted, or a pattern of peft's.
+        task: what peft is told of the model beside, such as ``task_type``.
+
+    Raises:
+        BackboneError: the kind is not known.
+    """
+    if config.kind not in ADAPTERS:
+        raise BackboneError(
+            f"expected one of {', '.join(ADAPTERS)}, got {config.kind!r}",
+            where="adapter.kind",
+            remedy="choose one of them",
+        )
+    names = targets if isinstance(targets, str) else list(targets)
+    return ADAPTERS[config.kind](config, target_modules=names, **task)
+
+
+def write_note(folder: Path, fingerprint: str) -> None:
+    """Note the backbone's fingerprint."""
+    (folder / NOTE).write_text(json.dumps({"backbone": fingerprint}))
+
+
+def check_note(folder: Path, fingerprint: str, path: str) -> None:
+    """Refuse an adapter that says it was made for another backbone.
+
+    Raises:
+        BackboneError: it does.
+    """
+    note = folder / NOTE
+    made_for = json.loads(note.read_text())["backbone"] if note.is_file() else fingerprint
+    if made_for != fingerprint:
+        raise BackboneError(
+            f"the adapter was made for backbone {made_for[:8]}, this is {fingerprint[:8]}",
+            where=str(folder),
+            remedy=f"load it on the backbone it was made for, or train one for {path}",
+        )

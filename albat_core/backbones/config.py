@@ -1,0 +1,74 @@
+"""Settings of a backbone, of what it makes, and of the adapter attached to it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from albat_core.pictures import PictureConfig
+from albat_core.store.stage import StageConfig
+
+
+class DiffusionConfig(StageConfig):
+    """How a text-to-image backbone is trained and sampled from."""
+
+    picture: PictureConfig = PictureConfig()
+    """How pictures are brought to the backbone's size."""
+    snr_gamma: float | None = Field(None, gt=0)
+    """Min-SNR weighting of noise levels (5 is usual); none: all levels alike."""
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    """Deviation of the noise that is added to whole channels in training (0.05 to 0.1 is usual)."""
+    guidance: float = Field(3.5, ge=1)
+    """Guidance that a guidance-distilled backbone (Flux dev) is given in training and scoring."""
+
+
+class BackboneConfig(StageConfig):
+    """The pretrained model that is adapted."""
+
+    kind: Literal["language", "diffusion"] = "language"
+    """What it models: `language` for a causal language model, `diffusion` for text to image."""
+    path: str = Field(min_length=1)
+    """Local folder or hub id of a transformers causal language model or a diffusers pipeline,
+    safetensors only."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; none for a local folder."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of computing; adapters are kept in float32. `auto`: bfloat16 where the device has
+    instructions for it (a GPU, a CPU with AVX-512 BF16 or AMX), else float32."""
+    max_length: int = Field(512, ge=8, le=131072)
+    """Tokens that an example may have, special tokens included; longer rows are cut up. Captions
+    are held to the text encoder's own limit instead."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """For text-to-image backbones only."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read that code."""
+
+
+class SamplingConfig(StageConfig):
+    """How a backbone makes examples of its own."""
+
+    steps: int = Field(30, ge=1, le=1000)
+    """Denoising steps of a diffusion model."""
+    guidance: float = Field(5.0, ge=1)
+    """Classifier-free guidance of a diffusion model; 1: none."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens that a language model writes at most."""
+    temperature: float = Field(1.0, ge=0)
+    """Temperature at which a language model's tokens are drawn; 0: the likeliest each time."""
+
+
+class AdapterConfig(StageConfig):
+    """The small network trained beside the frozen backbone."""
+
+    kind: str = "lora"
+    """Kind of adapter: `lora` (low-rank, arXiv 2106.09685)."""
+    rank: int = Field(16, ge=1, le=1024)
+    """Rank r of the update B A."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Scale of the update: lora_alpha / rank multiplies B A."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs dropped in training, in [0, 1)."""
+    target_modules: str | tuple[str, ...] = "auto"
+    """Names of the modules adapted; `all-linear`; or `auto`: all linear layers of a language model,
+    the attention projections of a diffusion model."""
+    text_encoder: bool = False
+    """Adapt the attention of a diffusion model's text encoders too."""

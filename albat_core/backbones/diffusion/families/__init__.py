@@ -1,0 +1,73 @@
+"""Families of text-to-image pipelines (diffusers), one class a file: the table, and the look-up."""
+
+import json
+from pathlib import Path
+
+from albat_core.backbones.diffusion.families.base import Family, read_config
+from albat_core.backbones.diffusion.families.flux import Flux
+from albat_core.backbones.diffusion.families.sdxl import SDXL
+from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
+from albat_core.backbones.folder import PIPELINE_INDEX, refuse_other_kind
+from albat_core.errors import BackboneError
+
+FAMILIES: dict[str, type[Family]] = {f.pipeline_class: f for f in (StableDiffusion, SDXL, Flux)}
+
+
+def find_family(folder: Path) -> type[Family]:
+    """Return the family of a pipeline folder, by its index.
+
+    Raises:
+        BackboneError: it is not a pipeline, of no known family, or its models are of another.
+    """
+    refuse_other_kind(folder, PIPELINE_INDEX, "diffusion")
+    try:
+        named = json.loads((folder / PIPELINE_INDEX).read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(
+            f"expected a {PIPELINE_INDEX} that names a pipeline ({type(error).__name__})",
+            where=str(folder),
+            remedy="name the folder that the pipeline's save_pretrained wrote",
+        ) from error
+    family = FAMILIES.get(named)
+    if family is None:
+        raise BackboneError(
+            f"expected one of {', '.join(FAMILIES)}, got {named}",
+            where=str(folder / PIPELINE_INDEX),
+            remedy="use a backbone of one of these families",
+        )
+    if (why := family.misfit(folder)) is not None:
+        others = [name for name, other in FAMILIES.items() if _fits(other, folder)]
+        raise BackboneError(
+            f"the folder says {named}, but {why}",
+            where=str(folder / PIPELINE_INDEX),
+            remedy=f"its models fit {others[0]}: set _class_name to that"
+            if others
+            else "the folder mixes models of several pipelines: save it again",
+        )
+    return family
+
+
+def _fits(family: type[Family], folder: Path) -> bool:
+    try:
+        return family.misfit(folder) is None
+    except BackboneError:
+        return False
+
+
+def refuse_indivisible(
+    family: type[Family], folder: Path, size: tuple[int, int], where: str
+) -> None:
+    """Check that pictures of that height and width can be encoded.
+
+    Raises:
+        BackboneError: a side is no multiple of what the backbone needs.
+    """
+    scale = 2 ** (len(read_config(folder, "vae").get("block_out_channels", [0])) - 1)
+    step = scale * family.patch
+    if any(side % step for side in size):
+        near = tuple(max(round(side / step), 1) * step for side in size)
+        raise BackboneError(
+            f"expected a height and width divisible by {step}, got {size[0]} x {size[1]}",
+            where=where,
+            remedy=f"set backbone.diffusion.picture.resolution to [{near[0]}, {near[1]}]",
+        )

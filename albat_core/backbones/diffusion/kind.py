@@ -1,0 +1,83 @@
+"""What is known of text-to-image pipelines before one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from albat_core.backbones.base import Backbone, Kind
+from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.folder import backbone_folder
+from albat_core.records.examples import Example
+
+if TYPE_CHECKING:
+    import torch
+
+    from albat_core.backbones.diffusion.captions import CaptionFitter
+
+
+class DiffusionKind(Kind):
+    """Text-to-image pipelines of diffusers."""
+
+    precomputes: ClassVar[bool] = True
+    loss_unit: ClassVar[str] = "squared error per latent value"
+    library: ClassVar[str] = "diffusers"
+    loading: ClassVar[str] = """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({path!r})
+pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
+    needs_prompts: ClassVar[bool] = True
+    usual_penalty: ClassVar[float] = 0.0
+    highest_alpha: ClassVar[float] = 0.5
+
+    def identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """See ``Kind``."""
+        return {"diffusion": config.diffusion.model_dump(mode="json")}
+
+    def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """See ``Kind``."""
+        return {"picture": config.diffusion.picture.model_dump(mode="json")}
+
+    def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
+        """See ``Kind``: brings pictures to the backbone's size and captions to its length."""
+        from albat_core.backbones.diffusion.captions import RowPreparation
+
+        return RowPreparation(_captions(config), config)
+
+    def load(
+        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+    ) -> Backbone:
+        """See ``Kind``."""
+        from albat_core.backbones.diffusion.model import DiffusionBackbone
+
+        self.check(config)
+        return DiffusionBackbone(config, device, dtype, fingerprint)
+
+    def check(self, config: BackboneConfig) -> None:
+        """See ``Kind``: the family is known, and pictures of the size configured can be encoded."""
+        from albat_core.backbones.diffusion.families import find_family, refuse_indivisible
+
+        folder = backbone_folder(config)
+        refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
+        _captions(config)
+
+    def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
+        """See ``Kind``."""
+        _captions(config).refuse_long(prompts)
+
+    def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.diffusion.adapter import PipelineAdapter
+        from albat_core.backbones.diffusion.loading import load_hollow
+
+        # text encoders have the same targets always
+        of_denoiser = adapter.model_copy(update={"text_encoder": False})
+        PipelineAdapter(load_hollow(config), config.path).attach(of_denoiser, seed=0)
+
+
+def _captions(config: BackboneConfig) -> CaptionFitter:
+    from albat_core.backbones.diffusion.captions import CaptionFitter
+    from albat_core.backbones.diffusion.families import find_family
+
+    folder = backbone_folder(config)
+    return CaptionFitter(folder, find_family(folder).tokenizers)

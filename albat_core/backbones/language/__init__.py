@@ -1,0 +1,1 @@
+"""Causal language models (transformers) with adapters (peft)."""

@@ -1,0 +1,93 @@
+"""What is known of language models before one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from albat_core.backbones.base import Backbone, Kind
+from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.errors import BackboneError
+from albat_core.records.examples import Example
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LanguageKind(Kind):
+    """Causal language models of transformers."""
+
+    precomputes: ClassVar[bool] = False  # tokens are computed as fast as they are read
+    loss_unit: ClassVar[str] = "nats per token"
+    library: ClassVar[str] = "peft"
+    loading: ClassVar[str] = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+backbone = AutoModelForCausalLM.from_pretrained({path!r})
+model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
+    needs_prompts: ClassVar[bool] = False
+    usual_penalty: ClassVar[float] = 0.3
+    highest_alpha: ClassVar[float] = 0.9
+
+    def identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """See ``Kind``."""
+        return {"max_length": config.max_length}
+
+    def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """See ``Kind``."""
+        return {"max_length": config.max_length}
+
+    def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
+        """See ``Kind``: pieces of at most ``max_length`` tokens."""
+        from albat_core.backbones.language.tokens import TextEncoder
+
+        return TextEncoder(config).pieces
+
+    def load(
+        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+    ) -> Backbone:
+        """See ``Kind``."""
+        from albat_core.backbones.language.model import LanguageBackbone
+
+        self.check(config)
+        return LanguageBackbone(config, device, dtype, fingerprint)
+
+    def check(self, config: BackboneConfig) -> None:
+        """See ``Kind``: tokenizer and model fit together, and ``max_length`` the model."""
+        from albat_core.backbones.language.model import described
+        from albat_core.backbones.language.tokens import TextEncoder
+
+        encoder = TextEncoder(config)
+        text_config = described(config).get_text_config()
+        vocabulary = text_config.vocab_size
+        tokens = max(encoder.tokenizer.get_vocab().values()) + 1
+        if tokens > vocabulary:
+            raise BackboneError(
+                f"the tokenizer has {tokens} tokens but the model embeds {vocabulary}",
+                where=config.path,
+                remedy="use the tokenizer that the model was trained with",
+            )
+        longest = getattr(text_config, "max_position_embeddings", None)
+        if longest is not None and config.max_length > longest:
+            raise BackboneError(
+                f"max_length is {config.max_length} but the model takes {longest} tokens",
+                where=config.path,
+                remedy=f"set backbone.max_length to {longest} or less",
+            )
+
+    def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
+        """See ``Kind``; a prompt leaves room to write, and an empty one has a token to begin with.
+
+        Raises:
+            InputError: a prompt is too long.
+            BackboneError: one is empty, and no token is known to begin with.
+        """
+        from albat_core.backbones.language.tokens import TextEncoder
+
+        TextEncoder(config).beginnings(prompts)
+
+    def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.language.model import attached, hollow
+
+        attached(hollow(config), adapter, config.path)
