@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from albat_core.errors import BackboneError
+from albat_core.progress import waiting
 from albat_core.store.stage import Runtime
 
 if TYPE_CHECKING:  # torch takes a second to import, and who only configures does not need it
@@ -55,7 +56,8 @@ def lent_device(runtime: Runtime) -> Iterator[torch.device]:
     names, me = device_names(runtime), threading.get_ident()
     with _CHANGED:
         while not (usable := [n for n in names if _LENT.get(n, (me, 0))[0] == me]):
-            _CHANGED.wait()
+            with waiting():
+                _CHANGED.wait()
         name = max(usable, key=lambda n: n in _LENT)
         _LENT[name] = (me, _LENT.get(name, (me, 0))[1] + 1)
     try:

@@ -1,10 +1,29 @@
 """Progress of long work: the core tells a reporter, whoever shows it installs one."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 Advance = Callable[[int], None]
+
+_WAITED = threading.local()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Count the time of this context as waited for others, not as work of this thread."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        _WAITED.seconds = waited_seconds() + time.perf_counter() - began
+
+
+def waited_seconds() -> float:
+    """Return how long this thread has waited for others so far, in seconds."""
+    return float(getattr(_WAITED, "seconds", 0.0))
 
 
 class Reporter(Protocol):

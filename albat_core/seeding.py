@@ -1,9 +1,14 @@
 """Random draws: every one comes from a generator that is named and derived from one seed."""
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # torch takes a second to import, and who only configures does not need it
+    import torch
 
 
 def derive_seed(root_seed: int, *names: str | int) -> int:
@@ -19,4 +24,6 @@ def numpy_generator(root_seed: int, *names: str | int) -> np.random.Generator:
 
 def torch_generator(root_seed: int, *names: str | int) -> torch.Generator:
     """Return the named torch generator, on the CPU so that devices agree on its draws."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(root_seed, *names))

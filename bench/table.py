@@ -13,7 +13,8 @@ import numpy as np
 
 from albat_core.measures.bootstrap import Floats, bootstrap_interval
 from albat_core.records.losses import losses_by_document
-from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT, LABELS, RANDOM, UNTOUCHED, Chain
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, LABELS, RANDOM, UNTOUCHED
+from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from flows.config import load_config
@@ -56,8 +57,8 @@ def measured(config: RunConfig, more: str | None, steps: int) -> dict[str, Losse
     arms = {LABELS[arm]: (chain, arm) for arm in ARMS} | {ALL_DATA: (whole, ADAPTATION_ONLY)}
     losses = {}
     for label, (its, arm) in arms.items():
-        losses[label] = document_losses(store, its.evaluation(arm))
-        if adapter := its.adapter(arm):
+        losses[label] = document_losses(store, its.arms.evaluation(arm))
+        if adapter := its.arms.adapter(arm):
             step = store.manifest(adapter).facts["best_step"]
             print(f"seed {config.seed}, {label}: best at step {step}", flush=True)
     return losses

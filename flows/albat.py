@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.records.runs import StageRun
+from albat_core.records.runs import ALBAT, StageRun
 from albat_core.records.selections import Selected
-from albat_core.runs.chain import ALBAT, Chain
+from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactRef
-from flows.artifacts import publish_results, publish_run, publish_selection
-from flows.lifting import as_flow
-from flows.runners import tasks_on
+from flows.pages import publish_results, publish_run, publish_selection
+from flows.running.lifting import as_flow
+from flows.running.runners import tasks_on
 
 
 class FlowResult(BaseModel):
@@ -65,7 +65,7 @@ def embed(config: RunConfig) -> FlowResult:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        _, queries = chain.embeddings, chain.queries
+        _, queries = chain.inputs.embeddings, chain.inputs.queries
         return FlowResult(artifact=queries, stages=tuple(chain.stages))
 
 
@@ -77,7 +77,7 @@ def index(config: RunConfig) -> FlowResult:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        return FlowResult(artifact=chain.index, stages=tuple(chain.stages))
+        return FlowResult(artifact=chain.inputs.index, stages=tuple(chain.stages))
 
 
 @as_flow
@@ -94,7 +94,7 @@ def select(config: RunConfig) -> FlowResult:
 
 
 @as_flow
-def materialize(config: RunConfig) -> FlowResult:
+def mix(config: RunConfig) -> FlowResult:
     """Write the weighted mixture to Parquet.
 
     Args:
@@ -114,7 +114,7 @@ def finetune(config: RunConfig) -> FlowResult:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        adapter = chain.adapter(ALBAT)
+        adapter = chain.arms.adapter(ALBAT)
         assert adapter is not None  # only the untouched arm has none
         places = {"name": chain.register(evaluated=False).name}
         publish_selection(chain, worth=True)
@@ -129,6 +129,6 @@ def evaluate(config: RunConfig) -> FlowResult:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        albat_arm = next(arm for arm in chain.arms if arm.name == ALBAT)
+        albat_arm = next(arm for arm in chain.arms.runs if arm.name == ALBAT)
         publish_results(chain)
         return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))

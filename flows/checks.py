@@ -82,7 +82,7 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
 def _runner_problems(runtime: Runtime) -> list[AlbatError]:
     if runtime.runner == "threads" and not runtime.cluster:
         return []
-    from flows.runners import check_runner  # not for most: Prefect takes a second to import
+    from flows.running.runners import check_runner  # not for most: Prefect takes a second to import
 
     return _caught(check_runner, runtime)
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from albat_core.benchmark.arms import EfficacyConfig
+from albat_core.benchmark.config import EfficacyConfig
 from albat_core.errors import ConfigError
-from albat_core.runs.config import RunConfig
+from albat_core.runs.config import RENAMED, RunConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
 
@@ -204,6 +204,8 @@ def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
         close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
         meant = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         text = f"unknown key {field!r}; {meant}"
+        if field in RENAMED:
+            text = f"{field!r} is now {RENAMED[field]!r}"
     elif error["type"] == "missing":
         text = f"{field!r} is missing; {_description(location)}"
     else:
@@ -316,7 +318,15 @@ _STARTER_VALUES: dict[str, Any] = {
     "corpus.path": "path/to/corpus/*.parquet",
     "adaptation.path": "path/to/adaptation.jsonl",
 }
-_STARTER_SECTIONS = ("backbone", "corpus", "adaptation", "split", "mixture", "finetune")
+_STARTER_SECTIONS = (
+    "backbone",
+    "corpus",
+    "adaptation",
+    "split",
+    "selection",
+    "mixture",
+    "finetune",
+)
 
 
 def starter_config() -> str:

@@ -2,14 +2,15 @@
 
 from datetime import date
 
-from albat_core.benchmark.arms import EfficacyConfig, measure_situation
+from albat_core.benchmark.arms import measure_situation
+from albat_core.benchmark.config import EfficacyConfig
 from albat_core.benchmark.table import TABLE, tabulate
 from albat_core.report.gathering import machine
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactStore
 from flows.albat import FlowResult
-from flows.lifting import as_flow
-from flows.runners import tasks_in_processes
+from flows.running.lifting import as_flow
+from flows.running.runners import tasks_in_processes
 
 
 @as_flow
@@ -19,11 +20,15 @@ def efficacy(config: EfficacyConfig) -> FlowResult:
     Args:
         config: what is compared.
     """
-    cases = [(each, config, seed) for seed in config.seeds for each in config.situations]
     runtime = config.situations[0].run.runtime
     with tasks_in_processes(config.parallel) as execute:
-        results = [r for case in execute(measure_situation, cases, ()) for r in case]
-        [table] = execute(tabulate, [(results,)], (0, runtime))
+        cases = [
+            execute(measure_situation, situation=each, config=config, seed=seed)
+            for seed in config.seeds
+            for each in config.situations
+        ]
+        results = [result for case in cases for result in case.result()]
+        table = execute(tabulate, results=results, seed=0, runtime=runtime).result()
     return FlowResult(artifact=table, stages=())
 
 

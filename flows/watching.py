@@ -15,8 +15,8 @@ from albat_core.errors import AlbatError, TransientError
 from albat_core.runs.config import RunConfig
 from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint
 from flows.albat import FlowResult, chain_of
-from flows.artifacts import publish_changes, publish_run, publish_selection
-from flows.lifting import as_flow
+from flows.pages import publish_changes, publish_run, publish_selection
+from flows.running.lifting import as_flow
 
 RESELECT = "reselect/reselect"
 _ROOTS = "albat_watched_roots"  # of the server's variables

@@ -25,8 +25,8 @@ import yaml
 
 from albat_core.errors import AlbatError, MissingDependencyError
 from albat_core.runs.config import RunConfig
-from flows.processes import HOST, MARK, last_lines, listen, marked, start, stop
-from flows.running import spare_loopback
+from flows.local.processes import HOST, MARK, last_lines, listen, marked, start, stop
+from flows.running.own_process import spare_loopback
 
 ROOT = Path(__file__).parent.parent
 LOGS = ROOT / "runs" / "try-production"
@@ -233,7 +233,8 @@ def tiny(scratch: Path, name: str, steps: int = 20) -> dict[str, Any]:
         "name": name,
         "split": {"folds": 4},
         "retrieval": {"neighbours": 10, "candidates": 200},
-        "mixture": {"alpha": 0.3, "rows": 100},
+        "selection": {"rows": 100},
+        "mixture": {"alpha": 0.3},
         "surrogate": training,
         "finetune": training,
         "output": str(scratch / "runs"),
@@ -246,7 +247,7 @@ def see_crash(database: Database, client: Any, scratch: Path, worker: psutil.Pop
     """Kill a worker with two runs, put one back into the queue, and wait for the automation."""
     from prefect.states import AwaitingRetry
 
-    automation = yaml.safe_load((ROOT / "flows" / "crashed-runs.yaml").read_text())
+    automation = yaml.safe_load((ROOT / "flows" / "local" / "crashed-runs.yaml").read_text())
     within, log = automation["trigger"]["within"], LOGS / "worker.log"
     silent, queued = (trigger(client, tiny(scratch, n, ENDLESS)) for n in ("silent", "queued"))
     beating = (

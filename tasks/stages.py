@@ -46,7 +46,7 @@ _ON_DEVICE = {
     retrieve.retrieve_candidates: lift(retrieve.retrieve_candidates, "retrieve candidates"),
     retrieve.draw_candidates: lift(retrieve.draw_candidates, "draw random candidates"),
     score.score_candidates: lift(score.score_candidates, "score candidates"),
-    estimate.estimate_mixing: lift(estimate.estimate_mixing, "estimate what it is worth"),
+    estimate.estimate_worth: lift(estimate.estimate_worth, "estimate what it is worth"),
     finetune.finetune: lift(finetune.finetune, "fine-tune", "fine-tune: {label}"),
     evaluate.evaluate: lift(evaluate.evaluate, "evaluate", "evaluate: {label}"),
     arms.measure_situation: lift(

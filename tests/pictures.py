@@ -62,7 +62,7 @@ def write_image_run(folder: Path, family: str = "sd", **changes: object) -> Path
         "adaptation": {"path": "adaptation"},
         "split": {"folds": 3},
         "retrieval": {"neighbours": 8},
-        "mixture": {"rows": 12},
+        "selection": {"rows": 12},
         "scoring": {"noise_levels": 8},
         "evaluation": {"noise_levels": 8},
         "surrogate": training,

@@ -11,12 +11,12 @@ from albat_core.errors import BackboneError
 NOTE = "albat.json"
 
 
-def lora(config: AdapterConfig, **place: Any) -> Any:
+def lora(adapter: AdapterConfig, **place: Any) -> Any:
     """Return peft's configuration of a low-rank adapter (LoRA, arXiv 2106.09685)."""
     from peft import LoraConfig
 
     return LoraConfig(
-        r=config.rank, lora_alpha=config.lora_alpha, lora_dropout=config.dropout, **place
+        r=adapter.rank, lora_alpha=adapter.lora_alpha, lora_dropout=adapter.dropout, **place
     )
 
 
@@ -24,25 +24,25 @@ ADAPTERS: dict[str, Callable[..., Any]] = {"lora": lora}
 """What makes peft's configuration of each kind of adapter, by the name that settings have."""
 
 
-def peft_config(config: AdapterConfig, targets: str | Sequence[str], **task: Any) -> Any:
+def peft_config(adapter: AdapterConfig, targets: str | Sequence[str], **task: Any) -> Any:
     """Return peft's configuration of an adapter.
 
     Args:
-        config: its kind and shape.
+        adapter: its kind and shape.
         targets: names of the modules adapted, or a pattern of peft's.
         task: what peft is told of the model beside, such as ``task_type``.
 
     Raises:
         BackboneError: the kind is not known.
     """
-    if config.kind not in ADAPTERS:
+    if adapter.kind not in ADAPTERS:
         raise BackboneError(
-            f"expected one of {', '.join(ADAPTERS)}, got {config.kind!r}",
+            f"expected one of {', '.join(ADAPTERS)}, got {adapter.kind!r}",
             where="adapter.kind",
             remedy="choose one of them",
         )
     names = targets if isinstance(targets, str) else list(targets)
-    return ADAPTERS[config.kind](config, target_modules=names, **task)
+    return ADAPTERS[adapter.kind](adapter, target_modules=names, **task)
 
 
 def write_note(folder: Path, fingerprint: str) -> None:

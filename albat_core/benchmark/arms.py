@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from albat_core.benchmark.config import EfficacyConfig, Situation
 from albat_core.progress import track
-from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT, RANDOM, UNTOUCHED, Chain
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, UNTOUCHED
+from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
-from albat_core.stages.score import ScorerName
+from albat_core.scorers import SCORERS
+from albat_core.scorers.random import Random
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
-from albat_core.store.stage import StageConfig
 from albat_core.training.config import penalty_weight
 
 LABELS = {
@@ -19,65 +21,13 @@ LABELS = {
     "more_steps": "adaptation data only, with ALBAT's compute",
     "penalty": "penalty towards the backbone's outputs",
     "rows_alone": "ALBAT without the penalty",
-    RANDOM: "random corpus rows",
-    "nearest": "nearest neighbours (RDS+)",
-    "ngram": "hashed n-grams (DSIR)",
-    "advantage": "advantage, best rows",
-    "gradient": "gradient similarity (LESS)",
-    "matching": "gradient matching",
+    **{name: scorer.title for name, scorer in SCORERS.items()},
     ALBAT: "ALBAT",
     "all": "all of the adaptation data",
 }
 
 ARMS = "arms"
 """What progress is counted in."""
-
-_SCORER_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "random": {
-        "retrieval": {"pool": "corpus"},
-        "mixture": {"select": "top", "weigh": "even"},
-    },
-    "nearest": {"mixture": {"select": "turns", "weigh": "even"}},
-    "ngram": {
-        "retrieval": {"pool": "corpus"},
-        "mixture": {"select": "gumbel", "temperature": 1.0, "weigh": "even"},
-    },
-    "advantage": {"mixture": {"select": "top"}},
-    "gradient": {"mixture": {"select": "top", "weigh": "even"}},
-    "matching": {"mixture": {"select": "top", "weigh": "proportional"}},
-}
-"""How each scorer's own paper selects and weighs with it."""
-
-
-class Situation(StageConfig):
-    """A task on which arms are compared."""
-
-    name: str = Field(min_length=1)
-    """What it is called in the table."""
-    run: RunConfig
-    """The run; its seed is replaced."""
-
-
-class EfficacyConfig(StageConfig):
-    """What is compared, on which tasks."""
-
-    name: str = Field("efficacy", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Name of the benchmark, and of the file that its table is written to."""
-    situations: tuple[Situation, ...] = Field(min_length=1)
-    """The tasks."""
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    """Each draws adaptation documents, initialization and batches anew."""
-    scorers: tuple[ScorerName, ...] = ("nearest", "ngram", "advantage", "gradient", "matching")
-    """Scorers that are compared with ALBAT, at its mixing weight."""
-    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
-    """Mixing weights at which ALBAT is tried beside the one that it computes."""
-    shares: tuple[float, ...] = (0.2, 0.4, 0.7, 1.0)
-    """Larger shares of the documents that are not held out, for the curve of adaptation data
-    only; the arms have `split.use` of them."""
-    penalty: float = Field(0.3, gt=0)
-    """Weight of the penalty towards the backbone's outputs."""
-    parallel: int = Field(1, ge=1)
-    """Tasks and seeds that run at once, each in a process of its own."""
 
 
 class ArmResult(BaseModel):
@@ -144,11 +94,11 @@ def _arms(
     if penalty_weight(run.finetune, run.backbone):
         yield "rows_alone", plain, ALBAT
     alpha = results[ALBAT].alpha
-    for scorer in ("random", *config.scorers):
-        settings = {n: dict(v) for n, v in _SCORER_SETTINGS.get(scorer, {}).items()}
+    for scorer in (Random(), *config.scorers):
+        settings = {section: dict(its) for section, its in scorer.published.items()}
         settings["scoring"] = {"scorer": scorer}
-        settings["mixture"] = settings.get("mixture", {}) | {"alpha": alpha}
-        yield scorer, with_settings(run, **settings), ALBAT
+        settings["mixture"] = {"alpha": alpha}
+        yield scorer.name, with_settings(run, **settings), ALBAT
     for each in config.alphas:
         yield f"alpha {each:g}", with_settings(run, mixture={"alpha": each}), ALBAT
     for share in config.shares:
@@ -166,14 +116,14 @@ def _compute(store: ArtifactStore, chain: Chain) -> tuple[int, float]:
 
 
 def _result(situation: str, arm: str, chain: Chain, role: str, store: ArtifactStore) -> ArmResult:
-    adapter = chain.adapter(role)
+    adapter = chain.arms.adapter(role)
     passes, seconds = _compute(store, chain)
     facts = store.manifest(adapter).facts if adapter else {}
     return ArmResult(
         situation=situation,
         seed=chain.config.seed,
         arm=arm,
-        evaluation=chain.evaluation(role),
+        evaluation=chain.arms.evaluation(role),
         alpha=float(facts.get("alpha", 0.0)),
         share=chain.config.split.use,
         best_step=int(facts.get("best_step", 0)),

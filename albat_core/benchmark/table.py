@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.benchmark.arms import LABELS, ArmResult
 from albat_core.records.losses import document_losses
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT
 from albat_core.report.content import Interval
-from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime

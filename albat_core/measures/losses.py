@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise, length_batches
@@ -32,6 +31,8 @@ def example_losses(
         label: names the progress line; none: no line.
         units_each: the first units of an example that count; None: all.
     """
+    import torch
+
     totals = np.zeros(len(encoded))
     units = np.zeros(len(encoded), dtype=np.int64)
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
@@ -96,6 +97,8 @@ def advantages(
         noise: what a backbone that adds noise adds.
         label: names the progress line; none: no line.
     """
+    import torch
+
     untouched, adapted, error = (np.zeros(len(encoded)) for _ in range(3))
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
         for positions in length_batches([e.length for e in encoded], batch_tokens):

@@ -21,18 +21,22 @@ def exponential_weights(scores: Floats, ess: float) -> tuple[Floats, float]:
     Returns:
         weights (n,), which sum to 1, and tau; infinite where all weights are equal.
     """
+    from scipy.optimize import brentq
+
     weights = np.full(len(scores), 1 / len(scores))
     if ess >= 1 or np.ptp(scores) == 0:
         return weights, np.inf
     shifted = scores - scores.max()
-    # ESS grows with tau, from the number of equally best scores to n: bisect log tau
-    low, high = np.log(scores.std()) - 12, np.log(scores.std()) + 12
-    for _ in range(60):
-        middle = (low + high) / 2
-        weights = np.exp(shifted / np.exp(middle))
+
+    def weights_at(log_tau: float) -> Floats:
+        weights: Floats = np.exp(shifted / np.exp(log_tau))
         weights /= weights.sum()
-        if effective_sample_size(weights) < ess * len(scores):
-            low = middle
-        else:
-            high = middle
-    return weights, float(np.exp(middle))
+        return weights
+
+    def excess(log_tau: float) -> float:
+        return effective_sample_size(weights_at(log_tau)) - ess * len(scores)
+
+    # ESS grows with tau, from the number of equally best scores to n
+    low, high = np.log(scores.std()) - 12, np.log(scores.std()) + 12
+    log_tau = low if excess(low) >= 0 else float(brentq(excess, low, high, xtol=1e-14))
+    return weights_at(log_tau), float(np.exp(log_tau))

@@ -1,8 +1,19 @@
-"""What a run leaves behind, as a report is told of it."""
+"""Runs: what one leaves behind, and what its arms are called."""
 
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.store.artifacts import ArtifactRef
+
+UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
+GENERATED, ALBAT = "generated", "albat"
+LABELS = {
+    UNTOUCHED: "Backbone untouched",
+    ADAPTATION_ONLY: "Adaptation data only",
+    RANDOM: "With random corpus rows",
+    GENERATED: "With generated rows",
+    ALBAT: "ALBAT",
+}
+"""What the arms are called, by name."""
 
 
 class ArmRun(BaseModel):
@@ -47,7 +58,7 @@ class RunArtifacts(BaseModel):
     candidates: ArtifactRef
     scores: ArtifactRef
     selection: ArtifactRef
-    mixing: ArtifactRef | None = None
+    estimate: ArtifactRef | None = None
     """How alpha was computed; none where it was configured."""
     mixture: ArtifactRef
     changes: ArtifactRef | None = None

@@ -31,7 +31,7 @@ class Selected(BaseModel):
     scores: ArtifactRef | None = None
     """Of the candidates; None for a selection that did not keep them."""
     mixture: ArtifactRef
-    mixing: ArtifactRef | None = None
+    estimate: ArtifactRef | None = None
     """None where alpha was configured."""
     folds: tuple[tuple[ArtifactRef, ArtifactRef], ...] = ()
     """What alpha was computed at: splits of the adaptation set, or of what it was once, each with a

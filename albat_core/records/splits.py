@@ -5,7 +5,7 @@ from albat_core.records.tables import read_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", "unused"
-STAGE = "adaptation"
+STAGE = "split"
 ROLES = (TRAIN, VALIDATION, TEST, UNUSED)
 
 

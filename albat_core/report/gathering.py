@@ -12,7 +12,7 @@ import yaml
 
 from albat_core.measures.bootstrap import bootstrap_interval
 from albat_core.records.losses import document_losses
-from albat_core.records.runs import ArmRun, RunArtifacts
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ArmRun, RunArtifacts
 from albat_core.records.shards import row_notes
 from albat_core.records.splits import ROLES
 from albat_core.report import wording
@@ -30,16 +30,13 @@ from albat_core.report.showing import fidelity, read_changes, sample_grid, selec
 from albat_core.report.verdict import verdict
 from albat_core.store.artifacts import ArtifactStore, Manifest
 
-BASELINE = "adaptation_only"
-MAIN = "albat"
-
 
 def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int) -> ReportContent:
     """Return all that the report shows, read from the artifacts."""
     unit = loss_unit(store, run.arms)
     arms = compare_arms(store, run.arms, seed)
     mixture = store.manifest(run.mixture)
-    mixing = store.manifest(run.mixing).facts if run.mixing else None
+    mixing = store.manifest(run.estimate).facts if run.estimate else None
     index = store.manifest(run.index)
     recall = {k: v for k, v in index.facts.items() if k.startswith("recall")}
     kept = ("kind", "dimension", "cells", "probes")
@@ -85,7 +82,7 @@ def _cores() -> int:
 def headline(arms: Sequence[Arm], unit: str) -> str:
     """Return the result in plain sentences."""
     by_name = {arm.name: arm for arm in arms}
-    main = by_name[MAIN]
+    main = by_name[ALBAT]
     digits = wording.arm_decimals(arms)
     reached = wording.in_unit(main.loss.value, unit, digits)
     loss = f"ALBAT reaches {reached} on the held-out documents"
@@ -132,8 +129,8 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
         totals, units = losses[arm.name]
         value, low, high = bootstrap_interval([totals], units, seed)
         gain = None
-        if BASELINE in losses and arm.name != BASELINE:
-            pair = [losses[BASELINE][0], totals]
+        if ADAPTATION_ONLY in losses and arm.name != ADAPTATION_ONLY:
+            pair = [losses[ADAPTATION_ONLY][0], totals]
             gain = _interval(bootstrap_interval(pair, units, seed))
         facts = store.manifest(arm.adapter).facts if arm.adapter else {}
         arms.append(

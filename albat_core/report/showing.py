@@ -60,7 +60,7 @@ def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
     nearest = {e.example_id: e for e in read_role(store, run.adaptation, TRAIN)}
     worst = ranked.slice(max(ranked.num_rows - _SHOWN, 0))
     return Selection(
-        scorer=str(store.manifest(run.scores).config["scorer"]),
+        scorer=_scorer(store.manifest(run.scores)),
         corpus_rows=sum(corpus.values()),
         candidates=scores.num_rows,
         copies=store.manifest(run.candidates).facts.get("excluded"),
@@ -119,6 +119,12 @@ def _weights(selected: pa.Table) -> dict[str, float]:
     """Return the weight of each selected example by its id."""
     ids, weights = selected["example_id"].to_pylist(), selected["weight"].to_pylist()
     return dict(zip(ids, weights, strict=True))
+
+
+def _scorer(scores: Manifest) -> str:
+    """Return the scorer's name; settings of its own stand beside it where it has any."""
+    scorer = scores.config["scorer"]
+    return str(scorer["name"] if isinstance(scorer, dict) else scorer)
 
 
 def _noise_levels(scores: Manifest) -> NoiseLevels | None:

@@ -8,7 +8,7 @@ def verdict(facts: Mapping[str, Any]) -> str:
     """Return what the selection is expected to be worth, in a sentence.
 
     Args:
-        facts: of the manifest of ``mixing``.
+        facts: of the manifest of ``estimate``.
     """
     alpha, multiplier = facts["alpha"], facts["multiplier"]
     (low, high), (least, most) = facts["alpha_interval"], facts["multiplier_interval"]

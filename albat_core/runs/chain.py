@@ -1,181 +1,283 @@
 """The chain of stages, each computed when asked for: read it as a table of contents."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import cast
+from typing import Any
 
-from albat_core.records.runs import ArmRun, RunArtifacts
+from albat_core.records.adapters import steps_in_all
+from albat_core.records.runs import (
+    ADAPTATION_ONLY,
+    ALBAT,
+    GENERATED,
+    LABELS,
+    RANDOM,
+    RunArtifacts,
+    StageRun,
+)
 from albat_core.records.selections import Selected
-from albat_core.records.shards import parts_of
+from albat_core.records.splits import TRAIN
+from albat_core.runs.arms import Arms, train
 from albat_core.runs.config import RunConfig
+from albat_core.runs.inputs import Inputs
 from albat_core.runs.registry import Entry, register_adapter
-from albat_core.runs.selecting import OWN_LABEL, Execute, Selecting, call_each
+from albat_core.runs.steps import Execute, Step, Steps, call_here
 from albat_core.stages.compare import compare_selections, export_changes
-from albat_core.stages.evaluate import evaluate
-from albat_core.stages.fidelity import measure_fidelity
+from albat_core.stages.decontaminate import decontaminate
+from albat_core.stages.estimate import estimate_worth
+from albat_core.stages.mix import write_mixture
 from albat_core.stages.proxy import measure_proxy
 from albat_core.stages.report import export_run, write_report
-from albat_core.stages.retrieve import draw_candidates, take_candidates
-from albat_core.stages.sample import draw_samples
-from albat_core.stages.score import WITHOUT_SURROGATE
-from albat_core.stages.select import select_all
-from albat_core.store.artifacts import ArtifactRef
+from albat_core.stages.retrieve import draw_candidates, retrieve_candidates, take_candidates
+from albat_core.stages.score import score_candidates
+from albat_core.stages.select import select, select_all
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.training.config import continued
 
-UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
-GENERATED, ALBAT = "generated", "albat"
-LABELS = {
-    UNTOUCHED: "Backbone untouched",
-    ADAPTATION_ONLY: OWN_LABEL,
-    RANDOM: "With random corpus rows",
-    GENERATED: "With generated rows",
-    ALBAT: "ALBAT",
-}
+_MOSTLY_NEW = 0.5
+"""Share of new rows from which on surrogates are trained anew."""
 
 
-class Chain(Selecting):
+class Chain:
     """A run's stages by name; asking for one computes what it needs, or finds it finished.
+
+    ``inputs`` go up to the index, ``arms`` are what is trained on mixtures; between them stands
+    how rows are selected, and behind them the report.
 
     Args:
         config: of the run.
-        execute: how a stage's function is called on its items; here, or as tasks elsewhere.
-        previous: an earlier selection to go on from.
+        execute: how a stage's function is called; here, or as tasks elsewhere.
+        previous: an earlier selection with the same configuration, before the data changed:
+            documents keep their roles, the surrogate goes on from its own, and alpha is computed at
+            the same folds.
         trained: the selection that an adapter was last trained on, to compare this one with.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        execute: Execute = call_each,
+        execute: Execute = call_here,
         previous: Selected | None = None,
         trained: Selected | None = None,
     ) -> None:
-        super().__init__(config, execute, previous)
+        self.config = config
+        self._earlier = previous
         self._trained = trained
-        self._evaluations: dict[str, ArtifactRef] = {}
-        self._adapters: dict[str, ArtifactRef] = {}
-        self._samples: dict[str, ArtifactRef] = {}
+        self._runtime = config.runtime
+        self._store = ArtifactStore(config.runtime.root)
+        self._steps = Steps(execute, self._store)
+        self.inputs = Inputs(config, self._steps, self._store, previous)
+        self.arms = Arms(config, self._steps, self.inputs, self.mixture)
+
+    @property
+    def stages(self) -> list[StageRun]:
+        """What was computed or reused so far, in the order in which it was asked for."""
+        return self._steps.stages
+
+    def facts(self, ref: ArtifactRef) -> Mapping[str, Any]:
+        """Return what the manifest of an artifact says."""
+        return self._store.manifest(ref).facts
+
+    @cached_property
+    def retrieved(self) -> ArtifactRef:
+        """Corpus examples near the adaptation examples."""
+        return self._steps.run(
+            "retrieve",
+            retrieve_candidates,
+            index_ref=self.inputs.index,
+            queries_ref=self.inputs.queries,
+            config=self.config.retrieval,
+            runtime=self._runtime,
+        )
+
+    @cached_property
+    def candidates(self) -> ArtifactRef:
+        """Those of them that are no copies of held-out examples."""
+        return self._decontaminated("leave out held-out rows", self.retrieved)
+
+    @cached_property
+    def surrogate(self) -> ArtifactRef:
+        """An adapter trained on the adaptation set alone."""
+        config = self.config.surrogate
+        if kept := self.config.scoring.scorer.surrogate_checkpoints:
+            config = config.model_copy(update={"checkpoints": kept})
+        start = self._earlier.surrogate if self._earlier else None
+        if start is not None and self.inputs.new_share >= _MOSTLY_NEW:
+            start = None
+        if start is not None:
+            reached = steps_in_all(self._store, start)
+            config = continued(config, reached, self.inputs.new_share)
+        training = train(
+            self._steps,
+            self.config,
+            self.inputs,
+            "surrogate",
+            config,
+            mixture=self._own_mixture(LABELS[ADAPTATION_ONLY], self.inputs.adaptation),
+            split=self.inputs.adaptation,
+            start=start,
+        )
+        return self._steps.results([training])[0]
+
+    @cached_property
+    def scores(self) -> ArtifactRef:
+        """Scores of the candidates; earlier ones where the surrogate ranks as its own did."""
+        c, inputs = self.config, self.inputs
+        return self._steps.run(
+            "score",
+            score_candidates,
+            candidates=self.candidates,
+            surrogate=self.surrogate if c.scoring.scorer.needs_surrogate else None,
+            adaptation=inputs.adaptation,
+            encodings=[*inputs.own_encodings, *inputs.corpus_encodings],
+            backbone_config=c.backbone,
+            config=c.scoring,
+            seed=c.seed,
+            runtime=self._runtime,
+            earlier=self._earlier.scores if self._earlier else None,
+        )
+
+    @cached_property
+    def selection(self) -> ArtifactRef:
+        """Candidates selected and weighed."""
+        return self._steps.run(
+            "select",
+            select,
+            candidates=self.candidates,
+            scores=self.scores,
+            config=self.config.selection,
+            seed=self.config.seed,
+            runtime=self._runtime,
+        )
+
+    @cached_property
+    def folds(self) -> list[tuple[ArtifactRef, ArtifactRef]]:
+        """Splits of the adaptation set, each with a surrogate that was trained on it.
+
+        The first is the run's own; the others' surrogates stop where its own was best. An earlier
+        selection's are taken as they are: what is new since then is held out from all of them.
+        """
+        c, earlier = self.config, self._earlier
+        if earlier and earlier.folds and not self._has_outgrown(earlier.folds):
+            return list(earlier.folds)
+        best = max(steps_in_all(self._store, self.surrogate), 1)
+        short = c.surrogate.model_copy(update={"steps": best, "evaluate_every": best})
+        splits: list[ArtifactRef] = []
+        training: list[Step[ArtifactRef]] = []
+        for fold in range(1, min(c.estimate.folds, c.split.folds)):
+            name = f"fold {fold + 1}"
+            split = self.inputs.split(f"split by document, {name}", fold)
+            label = f"surrogate of {name}"
+            mixture = self._own_mixture(label, split)
+            splits.append(split)
+            training.append(
+                train(self._steps, c, self.inputs, label, short, mixture=mixture, split=split)
+            )
+        trained = self._steps.results(training)
+        own = (self.inputs.adaptation, self.surrogate)
+        return [own, *zip(splits, trained, strict=True)]
+
+    @cached_property
+    def estimate(self) -> ArtifactRef:
+        """The mixing weight and what the selection is worth, computed before it is trained on."""
+        c, earlier, inputs = self.config, self._earlier, self.inputs
+        folds = self.folds if c.estimate.at == "surrogates" else []
+        known = earlier.estimate if earlier and folds and folds == list(earlier.folds) else None
+        return self._steps.run(
+            "estimate what it is worth",
+            estimate_worth,
+            selection=self.selection,
+            adaptation=inputs.adaptation,
+            folds=folds,
+            encodings=[*inputs.own_encodings, *inputs.corpus_encodings],
+            backbone_config=c.backbone,
+            adapter=c.surrogate.adapter,
+            config=c.estimate,
+            seed=c.seed,
+            runtime=self._runtime,
+            earlier=known,
+        )
+
+    @property
+    def alpha(self) -> float:
+        """The mixing weight: configured, or computed."""
+        configured = self.config.mixture.alpha
+        if configured != "auto":
+            return configured
+        return float(self.facts(self.estimate)["alpha"])
 
     @cached_property
     def random_selection(self) -> ArtifactRef:
         """As many random corpus examples."""
-        drawn = self._run(
+        drawn = self._steps.run(
             "draw random rows",
-            draw_candidates, self.index, self.selection, self.config.seed, self._runtime,
-        )  # fmt: skip
-        drawn = self._decontaminated(drawn, "leave held-out rows out of random ones")
-        return self._run("take random rows", select_all, drawn, self._runtime)
-
-    @cached_property
-    def proxy(self) -> ArtifactRef | None:
-        """How far the corpus is from what the backbone models, where it stands for its own."""
-        c = self.config
-        if not c.proxy.enabled:
-            return None
-        return self._run(
-            "measure the proxy",
-            measure_proxy,
-            self.corpus, self.generated, [*self.corpus_encodings, *self.generated_encodings],
-            self._backbone, c.proxy, c.seed, self._runtime,
-        )  # fmt: skip
+            draw_candidates,
+            index_ref=self.inputs.index,
+            selection_ref=self.selection,
+            seed=self.config.seed,
+            runtime=self._runtime,
+        )
+        kept = self._decontaminated("leave held-out rows out of random ones", drawn)
+        return self._steps.run(
+            "take random rows", select_all, candidates=kept, runtime=self._runtime
+        )
 
     @cached_property
     def generated_selection(self) -> ArtifactRef:
         """All rows that the backbone made."""
-        taken = self._run("take generated rows", take_candidates, self.generated, self._runtime)
-        return self._run("weigh generated rows", select_all, taken, self._runtime)
+        taken = self._steps.run(
+            "take generated rows",
+            take_candidates,
+            shards=self.inputs.generated,
+            runtime=self._runtime,
+        )
+        return self._steps.run(
+            "weigh generated rows", select_all, candidates=taken, runtime=self._runtime
+        )
 
     def mixture(self, arm: str) -> ArtifactRef:
         """Return what an arm is trained on."""
         if arm == ADAPTATION_ONLY:
-            return self.own_mixture
+            return self._own_mixture(LABELS[arm], self.inputs.adaptation)
         if arm == RANDOM:
             selection = self.random_selection
         elif arm == GENERATED:
             selection = self.generated_selection
         else:
             selection = self.selection
-        return self._mixture(self.adaptation, selection, self.alpha, LABELS[arm])
-
-    def adapter(self, arm: str) -> ArtifactRef | None:
-        """Return the adapter of an arm; none for the untouched backbone."""
-        if arm == UNTOUCHED:
-            return None
-        if arm not in self._adapters:
-            self._adapters[arm] = self._finetune(
-                LABELS[arm],
-                self.mixture(arm),
-                self.adaptation,
-                self.config.finetune,
-                self.generated_encodings if arm == GENERATED else self.corpus_encodings,
-            )
-        return self._adapters[arm]
-
-    def evaluation(self, arm: str) -> ArtifactRef:
-        """Return the held-out losses of an arm."""
-        if arm not in self._evaluations:
-            c = self.config
-            self._evaluations[arm] = self._run(
-                f"evaluate: {LABELS[arm]}",
-                evaluate,
-                self.adapter(arm), self.adaptation, self.own_encodings,
-                self._backbone, c.evaluation, self._runtime, LABELS[arm],
-            )  # fmt: skip
-        return self._evaluations[arm]
-
-    def samples(self, arm: str) -> ArtifactRef | None:
-        """Return what an arm made of the prompts; none where no prompts are configured."""
-        c = self.config
-        if not c.samples.all_prompts:
-            return None
-        if arm not in self._samples:
-            self._samples[arm] = self._run(
-                f"sample: {LABELS[arm]}",
-                draw_samples,
-                self.adapter(arm), c.samples.all_prompts,
-                self._backbone, c.samples, c.seed, self._runtime, LABELS[arm],
-            )  # fmt: skip
-        return self._samples[arm]
-
-    def fidelity(self, arm: str) -> ArtifactRef | None:
-        """Return how close an arm's samples are to subject and prompts, where that is measured."""
-        c, samples = self.config, self.samples(arm)
-        if samples is None or not c.samples.measured:
-            return None
-        return self._run(
-            f"measure: {LABELS[arm]}",
-            measure_fidelity,
-            samples, self.adaptation, c.samples, c.seed, self._runtime, LABELS[arm],
-        )  # fmt: skip
+        return self._mixture(LABELS[arm], self.inputs.adaptation, selection, self.alpha)
 
     @cached_property
-    def arms(self) -> list[ArmRun]:
-        """Every arm that is compared, trained and evaluated, once all is selected."""
-        _ = self.selection
-        names = [UNTOUCHED, *self.config.baselines, ALBAT]
-        return [
-            ArmRun(
-                name=name,
-                label=LABELS[name],
-                evaluation=self.evaluation(name),
-                adapter=self.adapter(name),
-                samples=self.samples(name),
-                fidelity=self.fidelity(name),
-            )
-            for name in names
-        ]
+    def proxy(self) -> ArtifactRef | None:
+        """How far the corpus is from what the backbone models, where it stands for its own."""
+        c, inputs = self.config, self.inputs
+        if not c.proxy.enabled:
+            return None
+        return self._steps.run(
+            "measure the proxy",
+            measure_proxy,
+            corpus=inputs.corpus,
+            generated=inputs.generated,
+            encodings=[*inputs.corpus_encodings, *inputs.generated_encodings],
+            backbone_config=c.backbone,
+            config=c.proxy,
+            seed=c.seed,
+            runtime=self._runtime,
+        )
 
     @cached_property
     def artifacts(self) -> RunArtifacts:
         """References to all that the report tells of."""
-        arms = self.arms
+        _ = self.selection  # what is selected is told of before the arms
+        arms = self.arms.runs
         return RunArtifacts(
-            corpus=self.corpus,
+            corpus=self.inputs.corpus,
             proxy=self.proxy,
-            adaptation=self.adaptation,
-            index=self.index,
+            adaptation=self.inputs.adaptation,
+            index=self.inputs.index,
             candidates=self.candidates,
             scores=self.scores,
             selection=self.selection,
-            mixing=self.mixing if self.config.mixture.alpha == "auto" else None,
+            estimate=self.estimate if self.config.mixture.alpha == "auto" else None,
             mixture=self.mixture(ALBAT),
             changes=self.changes,
             arms=arms,
@@ -185,60 +287,113 @@ class Chain(Selecting):
     @cached_property
     def report(self) -> ArtifactRef:
         """The page about the run."""
-        run = self.artifacts
-        return self._run("report", write_report, run, self.config, self.config.seed, self._runtime)
+        return self._steps.run(
+            "report",
+            write_report,
+            run=self.artifacts,
+            config=self.config,
+            seed=self.config.seed,
+            runtime=self._runtime,
+        )
 
     def export(self) -> dict[str, str]:
         """Put report, adapter and mixture where the run's output is wanted; return their paths."""
-        run = (self.artifacts, self.report, self._output, self._runtime)
-        [places] = self._execute(export_run, [run], ())
-        return dict(places)
-
-    @property
-    def _output(self) -> str:
-        return f"{self.config.output.rstrip('/')}/{self.config.name}"
+        return self._steps.call(
+            export_run,
+            run=self.artifacts,
+            report=self.report,
+            output=self._output,
+            runtime=self._runtime,
+        )
 
     @property
     def selected(self) -> Selected:
         """What a later selection of this run can go on from."""
         c, auto = self.config, self.config.mixture.alpha == "auto"
-        at_surrogates = auto and c.mixing.at == "surrogates"
-        trained = at_surrogates or c.scoring.scorer not in WITHOUT_SURROGATE
+        at_surrogates = auto and c.estimate.at == "surrogates"
+        trained = at_surrogates or c.scoring.scorer.needs_surrogate
         return Selected(
-            adaptation=self.adaptation,
+            adaptation=self.inputs.adaptation,
             surrogate=self.surrogate if trained else None,
             scores=self.scores,
             mixture=self.mixture(ALBAT),
-            mixing=self.mixing if auto else None,
+            estimate=self.estimate if auto else None,
             folds=tuple(self.folds) if at_surrogates else (),
         )
 
     @cached_property
     def changes(self) -> ArtifactRef | None:
         """What differs from the selection last trained on, and whether that is worth training."""
-        c = self.config
         if self._trained is None:
             return None
-        return self._run(
+        return self._steps.run(
             "compare selections",
             compare_selections,
-            self._trained, self.selected, c.name, c.reselection, self._runtime,
-        )  # fmt: skip
+            before=self._trained,
+            after=self.selected,
+            name=self.config.name,
+            threshold=self.config.reselection.threshold,
+            runtime=self._runtime,
+        )
 
     def export_changes(self, changes: ArtifactRef) -> dict[str, str]:
         """Put the page of a comparison beside the run's output; return its path."""
-        made = (changes, self._output, self._runtime)
-        [places] = self._execute(export_changes, [made], ())
-        return dict(places)
+        return self._steps.call(
+            export_changes, changes=changes, output=self._output, runtime=self._runtime
+        )
 
     def register(self, *, evaluated: bool) -> Entry:
         """Add ALBAT's adapter to the registry, with its results where it was evaluated."""
-        c, report = self.config, self.report if evaluated else None
-        made = (c.name, self.adapter(ALBAT), self.mixture(ALBAT), report, c, self._runtime)
-        [entry] = self._execute(register_adapter, [made], ())
-        return cast("Entry", entry)
+        adapter = self.arms.adapter(ALBAT)
+        assert adapter is not None  # only the untouched arm has none
+        return self._steps.call(
+            register_adapter,
+            run=self.config.name,
+            adapter=adapter,
+            mixture=self.mixture(ALBAT),
+            report=self.report if evaluated else None,
+            config=self.config,
+            runtime=self._runtime,
+        )
 
-    @cached_property
-    def generated_encodings(self) -> list[ArtifactRef]:
-        """Costly inputs of the rows that the backbone made, by part."""
-        return self._encodings("encode generated rows", parts_of(self._store, [self.generated]))
+    @property
+    def _output(self) -> str:
+        return f"{self.config.output.rstrip('/')}/{self.config.name}"
+
+    def _has_outgrown(self, folds: Sequence[tuple[ArtifactRef, ArtifactRef]]) -> bool:
+        """Tell whether most of what is trained on has come since surrogates were trained."""
+        then, now = (self.facts(s)[TRAIN]["rows"] for s in (folds[0][0], self.inputs.adaptation))
+        return bool(max(self.inputs.new_share, 1 - then / now) >= _MOSTLY_NEW)
+
+    def _own_mixture(self, label: str, split: ArtifactRef) -> ArtifactRef:
+        """Return a split's training rows as a mixture of their own."""
+        return self._mixture(label, split, None, 0.0)
+
+    def _mixture(
+        self, label: str, split: ArtifactRef, selection: ArtifactRef | None, alpha: float
+    ) -> ArtifactRef:
+        return self._steps.run(
+            f"write mixture: {label}",
+            write_mixture,
+            adaptation=split,
+            selection=selection,
+            alpha=alpha,
+            config=self.config.mixture,
+            runtime=self._runtime,
+            label=label,
+        )
+
+    def _decontaminated(self, label: str, candidates: ArtifactRef) -> ArtifactRef:
+        c = self.config
+        if not c.decontamination.enabled:
+            return candidates
+        return self._steps.run(
+            label,
+            decontaminate,
+            candidates=candidates,
+            heldout_queries=self.inputs.heldout_queries,
+            index=self.inputs.index,
+            adaptation=self.inputs.adaptation,
+            config=c.decontamination,
+            runtime=self._runtime,
+        )

@@ -9,16 +9,16 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.stages.decontaminate import DecontaminationConfig
 from albat_core.stages.embed import EmbeddingConfig
-from albat_core.stages.estimate import MixingConfig
+from albat_core.stages.estimate import EstimateConfig
 from albat_core.stages.evaluate import EvaluationConfig
 from albat_core.stages.generate import GenerationConfig
 from albat_core.stages.index import IndexConfig
-from albat_core.stages.mix import DatasetConfig
+from albat_core.stages.mix import MixtureConfig
 from albat_core.stages.proxy import ProxyConfig
 from albat_core.stages.retrieve import RetrievalConfig
 from albat_core.stages.sample import SampleConfig
 from albat_core.stages.score import ScoringConfig
-from albat_core.stages.select import MixtureConfig
+from albat_core.stages.select import SelectionConfig
 from albat_core.stages.shard import ShardConfig
 from albat_core.stages.split import SplitConfig
 from albat_core.store.stage import Runtime, StageConfig
@@ -52,6 +52,15 @@ class ReselectionConfig(StageConfig):
     """Whether that fine-tuning is then done, with its evaluation and report."""
     settle_seconds: float = Field(20.0, ge=0, le=3600)
     """The data has to be unchanged for so long before it is acted on: files come in bursts."""
+
+
+RENAMED = {
+    "dataset": "mixture",
+    "mixing": "estimate",
+    **{f"mixture.{n}": f"selection.{n}" for n in ("rows", "select", "temperature", "weigh", "ess")},
+    **{f"scoring.{n}": f"scoring.scorer.{n}" for n in ("dimension", "damping", "checkpoints")},
+}
+"""Keys of files that were written for 0.1, with what they are called now."""
 
 
 class RunConfig(StageConfig):
@@ -95,12 +104,12 @@ class RunConfig(StageConfig):
     """How the surrogate is trained, on the adaptation set alone."""
     scoring: ScoringConfig = ScoringConfig()
     """How candidates are scored."""
-    mixture: MixtureConfig = Field(MixtureConfig(), validate_default=True)
-    """How much backbone data is mixed in, and which."""
-    mixing: MixingConfig = MixingConfig()
+    selection: SelectionConfig = Field(SelectionConfig(), validate_default=True)
+    """Which candidates are selected, and how much each counts."""
+    mixture: MixtureConfig = MixtureConfig()
+    """How much backbone data is mixed in, and how it is written."""
+    estimate: EstimateConfig = EstimateConfig()
     """How the mixing weight is computed, and what the selection is worth."""
-    dataset: DatasetConfig = DatasetConfig()
-    """How the mixture is written."""
     finetune: FinetuneConfig = FinetuneConfig()
     """How adapters are trained on a mixture; every arm alike."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -140,17 +149,19 @@ class RunConfig(StageConfig):
     @field_validator("scoring")
     @classmethod
     def _neighbours_for_nearest(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:
-        if value.scorer == "nearest" and _whole_corpus(others):
-            raise ValueError("the scorer nearest needs retrieval.pool neighbours")
+        if value.scorer.needs_neighbours and _whole_corpus(others):
+            raise ValueError(f"the scorer {value.scorer.name} needs retrieval.pool neighbours")
         return value
 
-    @field_validator("mixture")
+    @field_validator("selection")
     @classmethod
-    def _selects_what_is_there(cls, value: MixtureConfig, others: ValidationInfo) -> MixtureConfig:
+    def _selects_what_is_there(
+        cls, value: SelectionConfig, others: ValidationInfo
+    ) -> SelectionConfig:
         if value.select == "turns" and _whole_corpus(others):
             raise ValueError("with retrieval.pool corpus there are no turns: select top or gumbel")
         scoring = others.data.get("scoring")
-        if value.weigh == "proportional" and scoring and scoring.scorer != "matching":
+        if value.weigh == "proportional" and scoring and not scoring.scorer.gives_weights:
             raise ValueError(
                 "weigh proportional needs the scorer matching, whose scores are weights"
             )

@@ -1,6 +1,7 @@
 """The verdict in words, and a look at it before a run is paid for."""
 
 from albat_core.runs.config import RunConfig
+from albat_core.scorers.nearest import Nearest
 
 PART = 0.1
 """Share of the corpus, and of the rows selected from it, that a quick look reads."""
@@ -12,7 +13,7 @@ def quick_look(config: RunConfig) -> RunConfig:
     It searches a tenth of each corpus source for a tenth of the rows, the nearest ones, and looks
     at gradients of the untouched backbone. Rows count as what they stand for.
     """
-    rows = max(round(config.mixture.rows * PART), 16)
+    rows = max(round(config.selection.rows * PART), 16)
     return config.model_copy(
         update={
             "corpus": tuple(
@@ -22,14 +23,14 @@ def quick_look(config: RunConfig) -> RunConfig:
             "retrieval": config.retrieval.model_copy(
                 update={"pool": "neighbours", "candidates": rows}
             ),
-            "scoring": config.scoring.model_copy(update={"scorer": "nearest"}),
-            "mixture": config.mixture.model_copy(
+            "scoring": config.scoring.model_copy(update={"scorer": Nearest()}),
+            "selection": config.selection.model_copy(
                 update={"rows": rows, "select": "turns", "weigh": "even"}
             ),
-            "mixing": config.mixing.model_copy(
+            "estimate": config.estimate.model_copy(
                 update={
                     "at": "start",
-                    "rows": min(config.mixing.rows, rows),
+                    "rows": min(config.estimate.rows, rows),
                     "stands_for": 1 / PART,
                 }
             ),

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core.errors import ArtifactError, ConfigError
+from albat_core.records.runs import ALBAT
 from albat_core.report.content import Interval
-from albat_core.report.gathering import MAIN
 from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -196,7 +196,7 @@ def register_adapter(
     store = ArtifactStore(runtime.root)
     facts = store.manifest(adapter).facts
     results = read_results(store, report) if report else None
-    arm = next(arm for arm in results.arms if arm.name == MAIN) if results else None
+    arm = next(arm for arm in results.arms if arm.name == ALBAT) if results else None
     return Registry(store).register(
         Entry(
             run=run,

@@ -101,5 +101,5 @@ def data_fingerprint(config: RunConfig) -> str:
 
 def basis(config: RunConfig) -> str:
     """Return what changes with the settings that an earlier selection must share."""
-    shared = config.model_dump(mode="json", include=_BASIS)
+    shared = config.model_dump(mode="json", include=_BASIS, exclude_defaults=True)
     return hashlib.blake2b(canonical_json(shared).encode(), digest_size=16).hexdigest()

@@ -1,6 +1,7 @@
 """Surrogate advantage: how much better the surrogate predicts a row than the backbone does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -8,36 +9,34 @@ from albat_core.backbones.base import Backbone, FixedNoise, forward_units
 from albat_core.measures.losses import advantages
 from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example
-from albat_core.scorers.base import LABEL, Scores, rank_correlation
+from albat_core.scorers.base import LABEL, Given, Scorer, Scores, rank_correlation
 
 _LEVELS = (4, 8, 16, 32, 64)
 
 
-class Advantage:
+class Advantage(Scorer):
     """Surrogate advantage s(c) = l(c; backbone) - l(c; surrogate), loss per unit, any sign.
 
     It estimates log P_T(c) / P_C(c) per unit: the backbone models the corpus and the surrogate
     the adaptation set (cross-entropy difference, Moore and Lewis 2010; RHO-loss, arXiv 2206.07137).
-
-    Args:
-        backbone: with the surrogate's adapter attached.
-        batch_tokens: tokens in a batch.
-        noise: the same for every candidate and both passes.
     """
 
-    def __init__(self, backbone: Backbone, batch_tokens: int, noise: FixedNoise) -> None:
-        self._backbone = backbone
-        self._batch_tokens = batch_tokens
-        self._noise = noise
-        self.passes = 0
+    name: ClassVar[str] = "advantage"
+    title: ClassVar[str] = "advantage, best rows"
+    says: ClassVar[str] = (
+        "how much better the surrogate predicts a row than the backbone, in nats per unit"
+    )
+    needs_surrogate: ClassVar[bool] = True
+    by_losses: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"selection": {"select": "top"}}
 
-    def score(self, candidates: Candidates) -> dict[str, Scores]:
+    def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
         """Return the advantage with its standard error, and both losses."""
         blocks = []
         for examples in candidates.blocks():
-            encoded = self._backbone.encode(examples)
-            self.passes += 2 * forward_units(self._backbone, encoded, self._noise)
-            found = advantages(self._backbone, encoded, self._batch_tokens, self._noise, LABEL)
+            encoded = given.backbone.encode(examples)
+            given.passes += 2 * forward_units(given.backbone, encoded, given.noise)
+            found = advantages(given.backbone, encoded, given.batch_tokens, given.noise, LABEL)
             blocks.append((found.untouched, found.adapted, found.error))
         untouched, adapted, error = (np.concatenate(column) for column in zip(*blocks, strict=True))
         return {

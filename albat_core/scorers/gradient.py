@@ -1,16 +1,21 @@
 """Gradient similarity (LESS): how much a training step on a row would help the target."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
+from pydantic import Field
 
-from albat_core.backbones.base import Backbone
-from albat_core.measures.gradients import AdapterGradients, Transform
 from albat_core.records.candidates import Candidates
-from albat_core.records.examples import Example
-from albat_core.scorers.base import LABEL, Scores
-from albat_core.training.checkpoint import KeptCheckpoint
+from albat_core.records.splits import VALIDATION
+from albat_core.scorers.base import LABEL, Given, Scorer, Scores
+
+if TYPE_CHECKING:
+    import torch
+
+    from albat_core.measures.gradients import Transform
 
 _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8  # AdamW's rates, as the trainer has them
 
@@ -30,49 +35,51 @@ def adam_step(moments: dict[str, torch.Tensor], device: torch.device) -> Transfo
     return step
 
 
-class Gradient:
+class Gradient(Scorer):
     """LESS: sum over checkpoints of eta_i cos(Adam's step on the row, the target's gradient).
 
     Eta_i is the checkpoint's share of the learning rates, so scores lie in [-1, 1]: the higher, the
-    more a step on the row lowers the target's loss. Both are random projections
-    (Xia et al., arXiv 2402.04333).
-
-    Args:
-        backbone: without an adapter.
-        checkpoints: of the surrogate, at least one.
-        heldout: adaptation examples that the surrogate was not trained on.
-        gradients: of the backbone's adapter.
+    more a step on the row lowers the loss of adaptation examples that the surrogate was not trained
+    on. Both are random projections (Xia et al., arXiv 2402.04333).
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        checkpoints: Sequence[KeptCheckpoint],
-        heldout: Sequence[Example],
-        gradients: AdapterGradients,
-    ) -> None:
-        self._backbone = backbone
-        self._checkpoints = checkpoints
-        self._heldout = heldout
-        self._gradients = gradients
+    name: ClassVar[str] = "gradient"
+    title: ClassVar[str] = "gradient similarity (LESS)"
+    says: ClassVar[str] = "how much a training step on the row would help, in [-1, 1]"
+    needs_surrogate: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = (VALIDATION,)
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "selection": {"select": "top", "weigh": "even"}
+    }
+
+    dimension: int = Field(2048, ge=16)
+    """Coordinates of the random projection of gradients."""
+    checkpoints: int = Field(4, ge=1)
+    """Surrogates on the way to the best one whose gradients are compared."""
 
     @property
-    def passes(self) -> int:
-        """Units that went through the model so far."""
-        return self._gradients.passes
+    def surrogate_checkpoints(self) -> int:
+        """See ``Scorer``."""
+        return self.checkpoints
 
-    def score(self, candidates: Candidates) -> dict[str, Scores]:
+    def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
         """Return the sum over checkpoints."""
-        total = sum(c.learning_rate for c in self._checkpoints)
+        from albat_core.training.checkpoint import read_checkpoints
+
+        assert given.surrogate is not None  # it is needed, see above
+        checkpoints = read_checkpoints(given.surrogate)
+        gradients, heldout = given.gradients(self.dimension), given.rows(VALIDATION)
+        total = sum(c.learning_rate for c in checkpoints)
         scores = np.zeros(len(candidates))
-        for checkpoint in self._checkpoints:
-            self._backbone.detach_adapter()
-            self._backbone.load_adapter(checkpoint.adapter)
-            target = self._gradients.of(self._heldout).mean(axis=0)
-            step = adam_step(checkpoint.moments, self._backbone.device)
+        for checkpoint in checkpoints:
+            given.backbone.detach_adapter()
+            given.backbone.load_adapter(checkpoint.adapter)
+            target = gradients.of(heldout).mean(axis=0)
+            step = adam_step(checkpoint.moments, given.backbone.device)
             steps = np.concatenate(
-                [self._gradients.of(rows, LABEL, step) for rows in candidates.blocks()]
+                [gradients.of(rows, LABEL, step) for rows in candidates.blocks()]
             )
             sizes = np.linalg.norm(steps, axis=1) * np.linalg.norm(target)
             scores += checkpoint.learning_rate / total * (steps @ target) / np.maximum(sizes, 1e-30)
+        given.passes += gradients.passes
         return {"score": scores}

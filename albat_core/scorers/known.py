@@ -1,5 +1,6 @@
 """Scores of an earlier selection, kept where the new surrogate ranks its candidates alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from albat_core.records.candidates import Candidates
-from albat_core.scorers.base import Scorer, Scores, rank_correlation
+from albat_core.scorers.base import Scores, rank_correlation
 from albat_core.seeding import numpy_generator
 
 _SAMPLE = 256  # of the candidates that have a score, on which surrogates are compared
@@ -15,7 +16,10 @@ _COLUMNS = ("loss_backbone", "loss_surrogate", "score", "score_error")
 
 
 def score_what_is_new(
-    scorer: Scorer, candidates: Candidates, earlier: pa.Table, agreement: float
+    score: Callable[[Candidates], dict[str, Scores]],
+    candidates: Candidates,
+    earlier: pa.Table,
+    agreement: float,
 ) -> tuple[dict[str, Scores], dict[str, Any]]:
     """Score candidates that have no score yet, and the others too where it would matter.
 
@@ -25,7 +29,7 @@ def score_what_is_new(
     with the scores as they are kept, so what small changes add up to is found too.
 
     Args:
-        scorer: by losses, of the new surrogate.
+        score: by losses, of the new surrogate.
         candidates: that want a score.
         earlier: of ``SCORE_SCHEMA``, by the same scorer with an earlier surrogate.
         agreement: Spearman correlation that counts as the same ranks.
@@ -42,7 +46,7 @@ def score_what_is_new(
     def look_at(positions: NDArray[np.intp]) -> None:
         if not len(positions):
             return
-        for name, found in scorer.score(candidates.take(positions)).items():
+        for name, found in score(candidates.take(positions)).items():
             columns[name][positions] = found
 
     before = columns["score"][sample]

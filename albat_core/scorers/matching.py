@@ -1,15 +1,16 @@
 """Gradient matching: weights under which the corpus pulls the adapter as the target does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import metric_root
 from albat_core.records.candidates import Candidates
-from albat_core.records.examples import Example
-from albat_core.scorers.base import LABEL, Scores
+from albat_core.records.splits import VALIDATION
+from albat_core.scorers.base import LABEL, Given, Scorer, Scores
 
 Floats = NDArray[np.float64]
 _STEPS = 500
@@ -79,35 +80,35 @@ def matching_weights(
     return weights, values
 
 
-class Matching:
+class Matching(Scorer):
     """Weight of a row under which the corpus's mean gradient matches the target's, times n.
 
     At least 0, mean 1: 0 for rows that do not help; see ``matching_weights``. Gradients are those
     at the surrogate, the target's of examples that it was not trained on.
-
-    Args:
-        heldout: adaptation examples that the surrogate was not trained on.
-        gradients: of the surrogate, which is attached.
-        damping: of the metric, see ``theory.metric_root``.
     """
 
-    def __init__(
-        self, heldout: Sequence[Example], gradients: AdapterGradients, damping: float
-    ) -> None:
-        self._heldout = heldout
-        self._gradients = gradients
-        self._damping = damping
+    name: ClassVar[str] = "matching"
+    title: ClassVar[str] = "gradient matching"
+    says: ClassVar[str] = "weight at which the rows' mean gradient is the target's, mean 1"
+    needs_surrogate: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = (VALIDATION,)
+    gives_weights: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "selection": {"select": "top", "weigh": "proportional"}
+    }
 
-    @property
-    def passes(self) -> int:
-        """Units that went through the model so far."""
-        return self._gradients.passes
+    dimension: int = Field(2048, ge=16)
+    """Coordinates of the random projection of gradients."""
+    damping: float = Field(10.0, gt=0)
+    """Damping of the Hessian in units of its mean eigenvalue, see ``theory.metric_root``."""
 
-    def score(self, candidates: Candidates) -> dict[str, Scores]:
+    def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
         """Return the weights times n."""
-        corpus = np.concatenate([self._gradients.of(rows, LABEL) for rows in candidates.blocks()])
-        target = self._gradients.of(self._heldout)
+        gradients = given.gradients(self.dimension)
+        corpus = np.concatenate([gradients.of(rows, LABEL) for rows in candidates.blocks()])
+        target = gradients.of(given.rows(VALIDATION))
+        given.passes += gradients.passes
         corpus, target = corpus.astype(np.float64), target.astype(np.float64)
-        whitening = metric_root(np.concatenate([corpus, target]), self._damping)
+        whitening = metric_root(np.concatenate([corpus, target]), self.damping)
         weights, _ = matching_weights(corpus @ whitening, target.mean(axis=0) @ whitening)
         return {"score": weights * len(candidates)}

@@ -1,10 +1,11 @@
 """Importance weights from hashed n-grams: how much likelier a row is among the targets (DSIR)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise, repeat
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from albat_core.errors import InputError
 from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example, example_text
-from albat_core.scorers.base import Scores
+from albat_core.records.splits import TRAIN
+from albat_core.scorers.base import Given, Scorer, Scores
 
 _TOKEN = re.compile(r"\w+|[^\w\s]+")  # NLTK's WordPunctTokenizer, as the reference uses
 _SMOOTHING = 1e-8  # added to every probability, as the reference does
@@ -42,14 +44,35 @@ def ngram_counts(text: str, buckets: int) -> Counts:
     return np.bincount(found, minlength=buckets)
 
 
-class Ngram:
+class Ngram(Scorer):
     """Log importance weight log p_T(x) / p_C(x) of a row x, in nats, any sign (arXiv 2302.03169).
 
-    Both are bags of hashed unigrams and bigrams: p(x) is the product of p(b) over the buckets b
-    of the row's n-grams; p_T(b) is a bucket's share of the targets' n-grams, p_C(b) of the
-    candidates'; 1e-8 is added to both. It is a total, so a longer row's is larger in size.
+    Both are bags of hashed unigrams and bigrams, see ``importance``.
+    """
+
+    name: ClassVar[str] = "ngram"
+    title: ClassVar[str] = "hashed n-grams (DSIR)"
+    says: ClassVar[str] = "log importance weight of a text's words and word pairs, in nats"
+    reads: ClassVar[tuple[str, ...]] = (TRAIN,)
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "retrieval": {"pool": "corpus"},
+        "selection": {"select": "gumbel", "temperature": 1.0, "weigh": "even"},
+    }
+
+    def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
+        """Return the log importance weight, with the rows trained on as targets."""
+        return {"score": importance(candidates, given.rows(TRAIN))}
+
+
+def importance(candidates: Candidates, targets: Sequence[Example], buckets: int = 10_000) -> Scores:
+    """Return log p_T(x) / p_C(x) of each candidate, (n,) nats; 0 for a row without words.
+
+    p(x) is the product of p(b) over the buckets b of the row's n-grams; p_T(b) is a bucket's share
+    of the targets' n-grams, p_C(b) of the candidates'; 1e-8 is added to both. It is a total, so a
+    longer row's is larger in size. The rows are read twice.
 
     Args:
+        candidates: the pool.
         targets: examples of the target distribution.
         buckets: of the hash, at least 1.
 
@@ -57,34 +80,23 @@ class Ngram:
         InputError: no target has a word.
     """
 
-    passes = 0
+    def counts(example: Example) -> Counts:
+        return ngram_counts(example_text(example), buckets)
 
-    def __init__(self, targets: Sequence[Example], buckets: int = 10_000) -> None:
-        self._buckets = buckets
-        self._target = self._total(targets)
-        if not self._target.any():
-            raise InputError(
-                "expected words in the adaptation examples to compare n-grams with, got none",
-                where="scoring.scorer",
-                remedy="give the examples text or captions, or choose another scorer",
-            )
+    def total(examples: Sequence[Example]) -> Counts:
+        return sum(map(counts, examples), np.zeros(buckets, np.int64))
 
-    def score(self, candidates: Candidates) -> dict[str, Scores]:
-        """Return ``score`` (n,) float64; 0 for a row without words. Reads the rows twice."""
-        pool = np.zeros(self._buckets, np.int64)
-        for block in candidates.blocks():
-            pool += self._total(block)
-        ratio = _log_shares(self._target) - _log_shares(pool)  # nats, (buckets,)
-        scores = [
-            self._counts(example) @ ratio for block in candidates.blocks() for example in block
-        ]
-        return {"score": np.array(scores, np.float64)}
-
-    def _counts(self, example: Example) -> Counts:
-        return ngram_counts(example_text(example), self._buckets)
-
-    def _total(self, examples: Sequence[Example]) -> Counts:
-        return sum(map(self._counts, examples), np.zeros(self._buckets, np.int64))
+    target = total(targets)
+    if not target.any():
+        raise InputError(
+            "expected words in the adaptation examples to compare n-grams with, got none",
+            where="scoring.scorer",
+            remedy="give the examples text or captions, or choose another scorer",
+        )
+    pool = sum(map(total, candidates.blocks()), np.zeros(buckets, np.int64))
+    ratio = _log_shares(target) - _log_shares(pool)  # nats, (buckets,)
+    scores = [counts(example) @ ratio for block in candidates.blocks() for example in block]
+    return np.array(scores, np.float64)
 
 
 def _log_shares(counts: Counts) -> Scores:

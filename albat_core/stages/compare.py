@@ -13,9 +13,7 @@ from albat_core.records.selections import STAGE as SELECTION
 from albat_core.records.selections import Selected
 from albat_core.report.content import Changes, SelectedExample
 from albat_core.report.gathering import made_now
-from albat_core.report.page import render_changes
 from albat_core.report.showing import CHANGES, heaviest
-from albat_core.runs.config import ReselectionConfig
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -30,7 +28,7 @@ PAGE = "changes.html"
 
 
 def compare_selections(
-    before: Selected, after: Selected, name: str, config: ReselectionConfig, runtime: Runtime
+    before: Selected, after: Selected, name: str, threshold: float, runtime: Runtime
 ) -> ArtifactRef:
     """Say what a new selection changed, and whether a new fine-tuning is worth it; draw the page.
 
@@ -38,12 +36,14 @@ def compare_selections(
         before: the selection that an adapter was last trained on.
         after: the new one.
         name: of the run.
-        config: from how much on it is worth it.
+        threshold: share of the weight on other rows from which on it is worth it, in [0, 1].
         runtime: where artifacts are kept.
     """
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
+        from albat_core.report.page import render_changes
+
         rows = changed_rows(store, before.mixture, after.mixture)
         moved = moved_weight(store, before.mixture, after.mixture)
         alphas, multipliers = zip(
@@ -56,8 +56,8 @@ def compare_selections(
             moved=moved,
             alpha=alphas,
             multiplier=multipliers,
-            worth=moved >= config.threshold,
-            threshold=config.threshold,
+            worth=moved >= threshold,
+            threshold=threshold,
             came=_examples(store, after, rows[BACKBONE].entered),
             went=_examples(store, before, rows[BACKBONE].left),
         )
@@ -68,11 +68,11 @@ def compare_selections(
         return Built(rows=moved_rows, facts={"worth": changes.worth, "moved": moved})
 
     inputs = {
-        when: [each.mixture.key, each.mixing.key if each.mixing else None]
+        when: [each.mixture.key, each.estimate.key if each.estimate else None]
         for when, each in (("before", before), ("after", after))
     }
-    knobs = {"threshold": config.threshold, "name": name}
-    return store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
+    settings = {"threshold": threshold, "name": name}
+    return store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
 
 
 def export_changes(changes: ArtifactRef, output: str, runtime: Runtime) -> dict[str, str]:
@@ -88,7 +88,9 @@ def _alpha(store: ArtifactStore, selected: Selected) -> float:
 
 
 def _multiplier(store: ArtifactStore, selected: Selected) -> float | None:
-    return float(store.manifest(selected.mixing).facts["multiplier"]) if selected.mixing else None
+    return (
+        float(store.manifest(selected.estimate).facts["multiplier"]) if selected.estimate else None
+    )
 
 
 def _examples(

@@ -205,7 +205,7 @@ def decontaminate(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json", exclude={"enabled"}),
+        config.settings(without={"enabled"}),
         {
             "candidates": candidates.key,
             "heldout": [role_digest(store, adaptation, role) for role in _HELD_OUT],

@@ -104,7 +104,7 @@ def embed_part(
     ref = store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json"),
+        config.settings(),
         {"part": part.sha256, "backbone": _identity(config, backbone_config, runtime)},
         build,
     )
@@ -127,7 +127,8 @@ def embed_queries(
     """
     store = ArtifactStore(runtime.root)
     identity = _identity(config, backbone_config, runtime)
-    family = stage_key(QUERY_STAGE, STAGE_VERSION, config.model_dump(mode="json"), identity)
+    settings = config.settings()
+    family = stage_key(QUERY_STAGE, STAGE_VERSION, settings.named, identity)
     at_once = 1
     if tuple(roles) != (TRAIN,):  # rows that only say what is a copy need not be so exact
         at_once = config.batch_tokens
@@ -161,7 +162,7 @@ def embed_queries(
     ref = store.produce(
         QUERY_STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json"),
+        settings,
         {
             "rows": "/".join(role_digest(store, adaptation, role) for role in roles),
             "backbone": identity,

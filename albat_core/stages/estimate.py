@@ -1,8 +1,10 @@
 """The mixing weight and the verdict, computed before an adapter is trained on the mixture."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,6 @@ from pydantic import Field
 from albat_core.backbones import backbone_identity, kind_of, open_backbone
 from albat_core.backbones.base import FixedNoise, adapted
 from albat_core.backbones.config import AdapterConfig, BackboneConfig
-from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import Estimate, Floats, FoldGradients, estimate_terms
 from albat_core.measures.weights import effective_sample_size
 from albat_core.records.encodings import Encodings
@@ -25,7 +26,10 @@ from albat_core.seeding import derive_seed, numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE = "mixing"
+if TYPE_CHECKING:
+    from albat_core.measures.gradients import AdapterGradients
+
+STAGE = "estimate"
 STAGE_VERSION = 2
 LEAST = 0.02
 """A mixing weight below this is not worth the rows: do not mix."""
@@ -37,7 +41,7 @@ Gradient = NDArray[np.float32]
 """Of one example, (k,)."""
 
 
-class MixingConfig(StageConfig):
+class EstimateConfig(StageConfig):
     """How the mixing weight and the verdict are computed."""
 
     at: Literal["surrogates", "start"] = "surrogates"
@@ -61,14 +65,14 @@ class MixingConfig(StageConfig):
     """Noise levels of a diffusion model that a gradient is the mean of."""
 
 
-def estimate_mixing(
+def estimate_worth(
     selection: ArtifactRef,
     adaptation: ArtifactRef,
     folds: Sequence[tuple[ArtifactRef, ArtifactRef]],
     encodings: Sequence[ArtifactRef],
     backbone_config: BackboneConfig,
     adapter: AdapterConfig,
-    config: MixingConfig,
+    config: EstimateConfig,
     seed: int,
     runtime: Runtime,
     earlier: ArtifactRef | None = None,
@@ -89,6 +93,8 @@ def estimate_mixing(
         runtime: where and with what.
         earlier: an estimate of the same folds, whose gradients are not computed again.
     """
+    from albat_core.measures.gradients import AdapterGradients
+
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
@@ -122,7 +128,7 @@ def estimate_mixing(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json") | {"seed": seed, "adapter": adapter.model_dump(mode="json")},
+        config.settings(seed=seed, adapter=adapter.settings()),
         {
             "selection": selection.key,
             "surrogates": [surrogate.key for _, surrogate in folds],
@@ -145,7 +151,7 @@ class KnownGradients:
     """
 
     def __init__(
-        self, store: ArtifactStore, earlier: ArtifactRef | None, config: MixingConfig
+        self, store: ArtifactStore, earlier: ArtifactRef | None, config: EstimateConfig
     ) -> None:
         self._dimension = config.dimension
         self._earlier: dict[tuple[str, str], Gradient] = {}

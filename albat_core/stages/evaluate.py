@@ -73,7 +73,7 @@ def evaluate(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json"),
+        config.settings(),
         {
             "adapter": adapter.key if adapter else None,
             "heldout": role_digest(store, adaptation, TEST),

@@ -5,18 +5,17 @@ the embeddings of all pairs of a generated and a real picture, CLIP-T the mean c
 embeddings of a generated picture and its prompt; all in [-1, 1], higher is better.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from albat_core.backbones import encoder_identity, open_encoder
-from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import InputError
 from albat_core.measures.bootstrap import bootstrap_interval
 from albat_core.progress import track
@@ -25,9 +24,13 @@ from albat_core.records.fidelity import FIDELITY, FIDELITY_SCHEMA, MEASURES, STA
 from albat_core.records.samples import read_samples
 from albat_core.records.splits import TRAIN, read_role, role_digest
 from albat_core.records.tables import write_table
-from albat_core.stages.sample import SampleConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+    from albat_core.backbones.vision import VisionEncoder
 
 STAGE_VERSION = 1
 _BATCH = 32  # pictures given to an encoder at once
@@ -39,20 +42,23 @@ Floats = NDArray[np.float64]
 def measure_fidelity(
     samples: ArtifactRef,
     adaptation: ArtifactRef,
-    config: SampleConfig,
     seed: int,
     runtime: Runtime,
     label: str = "fidelity",
+    *,
+    dino: str | None = None,
+    clip: str | None = None,
 ) -> ArtifactRef:
     """Measure samples against the adaptation pictures that are trained on, and their prompts.
 
     Args:
         samples: pictures of one arm.
         adaptation: the adaptation set, split.
-        config: names the encoders.
         seed: of the bootstrap over prompts.
         runtime: where to compute.
         label: names the progress line.
+        dino: folder or hub id of a DINO image encoder; None: subject fidelity is not measured.
+        clip: the same of a CLIP model.
 
     Returns:
         an artifact with means by prompt; means over prompts with 95% intervals are in its facts,
@@ -72,11 +78,11 @@ def measure_fidelity(
         each = len(made) // len(drawn)
         columns: dict[str, Floats] = {}
         with track(label, len(made) + len(real), "pictures") as advance:
-            if config.dino is not None:
-                with open_encoder(config.dino, runtime) as encoder:
+            if dino is not None:
+                with open_encoder(dino, runtime) as encoder:
                     columns["dino"] = _closeness(_embed(encoder, made), _embed(encoder, real))
-            if config.clip is not None:
-                with open_encoder(config.clip, runtime) as encoder:
+            if clip is not None:
+                with open_encoder(clip, runtime) as encoder:
                     pictures = _embed(encoder, made)
                     columns["clip_i"] = _closeness(pictures, _embed(encoder, real))
                     columns["clip_t"] = _agreement(encoder, pictures, [p for p, _ in drawn])
@@ -95,7 +101,7 @@ def measure_fidelity(
         facts["unread_prompts"] = unread
         return Built(rows=len(drawn), facts=facts | {"real": len(real)})
 
-    encoders = {"dino": config.dino, "clip": config.clip}
+    encoders = {"dino": dino, "clip": clip}
     return store.produce(
         STAGE,
         STAGE_VERSION,
@@ -123,11 +129,13 @@ def _pictures(examples: Sequence[Example], what: str) -> Sequence[Example]:
 
 def _embed(encoder: VisionEncoder, examples: Sequence[Example]) -> torch.Tensor:
     """Return unit embeddings of pictures, (n, d) float64, in order."""
+    import torch
+
     blocks = [
         encoder.embed(encoder.encode(examples[start : start + _BATCH]))
         for start in range(0, len(examples), _BATCH)
     ]
-    return F.normalize(torch.cat(blocks).double())
+    return torch.nn.functional.normalize(torch.cat(blocks).double())
 
 
 def _closeness(made: torch.Tensor, real: torch.Tensor) -> Floats:
@@ -144,12 +152,14 @@ def _agreement(encoder: VisionEncoder, made: torch.Tensor, prompts: Sequence[str
         made: unit embeddings, equally many of each prompt, in order.
         prompts: what they were made of.
     """
+    import torch
+
     read = np.array(encoder.reads(prompts))
     each = len(made) // len(prompts)
     found: Floats = np.full(len(made), np.nan)
     if read.any():
         texts = encoder.embed_prompts([p for p, fits in zip(prompts, read, strict=True) if fits])
-        said = F.normalize(texts.double()).repeat_interleave(each, dim=0)
+        said = torch.nn.functional.normalize(texts.double()).repeat_interleave(each, dim=0)
         places = np.repeat(read, each)
         found[places] = (made[torch.from_numpy(places)] * said).sum(dim=1).numpy()
     return found

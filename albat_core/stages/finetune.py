@@ -14,9 +14,7 @@ from albat_core.seeding import derive_seed
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, stage_key
-from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
-from albat_core.training.trainer import Trainer, spread_waypoints
 
 STAGE_VERSION = 1
 
@@ -50,6 +48,9 @@ def finetune(
     Raises:
         TrainingError: the loss is not finite.
     """
+    from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
+    from albat_core.training.trainer import Trainer, spread_waypoints
+
     store = ArtifactStore(runtime.root)
     inputs = {
         "mixture": mixture.key,
@@ -57,18 +58,15 @@ def finetune(
         "backbone": backbone_identity(backbone_config, runtime),
     } | ({"start": start.key} if start else {})
     penalty = penalty_weight(config, backbone_config)
-    # settings that came later change no key where they are off
-    later = {"checkpoints": config.checkpoints, "penalty": penalty}
-    knobs = config.model_dump(mode="json", exclude=set(later)) | {"seed": seed}
-    knobs |= {name: value for name, value in later.items() if value}
-    key = stage_key(STAGE, STAGE_VERSION, knobs, inputs)
+    settings = config.settings(without={"penalty"}, penalty=penalty, seed=seed)
+    key = stage_key(STAGE, STAGE_VERSION, settings.named, inputs)
     checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
 
     def build(folder: Path) -> Built:
-        began = time.perf_counter()
         rows = read_mixture(store, mixture)
         known = Encodings(store, encodings)
         with open_backbone(backbone_config, runtime, known) as backbone:
+            began = time.perf_counter()
             if start:
                 backbone.load_adapter(store.folder(start))
             else:
@@ -107,6 +105,6 @@ def finetune(
         (folder / "README.md").write_text(adapter_card(backbone_config, facts))
         return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
 
-    ref = store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
+    ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
     checkpoint.remove()
     return ref

@@ -96,7 +96,7 @@ def generate_rows(
     return ArtifactStore(runtime.root).produce(
         STAGE,
         STAGE_VERSION,
-        {"generated": config.model_dump(mode="json"), "seed": seed},
+        {"generated": config.settings(), "seed": seed},
         {"backbone": backbone_identity(backbone_config, runtime)},
         build,
     )

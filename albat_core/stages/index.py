@@ -150,7 +150,7 @@ def build_index(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json") | {"seed": seed},
+        config.settings(seed=seed),
         {"parts": [[p.part.address, p.embeddings.key] for p in parts]},
         build,
     )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,9 +30,12 @@ _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `dat
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
-class DatasetConfig(StageConfig):
-    """How the mixture is written."""
+class MixtureConfig(StageConfig):
+    """How much backbone data is mixed in, and how it is written."""
 
+    alpha: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
+    """Mixing weight: share of the backbone data in the objective, in [0, 1); `auto`: computed from
+    gradients at the surrogate (`estimate`)."""
     shard_rows: int = Field(50_000, ge=1)
     """Rows in a Parquet file of the mixture; fewer where they have large pictures."""
 
@@ -40,7 +44,7 @@ def write_mixture(
     adaptation: ArtifactRef,
     selection: ArtifactRef | None,
     alpha: float,
-    config: DatasetConfig,
+    config: MixtureConfig,
     runtime: Runtime,
     label: str = "",
 ) -> ArtifactRef:
@@ -84,7 +88,7 @@ def write_mixture(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json") | {"alpha": share},
+        config.settings(without={"alpha"}, alpha=share),
         {
             "adaptation": role_digest(store, adaptation, TRAIN),
             "selection": selection.key if selection is not None else None,

@@ -122,7 +122,7 @@ def measure_proxy(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json", exclude={"enabled"}) | {"seed": seed},
+        config.settings(without={"enabled"}, seed=seed),
         {
             "corpus": [ref.key for ref in corpus],
             "generated": generated.key,

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import yaml
 
-from albat_core.records.runs import RunArtifacts
+from albat_core.records.runs import ALBAT, RunArtifacts
 from albat_core.report.content import ReportContent
-from albat_core.report.gathering import MAIN, gather
-from albat_core.report.page import render
+from albat_core.report.gathering import gather
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.claims import claimed
@@ -30,10 +29,12 @@ def write_report(
         runtime: where artifacts are kept.
     """
     store = ArtifactStore(runtime.root)
-    shown = config.model_dump(mode="json", exclude={"runtime", "output", "reselection"})
+    its = config.settings(without={"runtime", "output", "reselection"})
 
     def build(folder: Path) -> Built:
-        content = gather(store, run, yaml.safe_dump(shown, sort_keys=False), seed)
+        from albat_core.report.page import render
+
+        content = gather(store, run, yaml.safe_dump(its.shown, sort_keys=False), seed)
         (folder / PAGE).write_text(render(content), encoding="utf-8")
         (folder / RESULTS).write_text(content.model_dump_json(indent=1), encoding="utf-8")
         return Built(rows=len(content.arms), facts={"headline": content.headline})
@@ -42,7 +43,7 @@ def write_report(
         "artifacts": sorted({str(ref) for stage in run.stages for ref in stage.refs}),
         "arms": {arm.name: arm.evaluation.key for arm in run.arms},
     }
-    return store.produce(STAGE, STAGE_VERSION, {"run": shown, "seed": seed}, inputs, build)
+    return store.produce(STAGE, STAGE_VERSION, {"run": its, "seed": seed}, inputs, build)
 
 
 def read_results(store: ArtifactStore, report: ArtifactRef) -> ReportContent:
@@ -55,7 +56,7 @@ def export_run(
 ) -> dict[str, str]:
     """Copy report, adapter and mixture below ``output``; return their places by name."""
     store = ArtifactStore(runtime.root)
-    adapter = next(arm.adapter for arm in run.arms if arm.name == MAIN)
+    adapter = next(arm.adapter for arm in run.arms if arm.name == ALBAT)
     assert adapter is not None  # ALBAT's arm is always trained
     places = {"adapter": adapter, "mixture": run.mixture}
     page = store.folder(report)

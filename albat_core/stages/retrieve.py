@@ -122,7 +122,7 @@ def retrieve_candidates(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        {"pool": "corpus"} if everything else config.model_dump(mode="json", exclude={"pool"}),
+        {"pool": "corpus"} if everything else config.settings(without={"pool"}),
         {"index": index_ref.key} | ({} if everything else {"queries": queries_ref.key}),
         build,
     )

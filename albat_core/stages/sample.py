@@ -121,7 +121,7 @@ def draw_samples(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json", include={"per_prompt", "sampling"}) | {"seed": seed},
+        {"per_prompt": config.per_prompt, "sampling": config.sampling.settings(), "seed": seed},
         {
             "prompts": list(prompts),
             "adapter": adapter.key if adapter else None,

@@ -12,53 +12,28 @@ from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
-from albat_core.measures.gradients import AdapterGradients
 from albat_core.records.candidates import Candidates, read_candidates
 from albat_core.records.encodings import Encodings
-from albat_core.records.examples import Example
 from albat_core.records.scores import SCORE_SCHEMA, SCORES, STAGE, read_scores
 from albat_core.records.shards import read_examples
-from albat_core.records.splits import TRAIN, VALIDATION, read_role, role_digest
+from albat_core.records.splits import role_digest
 from albat_core.records.tables import write_table
+from albat_core.scorers import AnyScorer, scorer_meanings
 from albat_core.scorers.advantage import Advantage, choose_noise_levels
-from albat_core.scorers.base import Scorer, Scores
-from albat_core.scorers.gradient import Gradient
+from albat_core.scorers.base import Given, Scores
 from albat_core.scorers.known import score_what_is_new
-from albat_core.scorers.matching import Matching
-from albat_core.scorers.nearest import Nearest
-from albat_core.scorers.ngram import Ngram
-from albat_core.scorers.random import Random
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
-from albat_core.training.checkpoint import read_checkpoints
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _SAMPLE = 128  # candidates on which the number of noise levels is chosen
-
-
-ScorerName = Literal["advantage", "nearest", "ngram", "gradient", "matching", "random"]
-
-
-WITHOUT_SURROGATE = ("nearest", "ngram", "random")
-"""Scorers that need none."""
 
 
 class ScoringConfig(StageConfig):
     """How candidates are scored."""
 
-    scorer: ScorerName = "advantage"
-    """`advantage`: how much better the surrogate predicts a row than the backbone, in nats per
-    unit; `nearest`: similarity to the nearest adaptation example, in [-1, 1]; `ngram`: log
-    importance weight of a text's words and word pairs, in nats; `gradient`: how much a training
-    step on the row would help, in [-1, 1]; `matching`: weight at which the rows' mean gradient is
-    the target's, mean 1; `random`: evenly drawn from [0, 1)."""
-    dimension: int = Field(2048, ge=16)
-    """Coordinates of the random projection of gradients (scorers `gradient` and `matching`)."""
-    damping: float = Field(10.0, gt=0)
-    """Damping of the Hessian in units of its mean eigenvalue (scorer `matching`)."""
-    checkpoints: int = Field(4, ge=1)
-    """Surrogates on the way to the best one whose gradients are compared (scorer `gradient`)."""
+    scorer: AnyScorer = Field(Advantage(), description=scorer_meanings())
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in a batch, padding included; of pictures, positions of their latents."""
     noise_levels: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = "auto"
@@ -89,45 +64,47 @@ def score_candidates(
         encodings: costly inputs of the rows, where the backbone has any.
         backbone_config: what is adapted.
         config: by which scorer.
-        seed: of the scorer `random`.
+        seed: of a scorer that draws at random.
         runtime: where and with what.
-        earlier: scores of an earlier surrogate, kept where the new one ranks alike (scorer
-            `advantage`).
+        earlier: scores of an earlier surrogate, kept where the new one ranks alike, by a scorer
+            that compares losses.
 
     Raises:
         BackboneError: a score is not finite.
         ConfigError: a scorer of similarity is given candidates that are near to nothing.
         InputError: a scorer of words finds none.
     """
-    store = ArtifactStore(runtime.root)
-    knobs = _knobs(config) | ({"seed": seed} if config.scorer == "random" else {})
-    alike = earlier is not None and store.manifest(earlier).config == knobs
-    known_before = earlier if alike and config.scorer == "advantage" else None
+    store, scorer = ArtifactStore(runtime.root), config.scorer
+    settings = config.settings(seed=seed) if scorer.draws else config.settings()
+    alike = earlier is not None and store.manifest(earlier).config == settings.shown
+    known_before = earlier if alike and scorer.by_losses else None
 
     def build(folder: Path) -> Built:
         table = read_candidates(store, candidates)
         pool = Candidates(store, table)
+        given = Given(store, adaptation, seed, config.batch_tokens)
         facts: dict[str, Any] = {}
-        scorer: Scorer
-        if config.scorer in WITHOUT_SURROGATE:
-            scorer = _light_scorer(config, store, adaptation, seed)
-            columns = scorer.score(pool)
+        if not scorer.needs_surrogate:
+            columns = scorer.score(pool, given)
         else:
             assert surrogate is not None  # whoever calls gives one to a scorer that reads it
+            given.surrogate = store.folder(surrogate)
             known = Encodings(store, encodings)
-            with open_backbone(backbone_config, runtime, known) as backbone:
-                folder_of_surrogate = store.folder(surrogate)
-                with adapted(backbone, folder_of_surrogate):
-                    noise, facts = _noise(backbone, config, store, table, known_before)
-                    heldout = read_role(store, adaptation, VALIDATION)
-                    scorer = _scorer(backbone, folder_of_surrogate, heldout, config, noise)
-                    if known_before is None:
-                        columns = scorer.score(pool)
-                    else:
-                        before = read_scores(store, known_before)
-                        columns, facts["earlier"] = score_what_is_new(
-                            scorer, pool, before, config.rank_agreement
-                        )
+            with (
+                open_backbone(backbone_config, runtime, known) as backbone,
+                adapted(backbone, given.surrogate),
+            ):
+                given.attached = backbone
+                given.noise, facts = _noise(backbone, config, store, table, known_before)
+                if known_before is None:
+                    columns = scorer.score(pool, given)
+                else:
+                    columns, facts["earlier"] = score_what_is_new(
+                        lambda some: scorer.score(some, given),
+                        pool,
+                        read_scores(store, known_before),
+                        config.rank_agreement,
+                    )
         if not np.isfinite(columns["score"]).all():
             worst = int(np.flatnonzero(~np.isfinite(columns["score"]))[0])
             raise BackboneError(
@@ -143,7 +120,7 @@ def score_candidates(
                 "mean": float(score.mean()),
                 "deviation": float(score.std()),
                 "positive": float((score > 0).mean()),
-                "passes": scorer.passes,
+                "passes": given.passes,
                 **facts,
             },
         )
@@ -151,61 +128,16 @@ def score_candidates(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        knobs,
+        settings,
         {
             "candidates": candidates.key,
             "surrogate": surrogate.key if surrogate else None,
-            **_rows_read(config, store, adaptation),
+            **{role: role_digest(store, adaptation, role) for role in scorer.reads},
             "backbone": backbone_identity(backbone_config, runtime),
         }
         | ({"earlier": known_before.key} if known_before else {}),
         build,
     )
-
-
-_OF_GRADIENTS = ("gradient", "matching")
-
-
-def _knobs(config: ScoringConfig) -> dict[str, Any]:
-    """Return what of the configuration the scorer reads."""
-    unread = set() if config.scorer in _OF_GRADIENTS else {"dimension", "damping", "checkpoints"}
-    return config.model_dump(mode="json", exclude=unread)
-
-
-def _rows_read(
-    config: ScoringConfig, store: ArtifactStore, adaptation: ArtifactRef
-) -> dict[str, str]:
-    """Return the adaptation rows that the scorer reads, for the key."""
-    if config.scorer == "ngram":
-        return {"target": role_digest(store, adaptation, TRAIN)}
-    if config.scorer in _OF_GRADIENTS:
-        return {"heldout": role_digest(store, adaptation, VALIDATION)}
-    return {}
-
-
-def _light_scorer(
-    config: ScoringConfig, store: ArtifactStore, adaptation: ArtifactRef, seed: int
-) -> Scorer:
-    if config.scorer == "nearest":
-        return Nearest()
-    if config.scorer == "random":
-        return Random(seed)
-    return Ngram(read_role(store, adaptation, TRAIN))
-
-
-def _scorer(
-    backbone: Backbone,
-    surrogate: Path,
-    heldout: Sequence[Example],
-    config: ScoringConfig,
-    noise: FixedNoise,
-) -> Scorer:
-    if config.scorer not in _OF_GRADIENTS:
-        return Advantage(backbone, config.batch_tokens, noise)
-    gradients = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
-    if config.scorer == "gradient":
-        return Gradient(backbone, read_checkpoints(surrogate), heldout, gradients)
-    return Matching(heldout, gradients, config.damping)
 
 
 def _noise(

@@ -1,7 +1,7 @@
 """Selection and weights: which candidates go into the mixture, and how much each counts."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,9 @@ from albat_core.store.stage import Runtime, StageConfig
 STAGE_VERSION = 1
 
 
-class MixtureConfig(StageConfig):
-    """How much backbone data is mixed in, and which."""
+class SelectionConfig(StageConfig):
+    """Which candidates are selected, and how much each counts."""
 
-    alpha: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
-    """Mixing weight: share of the backbone data in the objective, in [0, 1); `auto`: computed from
-    gradients at the surrogate."""
     rows: int = Field(4000, ge=1)
     """Backbone rows selected at most."""
     select: Literal["turns", "top", "gumbel"] = "turns"
@@ -101,7 +98,7 @@ def gumbel_top(scores: Floats, count: int, temperature: float | None, seed: int)
     return [int(row) for row in order[:count]]
 
 
-def weights_of(scores: Floats, config: MixtureConfig) -> tuple[Floats, float]:
+def weights_of(scores: Floats, config: SelectionConfig) -> tuple[Floats, float]:
     """Return the weights (n,) of selected rows, which sum to 1, and tau; infinite without one.
 
     Raises:
@@ -114,7 +111,7 @@ def weights_of(scores: Floats, config: MixtureConfig) -> tuple[Floats, float]:
     if scores.min() < 0 or scores.max() == 0:
         raise ConfigError(
             f"expected scores >= 0 with one above 0, got {scores.min():.3g} to {scores.max():.3g}",
-            where="mixture.weigh",
+            where="selection.weigh",
             remedy="set it to exponential, or scoring.scorer to matching",
         )
     return scores / scores.sum(), np.inf
@@ -123,7 +120,7 @@ def weights_of(scores: Floats, config: MixtureConfig) -> tuple[Floats, float]:
 def select(
     candidates: ArtifactRef,
     scores: ArtifactRef,
-    config: MixtureConfig,
+    config: SelectionConfig,
     seed: int,
     runtime: Runtime,
 ) -> ArtifactRef:
@@ -143,7 +140,7 @@ def select(
             if not pairs.num_rows:
                 raise ConfigError(
                     "expected neighbours of adaptation examples, which take turns, got none",
-                    where="mixture.select",
+                    where="selection.select",
                     remedy="set it to top or gumbel, or retrieval.pool to neighbours",
                 )
             queries = pairs["query"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -159,10 +156,10 @@ def select(
         weights, tau = weights_of(values[chosen], config)
         return _write(table.take(pa.array(chosen)), weights, {"tau": tau}, folder)
 
-    knobs = config.model_dump(mode="json", exclude={"alpha"})
-    knobs |= {"seed": seed} if config.select == "gumbel" else {}
+    draws = config.select == "gumbel"
+    settings = config.settings(seed=seed) if draws else config.settings()
     inputs = {"candidates": candidates.key, "scores": scores.key}
-    return store.produce(STAGE, STAGE_VERSION, knobs, inputs, build)
+    return store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
 
 
 def select_all(candidates: ArtifactRef, runtime: Runtime) -> ArtifactRef:

@@ -70,8 +70,8 @@ def make_shards(
         STAGE,
         STAGE_VERSION,
         {
-            "source": file.config.model_dump(mode="json", exclude={"path"}),
-            "shards": config.model_dump(mode="json"),
+            "source": file.config.settings(without={"path"}),
+            "shards": config.settings(),
             "max_length": backbone_config.max_length,
         },
         {"file": file.fingerprint, "backbone": input_fingerprint(backbone_config)},

@@ -151,7 +151,7 @@ def split_adaptation(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.model_dump(mode="json") | {"seed": seed} | ({"fold": fold} if fold else {}),
+        config.settings(seed=seed, fold=fold),
         {"parts": [p.sha256 for p in own], "heldout": [p.sha256 for p in other]}
         | ({"previous": previous.key} if previous else {}),
         build,

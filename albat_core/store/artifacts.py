@@ -25,9 +25,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core.errors import ArtifactError
+from albat_core.progress import waited_seconds
 from albat_core.store import storage
 from albat_core.store.claims import claimed
-from albat_core.store.stage import stage_key
+from albat_core.store.stage import Settings, given, stage_key
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class ArtifactStore:
         self,
         stage: str,
         stage_version: int,
-        config: Mapping[str, Any],
+        settings: Settings | Mapping[str, Any],
         inputs: Mapping[str, Any],
         build: Callable[[Path], Built],
     ) -> ArtifactRef:
@@ -128,21 +129,25 @@ class ArtifactStore:
         Args:
             stage: the stage's name.
             stage_version: raised when equal inputs would give different output.
-            config: what is configured, JSON values.
+            settings: what is configured: a configuration's settings, or some by name.
             inputs: what is read: artifact keys and fingerprints by role, JSON values.
             build: writes the artifact's files into the empty folder that it is given.
 
         Raises:
             StorageFullError: there is no room for it.
         """
-        key = stage_key(stage, stage_version, config, inputs)
+        if not isinstance(settings, Settings):
+            settings = given(**settings)
+        key = stage_key(stage, stage_version, settings.named, inputs)
         ref = ArtifactRef(stage=stage, key=key)
         found = self.find(ref)
         if found is None:
             claim = storage.join(self.root, "claims", stage, f"{key}.json")
             with claimed(claim, str(ref), lambda: self.find(ref)) as found:
                 if found is None:
-                    self._seen[str(ref)] = self._make(ref, stage_version, config, inputs, build)
+                    self._seen[str(ref)] = self._make(
+                        ref, stage_version, settings.shown, inputs, build
+                    )
                     return ref
         self._seen[str(ref)] = found  # in place of one whose files were lost
         logger.info("reused %s", ref)
@@ -156,7 +161,7 @@ class ArtifactStore:
         inputs: Mapping[str, Any],
         build: Callable[[Path], Built],
     ) -> Manifest:
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), waited_seconds()
         draft = self._draft_folder()
         place = storage.join(self.root, ref.stage, ref.key)
         try:
@@ -178,7 +183,7 @@ class ArtifactStore:
                 key=ref.key,
                 attempt=attempt,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                seconds=round(time.perf_counter() - began, 3),
+                seconds=round(time.perf_counter() - began - waited_seconds() + waited, 3),
                 rows=built.rows,
                 config=dict(config),
                 inputs=dict(inputs),

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,6 +46,26 @@ def _as_form(schema: dict[str, Any], model: type[BaseModel]) -> None:
                 choice["title"] = choice.get("const", kind)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What of a configuration changes a stage's result.
+
+    Args:
+        shown: every setting by name, for the manifest.
+        named: without those at their defaults, for the key: a new setting at its default changes
+            none. Where a default changes, ``STAGE_VERSION`` has to.
+    """
+
+    shown: Any
+    named: Any
+
+
+def given(**values: Any) -> Settings:
+    """Return settings by name, JSON values or settings again; all are part of the key."""
+    parts = {n: v if isinstance(v, Settings) else Settings(v, v) for n, v in values.items()}
+    return Settings({n: p.shown for n, p in parts.items()}, {n: p.named for n, p in parts.items()})
+
+
 class StageConfig(BaseModel):
     """Configuration that changes a result; part of the key of what the stage makes."""
 
@@ -59,6 +80,20 @@ class StageConfig(BaseModel):
         field_title_generator=_title,
         json_schema_extra=_as_form,
     )
+
+    def settings(self, *, without: Collection[str] = (), **beside: Any) -> Settings:
+        """Return the settings as the key of a result has them.
+
+        Args:
+            without: fields that do not change the result.
+            beside: more that does, see ``given``.
+        """
+        shown, named = (
+            self.model_dump(mode="json", exclude=set(without), exclude_defaults=short)
+            for short in (False, True)
+        )
+        more = given(**beside)
+        return Settings(shown | more.shown, named | more.named)
 
 
 class Runtime(BaseModel):

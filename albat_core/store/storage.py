@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
-import pyarrow as pa
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.progress import track_long
@@ -171,7 +170,12 @@ def open_binary(uri: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
         fs, path = filesystem(uri)
         zstd = decompress and path.lower().endswith(".zst")  # fsspec would need one more library
         with fs.open(path, "rb", compression="infer" if decompress and not zstd else None) as file:
-            yield pa.CompressedInputStream(file, "zstd") if zstd else file
+            if not zstd:
+                yield file
+                return
+            import pyarrow as pa
+
+            yield pa.CompressedInputStream(file, "zstd")
 
 
 def read_bytes(uri: str) -> bytes:

@@ -18,7 +18,7 @@ from flows.cli import production  # noqa: F401
 
 # isort: split
 from flows.cli.app import app
-from flows.running import AT_ONCE
+from flows.running.own_process import AT_ONCE
 
 
 def main() -> None:

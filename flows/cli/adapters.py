@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import ADAPTERS, app
-from flows.running import prepare_environment
+from flows.running.own_process import prepare_environment
 
 Name = Annotated[str, typer.Argument(help="`run`, `run/key` or `run@alias`.")]
 StoreRoot = Annotated[str, typer.Option("--root", help="Where artifacts are kept.")]

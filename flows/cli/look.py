@@ -8,7 +8,7 @@ import typer
 from albat_core.errors import ConfigError
 from albat_core.progress import reporting_to
 from flows.cli.app import LOOK, ConfigPath, Device, Root, app, load, overrides
-from flows.running import prepare_environment, stop_on_ctrl_c
+from flows.running.own_process import prepare_environment, stop_on_ctrl_c
 
 if TYPE_CHECKING:
     from albat_core.runs.config import RunConfig
@@ -66,13 +66,13 @@ def check(
 
 def _show_verdict(run: "RunConfig") -> None:
     """Compute and print what the corpus is expected to be worth."""
+    from albat_core.runs.chain import Chain
     from albat_core.runs.quick_look import quick_look
-    from albat_core.runs.selecting import Selecting
     from flows.console import TerminalReporter, show_verdict
 
     with TerminalReporter() as reporter, stop_on_ctrl_c(reporter), reporting_to(reporter):
-        chain = Selecting(quick_look(run))
-        facts = chain.facts(chain.mixing)
+        chain = Chain(quick_look(run))
+        facts = chain.facts(chain.estimate)
     show_verdict(facts)
 
 

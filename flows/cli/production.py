@@ -8,7 +8,7 @@ import typer
 
 from albat_core.store import storage
 from flows.cli.app import PRODUCTION, ConfigPath, Device, Root, app, load, refuse_mistakes
-from flows.running import prepare_environment
+from flows.running.own_process import prepare_environment
 
 Folder = Annotated[
     Path, typer.Option("--folder", help="Where the server's database and the logs are kept.")
@@ -30,7 +30,7 @@ def up(
 ) -> None:
     """Start Prefect's server and a worker here, with a form for every kind of run."""
     from flows.console import console, show_places
-    from flows.production import up as start
+    from flows.local.production import up as start
 
     with console.status("starting"):
         running, already = start(folder.resolve(), server, port)
@@ -43,7 +43,7 @@ def up(
 def down(folder: Folder = _HERE) -> None:
     """Stop what `albat up` started; runs under way are cancelled, the database is kept."""
     from flows.console import console
-    from flows.production import down as stop
+    from flows.local.production import down as stop
 
     with console.status("stopping"):
         cancelled = stop(folder.resolve())
@@ -67,10 +67,10 @@ def watch(
     """Select again whenever a run's adaptation data has changed, on schedule or when notified."""
     prepare_environment()
     from albat_core.runs.reselection import Watches
-    from flows import deploying
     from flows.config import placed
     from flows.console import console
-    from flows.production import server_in_use
+    from flows.local import deploying
+    from flows.local.production import server_in_use
 
     run = placed(load(config, root, device))
     if stop:
@@ -93,8 +93,8 @@ def notify(
     folder: Folder = _HERE,
 ) -> None:
     """Tell that adaptation data has changed, so that it is looked at before the next schedule."""
-    from flows import deploying
-    from flows.production import server_in_use
+    from flows.local import deploying
+    from flows.local.production import server_in_use
 
     place = storage.absolute(uri)
     asyncio.run(deploying.notify(server_in_use(folder.resolve(), server), place))

@@ -20,7 +20,7 @@ from flows.cli.app import (
     overrides,
     refuse_mistakes,
 )
-from flows.running import embedded_server, prepare_environment, stop_on_ctrl_c
+from flows.running.own_process import embedded_server, prepare_environment, stop_on_ctrl_c
 
 if TYPE_CHECKING:
     from albat_core.runs.config import RunConfig
@@ -121,11 +121,11 @@ def select(
 
 
 @app.command(rich_help_panel=STAGES)
-def materialize(
+def mix(
     config: ConfigPath, root: Root = None, device: Device = None, verbose: Verbose = False
 ) -> None:
     """Write the weighted mixture to Parquet."""
-    _run("materialize", config, root, device, verbose)
+    _run("mix", config, root, device, verbose)
 
 
 @app.command(rich_help_panel=STAGES)

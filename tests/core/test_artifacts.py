@@ -20,7 +20,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 IDENTITY: dict[str, Any] = {
     "stage": "words",
     "stage_version": 1,
-    "config": {"rows": 2},
+    "settings": {"rows": 2},
     "inputs": {"corpus": "c0"},
 }
 
@@ -89,8 +89,8 @@ def test_nothing_of_the_draft_stays(store: ArtifactStore, build: Builder, tmp_pa
     [
         {"stage": "letters"},
         {"stage_version": 2},
-        {"config": {"rows": 3}},
-        {"config": {"rows": 2, "more": None}},
+        {"settings": {"rows": 3}},
+        {"settings": {"rows": 2, "more": None}},
         {"inputs": {"corpus": "c1"}},
         {"inputs": {"other": "c0"}},
     ],
@@ -105,15 +105,17 @@ def test_each_part_of_the_identity_changes_the_key(
 
 
 def test_the_order_of_config_keys_does_not_matter(store: ArtifactStore, build: Builder) -> None:
-    first = produce(store, build, config={"a": 1, "b": {"c": 2, "d": 3}})
-    assert produce(store, build, config={"b": {"d": 3, "c": 2}, "a": 1}) == first
+    first = produce(store, build, settings={"a": 1, "b": {"c": 2, "d": 3}})
+    assert produce(store, build, settings={"b": {"d": 3, "c": 2}, "a": 1}) == first
     assert build.calls == 1
 
 
 def test_the_manifest_tells_how_it_was_made(store: ArtifactStore, build: Builder) -> None:
     ref = produce(store, build)
     manifest = ArtifactStore(store.root).manifest(ref)
-    assert manifest.model_dump(include={*IDENTITY, "key", "rows", "facts"}) == IDENTITY | {
+    same = {name: value for name, value in IDENTITY.items() if name != "settings"}
+    assert manifest.model_dump(include={*same, "config", "key", "rows", "facts"}) == same | {
+        "config": IDENTITY["settings"],
         "key": ref.key,
         "rows": 2,
         "facts": {"longest": 4},
@@ -201,7 +203,7 @@ def test_latest_is_a_hint_that_may_be_lost_or_wrong(store: ArtifactStore, build:
     store.set_latest("family", ref)
     assert store.latest("words", "family") == ref
     assert store.latest("words", "other") is None
-    other = produce(store, build, config={})
+    other = produce(store, build, settings={})
     store.set_latest("family", other)
     assert store.latest("words", "family") == other
     storage.remove(file_of(store, other, "count.txt"))

@@ -6,10 +6,11 @@ import pytest
 
 from albat_core.records.examples import PICTURE_COLUMNS
 from albat_core.records.mixtures import MIXTURE_SCHEMA, read_mixture
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT
 from albat_core.records.selections import read_selection
-from albat_core.runs.chain import ADAPTATION_ONLY, ALBAT, Chain
+from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
-from albat_core.stages.mix import DatasetConfig, write_mixture
+from albat_core.stages.mix import MixtureConfig, write_mixture
 from albat_core.store.artifacts import ArtifactStore
 
 
@@ -48,7 +49,11 @@ def test_many_files_hold_the_same_rows(
     chain: Chain, store: ArtifactStore, run_config: RunConfig, alpha: float
 ) -> None:
     ref = write_mixture(
-        chain.adaptation, chain.selection, alpha, DatasetConfig(shard_rows=7), run_config.runtime
+        chain.inputs.adaptation,
+        chain.selection,
+        alpha,
+        MixtureConfig(shard_rows=7),
+        run_config.runtime,
     )
     files = sorted((store.folder(ref) / "data").glob("*.parquet"))
     rows = store.manifest(ref).rows

@@ -168,7 +168,7 @@ class Planted:
         config = load_config(str(path))
         self.chain, self.runtime = Chain(config), config.runtime
         self.store = ArtifactStore(config.runtime.root)
-        self.candidates, self.adaptation = self.chain.retrieved, self.chain.adaptation
+        self.candidates, self.adaptation = self.chain.retrieved, self.chain.inputs.adaptation
         self.heldout = [
             e for role in (TEST, VALIDATION) for e in read_role(self.store, self.adaptation, role)
         ]
@@ -180,7 +180,7 @@ class Planted:
                 for rows in (self.heldout, self.examples)
             )
         self.queries = self.store.produce(QUERY_STAGE, 1, {}, {"held": "out"}, self._write)
-        project = load_index(self.store, self.chain.index, config.runtime).space.project
+        project = load_index(self.store, self.chain.inputs.index, config.runtime).space.project
         self.cosines = (project(ours) @ project(self.vectors).T).max(axis=1)
 
     def _write(self, folder: Path) -> Built:
@@ -192,7 +192,7 @@ class Planted:
         config = DecontaminationConfig.model_validate(knobs)
         return decontaminate(
             candidates or self.candidates,
-            self.queries, self.chain.index, self.adaptation, config, self.runtime,
+            self.queries, self.chain.inputs.index, self.adaptation, config, self.runtime,
         )  # fmt: skip
 
     def table(self, ref: ArtifactRef) -> dict[str, list[Any]]:
@@ -302,7 +302,7 @@ def test_captions_of_pictures_are_not_compared(planted: Planted, runtime: Runtim
     shards = shards_of(rows, runtime)
     adaptation = split_adaptation([shards], [], SplitConfig(folds=2), 0, runtime)
     config = DecontaminationConfig(similarity=None)
-    unread = planted.queries, planted.chain.index
+    unread = planted.queries, planted.chain.inputs.index
     ref = decontaminate(take_candidates(shards, runtime), *unread, adaptation, config, runtime)
     assert ArtifactStore(runtime.root).manifest(ref).facts["excluded"] == 0
     captions = [replace(row, image=None) for row in rows]

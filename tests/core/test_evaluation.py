@@ -65,7 +65,7 @@ def test_documents_are_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 
 def test_losses_are_summed_by_document(chain: Chain, store: ArtifactStore) -> None:
-    evaluation = chain.evaluation("untouched")
+    evaluation = chain.arms.evaluation("untouched")
     rows = read_table(store.folder(evaluation) / LOSSES).to_pylist()
     totals, units = document_losses(store, evaluation)
     names = sorted({row["document"] for row in rows})

@@ -79,7 +79,7 @@ def test_measures_are_those_of_the_paper(encoders: dict[str, str], runtime: Runt
     samples = artifact(store, "samples", SAMPLES, MADE)
     adaptation = artifact(store, "adaptation", f"{TRAIN}.parquet", REAL)
     config = SampleConfig(prompts=tuple(PROMPTS), per_prompt=EACH, **encoders)
-    ref = measure_fidelity(samples, adaptation, config, 0, runtime)
+    ref = measure_fidelity(samples, adaptation, 0, runtime, dino=config.dino, clip=config.clip)
 
     dino, clip = Path(encoders["dino"]), Path(encoders["clip"])
     cosines = embedded(dino, MADE) @ embedded(dino, REAL).T
@@ -115,7 +115,7 @@ def test_real_pictures_are_nearest_to_themselves(tmp_path: Path, runtime: Runtim
     config = SampleConfig(prompts=tuple(PROMPTS), dino=str(save_dinov2(tmp_path / "dinov2")))
     adaptation = artifact(store, "adaptation", f"{TRAIN}.parquet", MADE[:1])
     same = artifact(store, "samples", SAMPLES, MADE[:1] * (len(PROMPTS) * EACH))
-    ref = measure_fidelity(same, adaptation, config, 0, runtime)
+    ref = measure_fidelity(same, adaptation, 0, runtime, dino=config.dino, clip=config.clip)
     facts = store.manifest(ref).facts
     assert facts["dino"]["value"] == pytest.approx(1.0, abs=1e-6)
     assert "clip_i" not in facts and "clip_t" not in facts
@@ -129,7 +129,7 @@ def test_texts_have_no_fidelity(encoders: dict[str, str], runtime: Runtime) -> N
     adaptation = artifact(store, "adaptation", f"{TRAIN}.parquet", REAL)
     config = SampleConfig(prompts=tuple(PROMPTS), **encoders)
     with pytest.raises(InputError, match="6 of 6 samples have none"):
-        measure_fidelity(samples, adaptation, config, 0, runtime)
+        measure_fidelity(samples, adaptation, 0, runtime, dino=config.dino, clip=config.clip)
 
 
 def test_prompts_need_an_encoder_that_reads_them(
@@ -140,7 +140,7 @@ def test_prompts_need_an_encoder_that_reads_them(
     adaptation = artifact(store, "adaptation", f"{TRAIN}.parquet", REAL)
     config = SampleConfig(prompts=tuple(PROMPTS), clip=encoders["dino"])
     with pytest.raises(BackboneError, match="reads pictures only"):
-        measure_fidelity(samples, adaptation, config, 0, runtime)
+        measure_fidelity(samples, adaptation, 0, runtime, dino=config.dino, clip=config.clip)
 
 
 def test_a_prompt_that_clip_cannot_read_is_left_out_and_counted(
@@ -152,7 +152,12 @@ def test_a_prompt_that_clip_cannot_read_is_left_out_and_counted(
     long = [PROMPTS[0], "dog " * LONGEST_CAPTION, PROMPTS[2]]
     whole, ref = (
         measure_fidelity(
-            artifact(store, "samples", SAMPLES, MADE, prompts), adaptation, config, 0, runtime
+            artifact(store, "samples", SAMPLES, MADE, prompts),
+            adaptation,
+            0,
+            runtime,
+            dino=config.dino,
+            clip=config.clip,
         )
         for prompts in (PROMPTS, long)
     )

@@ -34,7 +34,7 @@ def perturb(backbone: Backbone, adapter: AdapterConfig = PLAIN) -> None:
 
 @pytest.fixture
 def encoded(chain: Chain, store: ArtifactStore, backbone: LanguageBackbone) -> list[Encoded]:
-    return backbone.encode(read_role(store, chain.adaptation, TRAIN)[:6])
+    return backbone.encode(read_role(store, chain.inputs.adaptation, TRAIN)[:6])
 
 
 def one_by_one(
@@ -163,7 +163,7 @@ def test_what_gradients_cost_is_counted(
     chain: Chain, store: ArtifactStore, backbone: LanguageBackbone
 ) -> None:
     perturb(backbone)
-    examples = read_role(store, chain.adaptation, TRAIN)[:6]
+    examples = read_role(store, chain.inputs.adaptation, TRAIN)[:6]
     encoded = backbone.encode(examples)
     gradients = AdapterGradients(backbone, 1000, FixedNoise(), 64)
     assert gradients.passes == 0

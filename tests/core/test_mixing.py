@@ -13,9 +13,10 @@ from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import Estimate, Terms
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import read_mixture
+from albat_core.records.runs import ALBAT, RANDOM
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
 from albat_core.report.verdict import verdict
-from albat_core.runs.chain import ALBAT, RANDOM, Chain
+from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.quick_look import quick_look
 from albat_core.stages.estimate import (
@@ -24,7 +25,7 @@ from albat_core.stages.estimate import (
     _beside,
     _facts,
     draw_alike,
-    estimate_mixing,
+    estimate_worth,
 )
 from albat_core.store.artifacts import ArtifactStore
 
@@ -55,7 +56,7 @@ def test_surrogates_never_saw_what_they_are_looked_at_with(
 
 
 def test_alpha_goes_into_every_mixture(computed: Chain, store: ArtifactStore) -> None:
-    facts = computed.facts(computed.mixing)
+    facts = computed.facts(computed.estimate)
     assert 0 < facts["alpha"] <= kind_of(computed.config.backbone).highest_alpha
     low, high = facts["alpha_interval"]
     assert low <= facts["alpha_estimate"] <= high
@@ -73,9 +74,9 @@ def test_a_selection_of_another_topic_is_worth_less(
     c = run_config
 
     def worth(chain: Chain) -> float:
-        ref = estimate_mixing(
-            chain.selection, computed.adaptation, computed.folds, [], c.backbone,
-            c.surrogate.adapter, c.mixing, c.seed, c.runtime,
+        ref = estimate_worth(
+            chain.selection, computed.inputs.adaptation, computed.folds, [], c.backbone,
+            c.surrogate.adapter, c.estimate, c.seed, c.runtime,
         )  # fmt: skip
         return float(store.manifest(ref).facts["alpha_estimate"])
 
@@ -90,11 +91,11 @@ def test_a_selection_of_another_topic_is_worth_less(
 
 def test_the_same_run_gives_the_same_weight(computed: Chain, run_config: RunConfig) -> None:
     again = Chain(computed.config)
-    assert again.mixing.key == computed.mixing.key
-    assert again.mixing.reused
-    more = run_config.mixing.model_copy(update={"stands_for": 10.0})
-    larger = Chain(computed.config.model_copy(update={"mixing": more}))
-    one, ten = (chain.facts(chain.mixing) for chain in (computed, larger))
+    assert again.estimate.key == computed.estimate.key
+    assert again.estimate.reused
+    more = run_config.estimate.model_copy(update={"stands_for": 10.0})
+    larger = Chain(computed.config.model_copy(update={"estimate": more}))
+    one, ten = (chain.facts(chain.estimate) for chain in (computed, larger))
     assert ten["corpus_variance"] == pytest.approx(one["corpus_variance"] / 10)
 
 
@@ -126,14 +127,14 @@ def test_the_verdict_in_words() -> None:
 
 def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:
     config = computed.config.model_copy(
-        update={"mixture": computed.config.mixture.model_copy(update={"rows": 200})}
+        update={"selection": computed.config.selection.model_copy(update={"rows": 200})}
     )
     quick = quick_look(config)
-    assert quick.mixture.rows == 20
-    assert quick.mixing.stands_for == 10
+    assert quick.selection.rows == 20
+    assert quick.estimate.stands_for == 10
     assert quick.corpus[0].share == pytest.approx(config.corpus[0].share / 10)
     chain = Chain(quick)
-    facts = chain.facts(chain.mixing)
+    facts = chain.facts(chain.estimate)
     assert np.isfinite(facts["alpha_estimate"])
     assert not [stage for stage in chain.stages if stage.label.startswith("fine-tune")]
 
@@ -143,8 +144,8 @@ def test_parts_of_the_documents_are_held_out_in_turn_at_the_start(
 ) -> None:
     backbone.attach_adapter(AdapterConfig(rank=4), seed=0)
     gradients = AdapterGradients(backbone, 1000, FixedNoise(), 32)
-    own = read_role(store, computed.adaptation, TRAIN)
-    rows = read_role(store, computed.adaptation, VALIDATION)
+    own = read_role(store, computed.inputs.adaptation, TRAIN)
+    rows = read_role(store, computed.inputs.adaptation, VALIDATION)
     alone = gradients.of(own)
     of_document = {e.document: g for e, g in zip(own, alone, strict=True)}
     folds = _at_start(gradients, own, rows, seed=0)
@@ -188,7 +189,11 @@ def test_the_adaptation_set_keeps_a_part_of_the_objective(kind: str, most: float
 def test_documents_that_an_adapter_was_trained_on_are_not_held_out(
     computed: Chain, store: ArtifactStore
 ) -> None:
-    own = [e for role in (TRAIN, VALIDATION) for e in read_role(store, computed.adaptation, role)]
+    own = [
+        e
+        for role in (TRAIN, VALIDATION)
+        for e in read_role(store, computed.inputs.adaptation, role)
+    ]
     for split, _ in computed.folds:
         trained = read_role(store, split, TRAIN)
         asked: list[str] = []

@@ -18,7 +18,7 @@ from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
 from albat_core.stages.score import ScoringConfig
-from albat_core.stages.select import MixtureConfig, best_by_turns, gumbel_top, select, weights_of
+from albat_core.stages.select import SelectionConfig, best_by_turns, gumbel_top, select, weights_of
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 SCORED = np.random.default_rng(3).normal(size=400)
@@ -83,12 +83,12 @@ def test_selection_by_turns_serves_every_query(
     best = {max(sorted(ids), key=lambda i: score[i]) for ids in known.values()}
     assert best <= set(chosen["example_id"])
     facts = store.manifest(chain.selection).facts
-    target = run_config.mixture.ess * 20
+    target = run_config.selection.ess * 20
     assert facts["effective_sample_size"] == pytest.approx(target, rel=1e-3)
 
 
 def test_selection_of_the_top(chain: Chain, store: ArtifactStore, run_config: RunConfig) -> None:
-    top = MixtureConfig(rows=5, select="top", ess=1.0)
+    top = SelectionConfig(rows=5, select="top", ess=1.0)
     selection = select(chain.candidates, chain.scores, top, 0, run_config.runtime)
     scored = read_table(store.folder(chain.scores) / SCORES)["score"].to_numpy()
     chosen = read_selection(store, selection)
@@ -98,7 +98,7 @@ def test_selection_of_the_top(chain: Chain, store: ArtifactStore, run_config: Ru
 
 def test_alpha_plays_no_part_in_the_selection(chain: Chain, run_config: RunConfig) -> None:
     other = run_config.mixture.model_copy(update={"alpha": 0.1})
-    again = select(chain.candidates, chain.scores, other, 0, run_config.runtime)
+    again = Chain(run_config.model_copy(update={"mixture": other})).selection
     assert again == chain.selection
     assert again.reused
 
@@ -149,10 +149,10 @@ def test_without_a_temperature_all_that_there_are_come_in_any_order() -> None:
 
 def test_weights_are_as_configured() -> None:
     scores = np.array([0.5, 2.0, 0.0, 1.5])
-    assert weights_of(scores, MixtureConfig(weigh="even")) == (pytest.approx([0.25] * 4), np.inf)
-    as_scores, tau = weights_of(scores, MixtureConfig(weigh="proportional"))
+    assert weights_of(scores, SelectionConfig(weigh="even")) == (pytest.approx([0.25] * 4), np.inf)
+    as_scores, tau = weights_of(scores, SelectionConfig(weigh="proportional"))
     assert (as_scores.tolist(), tau) == (pytest.approx([0.125, 0.5, 0.0, 0.375]), np.inf)
-    weights, tau = weights_of(scores, MixtureConfig(ess=0.6))
+    weights, tau = weights_of(scores, SelectionConfig(ess=0.6))
     expected = exponential_weights(scores, 0.6)
     assert (weights.tolist(), tau) == (pytest.approx(expected[0]), expected[1])
 
@@ -160,8 +160,8 @@ def test_weights_are_as_configured() -> None:
 @pytest.mark.parametrize("scores", [[-0.1, 2.0], [0.0, 0.0], [-1.0, -2.0]])
 def test_scores_that_are_no_weights_are_refused(scores: list[float]) -> None:
     with pytest.raises(ConfigError, match="expected scores >= 0 with one above 0") as raised:
-        weights_of(np.array(scores), MixtureConfig(weigh="proportional"))
-    assert raised.value.where == "mixture.weigh"
+        weights_of(np.array(scores), SelectionConfig(weigh="proportional"))
+    assert raised.value.where == "selection.weigh"
     assert "matching" in raised.value.remedy
 
 
@@ -187,7 +187,7 @@ class Scored:
         return self.store.produce("scores", 0, {"values": column.to_pylist()}, {}, build)
 
     def select(self, scores: ArtifactRef, seed: int = 0, **settings: object) -> ArtifactRef:
-        config = MixtureConfig.model_validate({"rows": 6, "select": "top"} | settings)
+        config = SelectionConfig.model_validate({"rows": 6, "select": "top"} | settings)
         return select(self._chain.candidates, scores, config, seed, self._runtime)
 
     def chosen(self, scores: ArtifactRef, seed: int = 0, **settings: object) -> dict[str, float]:
@@ -254,17 +254,22 @@ def test_turns_without_neighbours_are_refused(
     scored: Scored, chain: Chain, run_config: RunConfig
 ) -> None:
     pool = RetrievalConfig(pool="corpus")
-    everything = retrieve_candidates(chain.index, chain.queries, pool, run_config.runtime)
+    everything = retrieve_candidates(
+        chain.inputs.index, chain.inputs.queries, pool, run_config.runtime
+    )
     scores = scored.score(np.zeros(scored.rows))
     with pytest.raises(ConfigError, match="expected neighbours") as raised:
-        select(everything, scores, MixtureConfig(select="turns"), 0, run_config.runtime)
-    assert raised.value.where == "mixture.select"
+        select(everything, scores, SelectionConfig(select="turns"), 0, run_config.runtime)
+    assert raised.value.where == "selection.select"
     assert "gumbel" in raised.value.remedy
 
 
 def test_a_run_may_weigh_rows_by_what_they_match(run_config: RunConfig) -> None:
-    mixture = run_config.mixture.model_copy(update={"weigh": "proportional"})
-    changes = {"scoring": ScoringConfig(scorer="matching", dimension=64), "mixture": mixture}
+    selection = run_config.selection.model_copy(update={"weigh": "proportional"})
+    changes = {
+        "scoring": ScoringConfig(scorer={"name": "matching", "dimension": 64}),
+        "selection": selection,
+    }
     matching = Chain(run_config.model_copy(update=changes))
     store = ArtifactStore(run_config.runtime.root)
     chosen = read_selection(store, matching.selection).to_pydict()

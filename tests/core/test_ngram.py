@@ -17,7 +17,7 @@ from albat_core.records.candidates import CANDIDATES, Candidates
 from albat_core.records.examples import Example, example_text, examples_to_table
 from albat_core.records.shards import STAGE as SHARDS
 from albat_core.records.tables import read_table, write_table
-from albat_core.scorers.ngram import Ngram, hash_buckets, ngram_counts
+from albat_core.scorers.ngram import hash_buckets, importance, ngram_counts
 from albat_core.stages.retrieve import take_candidates
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -72,7 +72,7 @@ def test_tokens_are_runs_of_word_characters_and_of_punctuation() -> None:
 
 
 def test_weight_of_a_word_that_is_twice_as_frequent_is_log_two(runtime: Runtime) -> None:
-    score = Ngram(texts("leaf")).score(candidates(texts("leaf", "mast"), runtime))["score"]
+    score = importance(candidates(texts("leaf", "mast"), runtime), texts("leaf"))
     assert score.dtype == np.float64
     assert score.tolist() == pytest.approx([np.log(2), np.log(1e-8 / 0.5)], rel=1e-6)
 
@@ -88,7 +88,7 @@ def test_score_is_dsir_s_log_importance_weight(runtime: Runtime) -> None:
 
     difference = np.log(shares(target) + 1e-8) - np.log(shares(pool) + 1e-8)
     expected = [float(ngram_counts(line, buckets) @ difference) for line in pool]
-    found = Ngram(texts(*target), buckets).score(candidates(texts(*pool), runtime))["score"]
+    found = importance(candidates(texts(*pool), runtime), texts(*target), buckets)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert found[:15].min() > found[15:30].max()  # plants before ships
 
@@ -96,12 +96,12 @@ def test_score_is_dsir_s_log_importance_weight(runtime: Runtime) -> None:
 def test_scores_do_not_depend_on_how_many_rows_are_in_memory(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = Ngram(texts(*sentences("plants", 5, 1)))
+    targets = texts(*sentences("plants", 5, 1))
     pool = candidates(texts(*sentences("plants", 20, 2), *sentences("ships", 20, 3)), runtime)
-    whole = scorer.score(pool)["score"]
+    whole = importance(pool, targets)
     monkeypatch.setattr("albat_core.records.candidates._BLOCK", 7)
     assert len(list(pool.blocks())) == 6
-    assert scorer.score(pool)["score"].tolist() == whole.tolist()
+    assert importance(pool, targets).tolist() == whole.tolist()
 
 
 def test_a_chat_counts_as_its_contents(runtime: Runtime) -> None:
@@ -109,10 +109,11 @@ def test_a_chat_counts_as_its_contents(runtime: Runtime) -> None:
     chat = Example("c", "c", "s", messages=turns)
     assert example_text(chat) == "leaf root\nstem"
     pool = candidates([*texts("leaf root stem", "mast"), chat], runtime)
-    first, _, last = Ngram([chat]).score(pool)["score"]
+    first, _, last = importance(pool, [chat])
     assert first == last > 0
 
 
-def test_targets_without_words_are_refused() -> None:
+def test_targets_without_words_are_refused(runtime: Runtime) -> None:
+    pool = candidates(texts("leaf"), runtime)
     with pytest.raises(InputError, match="words in the adaptation examples"):
-        Ngram([Example("p", "p", "s", image=b"x")])
+        importance(pool, [Example("p", "p", "s", image=b"x")])

@@ -28,7 +28,7 @@ from albat_core.records.tables import write_table
 from albat_core.sources.config import SourceConfig
 from albat_core.stages import mix as dataset
 from albat_core.stages import shard as corpus
-from albat_core.stages.mix import DatasetConfig, write_mixture
+from albat_core.stages.mix import MixtureConfig, write_mixture
 from albat_core.stages.split import SplitConfig, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -221,7 +221,7 @@ class Made:
 
     def mixture(self, **fields: object) -> tuple[Path, Mixture]:
         ref = write_mixture(
-            self.adaptation, self.selection, 0.5, DatasetConfig(**fields), self.runtime
+            self.adaptation, self.selection, 0.5, MixtureConfig(**fields), self.runtime
         )
         return self.store.folder(ref), read_mixture(self.store, ref)
 
@@ -301,5 +301,5 @@ def test_mixture_of_pictures_is_not_in_memory_whole(
 
     monkeypatch.setattr(dataset, "read_examples", counting)
     monkeypatch.setattr(dataset, "_PICTURES_AT_ONCE", 10)
-    write_mixture(made.adaptation, made.selection, 0.5, DatasetConfig(), made.runtime)
+    write_mixture(made.adaptation, made.selection, 0.5, MixtureConfig(), made.runtime)
     assert 10 <= most < 100

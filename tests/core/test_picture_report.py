@@ -62,8 +62,8 @@ def as_shards(store: ArtifactStore, examples: list[Example]) -> ArtifactRef:
 def picture_chain(config: RunConfig, corpus: list[Example], own: list[Example]) -> Chain:
     """A chain whose corpus and adaptation set are given as examples."""
     store, chain = ArtifactStore(config.runtime.root), Chain(config)
-    chain.__dict__["corpus"] = [as_shards(store, corpus)]
-    chain.__dict__["own"] = [as_shards(store, own)]
+    chain.inputs.__dict__["corpus"] = [as_shards(store, corpus)]
+    chain.inputs.__dict__["own"] = [as_shards(store, own)]
     return chain
 
 
@@ -86,7 +86,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "adaptation": source,
             "split": {"folds": 3},
             "retrieval": {"neighbours": 4},
-            "mixture": {"rows": 6},
+            "selection": {"rows": 6},
             "scoring": {"rank_agreement": 0.2},
             "surrogate": training,
             "finetune": training,
@@ -160,7 +160,7 @@ def test_the_grid_has_a_row_a_prompt_and_a_column_an_arm(
     assert grid is not None and grid.prompts == 2 and grid.per_prompt == 2
     assert grid.labels == tuple(arm.label for arm in content.arms) and len(grid.labels) == 4
     for column, arm in enumerate(content.arms):
-        ref = chain.samples(arm.name)
+        ref = chain.arms.samples(arm.name)
         assert ref is not None
         for row, (prompt, made) in zip(grid.rows, read_samples(store, ref), strict=True):
             assert row.prompt == prompt
@@ -177,10 +177,10 @@ def test_fidelity_is_that_of_each_arm_s_artifact(
 ) -> None:
     assert [arm.name for arm in content.fidelity] == [arm.name for arm in content.arms]
     for arm in content.fidelity:
-        ref = chain.fidelity(arm.name)
+        ref = chain.arms.fidelity(arm.name)
         assert ref is not None and arm.prompts == 2
         facts = store.manifest(ref).facts
-        assert facts["real"] == store.manifest(chain.adaptation).facts[TRAIN]["rows"]
+        assert facts["real"] == store.manifest(chain.inputs.adaptation).facts[TRAIN]["rows"]
         for name in ("dino", "clip_i", "clip_t"):
             assert getattr(arm, name).model_dump() == facts[name]
     page = (store.folder(chain.report) / PAGE).read_text()

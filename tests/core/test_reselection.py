@@ -9,20 +9,21 @@ import pytest
 from albat_core.errors import InputError
 from albat_core.measures.theory import Estimate
 from albat_core.records.mixtures import moved_weight, read_mixture
+from albat_core.records.runs import ALBAT
 from albat_core.records.scores import SCORES
 from albat_core.records.selections import read_selection
 from albat_core.records.splits import TRAIN
 from albat_core.records.tables import read_table
 from albat_core.report.showing import read_changes
 from albat_core.report.wording import told
-from albat_core.runs.chain import ALBAT, Chain
-from albat_core.runs.config import ReselectionConfig, RunConfig
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
 from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint
 from albat_core.scorers import known
-from albat_core.stages import estimate as mixing
+from albat_core.stages import estimate as estimate_stage
 from albat_core.stages.compare import compare_selections
-from albat_core.stages.estimate import estimate_mixing
-from albat_core.stages.score import score_candidates
+from albat_core.stages.estimate import estimate_worth
+from albat_core.stages.score import ScoringConfig, score_candidates
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_config
 from tests.core.test_registry import mixture
@@ -31,7 +32,7 @@ from tests.toys import topic_rows, write_jsonl, write_run
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunConfig:
-    return load_config(str(write_run(tmp_path, mixture={"rows": 20, "alpha": "auto"})))
+    return load_config(str(write_run(tmp_path, mixture={"alpha": "auto"})))
 
 
 def add_rows(run: RunConfig, count: int = 4) -> None:
@@ -110,17 +111,17 @@ def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None
     assert selected.surrogate is not None
     assert store.manifest(later.adaptation).inputs["previous"] == selected.adaptation.key
     assert store.manifest(later.surrogate).inputs["start"] == selected.surrogate.key
-    assert later.mixing is not None
-    assert selected.mixing is not None
-    assert store.manifest(later.mixing).inputs["earlier"] == selected.mixing.key
-    passes = [store.manifest(ref).facts["passes"] for ref in (selected.mixing, later.mixing)]
+    assert later.estimate is not None
+    assert selected.estimate is not None
+    assert store.manifest(later.estimate).inputs["earlier"] == selected.estimate.key
+    passes = [store.manifest(ref).facts["passes"] for ref in (selected.estimate, later.estimate)]
     assert 0 < passes[1] < passes[0]
     own = {e.example_id for e in read_mixture(store, later.mixture).adaptation}
     before = {e.example_id for e in read_mixture(store, selected.mixture).adaptation}
     assert before < own
     changes = read_changes(
         store,
-        compare_selections(selected, later, "toy", ReselectionConfig(), run.runtime),
+        compare_selections(selected, later, "toy", 0.1, run.runtime),
     )
     assert set(changes.adaptation.entered) == own - before
     assert changes.adaptation.left == ()
@@ -153,7 +154,7 @@ def test_surrogates_are_trained_anew_where_most_rows_are(run: RunConfig) -> None
     store = ArtifactStore(run.runtime.root)
     assert "start" not in store.manifest(later.surrogate).inputs
     assert later.folds != list(selected.folds)
-    assert "earlier" not in store.manifest(later.mixing).inputs
+    assert "earlier" not in store.manifest(later.estimate).inputs
 
 
 def test_gradients_that_are_known_are_as_good_as_new_ones(
@@ -164,27 +165,27 @@ def test_gradients_that_are_known_are_as_good_as_new_ones(
     later = Chain(run, previous=selected)
     c = run
     given = (
-        later.selection, later.adaptation, selected.folds, [], c.backbone, c.surrogate.adapter,
-        c.mixing, c.seed, c.runtime,
+        later.selection, later.inputs.adaptation, selected.folds, [], c.backbone,
+        c.surrogate.adapter, c.estimate, c.seed, c.runtime,
     )  # fmt: skip
-    known = later.mixing
+    known = later.estimate
     grown: list[float] = []
-    true = mixing.estimate_terms
+    true = estimate_stage.estimate_terms
 
     def noted(*args: Any, more_rows: float) -> Estimate:
         grown.append(more_rows)
         return true(*args, more_rows=more_rows)
 
-    monkeypatch.setattr(mixing, "estimate_terms", noted)
-    alone = estimate_mixing(*given)
+    monkeypatch.setattr(estimate_stage, "estimate_terms", noted)
+    alone = estimate_worth(*given)
     store = ArtifactStore(c.runtime.root)
-    again = estimate_mixing(*given, known)  # of all
+    again = estimate_worth(*given, known)  # of all
     assert store.manifest(again).facts["passes"] == 0
     then = np.mean([store.manifest(split).facts[TRAIN]["rows"] for split, _ in selected.folds])
-    now = store.manifest(later.adaptation).facts[TRAIN]["rows"]
+    now = store.manifest(later.inputs.adaptation).facts[TRAIN]["rows"]
     assert grown == [now / then] * 2
     assert now > then
-    told = [later.facts(ref) for ref in (later.mixing, alone)]
+    told = [later.facts(ref) for ref in (later.estimate, alone)]
     assert told[0]["alpha_estimate"] == pytest.approx(told[1]["alpha_estimate"], abs=1e-4)
     assert told[0]["passes"] < told[1]["passes"]
 
@@ -202,7 +203,7 @@ def test_scores_are_kept_where_both_surrogates_rank_alike(
     later = Chain(run, previous=selected)
     c, store = run, ArtifactStore(run.runtime.root)
     alone = score_candidates(
-        later.candidates, later.surrogate, later.adaptation, [], c.backbone, scoring, c.seed,
+        later.candidates, later.surrogate, later.inputs.adaptation, [], c.backbone, scoring, c.seed,
         c.runtime,
     )  # fmt: skip
     told = later.facts(later.scores)
@@ -241,14 +242,14 @@ def test_scores_found_in_another_way_are_not_kept(run: RunConfig) -> None:
 
 def test_nothing_is_trained_for_what_needs_no_surrogate(run: RunConfig) -> None:
     changes: dict[str, object] = {
-        "scoring": run.scoring.model_copy(update={"scorer": "nearest"}),
+        "scoring": ScoringConfig(scorer="nearest"),
         "mixture": run.mixture.model_copy(update={"alpha": 0.5}),
     }
     chain = Chain(run.model_copy(update=changes))
     selected = chain.selected
-    assert selected.adaptation == chain.adaptation
+    assert selected.adaptation == chain.inputs.adaptation
     assert selected.surrogate is None
-    assert selected.mixing is None
+    assert selected.estimate is None
     assert selected.folds == ()
 
 

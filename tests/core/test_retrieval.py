@@ -53,8 +53,8 @@ def test_candidates_name_their_true_nearest_adaptation_example(
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:
     table = read_table(store.folder(chain.candidates) / CANDIDATES).to_pydict()
-    corpus = load_index(store, chain.index, run_config.runtime)
-    ids, vectors = load_queries(store, chain.queries)
+    corpus = load_index(store, chain.inputs.index, run_config.runtime)
+    ids, vectors = load_queries(store, chain.inputs.queries)
     similarities, positions = corpus.index.search(corpus.space.project(vectors), 8)
     best: dict[tuple[str, int], tuple[float, str]] = {}
     for query, name in enumerate(ids):
@@ -85,7 +85,7 @@ def test_the_limit_keeps_the_first_turns(chain: Chain, run_config: RunConfig) ->
     few = RetrievalConfig(neighbours=8, candidates=10)
     store = ArtifactStore(run_config.runtime.root)
     all_of_them = read_table(store.folder(chain.candidates) / CANDIDATES)["example_id"].to_pylist()
-    ref = retrieve_candidates(chain.index, chain.queries, few, run_config.runtime)
+    ref = retrieve_candidates(chain.inputs.index, chain.inputs.queries, few, run_config.runtime)
     kept = read_table(store.folder(ref) / CANDIDATES)["example_id"].to_pylist()
     assert kept == all_of_them[:10]
 
@@ -94,8 +94,8 @@ def test_names_are_read_from_one_part_at_a_time(
     run_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = Chain(run_config.model_copy(update={"shards": ShardConfig(rows=8)}))
-    assert len(many.embeddings) > 10
-    index, queries, alive = many.index, many.queries, []
+    assert len(many.inputs.embeddings) > 10
+    index, queries, alive = many.inputs.index, many.inputs.queries, []
 
     def read(path: Path, columns: list[str]) -> pa.Table:
         table = read_table(path, columns)
@@ -107,7 +107,7 @@ def test_names_are_read_from_one_part_at_a_time(
     monkeypatch.setattr("albat_core.stages.retrieve.read_table", read)
     every = RetrievalConfig(neighbours=120)
     assert retrieve_candidates(index, queries, every, run_config.runtime)
-    assert len(held) == len(many.embeddings)
+    assert len(held) == len(many.inputs.embeddings)
     assert max(held) <= 2  # and the one before, until it is replaced
 
 
@@ -115,7 +115,7 @@ def test_random_candidates_are_as_many_distinct_and_named_by_the_seed(
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:
     def drawn(seed: int) -> list[str]:
-        ref = draw_candidates(chain.index, chain.selection, seed, run_config.runtime)
+        ref = draw_candidates(chain.inputs.index, chain.selection, seed, run_config.runtime)
         return read_table(store.folder(ref) / CANDIDATES)["example_id"].to_pylist()
 
     assert len(set(drawn(0))) == len(drawn(0)) == store.manifest(chain.selection).rows
@@ -127,7 +127,7 @@ def test_random_candidates_of_many_parts_have_their_own_names(
     store: ArtifactStore, run_config: RunConfig
 ) -> None:
     many = Chain(run_config.model_copy(update={"shards": ShardConfig(rows=8)}))
-    ref = draw_candidates(many.index, many.selection, 3, run_config.runtime)
+    ref = draw_candidates(many.inputs.index, many.selection, 3, run_config.runtime)
     table = read_table(store.folder(ref) / CANDIDATES).to_pydict()
     assert len(set(table["shard"])) > 5
     assert table["row"] != sorted(table["row"])
@@ -140,7 +140,7 @@ def test_the_whole_corpus_may_be_candidates(
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:
     whole = RetrievalConfig(pool="corpus")
-    ref = retrieve_candidates(chain.index, chain.queries, whole, run_config.runtime)
+    ref = retrieve_candidates(chain.inputs.index, chain.inputs.queries, whole, run_config.runtime)
     table = read_table(store.folder(ref) / CANDIDATES).to_pydict()
     expected = {f"{topic}-0-{n}" for topic in ("plants", "ships") for n in range(60)}
     assert len(table["example_id"]) == store.manifest(ref).rows == len(expected)
@@ -155,13 +155,15 @@ def test_the_whole_corpus_may_be_candidates(
 def test_the_whole_corpus_is_the_same_whatever_is_near(chain: Chain, run_config: RunConfig) -> None:
     refs = [
         retrieve_candidates(
-            chain.index,
+            chain.inputs.index,
             queries,
             RetrievalConfig(pool="corpus", neighbours=neighbours, candidates=10),
             run_config.runtime,
         )
-        for queries, neighbours in ((chain.queries, 8), (chain.heldout_queries, 3))
+        for queries, neighbours in ((chain.inputs.queries, 8), (chain.inputs.heldout_queries, 3))
     ]
     assert refs[0] == refs[1]
     near = RetrievalConfig(neighbours=8)
-    assert refs[0] != retrieve_candidates(chain.index, chain.queries, near, run_config.runtime)
+    assert refs[0] != retrieve_candidates(
+        chain.inputs.index, chain.inputs.queries, near, run_config.runtime
+    )

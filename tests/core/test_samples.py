@@ -80,7 +80,7 @@ def test_texts_are_drawn_by_the_same_stage(chain: Chain, store: ArtifactStore) -
     config = SampleConfig(prompts=("leaf root", "sail"), per_prompt=2, sampling=FEW)
     c = chain.config
     ref = draw_samples(
-        chain.adapter("adaptation_only"), config.all_prompts, c.backbone, config, 0, c.runtime
+        chain.arms.adapter("adaptation_only"), config.all_prompts, c.backbone, config, 0, c.runtime
     )
     for prompt, made in read_samples(store, ref):
         assert len(made) == 2
@@ -92,14 +92,14 @@ def test_texts_are_drawn_by_the_same_stage(chain: Chain, store: ArtifactStore) -
 def test_the_chain_draws_samples_only_of_prompts_and_measures_only_by_encoders(
     chain: Chain,
 ) -> None:
-    assert chain.samples("untouched") is None and chain.fidelity("untouched") is None
+    assert chain.arms.samples("untouched") is None and chain.arms.fidelity("untouched") is None
     config = chain.config.model_copy(
         update={"samples": SampleConfig(prompts=("leaf",), sampling=FEW)}
     )
     asked = Chain(config)
-    drawn = asked.samples("untouched")
-    assert drawn is not None and asked.samples("untouched") == drawn
-    assert asked.fidelity("untouched") is None
+    drawn = asked.arms.samples("untouched")
+    assert drawn is not None and asked.arms.samples("untouched") == drawn
+    assert asked.arms.fidelity("untouched") is None
     assert [stage.label for stage in asked.stages] == ["sample: Backbone untouched"]
 
 

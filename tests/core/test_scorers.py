@@ -65,10 +65,12 @@ class Scored:
     run: RunConfig
 
     def chain(self, scorer: str) -> Chain:
+        its = {"gradient": {"checkpoints": 2}, "matching": {"damping": DAMPING}}[scorer]
         scoring = ScoringConfig(
-            scorer=scorer, dimension=DIMENSION, damping=DAMPING, checkpoints=2, batch_tokens=300,
+            scorer={"name": scorer, "dimension": DIMENSION} | its,
+            batch_tokens=300,
             noise_levels=NOISE.levels,
-        )  # fmt: skip
+        )
         changes = {"scoring": scoring, "surrogate": SURROGATE}
         return Chain(self.run.model_copy(update=changes))
 
@@ -86,7 +88,7 @@ class Scored:
         """Return candidates and held-out examples."""
         table = self.table(scorer)
         rows = read_examples(self.store, table["shard"].to_pylist(), table["row"].to_pylist())
-        return rows, read_role(self.store, self.chain(scorer).adaptation, VALIDATION)
+        return rows, read_role(self.store, self.chain(scorer).inputs.adaptation, VALIDATION)
 
 
 @pytest.fixture(scope="module", params=["language", "diffusion"])

@@ -1,7 +1,6 @@
 """Scores of candidates."""
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,13 +14,13 @@ from albat_core.records.shards import read_examples
 from albat_core.records.tables import read_table
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.scorers import SCORERS
 from albat_core.stages.retrieve import RetrievalConfig
-from albat_core.stages.score import ScorerName, ScoringConfig, score_candidates
+from albat_core.stages.score import ScoringConfig, score_candidates
 from albat_core.stages.split import split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 
-SCORERS = get_args(ScorerName)
 OF_GRADIENTS = ("gradient", "matching")
 
 
@@ -58,7 +57,7 @@ def test_nearest_scores_by_similarity(
     ref = score_candidates(
         chain.candidates,
         chain.surrogate,
-        chain.adaptation,
+        chain.inputs.adaptation,
         [],
         run_config.backbone,
         ScoringConfig(scorer="nearest"),
@@ -70,9 +69,16 @@ def test_nearest_scores_by_similarity(
     assert table["loss_backbone"].null_count == table.num_rows
 
 
+def small(scorer: str, **settings: object) -> dict[str, object]:
+    """Settings of a scorer that are small where it has any of these."""
+    wanted = {"dimension": 64, "checkpoints": 2} | settings
+    its = SCORERS[scorer].model_fields
+    return {"name": scorer} | {name: value for name, value in wanted.items() if name in its}
+
+
 def scored_by(run: RunConfig, scorer: str, **changes: object) -> Chain:
     """Stages of the toy run with another scorer."""
-    scoring = ScoringConfig(scorer=scorer, dimension=64, checkpoints=2)
+    scoring = ScoringConfig(scorer=small(scorer))
     return Chain(run.model_copy(update={"scoring": scoring} | changes))
 
 
@@ -107,15 +113,17 @@ class Scoring:
         self._chain, self._run = chain, run
         self._inputs = (chain.candidates, chain.surrogate)
         root.mkdir()
-        for stage in ("shards", "candidates", "adapter", "adaptation"):
+        for stage in ("shards", "candidates", "adapter", "split"):
             (root / stage).symlink_to(Path(run.runtime.root) / stage)
         self._runtime = Runtime(root=str(root), device="cpu")
         self.store = ArtifactStore(str(root))
 
-    def score(self, seed: int = 0, fold: int = 0, **settings: object) -> ArtifactRef:
+    def score(self, scorer: str, seed: int = 0, fold: int = 0, **settings: object) -> ArtifactRef:
         run, runtime = self._run, self._run.runtime
-        adaptation = split_adaptation(self._chain.own, [], run.split, run.seed, runtime, fold)
-        scoring = run.scoring.model_copy(update=settings)
+        adaptation = split_adaptation(
+            self._chain.inputs.own, [], run.split, run.seed, runtime, fold
+        )
+        scoring = ScoringConfig(scorer=small(scorer, **settings))
         return score_candidates(
             *self._inputs, adaptation, [], run.backbone, scoring, seed, self._runtime
         )
@@ -132,14 +140,13 @@ def test_equal_inputs_give_the_same_scores_bit_for_bit(
     scoring: Scoring, store: ArtifactStore, run_config: RunConfig, tmp_path: Path, scorer: str
 ) -> None:
     chain = scored_by(run_config, "gradient")
-    settings = {"scorer": scorer, "dimension": 64}
-    first = scoring.score(**settings)
+    first = scoring.score(scorer)
     assert not first.reused
-    again = scoring.score(**settings)
+    again = scoring.score(scorer)
     assert again == first
     assert again.reused
     other = Scoring(chain, run_config, tmp_path / "another")
-    second = other.score(**settings)
+    second = other.score(scorer)
     assert second == first
     assert not second.reused
     assert other.store.manifest(second).files == scoring.store.manifest(first).files
@@ -147,23 +154,22 @@ def test_equal_inputs_give_the_same_scores_bit_for_bit(
 
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_a_scorer_s_scores_are_named_by_what_it_reads(scoring: Scoring, scorer: str) -> None:
-    first = scoring.score(scorer=scorer, dimension=64)
+    first = scoring.score(scorer)
     changed = {
-        "dimension": scoring.score(scorer=scorer, dimension=32) != first,
-        "damping": scoring.score(scorer=scorer, dimension=64, damping=1.0) != first,
-        "seed": scoring.score(scorer=scorer, dimension=64, seed=1) != first,
-        "rows": scoring.score(scorer=scorer, dimension=64, fold=1) != first,
+        "dimension": scoring.score(scorer, dimension=32) != first,
+        "damping": scoring.score(scorer, damping=1.0) != first,
+        "seed": scoring.score(scorer, seed=1) != first,
+        "rows": scoring.score(scorer, fold=1) != first,
     }
     assert changed["dimension"] == (scorer in OF_GRADIENTS)
-    assert changed["damping"] or scorer != "matching"
-    assert not changed["damping"] or scorer in OF_GRADIENTS
+    assert changed["damping"] == (scorer == "matching")
     assert changed["seed"] == (scorer == "random")
     assert changed["rows"] == (scorer in ("ngram", *OF_GRADIENTS))
 
 
 def test_random_scores_are_those_of_the_run_s_seed(scoring: Scoring) -> None:
     def drawn(seed: int) -> list[float]:
-        ref = scoring.score(seed, scorer="random")
+        ref = scoring.score("random", seed)
         return list(read_table(scoring.store.folder(ref) / SCORES)["score"].to_pylist())
 
     first, second = drawn(1), drawn(2)

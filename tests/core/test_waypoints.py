@@ -15,6 +15,7 @@ from albat_core.errors import Interrupted
 from albat_core.progress import reporting_to
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.stages.score import ScoringConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.training.checkpoint import (
     CheckpointFile,
@@ -187,7 +188,7 @@ def test_the_scorer_of_gradients_has_as_many_as_it_asks_for(
 ) -> None:
     kept = {}
     for count in (1, 3):
-        scoring = run_config.scoring.model_copy(update={"scorer": "gradient", "checkpoints": count})
+        scoring = ScoringConfig(scorer={"name": "gradient", "checkpoints": count})
         chain = Chain(run_config.model_copy(update={"scoring": scoring}))
         looks = chain.facts(chain.surrogate)["best_step"] // run_config.surrogate.evaluate_every
         kept[count] = len(read_checkpoints(store.folder(chain.surrogate)))

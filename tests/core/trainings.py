@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from albat_core.errors import Interrupted
 from albat_core.progress import Advance, Silent
-from albat_core.runs.chain import ALBAT, Chain
+from albat_core.records.runs import ALBAT
+from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.stages.finetune import finetune
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -44,10 +45,10 @@ class Training:
     """Trains on the toy mixture below a root of its own that shares the inputs."""
 
     def __init__(self, chain: Chain, run: RunConfig, root: Path) -> None:
-        self.mixture, self.adaptation = chain.mixture(ALBAT), chain.adaptation
+        self.mixture, self.adaptation = chain.mixture(ALBAT), chain.inputs.adaptation
         self.backbone = run.backbone
         root.mkdir()
-        for stage in ("mixture", "adaptation"):
+        for stage in ("mixture", "split"):
             (root / stage).symlink_to(Path(run.runtime.root) / stage)
         self.runtime = Runtime(root=str(root), device="cpu", checkpoint_seconds=1000)
         self.store = ArtifactStore(str(root))

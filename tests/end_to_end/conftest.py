@@ -16,7 +16,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 from flows.albat import FlowResult, albat
 from flows.config import load_config
-from flows.running import prepare_environment
+from flows.running.own_process import prepare_environment
 from tests.end_to_end.s3_server import Served, served
 from tests.toys import rewrite, write_run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from albat_core.runs.config import RunConfig
-from flows.processes import marked, stop
+from flows.local.processes import marked, stop
 from tests.end_to_end.test_deployed import Deployed
 from tests.toys import write_run
 

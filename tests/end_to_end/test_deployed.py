@@ -21,17 +21,17 @@ from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Registry
 from albat_core.runs.reselection import Watches, data_fingerprint
 from albat_core.store.artifacts import ArtifactStore
-from flows import deploying
 from flows.config import load_config
-from flows.processes import marked, stop
-from flows.production import Up
+from flows.local import deploying
+from flows.local.processes import marked, stop
+from flows.local.production import Up
 from tests.end_to_end.s3_server import BUCKET, KEYS, Served, needs_rclone
 from tests.toys import topic_rows, write_jsonl, write_run
 
 pytestmark = [pytest.mark.end_to_end, needs_rclone]
 ROOT = Path(__file__).parents[2]
 HOME = f"s3://{BUCKET}/toy"
-FLOWS = {"albat", "embed-corpus", "select", "finetune", "evaluate", "watch-adaptation", "reselect"}
+FLOWS = {"albat", "embed", "select", "mix", "finetune", "evaluate", "watch-adaptation", "reselect"}
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -183,7 +183,7 @@ def test_what_a_person_gave_the_runs_environment_is_kept(deployed: Deployed) -> 
     asyncio.run(deploying.prepare(deployed.state.api, own=True))  # as `albat up` does again
     fields = deployed.get("/work_pools/albat")["base_job_template"]["variables"]["properties"]
     assert fields["env"]["default"] == {"OWN": "kept"}
-    assert "flows.launching" in fields["command"]["default"]
+    assert "flows.local.launching" in fields["command"]["default"]
 
 
 def test_an_automation_of_an_older_version_is_brought_up_to_date(deployed: Deployed) -> None:

@@ -180,7 +180,8 @@ def test_a_subject_is_learned_from_photographs(start: Start, tmp_path: Path) -> 
     config["generated"] |= {"rows": 6, "sampling": {"steps": 2}}
     config["samples"] |= {"sampling": {"steps": 2}}
     config["scoring"] = {"noise_levels": 4}
-    config["mixture"] = {"alpha": 0.5, "rows": 20}
+    config["mixture"] = {"alpha": 0.5}
+    config["selection"] = {"rows": 20}
     config |= {"output": str(tmp_path / "runs"), "runtime": {"root": str(tmp_path / "artifacts")}}
     path = tmp_path / "subject.yaml"
     path.write_text(yaml.safe_dump(config))

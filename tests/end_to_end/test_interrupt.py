@@ -16,7 +16,8 @@ import pytest
 
 from albat_core.errors import Interrupted
 from albat_core.progress import Advance, Silent, reporting_to
-from albat_core.runs.chain import ALBAT, LABELS, Chain
+from albat_core.records.runs import ALBAT, LABELS
+from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
@@ -59,7 +60,7 @@ def without_albat(whole: RunConfig, folder: Path) -> RunConfig:
     runtime = whole.runtime.model_copy(update={"root": str(folder / "artifacts")})
     config = whole.model_copy(update={"runtime": runtime, "output": str(folder / "runs")})
     chain = Chain(config)
-    for ref in (chain.adapter(ALBAT), chain.evaluation(ALBAT), chain.report):
+    for ref in (chain.arms.adapter(ALBAT), chain.arms.evaluation(ALBAT), chain.report):
         assert ref is not None
         assert ref.reused
         shutil.rmtree(folder / "artifacts" / ref.stage / ref.key)

@@ -21,7 +21,7 @@ from albat_core.errors import TrainingError
 from albat_core.progress import Silent, reporting_to, track
 from albat_core.records.selections import read_selection
 from albat_core.store.stage import Runtime
-from flows.runners import tasks_on
+from flows.running.runners import tasks_on
 from tasks import stages
 from tasks.caching import lift
 from tests.end_to_end.conftest import Run, Start

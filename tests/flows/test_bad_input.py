@@ -39,6 +39,12 @@ from tests.toys import rewrite, save_backbone, topic_rows, write_jsonl, write_ru
 Spoil = Callable[[Path], dict[str, Any] | None]
 
 
+def asked(config: RunConfig, stage: str) -> object:
+    """Ask a run's chain for what a stage makes."""
+    chain = Chain(config)
+    return getattr(chain if hasattr(Chain, stage) else chain.inputs, stage)
+
+
 def refused(action: Callable[[], object], kind: type[AlbatError], *said: str) -> AlbatError:
     """Return the error that an action ends in, after checking that it can be acted on."""
     with pytest.raises(AlbatError) as caught:
@@ -358,7 +364,7 @@ CASES = {
         TrainingError,
         ("expected a finite loss, got", "at step", "lower", "learning_rate"),
         stage="surrogate",
-        left={SHARDS, "adaptation", "mixture"},
+        left={SHARDS, "split", "mixture"},
         early=False,
     ),
     "unknown scheme of the corpus": Case(
@@ -394,7 +400,7 @@ def test_bad_input_is_explained_and_leaves_nothing(name: str, tmp_path: Path) ->
             assert text in str(mistake), f"{text!r} is not in: {mistake}"
         assert mistake.where
         assert mistake.remedy
-    refused(lambda: getattr(Chain(config), case.stage), case.kind, *case.said)
+    refused(lambda: asked(config, case.stage), case.kind, *case.said)
     if "://" not in config.runtime.root and not (tmp_path / "artifacts").is_file():
         assert stages_left(config) == case.left
 
@@ -438,7 +444,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Chain
 def test_rows_left_out_or_cut_are_counted_and_reported(finished: tuple[RunConfig, Chain]) -> None:
     config, chain = finished
     store = ArtifactStore(config.runtime.root)
-    manifest = store.manifest(chain.corpus[1])
+    manifest = store.manifest(chain.inputs.corpus[1])
     facts = manifest.facts
     assert facts["rows"] == 63
     assert (facts["null_rows"], facts["null_ids"]) == (2, ["odd-0", "odd-1"])
@@ -466,7 +472,7 @@ def test_adapter_of_another_backbone_is_refused(
     count = len(list(ArtifactStore(config.runtime.root).all_refs()))
     refused(
         lambda: evaluate(
-            chain.surrogate, chain.adaptation, [], other, config.evaluation, config.runtime
+            chain.surrogate, chain.inputs.adaptation, [], other, config.evaluation, config.runtime
         ),
         BackboneError,
         "the adapter was made for backbone",
@@ -484,7 +490,9 @@ def test_a_backbone_that_changed_in_place_is_loaded_again(
     store = ArtifactStore(config.runtime.root)
 
     def loss() -> float:
-        ref = evaluate(None, chain.adaptation, [], backbone, config.evaluation, config.runtime)
+        ref = evaluate(
+            None, chain.inputs.adaptation, [], backbone, config.evaluation, config.runtime
+        )
         return float(store.manifest(ref).facts["loss"])
 
     first = loss()
@@ -502,11 +510,11 @@ def test_index_of_another_dimension_is_refused(
     narrow = config.backbone.model_copy(
         update={"path": str(save_backbone(tmp_path / "narrow", width=16))}
     )
-    queries = embed_queries(chain.adaptation, [], narrow, EmbeddingConfig(), config.runtime)
+    queries = embed_queries(chain.inputs.adaptation, [], narrow, EmbeddingConfig(), config.runtime)
     refused(
-        lambda: retrieve_candidates(chain.index, queries, RetrievalConfig(), config.runtime),
+        lambda: retrieve_candidates(chain.inputs.index, queries, RetrievalConfig(), config.runtime),
         DimensionMismatchError,
-        f"{queries} and {chain.index}: queries have d=16 but the index has d=32",
+        f"{queries} and {chain.inputs.index}: queries have d=16 but the index has d=32",
         "embed queries and corpus with the same backbone",
     )
     retrieved = [
@@ -523,7 +531,7 @@ def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = load_config(str(path))
     (found,) = find_mistakes(config)
     refused(
-        lambda: Chain(config).corpus,
+        lambda: Chain(config).inputs.corpus,
         BackboneError,
         "nobody/nothing: found neither a folder nor a model on the hub",
         "check the path and the network",
@@ -560,21 +568,21 @@ def test_full_disk(stage: str, file: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     before: set[str] = set()
     if stage == "index":
-        assert Chain(config).embeddings
+        assert Chain(config).inputs.embeddings
         before = stages_left(config)
     elif stage == "embeddings":
-        assert Chain(config).corpus
+        assert Chain(config).inputs.corpus
         before = stages_left(config)
     with monkeypatch.context() as patch:
         patch.setattr(ArtifactStore, "_draft_folder", full_folder)
         refused(
-            lambda: getattr(Chain(config), stage),
+            lambda: asked(config, stage),
             StorageFullError,
             "no space left",
             "run the same command again: what was finished is kept",
         )
         assert stages_left(config) == before
-    assert getattr(Chain(config), stage)  # the same again, with room
+    assert asked(config, stage)  # the same again, with room
     assert stages_left(config) > before
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "embed": "Embed corpus and adaptation set",
     "index": "Index the corpus",
     "select": "Select and weigh",
-    "materialize": "Write the weighted mixture",
+    "mix": "Write the weighted mixture",
     "finetune": "Train the adapter",
     "evaluate": "Compare all arms",
     "init": "Write a commented starter",

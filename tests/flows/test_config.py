@@ -142,15 +142,15 @@ runtime: {device: tpu}
         ),
         (
             {"retrieval": {"pool": "corpus"}},
-            "'mixture': with retrieval.pool corpus there are no turns",
+            "'selection': with retrieval.pool corpus there are no turns",
         ),
         (
             {"retrieval": {"pool": "corpus"}, "scoring": {"scorer": "nearest"}},
             "'scoring': the scorer nearest needs retrieval.pool neighbours",
         ),
         (
-            {"mixture": {"weigh": "proportional"}},
-            "'mixture': weigh proportional needs the scorer matching",
+            {"selection": {"weigh": "proportional"}},
+            "'selection': weigh proportional needs the scorer matching",
         ),
         ({"proxy": {"enabled": True}}, "'proxy': the corpus is compared with rows"),
         ({"name": "../run"}, "'name': string should match pattern"),
@@ -311,3 +311,19 @@ def test_starter_config_needs_only_its_paths_replaced(tmp_path: Path) -> None:
         adaptation={"path": str(tmp_path / "adaptation.jsonl")},
     )
     assert config == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        ({"mixture": {"rows": 20}}, "'mixture.rows' is now 'selection.rows'"),
+        ({"mixture": {"weigh": "even"}}, "'mixture.weigh' is now 'selection.weigh'"),
+        ({"mixing": {"folds": 2}}, "'mixing' is now 'estimate'"),
+        ({"dataset": {"shard_rows": 7}}, "'dataset' is now 'mixture'"),
+        ({"scoring": {"damping": 3.0}}, "'scoring.damping' is now 'scoring.scorer.damping'"),
+    ],
+)
+def test_keys_of_before_are_refused_with_their_new_names(
+    tmp_path: Path, old: dict[str, Any], expected: str
+) -> None:
+    assert any(expected in line for line in mistakes(tmp_path, LEAST | old))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from albat_core.benchmark.arms import LABELS, EfficacyConfig, measure_situation
+from albat_core.benchmark.arms import LABELS, measure_situation
+from albat_core.benchmark.config import EfficacyConfig
 from albat_core.benchmark.table import RESULTS, TABLE, data_multiplier, tabulate
 from albat_core.errors import ConfigError
 from albat_core.store.artifacts import ArtifactStore

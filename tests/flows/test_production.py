@@ -18,13 +18,13 @@ from prefect.utilities.schema_tools.validation import validate
 
 from albat_core.errors import ConfigError
 from albat_core.store.stage import StageConfig
-from flows import production
 from flows.albat import albat as whole_chain
 from flows.config import load_config, placed
-from flows.deploying import POOL, UPDATED, WATCH
-from flows.processes import StartError, carries, listen, marked, start, stop, wait_until
-from flows.production import DEPLOYMENTS, Up
-from flows.running import PROCESS_SETTINGS
+from flows.local import production
+from flows.local.deploying import POOL, UPDATED, WATCH
+from flows.local.processes import StartError, carries, listen, marked, start, stop, wait_until
+from flows.local.production import DEPLOYMENTS, Up
+from flows.running.own_process import PROCESS_SETTINGS
 from tests.flows.conftest import Albat
 
 DEPLOYED: list[dict[str, Any]] = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
@@ -161,13 +161,13 @@ def test_a_folder_called_flows_where_a_run_starts_is_not_taken_for_this_one(
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows" / "__init__.py").write_text("")
     (tmp_path / "probe.py").write_text("import flows.albat; print(flows.albat.__file__)")
-    paths = [os.environ.get("PYTHONPATH", ""), str(DEPLOYMENTS.parents[1]), str(tmp_path)]
+    paths = [os.environ.get("PYTHONPATH", ""), str(DEPLOYMENTS.parents[2]), str(tmp_path)]
     said = subprocess.run(
-        [sys.executable, "-P", "-m", "flows.launching", "probe"],
+        [sys.executable, "-P", "-m", "flows.local.launching", "probe"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stdout.strip() == str(DEPLOYMENTS.parent / "albat.py")
+    assert said.stdout.strip() == str(DEPLOYMENTS.parents[1] / "albat.py")

@@ -6,8 +6,8 @@ from prefect.settings.context import temporary_settings
 
 from albat_core.errors import ConfigError
 from albat_core.store.stage import Runtime
-from flows import runners
-from flows.runners import check_runner
+from flows.running import runners
+from flows.running.runners import check_runner
 
 
 def refused(runtime: Runtime) -> str:

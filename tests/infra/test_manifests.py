@@ -25,7 +25,7 @@ from prefect.settings.legacy import _get_settings_fields
 from prefect.settings.models.root import Settings
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from flows.deploying import CRASHED_RUNS, crashed_runs
+from flows.local.deploying import CRASHED_RUNS, crashed_runs
 
 ROOT = Path(__file__).parent.parent.parent
 DOCKER, KUBERNETES, STORAGE = (ROOT / "infra" / n for n in ("docker", "kubernetes", "storage"))
@@ -422,7 +422,7 @@ def test_prefect_takes_the_automation_and_setup_looks_for_its_name() -> None:
     assert trigger.within.total_seconds() >= 3 * heartbeat
     assert f"prefect automation inspect {automation.name} " in setup
     assert f'automation create --from-file "$flows/{CRASHED_RUNS.name}"' in setup
-    packed = PROJECT_FILE["tool"]["setuptools"]["package-data"]["flows"]
+    packed = PROJECT_FILE["tool"]["setuptools"]["package-data"]["flows.local"]
     assert any(CRASHED_RUNS.match(pattern) for pattern in packed), "the image has it installed"
 
 

@@ -32,11 +32,11 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
 
     def identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``."""
-        return {"diffusion": config.diffusion.model_dump(mode="json")}
+        return {"settings": config.diffusion.settings().named}
 
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``."""
-        return {"picture": config.diffusion.picture.model_dump(mode="json")}
+        return {"picture": config.diffusion.picture.settings().named}
 
     def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
         """See ``Kind``: brings pictures to the backbone's size and captions to its length."""

@@ -73,14 +73,14 @@ async def _make_pool(client: PrefectClient, own: bool) -> None:
 
 
 def _template(before: dict[str, Any]) -> dict[str, Any]:
-    """Return how a run is started: as Prefect does, but see ``flows.launching``.
+    """Return how a run is started: as Prefect does, but see ``flows.local.launching``.
 
     Args:
         before: the pool's template so far; what a person gave the runs' environment is kept.
     """
     template = ProcessWorker.get_default_base_job_template()
     fields = template["variables"]["properties"]
-    fields["command"]["default"] = f'"{sys.executable}" -P -m flows.launching prefect.engine'
+    fields["command"]["default"] = f'"{sys.executable}" -P -m flows.local.launching prefect.engine'
     fields["working_dir"]["default"] = "."
     environment = before.get("variables", {}).get("properties", {}).get("env", {}).get("default")
     if environment:

@@ -13,7 +13,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core.errors import ConfigError
-from flows.processes import (
+from flows.local.processes import (
     HOST,
     StartError,
     carries,
@@ -25,7 +25,7 @@ from flows.processes import (
     stop,
     wait_until,
 )
-from flows.running import PROCESS_SETTINGS, spare_loopback
+from flows.running.own_process import PROCESS_SETTINGS, spare_loopback
 
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 PORT = 4200
@@ -143,7 +143,7 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
             address = f"http://{HOST}:{listening.getsockname()[1]}"
             environment["PREFECT_API_URL"] = f"{address}/api"
             server = start(
-                ["flows.server", "--socket", str(listening.fileno())],
+                ["flows.local.server", "--socket", str(listening.fileno())],
                 wanted.mark,
                 environment | _server_settings(folder, address),
                 folder,
@@ -153,7 +153,7 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
         wanted = wanted.model_copy(update={"api": f"{address}/api", "server_pid": server.pid})
         _write(folder, wanted)
     spare_loopback(os.environ)
-    from flows import deploying  # the server starts meanwhile
+    from flows.local import deploying  # the server starts meanwhile
 
     log = log_of(folder, "server")
     if wanted.own_server:
@@ -164,7 +164,7 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
     log, name = log_of(folder, "worker"), deploying.worker_name(wanted.mark)
     pool = ["--pool", deploying.POOL, "--name", name, "--install-policy", "never"]
     worker = start(
-        ["flows.launching", "prefect", "worker", "start", *pool],
+        ["flows.local.launching", "prefect", "worker", "start", *pool],
         wanted.mark,
         environment,
         Path.cwd(),
@@ -190,7 +190,9 @@ def _wait(
 def _deploy(folder: Path, wanted: Up, environment: dict[str, str]) -> None:
     log = log_of(folder, "deploy")
     what = ["--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
-    deploying = start(["flows.launching", "prefect", *what], wanted.mark, environment, folder, log)
+    deploying = start(
+        ["flows.local.launching", "prefect", *what], wanted.mark, environment, folder, log
+    )
     try:
         code = deploying.wait(_DEPLOY_SECONDS)
     except psutil.TimeoutExpired:
@@ -256,7 +258,7 @@ def _lives(found: Up) -> bool:
 
 
 def _refuse_silent(api: str) -> None:
-    from flows import deploying
+    from flows.local import deploying
 
     spare_loopback(os.environ)
     if not asyncio.run(deploying.answers(api)):
@@ -274,7 +276,7 @@ def _clear(folder: Path, found: Up) -> list[str]:
     stop([process for process in others if process.pid == found.worker_pid], _RUN_PATIENCE)
     stop([process for process in others if process.is_running()], _RUN_PATIENCE)
     if runs:
-        from flows import deploying
+        from flows.local import deploying
 
         spare_loopback(os.environ)
         if asyncio.run(deploying.answers(found.api)):

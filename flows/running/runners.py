@@ -19,9 +19,9 @@ from prefect.utilities.callables import get_call_parameters
 
 from albat_core.errors import ConfigError
 from albat_core.progress import track
-from albat_core.runs.selecting import Each, Execute
+from albat_core.runs.steps import Execute, Given, Made, Pending
 from albat_core.store.stage import Runtime
-from flows import running
+from flows.running import own_process
 from tasks.progress import report_to_run
 from tasks.stages import GPU, task_for
 
@@ -97,18 +97,16 @@ def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator
     report_to_run()
     hold_to_one_a_device = cache(_hold_to_one_a_device)
 
-    def submit(function: Callable[..., Any], arguments: tuple[Any, ...]) -> PrefectFuture[Any]:
-        parameters = get_call_parameters(function, arguments, {})
-        task = task_for(function, parameters)
+    def execute(
+        stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs
+    ) -> Pending[Made]:
+        parameters = get_call_parameters(stage, args, kwargs)
+        task = task_for(stage, parameters)
         if GPU not in task.tags:
-            return runner.submit(task, parameters)
+            return _Submitted(runner.submit(task, parameters))
         hold_to_one_a_device()
         with on_gpu():
-            return runner.submit(task, parameters)
-
-    def execute(function: Callable[..., Any], each: Each, shared: tuple[Any, ...]) -> list[Any]:
-        futures = [submit(function, (*item, *shared)) for item in each]
-        return [_result(future) for future in futures]
+            return _Submitted(runner.submit(task, parameters))
 
     with runner:
         yield execute
@@ -125,21 +123,31 @@ def _hold_to_one_a_device() -> None:
             client.create_concurrency_limit(GPU, 1)
 
 
-def _result(future: PrefectFuture[Any]) -> Any:
-    """Wait for a task; a person who asks to stop is heard, wherever the task runs."""
-    with track("", 1, "") as advance:
-        while True:
-            try:
-                found: Any = future.result(timeout=_LOOK, raise_on_failure=False)
-            except BaseException as error:
-                advance(0)  # what a stop broke is no failure of its own
-                if not isinstance(error, TimeoutError):
-                    raise
-            else:
-                break
-    if isinstance(found, BaseException):  # as it is, so that no task's TimeoutError is waited for
-        raise found
-    return found
+class _Submitted:
+    """A task that was submitted.
+
+    Args:
+        future: of its run.
+    """
+
+    def __init__(self, future: PrefectFuture[Any]) -> None:
+        self._future = future
+
+    def result(self) -> Any:
+        """Wait for it; a person who asks to stop is heard, wherever the task runs."""
+        with track("", 1, "") as advance:
+            while True:
+                try:
+                    found: Any = self._future.result(timeout=_LOOK, raise_on_failure=False)
+                except BaseException as error:
+                    advance(0)  # what a stop broke is no failure of its own
+                    if not isinstance(error, TimeoutError):
+                        raise
+                else:
+                    break
+        if isinstance(found, BaseException):  # as it is, so no task's TimeoutError is waited for
+            raise found
+        return found
 
 
 @contextmanager
@@ -162,7 +170,7 @@ def _dask(runtime: Runtime) -> tuple[TaskRunner[Any], OnGpu]:
         "memory_limit": 0,  # Dask would kill a process whose model is large
         "dashboard_address": None,
         "env": _environment(runtime.workers),
-        "preload": [running.__name__],
+        "preload": [own_process.__name__],
     }
     return DaskTaskRunner(cluster_kwargs=here), nullcontext
 
@@ -223,6 +231,6 @@ def _prepare_process(cores: int) -> None:
     from albat_core.progress import report_to
     from flows.console import LineReporter
 
-    running.ignore_warnings()
+    own_process.ignore_warnings()
     use_cores(cores)
     report_to(LineReporter())

@@ -12,8 +12,9 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
+from albat_core.records.runs import ALBAT
 from albat_core.report.content import Arm, SelectedExample
-from albat_core.report.gathering import MAIN, compare_arms, headline, loss_unit
+from albat_core.report.gathering import compare_arms, headline, loss_unit
 from albat_core.report.showing import most_useful, read_changes
 from albat_core.report.verdict import verdict
 from albat_core.report.wording import (
@@ -54,7 +55,10 @@ def publish_run(chain: Chain, places: Mapping[str, str]) -> None:
 def publish_results(chain: Chain) -> None:
     """Show how the arms compare."""
     store, config = ArtifactStore(chain.config.runtime.root), chain.config
-    arms, unit = compare_arms(store, chain.arms, config.seed), loss_unit(store, chain.arms)
+    arms, unit = (
+        compare_arms(store, chain.arms.runs, config.seed),
+        loss_unit(store, chain.arms.runs),
+    )
     _show(config.name, "verdict", create_markdown_artifact, headline(arms, unit))
     _show(config.name, "results", create_markdown_artifact, results(arms, unit))
 
@@ -68,9 +72,9 @@ def publish_selection(chain: Chain, *, worth: bool) -> None:
     """
     store, config = ArtifactStore(chain.config.runtime.root), chain.config
     if worth and config.mixture.alpha == "auto":
-        text = verdict(chain.facts(chain.mixing))
+        text = verdict(chain.facts(chain.estimate))
         _show(config.name, "verdict", create_markdown_artifact, text)
-    examples = selected_examples(most_useful(store, chain.selection, chain.adaptation))
+    examples = selected_examples(most_useful(store, chain.selection, chain.inputs.adaptation))
     _show(config.name, "examples", create_table_artifact, examples)
 
 
@@ -101,7 +105,7 @@ def results(arms: Sequence[Arm], unit: str) -> str:
             between(arm.gain, digits),
         )  # fmt: skip
         cells = (
-            f"**{arm.label}**" if arm.name == MAIN else arm.label,
+            f"**{arm.label}**" if arm.name == ALBAT else arm.label,
             fixed(arm.loss.value, digits),
             between(arm.loss, digits),
             *gain,

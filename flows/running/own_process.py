@@ -67,7 +67,7 @@ def embedded_server() -> Iterator[Callable[[], None]]:
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 
-    from flows.server import OwnServer
+    from flows.local.server import OwnServer
 
     if PREFECT_API_URL.value() is not None:
         yield lambda: None

@@ -1,0 +1,43 @@
+"""What the efficacy benchmark compares, on which tasks."""
+
+from pydantic import Field
+
+from albat_core.runs.config import RunConfig
+from albat_core.scorers import AnyScorer
+from albat_core.scorers.advantage import Advantage
+from albat_core.scorers.gradient import Gradient
+from albat_core.scorers.matching import Matching
+from albat_core.scorers.nearest import Nearest
+from albat_core.scorers.ngram import Ngram
+from albat_core.store.stage import StageConfig
+
+
+class Situation(StageConfig):
+    """A task on which arms are compared."""
+
+    name: str = Field(min_length=1)
+    """What it is called in the table."""
+    run: RunConfig
+    """The run; its seed is replaced."""
+
+
+class EfficacyConfig(StageConfig):
+    """What is compared, on which tasks."""
+
+    name: str = Field("efficacy", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the benchmark, and of the file that its table is written to."""
+    situations: tuple[Situation, ...] = Field(min_length=1)
+    """The tasks."""
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Each draws adaptation documents, initialization and batches anew."""
+    scorers: tuple[AnyScorer, ...] = (Nearest(), Ngram(), Advantage(), Gradient(), Matching())
+    """Scorers that are compared with ALBAT, at its mixing weight."""
+    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    """Mixing weights at which ALBAT is tried beside the one that it computes."""
+    shares: tuple[float, ...] = (0.2, 0.4, 0.7, 1.0)
+    """Larger shares of the documents that are not held out, for the curve of adaptation data
+    only; the arms have `split.use` of them."""
+    penalty: float = Field(0.3, gt=0)
+    """Weight of the penalty towards the backbone's outputs."""
+    parallel: int = Field(1, ge=1)
+    """Tasks and seeds that run at once, each in a process of its own."""

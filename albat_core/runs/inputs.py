@@ -1,0 +1,224 @@
+"""What a run reads: corpus and adaptation set, cut, split, embedded and indexed."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from albat_core.backbones import precomputes
+from albat_core.records.selections import Selected
+from albat_core.records.shards import Part, parts_of
+from albat_core.records.splits import TEST, TRAIN, VALIDATION
+from albat_core.records.vectors import EmbeddedPart
+from albat_core.runs.config import RunConfig
+from albat_core.runs.steps import Steps
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import find_files
+from albat_core.stages.embed import embed_part, embed_queries
+from albat_core.stages.encode import encode_part
+from albat_core.stages.generate import generate_rows
+from albat_core.stages.index import build_index
+from albat_core.stages.shard import list_parts, make_shards
+from albat_core.stages.split import split_adaptation
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+
+
+class Inputs:
+    """The stages up to the index; asking for one computes what it needs.
+
+    Args:
+        config: of the run.
+        steps: what stages are submitted to.
+        store: where artifacts are.
+        earlier: a selection whose documents keep their roles.
+    """
+
+    def __init__(
+        self, config: RunConfig, steps: Steps, store: ArtifactStore, earlier: Selected | None
+    ) -> None:
+        self._config = config
+        self._steps = steps
+        self._store = store
+        self._earlier = earlier
+
+    @cached_property
+    def corpus(self) -> list[ArtifactRef]:
+        """Shards of the corpus, by file; where none is named, rows that the backbone made."""
+        if not self._config.corpus:
+            return [self.generated]
+        return self._shards("cut corpus", self._config.corpus)
+
+    @cached_property
+    def generated(self) -> ArtifactRef:
+        """Shards of rows that the backbone made."""
+        c = self._config
+        return self._steps.run(
+            "generate rows",
+            generate_rows,
+            backbone_config=c.backbone,
+            config=c.generated,
+            seed=c.seed,
+            runtime=c.runtime,
+        )
+
+    @cached_property
+    def own(self) -> list[ArtifactRef]:
+        """Shards of the adaptation set, by file."""
+        return self._shards("cut adaptation set", self._config.adaptation)
+
+    @cached_property
+    def heldout(self) -> list[ArtifactRef]:
+        """Shards of the held-out documents, by file."""
+        return self._shards("cut held-out documents", self._config.heldout)
+
+    @cached_property
+    def adaptation(self) -> ArtifactRef:
+        """The adaptation set, split by document."""
+        return self.split("split by document")
+
+    def split(self, label: str, fold: int = 0) -> ArtifactRef:
+        """Return the adaptation set split otherwise; documents of an earlier one keep their roles.
+
+        Args:
+            label: what the step is called.
+            fold: which part of the documents that are not held out validates.
+        """
+        c = self._config
+        return self._steps.run(
+            label,
+            split_adaptation,
+            shards=self.own,
+            heldout=self.heldout,
+            config=c.split,
+            seed=c.seed,
+            runtime=c.runtime,
+            fold=fold,
+            previous=self._earlier.adaptation if self._earlier else None,
+        )
+
+    @property
+    def new_share(self) -> float:
+        """Share of the adaptation set's rows that the earlier selection did not have."""
+        split = self._store.manifest(self.adaptation)
+        return float(split.facts.get("new_rows", 0) / max(split.rows, 1))
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """Parts of the corpus."""
+        return self._steps.call(list_parts, shards=self.corpus, runtime=self._config.runtime)
+
+    @cached_property
+    def corpus_encodings(self) -> list[ArtifactRef]:
+        """Costly inputs of the corpus, by part; none where the backbone has none."""
+        return self._encodings("encode corpus", self.parts)
+
+    @cached_property
+    def own_encodings(self) -> list[ArtifactRef]:
+        """Costly inputs of adaptation set and held-out documents, by part."""
+        parts = parts_of(self._store, [*self.own, *self.heldout])
+        return self._encodings("encode adaptation set", parts)
+
+    @cached_property
+    def generated_encodings(self) -> list[ArtifactRef]:
+        """Costly inputs of the rows that the backbone made, by part."""
+        return self._encodings("encode generated rows", parts_of(self._store, [self.generated]))
+
+    @cached_property
+    def embeddings(self) -> list[EmbeddedPart]:
+        """Embeddings of the corpus, by part."""
+        c, parts = self._config, self.parts
+        encodings: Sequence[ArtifactRef | None] = self.corpus_encodings or [None] * len(parts)
+        return self._steps.results(
+            [
+                self._steps.submit(
+                    "embed corpus",
+                    embed_part,
+                    part=part,
+                    label=name,
+                    encodings=known,
+                    backbone_config=c.backbone,
+                    config=c.embedding,
+                    runtime=c.runtime,
+                )
+                for part, name, known in zip(parts, self._names(parts), encodings, strict=True)
+            ]
+        )
+
+    @cached_property
+    def queries(self) -> ArtifactRef:
+        """Embeddings of the adaptation examples that are trained on."""
+        return self._queries("embed adaptation set", (TRAIN,), "adaptation examples")
+
+    @cached_property
+    def heldout_queries(self) -> ArtifactRef:
+        """Embeddings of the rows that validate or test, to keep them out of the mixture."""
+        return self._queries("embed held-out rows", (TEST, VALIDATION), "held-out rows")
+
+    @cached_property
+    def index(self) -> ArtifactRef:
+        """The index over the corpus."""
+        c = self._config
+        return self._steps.run(
+            "index",
+            build_index,
+            parts=self.embeddings,
+            config=c.index,
+            seed=c.seed,
+            runtime=c.runtime,
+        )
+
+    def _queries(self, step: str, roles: Sequence[str], label: str) -> ArtifactRef:
+        c = self._config
+        return self._steps.run(
+            step,
+            embed_queries,
+            adaptation=self.adaptation,
+            encodings=self.own_encodings,
+            backbone_config=c.backbone,
+            config=c.embedding,
+            runtime=c.runtime,
+            roles=roles,
+            label=label,
+        )
+
+    def _names(self, parts: Sequence[Part]) -> list[str]:
+        """Return what each part is called: its number and, where all its rows have one, source."""
+        names = []
+        for number, part in enumerate(parts, start=1):
+            sources = [*self._store.manifest(part.shards).facts["sources"]]
+            source = f" of {sources[0]}" if len(sources) == 1 else ""
+            names.append(f"shard {number}/{len(parts)}{source}")
+        return names
+
+    def _encodings(self, step: str, parts: Sequence[Part]) -> list[ArtifactRef]:
+        c = self._config
+        if not precomputes(c.backbone):
+            return []
+        return self._steps.results(
+            [
+                self._steps.submit(
+                    step,
+                    encode_part,
+                    part=part,
+                    label=name,
+                    backbone_config=c.backbone,
+                    runtime=c.runtime,
+                )
+                for part, name in zip(parts, self._names(parts), strict=True)
+            ]
+        )
+
+    def _shards(self, step: str, sources: Sequence[SourceConfig]) -> list[ArtifactRef]:
+        c = self._config
+        files = [file for source in sources for file in self._steps.call(find_files, source=source)]
+        return self._steps.results(
+            [
+                self._steps.submit(
+                    step,
+                    make_shards,
+                    file=file,
+                    backbone_config=c.backbone,
+                    config=c.shards,
+                    runtime=c.runtime,
+                )
+                for file in files
+            ]
+        )

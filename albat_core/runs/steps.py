@@ -1,0 +1,182 @@
+"""Steps of a run: each a stage with its arguments, submitted once, noted, and waited for."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+from albat_core.progress import announce
+from albat_core.records.runs import StageRun
+from albat_core.records.shards import STAGE as SHARDS
+from albat_core.records.shards import row_notes
+from albat_core.records.vectors import EmbeddedPart
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+Made_co = TypeVar("Made_co", covariant=True)
+
+
+class Pending(Protocol[Made_co]):
+    """What a call will have made."""
+
+    def result(self) -> Made_co:
+        """Wait for it; raise what the call raised."""
+
+
+class Execute(Protocol):
+    """How a stage's function is called: here, or as a task elsewhere."""
+
+    def __call__(
+        self, stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs
+    ) -> Pending[Made]:
+        """Start the call; several may run side by side."""
+
+
+@dataclass(frozen=True)
+class _Done(Generic[Made]):
+    made: Made
+
+    def result(self) -> Made:
+        return self.made
+
+
+def call_here(
+    stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs
+) -> Pending[Made]:
+    """Call a stage at once, in this thread."""
+    return _Done(stage(*args, **kwargs))
+
+
+class Step(Generic[Made]):
+    """One call of a stage.
+
+    Args:
+        label: of the steps that it is one of.
+        pending: what it will have made.
+    """
+
+    def __init__(self, label: str, pending: Pending[Made]) -> None:
+        self.label = label
+        self._pending = pending
+        self._done: list[Made] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether it was waited for."""
+        return bool(self._done)
+
+    def result(self) -> Made:
+        """Wait for it; raise what the stage raised."""
+        if not self._done:
+            self._done.append(self._pending.result())
+        return self._done[0]
+
+    @property
+    def ref(self) -> ArtifactRef | None:
+        """The artifact that it made; None where it gives no reference."""
+        made: Any = self.result()
+        made = made.embeddings if isinstance(made, EmbeddedPart) else made
+        return made if isinstance(made, ArtifactRef) else None
+
+
+class Steps:
+    """Submits stages; the same stage with the same arguments is one step, whoever asks.
+
+    Args:
+        execute: how a stage's function is called.
+        store: where artifacts are.
+    """
+
+    def __init__(self, execute: Execute, store: ArtifactStore) -> None:
+        self._execute = execute
+        self._store = store
+        self._known: dict[Any, Step[Any]] = {}
+        self._noted: dict[str, list[Step[Any]]] = {}
+        self._began: dict[str, float] = {}
+        self._announced: set[str] = set()
+
+    def submit(
+        self,
+        label: str,
+        stage: Callable[Given, Made],
+        /,
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Step[Made]:
+        """Start a step and note it; steps of one label are told of together.
+
+        Args:
+            label: what it is called where a run's steps are listed.
+            stage: of the core.
+            args: of the stage.
+            kwargs: of the stage.
+        """
+        name = (stage, _hashable(args), _hashable(kwargs))
+        if name not in self._known:
+            self._began.setdefault(label, time.perf_counter())
+            self._known[name] = step = Step(label, self._execute(stage, *args, **kwargs))
+            self._noted.setdefault(label, []).append(step)
+        return self._known[name]
+
+    def results(self, steps: Iterable[Step[Made]]) -> list[Made]:
+        """Wait for steps, and tell of each label whose steps are all done."""
+        made = []
+        for step in steps:
+            made.append(step.result())
+            if all(other.done for other in self._noted[step.label]):
+                self._announce(step.label)
+        return made
+
+    def run(
+        self,
+        label: str,
+        stage: Callable[Given, Made],
+        /,
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Made:
+        """Start a step and wait for it, see ``submit``."""
+        return self.results([self.submit(label, stage, *args, **kwargs)])[0]
+
+    def call(
+        self, stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs
+    ) -> Made:
+        """Call what makes no artifact, and wait for it; nothing is noted."""
+        return self._execute(stage, *args, **kwargs).result()
+
+    @property
+    def stages(self) -> list[StageRun]:
+        """What was done so far, in the order in which it was asked for."""
+        found = []
+        for label, steps in self._noted.items():
+            refs = _refs([step for step in steps if step.done])
+            if refs:
+                found.append(StageRun(label=label, refs=refs))
+        return found
+
+    def _announce(self, label: str) -> None:
+        refs = _refs(self._noted[label])
+        if label in self._announced or not refs:
+            return
+        self._announced.add(label)
+        manifests = [self._store.manifest(ref) for ref in refs]
+        seconds = time.perf_counter() - self._began[label]
+        if len(refs) == 1:  # it may have waited for a device that others had
+            seconds = min(seconds, manifests[0].seconds)
+        cut = [m.facts for ref, m in zip(refs, manifests, strict=True) if ref.stage == SHARDS]
+        reused = all(ref.reused for ref in refs)
+        announce(label, sum(m.rows for m in manifests), seconds, reused, row_notes(cut))
+
+
+def _refs(steps: Sequence[Step[Any]]) -> tuple[ArtifactRef, ...]:
+    return tuple(ref for step in steps if (ref := step.ref) is not None)
+
+
+def _hashable(value: Any) -> Any:
+    """Return arguments as what a dictionary can look up."""
+    if isinstance(value, dict):
+        return tuple((name, _hashable(each)) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return value

@@ -1,0 +1,1 @@
+"""A server and a worker on this machine: `albat up`, `albat down`."""

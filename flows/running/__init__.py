@@ -1,0 +1,1 @@
+"""How flows run: as Prefect's flows, their tasks in threads or on a cluster, in this process."""
