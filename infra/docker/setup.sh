@@ -3,7 +3,7 @@
 # bucket ALBAT_BUCKET where one is named. Run again, it changes nothing.
 set -eu
 : "${PREFECT_API_URL:?is the address of the API}"
-flows=$(python -c 'import flows; print(flows.__path__[0])')
+flows=$(python -c 'import flows.local; print(flows.local.__path__[0])')
 
 prefect server status --wait --timeout 120
 prefect --no-prompt work-pool create albat --type process --overwrite
