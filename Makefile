@@ -31,10 +31,11 @@ demo-image: .venv/ready ## The same with pictures: a text-to-image model learns 
 test: .venv/ready ## Run all tests.
 	$(BIN)/pytest
 
-lint: .venv/ready ## Check style and types.
+lint: .venv/ready ## Check style, types and spelling.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/typos
 
 bench: .venv/ready ## Measure speed and memory; print the figures.
 	$(BIN)/python -m bench.speed
