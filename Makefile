@@ -10,7 +10,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.tri
 LARGE_BACKBONE := examples/efficacy/backbone-large
 TASK ?= text
 
-.PHONY: help setup demo demo-image test lint bench bench-efficacy try-production clean
+.PHONY: help setup demo demo-image test lint docs bench bench-efficacy try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,10 +31,14 @@ demo-image: .venv/ready ## The same with pictures: a text-to-image model learns 
 test: .venv/ready ## Run all tests.
 	$(BIN)/pytest
 
-lint: .venv/ready ## Check style and types.
+lint: .venv/ready ## Check style, types and spelling.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/typos
+
+docs: .venv/ready ## Build the documentation with its reference: site/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: .venv/ready ## Measure speed and memory; print the figures.
 	$(BIN)/python -m bench.speed
@@ -52,4 +56,4 @@ try-production: .venv/ready ## Run once on a Prefect server with PostgreSQL and 
 	$(BIN)/python infra/try_production.py $(if $(CRASH),--crash)
 
 clean: ## Remove what runs and tests made, but not the environment.
-	rm -rf .albat runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .albat runs site .pytest_cache .mypy_cache .ruff_cache
