@@ -35,5 +35,7 @@ def test_every_configuration_is_sound(tmp_path: Path) -> None:
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(((?!http)[^)#]+)", README):
+    targets = re.findall(r"\]\(((?!http)[^)#]+)", README)
+    assert targets
+    for target in targets:
         assert (Path(__file__).parent.parent / target).exists(), target

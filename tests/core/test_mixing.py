@@ -179,6 +179,7 @@ def test_documents_that_an_adapter_was_trained_on_are_not_held_out(
     computed: Chain, store: ArtifactStore
 ) -> None:
     own = [e for role in (TRAIN, VALIDATION) for e in read_role(store, computed.adaptation, role)]
+    assert computed.folds
     for split, _ in computed.folds:
         trained = read_role(store, split, TRAIN)
         asked: list[str] = []
