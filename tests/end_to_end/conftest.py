@@ -19,6 +19,7 @@ from flows.config import load_config
 from flows.running import prepare_environment
 from tests.end_to_end.s3_server import Served, served
 from tests.toys import rewrite, write_run
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         PREFECT_RESULTS_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
     }
-    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
+    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=int(PATIENCE)):
         yield str(PREFECT_API_URL.value())
     os.environ.clear()
     os.environ.update(before)
@@ -169,7 +170,7 @@ class Albat:
         )
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE
         while not condition():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.process.kill()
@@ -178,6 +179,6 @@ class Albat:
 
     def ended(self) -> tuple[int, str, str]:
         """Return exit code, output and errors; its output ends only with its last child."""
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=PATIENCE)
         assert "Traceback" not in out + err
         return self.process.returncode, out, err
