@@ -138,7 +138,12 @@ def first(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def copied(first: Run, tmp_path: Path) -> Run:
     """The finished run with inputs and artifacts of the test's own; not run again yet."""
-    folder = tmp_path / "copy"
+    return copy_of(first, tmp_path)
+
+
+def copy_of(first: Run, place: Path) -> Run:
+    """Copy a finished run with its inputs and artifacts."""
+    folder = place / "copy"
     shutil.copytree(first.path.parent, folder)
     runtime = first.config.runtime.model_dump(mode="json") | {"root": str(folder / "artifacts")}
     path = rewrite(
