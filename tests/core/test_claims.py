@@ -63,6 +63,7 @@ def nothing() -> None:
     return None
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_make_each_artifact_once(tmp_path: Path) -> None:
     notes, parts = tmp_path / "notes", 3
     running = [starts(tmp_path / "root", notes, 3, parts) for _ in range(3)]
@@ -71,6 +72,7 @@ def test_processes_side_by_side_make_each_artifact_once(tmp_path: Path) -> None:
     assert list((tmp_path / "root" / "claims").rglob("*.json")) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_claimed_is_made_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from albat_core.shards import STAGE
 from tests.encoders import save_clip, save_dino
 from tests.pipelines import save_pipeline
 
+pytestmark = pytest.mark.slow
 COLOURS = {"red": (220, 40, 30), "green": (40, 170, 60), "blue": (30, 60, 210)}
 PROMPTS = ["a red circle", "a blue box"]
 
@@ -85,6 +86,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "split": {"folds": 3},
             "retrieval": {"neighbours": 4},
             "mixture": {"rows": 6},
+            "mixing": {"folds": 2, "rows": 16, "dimension": 64},
             "scoring": {"rank_agreement": 0.2},
             "surrogate": training,
             "finetune": training,

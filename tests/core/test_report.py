@@ -409,6 +409,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(html: str) -> None:
     assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
 
 
+@pytest.mark.slow
 def test_equal_content_gives_the_same_page_whatever_the_process(
     html: str, content: ReportContent
 ) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import s3fs
@@ -152,6 +153,24 @@ def copy_of(first: Run, place: Path) -> Run:
     return Run(path=path, config=load_config(str(path)), result=first.result)
 
 
+HOLDS = """
+import sys, time
+from pathlib import Path
+from albat_core.finetuning.checkpoint import CheckpointFile
+from flows.cli import main
+
+write, go = CheckpointFile.write, Path(sys.argv.pop())
+
+def write_and_hold(self, state):
+    write(self, state)
+    while not go.exists():
+        time.sleep(0.01)
+
+CheckpointFile.write = write_and_hold
+main()
+"""
+
+
 class Albat:
     """`albat run` as its own process, in a process group as a terminal makes it.
 
@@ -159,31 +178,43 @@ class Albat:
         path: configuration.
         home: of Prefect.
         server: address of a server that runs; none: the command starts its own.
+        go: file that training waits for when it has written its first checkpoint.
     """
 
-    def __init__(self, path: Path, home: Path, server: str | None = None) -> None:
+    def __init__(
+        self, path: Path, home: Path, server: str | None = None, go: Path | None = None
+    ) -> None:
+        self._out = path.with_name(f"{uuid4().hex}.out")
+        program = ["-c", HOLDS] if go else ["-m", "flows.cli"]
         own = {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(home)}
         if server:
             own["PREFECT_API_URL"] = server
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", str(path)],
-            env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with self._out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, "run", str(path), *([str(go)] if go else [])],
+                env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text()
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + PATIENCE
         while not condition():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.process.kill()
-                pytest.fail("".join(self.process.communicate()))
+                pytest.fail(self.process.communicate()[1] + self.said)
             time.sleep(0.02)
 
     def ended(self) -> tuple[int, str, str]:
-        """Return exit code, output and errors; its output ends only with its last child."""
-        out, err = self.process.communicate(timeout=PATIENCE)
+        """Return exit code, output and errors, which end only with its last child."""
+        _, err = self.process.communicate(timeout=PATIENCE)
+        out = self.said
         assert "Traceback" not in out + err
         return self.process.returncode, out, err

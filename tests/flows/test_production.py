@@ -53,6 +53,7 @@ def test_a_port_that_is_taken_is_left_alone() -> None:
     assert {host for host, _ in ports} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_processes_are_known_by_their_mark_and_not_by_their_number(
     mark: str, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_the_form_describes_and_fills_every_field() -> None:
     assert (neighbours["default"], neighbours["minimum"]) == (64, 1)
 
 
+@pytest.mark.slow
 def test_a_folder_called_flows_where_a_run_starts_is_not_taken_for_this_one(
     tmp_path: Path,
 ) -> None:
