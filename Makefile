@@ -10,7 +10,11 @@ export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.tri
 LARGE_BACKBONE := examples/efficacy/backbone-large
 TASK ?= text
 
-.PHONY: help setup demo demo-image test lint docs bench bench-efficacy try-production clean
+# One process for each core, up to four; each of its toys is too small for a second thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 \
+	--dist loadscope --no-loadscope-reorder
+
+.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,7 +33,10 @@ demo-image: .venv/ready ## The same with pictures: a text-to-image model learns 
 	$(BIN)/albat demo --image
 
 test: .venv/ready ## Run all tests.
-	$(BIN)/pytest
+	$(PYTEST)
+
+test-fast: .venv/ready ## Run those that need no server, no process of their own and no long training.
+	$(PYTEST) -m 'not end_to_end and not slow'
 
 lint: .venv/ready ## Check style, types and spelling.
 	$(BIN)/ruff check .

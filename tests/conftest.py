@@ -24,6 +24,12 @@ Cut = Callable[..., ArtifactRef]
 torch.set_num_threads(1)  # toys are too small to share among cores
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests run side by side, begin with the long ones: the short ones fill up the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
 @pytest.fixture(scope="session")
 def run_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run on toys: 120 corpus rows of two topics, 40 adaptation rows of one of them."""

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flows.config import load_config
 from tests.toys import write_run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_selection_from_python(tmp_path: Path) -> None:
     write_run(tmp_path)
     found = re.search(r"<!-- tested: selection -->\n```python\n(.*?)```", README, re.DOTALL)
@@ -35,5 +38,7 @@ def test_every_configuration_is_sound(tmp_path: Path) -> None:
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(((?!http)[^)#]+)", README):
+    targets = re.findall(r"\]\(((?!http)[^)#]+)", README)
+    assert targets
+    for target in targets:
         assert (Path(__file__).parent.parent / target).exists(), target

@@ -2,10 +2,10 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,28 +16,34 @@ from albat_core.progress import Silent, reporting_to
 from albat_core.store import claims, storage
 from albat_core.store.artifacts import ArtifactStore, Built
 from albat_core.store.claims import claimed
+from tests.waiting import PATIENCE, wait_until
 
 PROGRAM = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from albat_core.store.artifacts import ArtifactStore, Built
 
+root, notes, others, parts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+
 def build(folder):
-    Path(sys.argv[2], str(time.monotonic_ns())).touch()
-    time.sleep(float(sys.argv[3]))
+    Path(notes, f"call-{time.monotonic_ns()}").touch()
+    while len(list(notes.glob("start-*"))) < others:  # nobody ends before all of them look
+        time.sleep(0.01)
     (folder / "words.txt").write_text("leaf root")
     return Built(rows=1)
 
-for n in range(int(sys.argv[4])):
-    ref = ArtifactStore(sys.argv[1]).produce("words", 1, {"part": n}, {}, build)
-    assert ArtifactStore(sys.argv[1]).changed_files(ref) == []
+Path(notes, f"start-{os.getpid()}").touch()
+for n in range(parts):
+    ref = ArtifactStore(root).produce("words", 1, {"part": n}, {}, build)
+    assert ArtifactStore(root).changed_files(ref) == []
 """
 
 
-def starts(root: Path, calls: Path, seconds: float, count: int) -> subprocess.Popen[bytes]:
-    calls.mkdir(exist_ok=True)
+def starts(root: Path, notes: Path, others: int, parts: int) -> subprocess.Popen[bytes]:
+    """Start a process that makes the parts once so many of them have started."""
+    notes.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(root), str(calls), str(seconds), str(count)]
+        [sys.executable, "-c", PROGRAM, str(root), str(notes), str(others), str(parts)]
     )
 
 
@@ -57,36 +63,38 @@ def nothing() -> None:
     return None
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_make_each_artifact_once(tmp_path: Path) -> None:
-    calls, parts = tmp_path / "calls", 3
-    running = [starts(tmp_path / "root", calls, 0.5, parts) for _ in range(3)]
-    assert [each.wait(timeout=60) for each in running] == [0, 0, 0]
-    assert len(list(calls.iterdir())) == parts
+    notes, parts = tmp_path / "notes", 3
+    running = [starts(tmp_path / "root", notes, 3, parts) for _ in range(3)]
+    assert [each.wait(PATIENCE) for each in running] == [0, 0, 0]
+    assert len(list(notes.glob("call-*"))) == parts
     assert list((tmp_path / "root" / "claims").rglob("*.json")) == []
 
 
-def test_what_a_killed_process_claimed_is_made_at_once(tmp_path: Path) -> None:
-    killed = starts(tmp_path / "root", tmp_path / "calls", 60, 1)
-    while not list((tmp_path / "calls").iterdir()):
-        time.sleep(0.05)
+@pytest.mark.slow
+def test_what_a_killed_process_claimed_is_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = starts(tmp_path / "root", tmp_path / "notes", 2, 1)  # waits for another
+    wait_until(lambda: killed.poll() is not None or [*(tmp_path / "notes").glob("call-*")])
     killed.kill()
-    killed.wait()
+    assert killed.wait() == -signal.SIGKILL
     assert list((tmp_path / "root" / "claims").rglob("*.json"))
-    began = time.monotonic()
+    monkeypatch.setattr(claims.time, "sleep", lambda _: pytest.fail("it was waited for"))
     ref = ArtifactStore(str(tmp_path / "root")).produce(
         "words", 1, {"part": 0}, {}, lambda _: Built()
     )
     assert not ref.reused
-    assert time.monotonic() - began < 5
 
 
-def test_a_claim_that_is_renewed_is_waited_for(claim: str) -> None:
+def test_a_claim_that_is_renewed_is_waited_for(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(claim)
-    made: list[str] = []
-    later = threading.Timer(1.0, lambda: made.append("artifact"))
-    later.start()
-    with claimed(claim, "k", lambda: made[0] if made else None) as found:
+    waits: list[float] = []
+    monkeypatch.setattr(claims.time, "sleep", waits.append)
+    with claimed(claim, "k", lambda: "artifact" if len(waits) == 3 else None) as found:
         assert found == "artifact"
+    assert len(waits) == 3
     assert storage.exists(claim)  # it is another's
 
 
@@ -106,10 +114,13 @@ def test_a_claim_that_nobody_holds_is_taken_over(claim: str, content: dict[str, 
 
 def test_a_claim_is_renewed_while_it_is_held(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "_RENEWED", 0.05)
+
+    def renewed() -> float:
+        return claims._read(claim)[2]  # it may just be written
+
     with claimed(claim, "k", nothing):
-        first = json.loads(storage.read_bytes(claim))["renewed"]
-        time.sleep(0.3)
-        assert json.loads(storage.read_bytes(claim))["renewed"] > first
+        first = renewed()
+        wait_until(lambda: renewed() > first)
 
 
 def test_what_was_made_just_before_the_claim_is_found(claim: str) -> None:

@@ -28,6 +28,7 @@ with ThreadPoolExecutor(2) as pool:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "save"), [("language", save_backbone), ("diffusion", save_pipeline)]
 )

@@ -106,7 +106,9 @@ def test_relative_paths_and_names_with_brackets(
 
 def test_input_file_survives_json(tmp_path: Path) -> None:
     write_texts(tmp_path / "t", [f"{i}.txt" for i in range(100)])
-    for file in find_files(SourceConfig(path=(str(tmp_path / "t"),), share=0.5)):
+    files = find_files(SourceConfig(path=(str(tmp_path / "t"),), share=0.5))
+    assert files
+    for file in files:
         assert InputFile.model_validate_json(file.model_dump_json()) == file
 
 

@@ -194,6 +194,7 @@ def test_documents_that_an_adapter_was_trained_on_are_not_held_out(
         for role in (TRAIN, VALIDATION)
         for e in read_role(store, computed.inputs.adaptation, role)
     ]
+    assert computed.folds
     for split, _ in computed.folds:
         trained = read_role(store, split, TRAIN)
         asked: list[str] = []

@@ -22,6 +22,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from tests.encoders import save_clip, save_dino
 from tests.pipelines import save_pipeline
 
+pytestmark = pytest.mark.slow
 COLOURS = {"red": (220, 40, 30), "green": (40, 170, 60), "blue": (30, 60, 210)}
 PROMPTS = ["a red circle", "a blue box"]
 
@@ -87,6 +88,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "split": {"folds": 3},
             "retrieval": {"neighbours": 4},
             "selection": {"rows": 6},
+            "estimate": {"folds": 2, "rows": 16, "dimension": 64},
             "scoring": {"rank_agreement": 0.2},
             "surrogate": training,
             "finetune": training,

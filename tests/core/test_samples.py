@@ -82,7 +82,9 @@ def test_texts_are_drawn_by_the_same_stage(chain: Chain, store: ArtifactStore) -
     ref = draw_samples(
         chain.arms.adapter("adaptation_only"), config.all_prompts, c.backbone, config, 0, c.runtime
     )
-    for prompt, made in read_samples(store, ref):
+    samples = list(read_samples(store, ref))
+    assert [prompt for prompt, _ in samples] == ["leaf root", "sail"]
+    for prompt, made in samples:
         assert len(made) == 2
         for example in made:
             assert example.text and example.text.startswith(prompt) and example.image is None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import s3fs
@@ -19,6 +20,7 @@ from flows.config import load_config
 from flows.running.own_process import prepare_environment
 from tests.end_to_end.s3_server import Served, served
 from tests.toys import rewrite, write_run
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         PREFECT_RESULTS_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
     }
-    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
+    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=int(PATIENCE)):
         yield str(PREFECT_API_URL.value())
     os.environ.clear()
     os.environ.update(before)
@@ -137,13 +139,36 @@ def first(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def copied(first: Run, tmp_path: Path) -> Run:
     """The finished run with inputs and artifacts of the test's own; not run again yet."""
-    folder = tmp_path / "copy"
+    return copy_of(first, tmp_path)
+
+
+def copy_of(first: Run, place: Path) -> Run:
+    """Copy a finished run with its inputs and artifacts."""
+    folder = place / "copy"
     shutil.copytree(first.path.parent, folder)
     runtime = first.config.runtime.model_dump(mode="json") | {"root": str(folder / "artifacts")}
     path = rewrite(
         folder / "run.yaml", {"runtime": runtime, "output": str(folder / "runs"), "name": "copy"}
     )
     return Run(path=path, config=load_config(str(path)), result=first.result)
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from albat_core.finetuning.checkpoint import CheckpointFile
+from flows.cli import main
+
+write, go = CheckpointFile.write, Path(sys.argv.pop())
+
+def write_and_hold(self, state):
+    write(self, state)
+    while not go.exists():
+        time.sleep(0.01)
+
+CheckpointFile.write = write_and_hold
+main()
+"""
 
 
 class Albat:
@@ -153,31 +178,43 @@ class Albat:
         path: configuration.
         home: of Prefect.
         server: address of a server that runs; none: the command starts its own.
+        go: file that training waits for when it has written its first checkpoint.
     """
 
-    def __init__(self, path: Path, home: Path, server: str | None = None) -> None:
+    def __init__(
+        self, path: Path, home: Path, server: str | None = None, go: Path | None = None
+    ) -> None:
+        self._out = path.with_name(f"{uuid4().hex}.out")
+        program = ["-c", HOLDS] if go else ["-m", "flows.cli"]
         own = {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(home)}
         if server:
             own["PREFECT_API_URL"] = server
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", str(path)],
-            env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with self._out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, "run", str(path), *([str(go)] if go else [])],
+                env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text()
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE
         while not condition():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.process.kill()
-                pytest.fail("".join(self.process.communicate()))
+                pytest.fail(self.process.communicate()[1] + self.said)
             time.sleep(0.02)
 
     def ended(self) -> tuple[int, str, str]:
-        """Return exit code, output and errors; its output ends only with its last child."""
-        out, err = self.process.communicate(timeout=120)
+        """Return exit code, output and errors, which end only with its last child."""
+        _, err = self.process.communicate(timeout=PATIENCE)
+        out = self.said
         assert "Traceback" not in out + err
         return self.process.returncode, out, err

@@ -1,12 +1,13 @@
 """Denoising losses computed with diffusers alone: run as a program, imports nothing of albat.
 
-Reads pictures and captions from Parquet, noise from safetensors; prints the mean loss of each
-example over evenly spread noise levels as JSON.
+Is given noise as safetensors, and as JSON a list of adapters with their pipelines and Parquet files
+of pictures and captions. Prints, for each of them, the mean loss of each example over evenly spread
+noise levels as JSON.
 """
 
-import argparse
 import io
 import json
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -59,30 +60,28 @@ def flux_error(pipeline, latents, noise, u, captions, frames):
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("pipeline", "adapter", "weights", "rows", "noise"):
-        parser.add_argument(f"--{name}")
-    given = parser.parse_args()
-    pipeline = DiffusionPipeline.from_pretrained(given.pipeline, safety_checker=None)
-    pipeline.load_lora_weights(given.adapter, weight_name=given.weights)
-    rows = pq.read_table(given.rows).to_pylist()
+def losses_with(adapter, every_noise):
+    pipeline = DiffusionPipeline.from_pretrained(adapter["pipeline"], safety_checker=None)
+    pipeline.load_lora_weights(adapter["folder"], weight_name=adapter["weights"])
+    rows = pq.read_table(adapter["rows"]).to_pylist()
     pictures = [np.array(Image.open(io.BytesIO(r["image"])).convert("RGB")) for r in rows]
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     vae = pipeline.vae
     latents = vae.encode(pixels).latent_dist.mode()
     latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    noise = load_file(given.noise)["noise"]
     frames = torch.tensor([r["frame"] for r in rows])
     captions = [r["text"] for r in rows]
     error = flux_error if hasattr(pipeline, "transformer") else unet_error
     losses = torch.zeros(len(rows))
-    for n, one in enumerate(noise):
-        u = (n + 0.5) / len(noise)
+    for n, one in enumerate(every_noise):
+        u = (n + 0.5) / len(every_noise)
         said = error(pipeline, latents, one.expand_as(latents), u, captions, frames)
-        losses += said.square().flatten(1).mean(1) / len(noise)
-    print(json.dumps(losses.tolist()))
+        losses += said.square().flatten(1).mean(1) / len(every_noise)
+    return losses.tolist()
 
 
 if __name__ == "__main__":
-    main()
+    noise_file, adapters = sys.argv[1:]
+    torch.set_num_threads(1)
+    noise = load_file(noise_file)["noise"]
+    print(json.dumps([losses_with(adapter, noise) for adapter in json.loads(adapters)]))

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import s3fs
+
+from tests.waiting import wait_until
 
 KEYS = ("ACCESS0123456789ABCD", "SECRET0123456789ABCDEFGHIJKLMNOPQRSTUVWX")
 BUCKET = "bucket"
@@ -66,9 +67,12 @@ def served(folder: Path) -> Iterator[Served]:
 
 def _address(log: Path, server: subprocess.Popen[bytes]) -> str:
     """Wait until the server says where it listens."""
-    until = time.monotonic() + 30
-    while not (found := re.search(r"Starting s3 server on \[(http://[\d.:]+)", log.read_text())):
+
+    def address() -> re.Match[str] | None:
         assert server.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.05)
+        return re.search(r"Starting s3 server on \[(http://[\d.:]+)", log.read_text())
+
+    wait_until(address)
+    found = address()
+    assert found
     return found[1]

@@ -15,18 +15,19 @@ from albat_core.runs.config import RunConfig
 from flows.local.processes import marked, stop
 from tests.end_to_end.test_deployed import Deployed
 from tests.toys import write_run
+from tests.waiting import PATIENCE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = os.environ.get("ALBAT_SCREENSHOTS")
-PATIENCE = 20_000  # milliseconds that a page may take
-RUN_PATIENCE = 90_000
+PAGE_PATIENCE = 1000 * PATIENCE  # in milliseconds
 
 pytestmark = [
     pytest.mark.end_to_end,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium"),
 ]
 expect = sync_api.expect
+expect.set_options(timeout=PAGE_PATIENCE)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def page() -> Iterator["sync_api.Page"]:
         # a container's root has no sandbox
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1200, "height": 800})
-        opened.set_default_timeout(PATIENCE)
+        opened.set_default_timeout(PAGE_PATIENCE)
         yield opened
         browser.close()
 
@@ -83,10 +84,10 @@ def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
 
     page.get_by_text("View run").last.click()  # the notice is there twice, one upon the other
     state = page.locator(".state-badge").first
-    expect(state).to_have_text("Running", timeout=RUN_PATIENCE)
-    expect(page.get_by_text("embed").first).to_be_visible(timeout=RUN_PATIENCE)
+    expect(state).to_have_text("Running")
+    expect(page.get_by_text("embed").first).to_be_visible()
     take(page, "run")
-    expect(state).to_have_text("Completed", timeout=RUN_PATIENCE)
+    expect(state).to_have_text("Completed")
 
     open_artifact(page, "examples of plants")
     expect(page.get_by_text("nearest of yours").first).to_be_visible()

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from flows.local.processes import marked, stop
 from flows.local.production import Up
 from tests.end_to_end.s3_server import BUCKET, KEYS, Served, needs_rclone
 from tests.toys import topic_rows, write_jsonl, write_run
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.end_to_end, needs_rclone]
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ class Deployed:
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder = folder
         self.variables = variables
-        self.client = httpx.Client(timeout=30, trust_env=False)
+        self.client = httpx.Client(timeout=PATIENCE, trust_env=False)
 
     def albat(self, *arguments: str) -> str:
         """Run the command to its end; return what it printed."""
@@ -60,7 +61,7 @@ class Deployed:
             env=kept | own | self.variables,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=2 * PATIENCE,  # more than it gives its parts
             check=False,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -76,12 +77,14 @@ class Deployed:
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         """Ask the API, again where its database is busy, as Prefect's client does."""
-        until = time.monotonic() + 30
-        while True:
-            answer = self.client.post(f"{self.state.api}{path}", json=body)
-            if answer.status_code != 503 or time.monotonic() > until:
-                return answer
-            time.sleep(0.5)
+        answers: list[httpx.Response] = []
+
+        def answered() -> bool:
+            answers.append(self.client.post(f"{self.state.api}{path}", json=body))
+            return answers[-1].status_code != 503
+
+        wait_until(answered, 0.3)
+        return answers[-1]
 
     def trigger(self, name: str, **parameters: Any) -> httpx.Response:
         """Start a deployment as the form does."""
@@ -99,13 +102,13 @@ class Deployed:
         def found() -> list[dict[str, Any]]:
             return [run for run in self.runs(flow) if run["state_type"] in OVER]
 
-        until(lambda: len(found()) >= count, 120)
+        wait_until(lambda: len(found()) >= count, 0.3)
         return found()
 
     def reselected(self, count: int) -> None:
         """Wait until all looks have ended, and see that they started so many re-selections."""
         ended = self.ended("reselect", count)
-        until(lambda: not any(map(under_way, self.runs("watch-adaptation"))), 120)
+        wait_until(lambda: not any(map(under_way, self.runs("watch-adaptation"))), 0.3)
         assert len(self.runs("reselect")) == count
         assert {run["state_type"] for run in ended} == {"COMPLETED"}, [r["state"] for r in ended]
 
@@ -115,13 +118,6 @@ class Deployed:
         while page := self.post(f"/{kind}/filter", offset=len(found)).raise_for_status().json():
             found += page
         return found
-
-
-def until(holds: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +157,7 @@ def test_everything_that_a_person_starts_is_deployed(deployed: Deployed) -> None
     assert all(each["enforce_parameter_schema"] for each in there)
     assert deployed.client.get(deployed.state.ui).status_code == 200
     looks = {"deployments": {"name": {"any_": ["watch-adaptation"]}}}
-    until(lambda: deployed.post("/flow_runs/filter", **looks).json(), 30)  # scheduled ones
+    wait_until(lambda: deployed.post("/flow_runs/filter", **looks).json(), 0.3)  # scheduled ones
 
 
 def test_a_bad_value_is_refused_before_a_run_starts(deployed: Deployed, run: RunConfig) -> None:
@@ -179,7 +175,7 @@ def test_what_a_person_gave_the_runs_environment_is_kept(deployed: Deployed) -> 
     template["variables"]["properties"]["env"]["default"] = {"OWN": "kept"}
     template["variables"]["properties"]["command"]["default"] = "of an older version"
     changed = {"base_job_template": template}
-    until(lambda: deployed.client.patch(pool, json=changed).is_success, 30)
+    wait_until(lambda: deployed.client.patch(pool, json=changed).is_success, 0.3)
     asyncio.run(deploying.prepare(deployed.state.api, own=True))  # as `albat up` does again
     fields = deployed.get("/work_pools/albat")["base_job_template"]["variables"]["properties"]
     assert fields["env"]["default"] == {"OWN": "kept"}
@@ -209,23 +205,15 @@ def test_an_automation_of_an_older_version_is_brought_up_to_date(deployed: Deplo
 
 
 def test_only_a_run_that_fell_silent_has_crashed(deployed: Deployed) -> None:
-    flow = deployed.get("/deployments/name/evaluate/evaluate")["flow_id"]
-    begun = {"flow_id": flow, "state": {"type": "RUNNING"}}
-    back, done, silent = ids = [deployed.post("/flow_runs/", **begun).json()["id"] for _ in "123"]
-    quick = deploying.crashed_runs().model_dump(mode="json") | {"name": "quick"}
-    quick["trigger"]["match"] = {"prefect.resource.id": [*map(resource, ids)]}
-    quick["trigger"]["within"] = 20  # Prefect takes 10 and more
-    deployed.post("/automations/", **quick).raise_for_status()
-    asyncio.run(heartbeats(deployed.state.api, ids))
-    # events of states come another way, and would overtake them
-    heard = {
-        "event": {"name": ["prefect.flow-run.heartbeat"]},
-        "resource": {"id": [*map(resource, ids)]},
-    }
-    until(lambda: deployed.post("/events/filter", filter=heard).json()["total"] == 3, 15)
-    for run_id, name in ((back, "SCHEDULED"), (done, "COMPLETED")):
-        deployed.post(f"/flow_runs/{run_id}/set_state", state={"type": name}).raise_for_status()
-    until(lambda: deployed.get(f"/flow_runs/{silent}")["state_type"] == "CRASHED", 60)
+    for within in (20, 80, 320):  # Prefect takes 10 and more
+        began = time.monotonic()
+        back, done, silent = heard_of_once(deployed, within)
+        for run_id, name in ((back, "SCHEDULED"), (done, "COMPLETED")):
+            told = deployed.post(f"/flow_runs/{run_id}/set_state", state={"type": name})
+            told.raise_for_status()
+        if time.monotonic() - began < within / 2:  # else they fell silent themselves
+            break
+    wait_until(lambda: deployed.get(f"/flow_runs/{silent}")["state_type"] == "CRASHED", 0.3)
     states = [deployed.get(f"/flow_runs/{run_id}")["state_type"] for run_id in (back, done)]
     assert states == ["SCHEDULED", "COMPLETED"]
 
@@ -268,6 +256,25 @@ def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3
     mark = deployed.state.mark
     assert "stopped" in deployed.albat("down")
     assert marked(mark) == []
+
+
+def heard_of_once(deployed: Deployed, within: int) -> list[str]:
+    """Begin three runs, each heard of once, that have crashed after so many seconds of silence."""
+    flow = deployed.get("/deployments/name/evaluate/evaluate")["flow_id"]
+    begun = {"flow_id": flow, "state": {"type": "RUNNING"}}
+    ids = [deployed.post("/flow_runs/", **begun).json()["id"] for _ in range(3)]
+    quick = deploying.crashed_runs().model_dump(mode="json") | {"name": f"within {within}"}
+    quick["trigger"]["match"] = {"prefect.resource.id": [*map(resource, ids)]}
+    quick["trigger"]["within"] = within
+    deployed.post("/automations/", **quick).raise_for_status()
+    asyncio.run(heartbeats(deployed.state.api, ids))
+    # events of states come another way, and would overtake them
+    heard = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [*map(resource, ids)]},
+    }
+    wait_until(lambda: deployed.post("/events/filter", filter=heard).json()["total"] == 3, 0.3)
+    return ids
 
 
 def resource(run_id: str) -> str:

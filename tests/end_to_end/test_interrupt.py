@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -25,11 +24,12 @@ from albat_core.training.checkpoint import CheckpointFile
 from flows.config import load_config
 from tests.end_to_end.conftest import Albat, Start
 from tests.toys import rewrite, write_run
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
 STEPS, EVALUATE_EVERY = 12, 4
-LONG = 300  # steps that take seconds
+STOPPING = "stopping at the next step"
 
 
 class StopsAt(Silent):
@@ -134,14 +134,14 @@ def test_a_run_stopped_while_it_validates_ends_the_same(short: RunConfig, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A finished run whose training takes seconds, not interrupted."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run, not interrupted, that writes a checkpoint after each step."""
     training = {
-        "steps": LONG, "batch_size": 4, "evaluate_every": 25, "patience": LONG,
+        "steps": STEPS, "batch_size": 4, "evaluate_every": EVALUATE_EVERY, "patience": STEPS,
         "adapter": {"rank": 4, "dropout": 0.1},
     }  # fmt: skip
-    folder = tmp_path_factory.mktemp("long")
-    runtime = {"root": str(folder / "artifacts"), "device": "cpu", "checkpoint_seconds": 0.1}
+    folder = tmp_path_factory.mktemp("whole")
+    runtime = {"root": str(folder / "artifacts"), "device": "cpu", "checkpoint_seconds": 1e-9}
     config = load_config(str(write_run(folder, baselines=[], finetune=training, runtime=runtime)))
     assert Chain(config).report
     return config
@@ -164,13 +164,6 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def ends_soon(process: int) -> bool:
-    until = time.monotonic() + 15
-    while is_alive(process) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not is_alive(process)
-
-
 @pytest.fixture(scope="module")
 def home(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prefect's home for commands that start their own server, with a database that was made."""
@@ -188,16 +181,20 @@ def home(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stopped_by(number: signal.Signals, path: Path, config: RunConfig, home: Path) -> Albat:
     """Run the command and send a signal to its process group, as a terminal does, as it trains."""
-    command = Albat(path, home)
+    go = path.with_suffix(".go")
+    command = Albat(path, home, go=go)
     command.wait_until(lambda: checkpoints(config))
     (server,) = servers_of(command.process.pid)
     os.killpg(command.process.pid, number)
-    command.process.wait(60)
-    assert ends_soon(server)
+    if number == signal.SIGINT:
+        command.wait_until(lambda: STOPPING in command.said)
+    go.touch()
+    command.process.wait(PATIENCE)
+    wait_until(lambda: not is_alive(server))
     (checkpoint,) = checkpoints(config)
     state = CheckpointFile(str(checkpoint)).read()
     assert state is not None
-    assert 0 < state.step < LONG
+    assert 0 < state.step < STEPS
     assert not Path(config.output).exists()
     store = ArtifactStore(config.runtime.root)
     assert all(store.changed_files(ref) == [] for ref in store.all_refs())
@@ -213,30 +210,30 @@ def file_for(config: RunConfig, whole: RunConfig) -> Path:
 
 
 def test_the_same_command_goes_on_after_ctrl_c(
-    long: RunConfig, home: Path, prefect_server: str, tmp_path: Path
+    whole: RunConfig, home: Path, prefect_server: str, tmp_path: Path
 ) -> None:
-    config = without_albat(long, tmp_path)
-    path = file_for(config, long)
+    config = without_albat(whole, tmp_path)
+    path = file_for(config, whole)
     code, out, err = stopped_by(signal.SIGINT, path, config, home).ended()
     assert code == 130
-    assert "stopping at the next step; what is finished is kept" in out
+    assert f"{STOPPING}; what is finished is kept" in out
     assert "stopped: run the same command again to go on" in err
 
     code, out, err = Albat(path, home, prefect_server).ended()
     assert code == 0, err
     assert "ALBAT reaches" in out
     assert checkpoints(config) == []
-    assert same_adapter(adapter_of(config), adapter_of(long))
+    assert same_adapter(adapter_of(config), adapter_of(whole))
     exported = Path(config.output, config.name, "adapter", "adapter_model.safetensors")
-    (digest,) = (f.sha256 for f in adapter_of(long).files if f.path == exported.name)
+    (digest,) = (f.sha256 for f in adapter_of(whole).files if f.path == exported.name)
     assert storage.digest(exported) == digest
 
 
 def test_a_run_that_was_killed_goes_on(
-    long: RunConfig, home: Path, start: Start, tmp_path: Path
+    whole: RunConfig, home: Path, start: Start, tmp_path: Path
 ) -> None:
-    config = without_albat(long, tmp_path)
-    path = file_for(config, long)
+    config = without_albat(whole, tmp_path)
+    path = file_for(config, whole)
     code, _, _ = stopped_by(signal.SIGKILL, path, config, home).ended()
     assert code == -signal.SIGKILL
 
@@ -244,7 +241,7 @@ def test_a_run_that_was_killed_goes_on(
     assert f"fine-tune: {LABELS[ALBAT]}" in run.computed
     assert "fine-tune: surrogate" not in run.computed
     assert checkpoints(config) == []
-    assert same_adapter(adapter_of(config), adapter_of(long))
+    assert same_adapter(adapter_of(config), adapter_of(whole))
 
 
 STOPS_TWICE = """
@@ -258,14 +255,15 @@ class Reporter:
 
 with stop_on_ctrl_c(Reporter()):
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(30)
+    time.sleep(3600)
 """
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", STOPS_TWICE], capture_output=True, text=True, check=False, timeout=25
-    )
+        [sys.executable, "-c", STOPS_TWICE],
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
     assert ended.returncode == 130
     assert ended.stdout == "first\n"
     assert ended.stderr == "stopped at once; what was finished is kept\n"

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from albat_core.records.vectors import load_queries
 from albat_core.runs.chain import Chain
 from tests.end_to_end.conftest import Albat, Run, Start
 from tests.toys import rewrite, topic_rows, write_jsonl, write_run
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.end_to_end
 
@@ -182,8 +182,9 @@ def task_runs(flow_run_name: str, names: set[str]) -> list[dict[str, str]]:
     from prefect.client.schemas.sorting import FlowRunSort
 
     named = FlowRunFilter(name=FlowRunFilterName(any_=[flow_run_name]))
-    until = time.monotonic() + 30
-    while True:
+    runs: list[dict[str, str]] = []
+
+    def noted() -> bool:
         with get_client(sync_client=True) as client:
             flow_runs = client.read_flow_runs(
                 flow_run_filter=named, sort=FlowRunSort.START_TIME_ASC
@@ -192,12 +193,13 @@ def task_runs(flow_run_name: str, names: set[str]) -> list[dict[str, str]]:
         found: dict[Any, dict[str, str]] = {run.id: {} for run in flow_runs}
         for task in tasks:
             found[task.flow_run_id][task.name] = task.state_name or ""
-        runs = list(found.values())
+        runs[:] = found.values()
+        assert all(run.state_name == "Completed" for run in flow_runs)
         ended = all(task.state_name in ("Completed", "Reused") for task in tasks)
-        if (ended and all(set(run) >= names for run in runs)) or time.monotonic() > until:
-            assert all(run.state_name == "Completed" for run in flow_runs)
-            return runs
-        time.sleep(0.2)
+        return ended and all(set(run) >= names for run in runs)
+
+    wait_until(noted)
+    return runs
 
 
 def test_prefect_shows_what_was_reused(start: Start, copied: Run) -> None:

@@ -67,6 +67,7 @@ def results(config: EfficacyConfig) -> list:
     ]
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured_with_its_compute(config: EfficacyConfig, results: list) -> None:
     first = {r.arm: r for r in results if r.seed == 0}
     assert set(first) == {*LABELS, "alpha 0.5", "share 0.7"}
@@ -79,12 +80,14 @@ def test_every_arm_is_measured_with_its_compute(config: EfficacyConfig, results:
     assert len(evaluations) > len(results) / 2  # arms and seeds are not one and the same
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_found_again(config: EfficacyConfig, results: list) -> None:
     again = measure_situation(config.situations[0], config, 0)
     assert all(r.evaluation.reused for r in again)
     assert [r.evaluation.key for r in again] == [r.evaluation.key for r in results if r.seed == 0]
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_losses_say(config: EfficacyConfig, results: list) -> None:
     runtime = config.situations[0].run.runtime
     store = ArtifactStore(runtime.root)

@@ -26,6 +26,7 @@ from flows.local.processes import StartError, carries, listen, marked, start, st
 from flows.local.production import DEPLOYMENTS, Up
 from flows.running.own_process import PROCESS_SETTINGS
 from tests.flows.conftest import Albat
+from tests.waiting import PATIENCE
 
 DEPLOYED: list[dict[str, Any]] = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
 UNSET = {  # left empty in the form
@@ -34,7 +35,7 @@ UNSET = {  # left empty in the form
     for name, field in model.model_fields.items()
     if field.default is None
 }
-SLEEPS = ["timeit", "-n", "1", "-r", "1", "-s", "import time", "time.sleep(60)"]
+SLEEPS = ["timeit", "-n", "1", "-r", "1", "-s", "import time", "time.sleep(3600)"]
 
 
 @pytest.fixture
@@ -52,17 +53,19 @@ def test_a_port_that_is_taken_is_left_alone() -> None:
     assert {host for host, _ in ports} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_processes_are_known_by_their_mark_and_not_by_their_number(
     mark: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     started = start(SLEEPS, mark, os.environ, tmp_path, log)
-    wait_until(lambda: bool(marked(mark)), started, 10, "process", log)  # its environment is told
+    # its environment is told a moment later
+    wait_until(lambda: bool(marked(mark)), started, PATIENCE, "process", log)
     assert [process.pid for process in marked(mark)] == [started.pid]
     assert carries(started.pid, mark)
     assert not carries(os.getpid(), mark)
     assert not carries(None, mark)
-    stop(marked(mark), 5)
+    stop(marked(mark), PATIENCE)
     assert marked(mark) == []
     assert not psutil.pid_exists(started.pid) or started.status() == psutil.STATUS_ZOMBIE
 
@@ -73,7 +76,7 @@ def test_what_ends_rather_than_answers_is_told_with_its_last_words(
     log = tmp_path / "server.log"
     ends = start(["no_such_module"], mark, os.environ, tmp_path, log)
     with pytest.raises(StartError, match=r"a server that answers, it ended with 1\n.*no_such_mod"):
-        wait_until(lambda: False, ends, 30, "server", log)
+        wait_until(lambda: False, ends, PATIENCE, "server", log)
 
 
 def test_an_own_server_takes_nothing_that_is_set_for_another(
@@ -155,6 +158,7 @@ def test_the_form_describes_and_fills_every_field() -> None:
     assert (neighbours["default"], neighbours["minimum"]) == (64, 1)
 
 
+@pytest.mark.slow
 def test_a_folder_called_flows_where_a_run_starts_is_not_taken_for_this_one(
     tmp_path: Path,
 ) -> None:

@@ -81,12 +81,22 @@ def items(value: Any) -> Iterator[tuple[str, Any]]:
 
 def check_prefect_names(names: set[str]) -> None:
     known = {name for name in _get_settings_fields(Settings) if name.isupper()} | ELSEWHERE
-    assert names
-    assert {name for name in names if name.startswith("PREFECT_")} <= known
+    of_prefect = {name for name in names if name.startswith("PREFECT_")}
+    assert of_prefect
+    assert of_prefect - known == set()
 
 
-def check_kubernetes(manifest: dict[str, Any]) -> None:
-    kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
+def mistakes(content: Any, schema: dict[str, Any]) -> list[str]:
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return [e.message for e in jsonschema.Draft202012Validator(schema).iter_errors(content)]
+
+
+def kubernetes_mistake(manifest: dict[str, Any]) -> str | None:
+    try:
+        kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return error.message
+    return None
 
 
 def pod_of(container: dict[str, Any]) -> dict[str, Any]:
@@ -182,8 +192,9 @@ def test_image_tags_are_prefect_s_version_then_albat_s() -> None:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
 def test_compose_files_follow_the_specification(name: str) -> None:
-    schema = get_builtin_schema("vendor.compose-spec")
-    jsonschema.Draft202012Validator(schema).validate(read_yaml(DOCKER / name))
+    schema, content = get_builtin_schema("vendor.compose-spec"), read_yaml(DOCKER / name)
+    assert mistakes(content, schema) == []
+    assert mistakes(content | {"servces": {}}, schema)  # it would be seen
 
 
 def test_services_name_only_what_is_there() -> None:
@@ -241,8 +252,9 @@ def test_secrets_are_in_no_file_and_missing_ones_are_named() -> None:
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:
-    for name, service in COMPOSE["services"].items():
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+    ports = [port for s in COMPOSE["services"].values() for port in s.get("ports", ())]
+    assert ports
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
 def test_workers_may_use_their_bucket_and_no_more() -> None:
@@ -282,7 +294,7 @@ def test_shellcheck_finds_nothing() -> None:
 
 @pytest.mark.parametrize("manifest", OBJECTS, ids=lambda m: m["metadata"]["name"])
 def test_manifests_follow_kubernetes_schemas(manifest: dict[str, Any]) -> None:
-    check_kubernetes(manifest)
+    assert kubernetes_mistake(manifest) is None
     assert manifest["metadata"]["namespace"] == "albat"
 
 
@@ -296,7 +308,8 @@ def test_manifests_follow_kubernetes_schemas(manifest: dict[str, Any]) -> None:
     ],
 )
 def test_what_values_put_into_containers_follows_their_schema(part: dict[str, Any]) -> None:
-    check_kubernetes(pod_of(part))
+    assert kubernetes_mistake(pod_of(part)) is None
+    assert kubernetes_mistake(pod_of(part | {"resorces": {}}))  # it would be seen
 
 
 def test_values_have_only_settings_that_prefect_reads() -> None:
@@ -363,13 +376,17 @@ def test_every_variable_of_the_template_is_defined_and_used() -> None:
 
 
 def test_defaults_are_of_their_variable_s_type() -> None:
-    schema = TEMPLATE["variables"]
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(defaults())
+    schema, values = TEMPLATE["variables"], defaults()
+    assert mistakes(values, schema) == []
+    for name in values:
+        assert mistakes(values | {name: object()}, schema), f"{name} may be anything"
 
 
 def test_the_job_follows_kubernetes_schemas() -> None:
-    check_kubernetes(job_manifest())
+    manifest = job_manifest()
+    assert kubernetes_mistake(manifest) is None
+    manifest["spec"]["template"]["spec"]["continers"] = []
+    assert kubernetes_mistake(manifest)  # it would be seen
 
 
 def test_the_job_asks_for_a_gpu_and_finds_its_volumes() -> None:
@@ -394,7 +411,7 @@ def test_the_kubernetes_worker_takes_the_template() -> None:
     configuration = worker.KubernetesWorkerJobConfiguration(**rendered())
     configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4()))
     manifest = job_manifest(configuration.job_manifest)
-    check_kubernetes(manifest)
+    assert kubernetes_mistake(manifest) is None
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["prefect", "flow-run", "execute"]
     assert container["env"]

@@ -11,6 +11,7 @@ import pytest
 from albat_core.progress import Advance, Silent, reporter, reporting_to
 from tasks import progress
 from tasks.progress import RunReporter, report_to_run
+from tests.waiting import wait_until
 
 EVERY = 0.1
 
@@ -47,18 +48,16 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float, str]]:
     return found
 
 
-def work(shown: RunReporter, steps: int, seconds: float, label: str = "embed") -> None:
-    with shown.track(label, steps, "rows") as advance:
-        for _ in range(steps):
-            time.sleep(seconds / steps)
-            advance(1)
-
-
 def test_long_work_is_shown_to_its_end_but_not_at_each_step(sent: list) -> None:
     beside = Counts()
-    work(RunReporter(beside), 100, 6 * EVERY)
+    began = time.monotonic()
+    with RunReporter(beside).track("embed", 100, "rows") as advance:
+        for step in range(1, 101):
+            advance(1)
+            if step % 30 == 0:
+                wait_until(lambda: len(sent) >= step // 30)  # noqa: B023 - called at once
     assert beside.done == 100
-    assert 2 <= len(sent) <= 8
+    assert 4 <= len(sent) <= 2 + (time.monotonic() - began) / EVERY
     times, percents, texts = zip(*sent, strict=True)
     waits = [after - before for before, after in pairwise(times)]
     assert all(wait > 0.8 * EVERY for wait in waits[:-1])  # the last follows the work's end
@@ -71,28 +70,46 @@ def test_long_work_is_shown_to_its_end_but_not_at_each_step(sent: list) -> None:
 def test_work_that_ends_early_is_finished_unless_it_failed(sent: list, fails: bool) -> None:
     with suppress(ValueError), RunReporter(Counts()).track("train", 10, "steps") as advance:
         advance(4)
-        time.sleep(3 * EVERY)
+        wait_until(lambda: sent)
         if fails:
             raise ValueError
     assert sent[-1][1:] == (40 if fails else 100, "train: 4 of 10 steps")
 
 
-def test_short_and_nameless_work_leaves_nothing(sent: list) -> None:
-    work(RunReporter(Counts()), 4, EVERY / 10)
-    work(RunReporter(Counts()), 4, 3 * EVERY, label="")
+def test_short_work_leaves_nothing(sent: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_EVERY", 3600.0)
+    with RunReporter(Counts()).track("embed", 4, "rows") as advance:
+        advance(4)
     assert sent == []
+
+
+def test_nameless_work_leaves_nothing(sent: list) -> None:
+    shown = RunReporter(Counts())
+    with shown.track("", 4, "rows") as nameless, shown.track("embed", 4, "rows") as advance:
+        for done in (1, 2):  # as long as what is shown meanwhile
+            nameless(1)
+            advance(1)
+            wait_until(lambda: len(sent) >= done)  # noqa: B023 - called at once
+    assert {text.partition(":")[0] for *_, text in sent} == {"embed"}
 
 
 def test_a_server_that_does_not_answer_stops_no_work(
     sent: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = []
+
     def refuse(*_: object, **__: object) -> None:
+        asked.append(1)
         raise OSError("no server")
 
     monkeypatch.setattr(progress, "create_progress_artifact", refuse)
     beside = Counts()
-    work(RunReporter(beside), 10, 3 * EVERY)
+    with RunReporter(beside).track("embed", 10, "rows") as advance:
+        advance(4)
+        wait_until(lambda: asked)
+        advance(6)
     assert beside.done == 10
+    assert sent == []
 
 
 def test_whoever_shows_progress_already_goes_on() -> None:
