@@ -18,7 +18,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_problems
-from albat_core.sources.formats import HEAD
+from albat_core.sources.formats.base import HEAD
 from albat_core.sources.rows import is_used, read_rows
 from albat_core.stages.split import assign_roles, refuse_common, refuse_no_test, refuse_repeated
 from albat_core.store import storage

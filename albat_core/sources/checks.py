@@ -8,7 +8,8 @@ from albat_core.errors import AlbatError, InputError
 from albat_core.pictures import check_picture
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, find_problems
-from albat_core.sources.formats import HEAD, ONE_ROW
+from albat_core.sources.formats import FORMATS
+from albat_core.sources.formats.base import HEAD
 from albat_core.sources.rows import PlacedRow, placed_rows, untold
 
 _PICTURES_LOOKED_AT = 8  # of a file, before anything is computed
@@ -28,7 +29,7 @@ def null_row(lacking: str, row: PlacedRow, config: SourceConfig) -> InputError:
 def refuse_empty(file: InputFile, counts: Mapping[str, int]) -> None:
     """Raise where a file gave no example; a text file may be blank, as a row may be."""
     skipped = counts["null"] + counts["uncaptioned"] + counts["damaged"]
-    if file.format in ONE_ROW and skipped == counts["rows"]:
+    if FORMATS[file.format].one_row and skipped == counts["rows"]:
         return
     pictures = ""
     if file.config.image_column:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from albat_core.sources.formats import WITH_PICTURES, Format
+from albat_core.sources.formats import FORMATS, FormatName
 from albat_core.store.stage import StageConfig
 
 Column = Annotated[str, Field(min_length=1)]
@@ -25,9 +25,7 @@ class SourceConfig(StageConfig):
 
     path: str | tuple[str, ...]
     """Files, folders or globs, local or `s3://`; folders are read with all below them."""
-    format: Literal[
-        "auto", "parquet", "jsonl", "csv", "text", "dataset", "images", "webdataset"
-    ] = "auto"
+    format: FormatName = "auto"
     """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
     picture files, captions beside them in `.txt` of the same name or in `metadata.jsonl` or
     `metadata.csv` by `file_name`; `webdataset` is tar archives."""
@@ -106,10 +104,10 @@ class SourceConfig(StageConfig):
             raise ValueError("; ".join(problems))
         return self
 
-    def misfits(self, form: Format) -> list[str]:
+    def misfits(self, form: str) -> list[str]:
         """Return what is wrong with the source for files of that format."""
         problems = []
-        if self.image_column or form in WITH_PICTURES:
+        if self.image_column or FORMATS[form].pictures:
             for field in ("prompt_template", "messages_column"):
                 if getattr(self, field) is not None:
                     problems.append(f"{field} is not for pictures: give text_column or template")

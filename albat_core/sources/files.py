@@ -14,22 +14,17 @@ from pydantic import BaseModel, ConfigDict
 from albat_core.errors import AlbatError, InputError
 from albat_core.progress import track_long
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.formats import (
-    COMPRESSED,
-    ENDINGS,
-    ONE_ROW,
-    WITH_PICTURES,
-    Format,
-    base_name,
-    format_of,
-)
+from albat_core.sources.formats import COMPRESSED, FORMATS, base_name, ending_formats, format_of
+from albat_core.sources.formats.arrow import Arrow
+from albat_core.sources.formats.images import Images
+from albat_core.sources.formats.text import Text
 from albat_core.sources.picture_folders import Beside, row_of, without_descriptions
 from albat_core.sources.picture_paths import paths_fingerprint
 from albat_core.sources.readers import readable, stream_rows
 from albat_core.store import storage
 from albat_core.store.stage import canonical_json
 
-_SMALL_FOLDER = {"text": 64}  # up to so many files are entries of their own
+_SMALL_FOLDER = {Text.name: 64}  # up to so many files are entries of their own
 _GROUP_ENDS = 64  # one file in so many ends a group
 _GROUP_LIMIT = 512  # files
 _MANY = 256  # files that take a while to look at
@@ -49,7 +44,7 @@ class InputFile(BaseModel):
     path included: what decides the rows beside `config`."""
     config: SourceConfig
     """The source, of its paths only the one that this comes from."""
-    format: Format
+    format: str
     label: str
     """Source of its rows where no column gives one."""
     beside: tuple[Beside, ...] = ()
@@ -62,7 +57,7 @@ class Found:
 
     uri: str
     name: str
-    format: Format
+    format: str
     label: str
     path: str
     beside: Beside = field(default_factory=Beside)
@@ -87,7 +82,7 @@ def as_input(group: Sequence[Found], source: SourceConfig, fingerprint: str = ""
     prefix = f"{source.name}/" if source.name else ""
     form = group[0].format
     changes: dict[str, str] = {"path": group[0].path}  # a list may be long
-    if form == "images" or (form in WITH_PICTURES and not source.image_column):
+    if form == Images.name or (FORMATS[form].pictures and not source.image_column):
         changes["image_column"] = "image"
     return InputFile(
         uris=tuple(file.uri for file in group),
@@ -96,7 +91,7 @@ def as_input(group: Sequence[Found], source: SourceConfig, fingerprint: str = ""
         config=source.model_copy(update=changes),
         format=form,
         label=group[0].label,
-        beside=tuple(file.beside for file in group) if form == "images" else (),
+        beside=tuple(file.beside for file in group) if form == Images.name else (),
     )
 
 
@@ -120,7 +115,7 @@ def _digest(group: Sequence[Found], source: SourceConfig, prints: dict[str, str]
     contents = []
     for file in group:
         content = [file.name, prints[file.uri]]
-        if file.format == "images":
+        if file.format == Images.name:
             content += [prints.get(file.beside.caption or "", ""), row_of(file.beside)]
         elif source.image_column and (paths := _pictures_named(file, source.image_column)):
             content.append(paths)
@@ -131,7 +126,7 @@ def _digest(group: Sequence[Found], source: SourceConfig, prints: dict[str, str]
 
 def _pictures_named(file: Found, column: str) -> str | None:
     """Return what changes with the pictures that a table names by their paths, if it does."""
-    if file.format in WITH_PICTURES:
+    if FORMATS[file.format].pictures:
         return None
     wanted = {column: "image_column"}
     rows = stream_rows(file.uri, file.format, wanted, lambda _: None)
@@ -173,7 +168,7 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
             name=name,
             format=form,
             label=source.name
-            or (folder if form in (*ONE_ROW, "dataset") and not alone else "")
+            or (folder if (FORMATS[form].one_row or form == Arrow.name) and not alone else "")
             or base_name(name)[0],
             path=path,
             beside=beside.get(name, Beside()),
@@ -210,7 +205,7 @@ def _missing(root: str) -> InputError:
 
 def _without_sidecars(named: dict[str, str], source: SourceConfig, root: str) -> dict[str, str]:
     """Return the files without those that describe a dataset that `datasets` saved."""
-    if source.format not in ("auto", "dataset") or not any(n.endswith(".arrow") for n in named):
+    if source.format not in ("auto", Arrow.name) or not any(n.endswith(".arrow") for n in named):
         return named
     splits = sorted({name.split("/")[0] for name in named if "/" in name})
     if "dataset_dict.json" in named and splits:
@@ -241,19 +236,19 @@ def _without_sidecars(named: dict[str, str], source: SourceConfig, root: str) ->
 
 def _formats(
     named: Iterable[str], source: SourceConfig, root: str, *, whole_folder: bool
-) -> dict[str, Format]:
+) -> dict[str, str]:
     """Return the format of each file that is to be read."""
     if source.format == "auto":
         by_ending = {name: format_of(name) for name in named}
         formats = {name: form for name, form in by_ending.items() if form}
         if unknown := [name for name, form in by_ending.items() if not form]:
             raise InputError(
-                f"expected endings that say the format ({', '.join(ENDINGS)}; lines and text also "
-                f"with {', '.join(COMPRESSED)}), got {_some(unknown)}",
+                f"expected endings that say the format ({', '.join(ending_formats())}; lines and "
+                f"text also with {', '.join(COMPRESSED)}), got {_some(unknown)}",
                 where=root,
                 remedy="set format, or give a glob that names only the files to read",
             )
-        others = [name for name, form in formats.items() if form != "images"]
+        others = [name for name, form in formats.items() if form != Images.name]
         if 0 < len(others) < len(formats):
             raise InputError(
                 f"expected pictures or other files, found both ({len(formats) - len(others)} "
@@ -262,7 +257,7 @@ def _formats(
                 remedy="set format to images, or give a glob that names only the files to read; "
                 "where a table names the pictures, set image_column to its column of paths",
             )
-        texts = [name for name, form in formats.items() if form == "text"]
+        texts = [name for name, form in formats.items() if form == Text.name]
         if 0 < len(texts) < len(formats):
             raise InputError(
                 f"expected rows or text documents, found both ({len(formats) - len(texts)} files "
@@ -284,7 +279,7 @@ def _formats(
         if problems := source.misfits(form):
             raise InputError("; ".join(problems), where=root, remedy="change it in the source")
     given = [f for f in source.columns.values() if getattr(source, f) is not None]
-    if given and "text" in formats.values():
+    if given and Text.name in formats.values():
         raise InputError(
             f"text files have no columns, but {' and '.join(dict.fromkeys(given))} is set",
             where=root,
@@ -313,9 +308,9 @@ def _longer(file: Found) -> str:
 
 def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:
     """Yield what is read as one: tables by themselves, texts and pictures of a path in groups."""
-    single: dict[tuple[str, str, Format], list[Found]] = {}
+    single: dict[tuple[str, str, str], list[Found]] = {}
     for file in found:
-        if file.format in ONE_ROW:
+        if FORMATS[file.format].one_row:
             single.setdefault((file.path, file.label, file.format), []).append(file)
         else:
             yield [file]

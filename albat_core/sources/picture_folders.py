@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.errors import InputError
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.formats import ONE_ROW, Row, format_of, refuse_missing
+from albat_core.sources.formats import FORMATS, format_of
+from albat_core.sources.formats.base import Row, refuse_missing
+from albat_core.sources.formats.images import Images
+from albat_core.sources.formats.text import Text
 from albat_core.sources.readers import readable, stream_rows
 from albat_core.store import storage
 
@@ -61,7 +64,9 @@ def without_descriptions(
     pictures = _pictures(named, source)
     if not pictures:
         if source.image_column:  # a table names them
-            return {n: u for n, u in named.items() if format_of(n) != "images"} or dict(named), {}
+            return {n: u for n, u in named.items() if format_of(n) != Images.name} or dict(
+                named
+            ), {}
         return dict(named), {}
     if whole is not None:
         _refuse_absent(whole)
@@ -74,12 +79,14 @@ def without_descriptions(
 
 def _pictures(named: Iterable[str], source: SourceConfig) -> list[str]:
     """Return the files that are rows as pictures; none where a table among them names these."""
-    if source.format == "images":
-        return [n for n in named if not _is_table(n) and format_of(n) != "text"]
-    pictures = [name for name in named if format_of(name) == "images"]
+    if source.format == Images.name:
+        return [n for n in named if not _is_table(n) and format_of(n) != Text.name]
+    pictures = [name for name in named if format_of(name) == Images.name]
     if source.format != "auto" or not pictures:
         return []
-    tables = any(format_of(n) not in (*ONE_ROW, None) and not _is_table(n) for n in named)
+    tables = any(
+        (form := format_of(n)) and not FORMATS[form].one_row and not _is_table(n) for n in named
+    )
     return [] if tables and source.image_column else pictures
 
 
@@ -197,6 +204,6 @@ def read_picture_row(uri: str, beside: Beside, columns: Mapping[str, str]) -> Ro
         there += _table(beside.table, beside.version).columns
     refuse_missing(columns, there, beside.table or uri)
     if "text" in columns and row.get("text") is None and beside.caption:
-        row |= next(stream_rows(beside.caption, "text", {"text": ""}, lambda _: None))
+        row |= next(stream_rows(beside.caption, Text.name, {"text": ""}, lambda _: None))
     row |= {"image": uri, KEY: beside.key or uri.rpartition("/")[2]}
     return {name: row.get(name) for name in columns}

@@ -10,11 +10,9 @@ from albat_core.errors import InputError
 from albat_core.records.examples import Example
 from albat_core.sources.config import TOKEN, SourceConfig, template_parts
 from albat_core.sources.files import InputFile
-from albat_core.sources.formats import (
-    ONE_ROW,
-    Advance,
-    Row,
-)
+from albat_core.sources.formats import FORMATS
+from albat_core.sources.formats.base import Advance, Row
+from albat_core.sources.formats.images import Images
 from albat_core.sources.picture_folders import read_picture_row
 from albat_core.sources.picture_paths import Picture, load_picture, picture_of
 from albat_core.sources.readers import stream_rows
@@ -75,7 +73,7 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
     """
     config, column = file.config, file.config.image_column
     for number_of_file, (uri, name) in enumerate(zip(file.uris, file.names, strict=True)):
-        document = name if file.format in ONE_ROW else ""
+        document = name if FORMATS[file.format].one_row else ""
         for number, row in enumerate(_rows(file, number_of_file, advance)):
             where = f"{uri}:{number}"
             example = as_example(row, config, f"{name}:{number}", document, file.label, where)
@@ -86,7 +84,7 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
 def _rows(file: InputFile, number: int, advance: Advance) -> Iterator[Row]:
     """Yield the rows of one of the files that are read as one."""
     uri, columns = file.uris[number], file.config.columns
-    if file.format != "images":
+    if file.format != Images.name:
         yield from stream_rows(uri, file.format, columns, advance)
         return
     yield read_picture_row(uri, file.beside[number], columns)

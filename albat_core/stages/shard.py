@@ -21,6 +21,7 @@ from albat_core.records.tables import read_table, write_table
 from albat_core.sources.checks import null_row, refuse_empty
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import COMPRESSED
+from albat_core.sources.formats.images import Images
 from albat_core.sources.rows import document_hash, in_share, placed_rows, untold
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
@@ -129,7 +130,7 @@ def _cut(
     ids: dict[str, list[str]] = {why: [] for why in _SKIPPED}
     documents = array("Q")
     total, unit = len(file.uris), "pictures"
-    if file.format != "images":
+    if file.format != Images.name:
         unit = "bytes"
         total = sum(
             storage.size(uri) * (_USUAL_RATIO if uri.lower().endswith(COMPRESSED) else 1)

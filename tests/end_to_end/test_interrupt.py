@@ -246,7 +246,7 @@ def test_a_run_that_was_killed_goes_on(
 
 STOPS_TWICE = """
 import os, signal, time
-from flows.running import stop_on_ctrl_c
+from flows.running.own_process import stop_on_ctrl_c
 
 class Reporter:
     def stop(self):

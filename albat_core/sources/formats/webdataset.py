@@ -3,45 +3,43 @@
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 from albat_core.errors import InputError
-from albat_core.sources.formats import HEAD, PICTURE_ENDINGS, Advance, Row, refuse_missing
+from albat_core.sources.formats.base import HEAD, Advance, Columns, FileFormat, Row, refuse_missing
+from albat_core.sources.formats.images import Images
 
 _CAPTIONS = ("txt", "caption")
 _NO_COLUMN_OF = {"text"}  # a missing caption is one of null
 
 
-def read_webdataset(
-    file: IO[bytes], uri: str, columns: Mapping[str, str] | None, advance: Advance
-) -> Iterator[Row]:
-    """Yield an archive's rows, streamed: one row's wanted members are held at once.
+class WebDataset(FileFormat):
+    """Tar archives, streamed: one row's wanted members are held at once.
 
     A member's name up to the first dot of its last part is the row's key, the rest its column.
     Beside these, ``image`` is the picture, ``text`` the content of ``txt`` or ``caption``,
     ``__key__`` the key, and the keys of ``json`` are columns too. Text is UTF-8.
-
-    Args:
-        file: opened for reading, decompressed.
-        uri: its name, for errors.
-        columns: wanted columns, each with the configuration's field that names it.
-        advance: told the bytes read since it was last called.
-
-    Raises:
-        InputError: it is no archive or truncated, or a row cannot be used.
     """
-    wanted = columns or {"image": "image_column", "text": "text_column"}
-    seen: dict[str, None] = {}
-    rows = 0
-    for where, key, members in _samples(file, uri, wanted, advance):
-        row = _row(members, where) | {"__key__": key}
-        seen.update(dict.fromkeys(row))
-        rows += 1
-        yield {name: _value(row.get(name), name, wanted, where) for name in wanted}
-        if rows == HEAD:
+
+    name: ClassVar[str] = "webdataset"
+    endings: ClassVar[tuple[str, ...]] = (".tar",)
+    packable: ClassVar[bool] = True
+    pictures: ClassVar[bool] = True
+
+    def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
+        """See ``FileFormat``."""
+        wanted = columns or {"image": "image_column", "text": "text_column"}
+        seen: dict[str, None] = {}
+        rows = 0
+        for where, key, members in _samples(file, uri, wanted, advance):
+            row = _row(members, where) | {"__key__": key}
+            seen.update(dict.fromkeys(row))
+            rows += 1
+            yield {name: _value(row.get(name), name, wanted, where) for name in wanted}
+            if rows == HEAD:
+                _refuse_unseen(wanted, seen, uri)
+        if 0 < rows < HEAD:
             _refuse_unseen(wanted, seen, uri)
-    if 0 < rows < HEAD:
-        _refuse_unseen(wanted, seen, uri)
 
 
 def _refuse_unseen(wanted: Mapping[str, str], seen: Mapping[str, None], uri: str) -> None:
@@ -102,7 +100,7 @@ def _samples(
 def _is_used(column: str, wanted: Mapping[str, str]) -> bool:
     if column in wanted or column == "json":
         return True
-    if f".{column}" in PICTURE_ENDINGS:
+    if f".{column}" in Images.endings:
         return "image" in wanted
     return column in _CAPTIONS and "text" in wanted
 
@@ -120,7 +118,7 @@ def _row(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
     row |= members
     for name in reversed(_CAPTIONS):  # the first counts most
         row |= {"text": members[name]} if name in members else {}
-    pictures = [name for name in members if f".{name}" in PICTURE_ENDINGS]
+    pictures = [name for name in members if f".{name}" in Images.endings]
     if len(pictures) > 1:
         raise InputError(
             f"expected one picture a row, got {' and '.join(pictures)}",

@@ -1,0 +1,131 @@
+"""What a file format is, and what readers of several formats share."""
+
+import difflib
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import IO, Any, ClassVar, Protocol
+
+from albat_core.errors import InputError
+
+Row = dict[str, Any]
+Columns = Mapping[str, str] | None
+"""Wanted columns, each with the configuration's field that names it; None: all there are."""
+Advance = Callable[[int], None]
+
+HEAD = 200
+"""Rows looked at before a file is taken for what it seems to be."""
+BUFFER = 1 << 20  # bytes read at once
+
+_KINDS = {
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"\xff\xff\xff\xff": "Arrow",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+class FileFormat(Protocol):
+    """A format of files: one class in one file, and its line in the table of ``formats``."""
+
+    name: ClassVar[str]
+    """What settings call it."""
+    endings: ClassVar[tuple[str, ...]]
+    """Endings of file names that mean it, in lower case."""
+    packable: ClassVar[bool] = False
+    """Whether a file of it may be compressed as a whole."""
+    one_row: ClassVar[bool] = False
+    """Whether a file is one row, which is its own document and may be blank."""
+    pictures: ClassVar[bool] = False
+    """Whether its rows have a column `image` by themselves."""
+
+    def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
+        """Yield a file's rows in order, each with the wanted columns only; a few hundred are held.
+
+        Args:
+            file: opened for reading, decompressed.
+            uri: its name, for errors.
+            columns: that are wanted.
+            advance: told the bytes read since it was last called.
+
+        Raises:
+            InputError: the file is not of this format, or lacks a column.
+        """
+        ...
+
+
+def kind_of(head: bytes) -> str:
+    """Return what a file that begins with ``head`` is."""
+    if not head:
+        return "an empty file"
+    for magic, kind in _KINDS.items():
+        if head.startswith(magic):
+            return kind
+    return "something else"
+
+
+def refuse_missing(wanted: Mapping[str, str], there: Collection[str], where: str) -> None:
+    """Raise an InputError that names the wanted columns that are not there, if any."""
+    missing = [name for name in wanted if name not in there]
+    if not missing:
+        return
+    asked = " and ".join(f"{wanted[name]} names column {name!r}" for name in missing)
+    near = [close[0] for name in missing if (close := difflib.get_close_matches(name, there, 1))]
+    raise InputError(
+        f"{asked}, which the file does not have; it has {', '.join(map(repr, there)) or 'none'}",
+        where=where,
+        remedy=f"did you mean {' and '.join(map(repr, near))}?"
+        if near
+        else f"set {' and '.join(dict.fromkeys(wanted[name] for name in missing))} to what it has",
+    )
+
+
+def decoded_lines(file: IO[bytes], uri: str, form: str, advance: Advance) -> Iterator[str]:
+    """Yield decoded lines with their ends, a byte order mark taken off."""
+    buffered = io.BufferedReader(file, BUFFER)  # type: ignore[type-var] # any IO[bytes] will do
+    # a binary file may have no line end for gigabytes, so the first block is looked at as such
+    refuse_binary(buffered.peek(), uri, form)
+    for number, line in enumerate(buffered, 1):
+        advance(len(line))
+        if b"\0" in line:
+            raise _binary(uri, form, f"a NUL byte in line {number}")
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise not_utf8(uri, f"line {number}, byte {error.start} of it", error) from error
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def refuse_binary(head: bytes, uri: str, form: str) -> None:
+    """Raise an InputError where what should be text begins as other files do."""
+    kind = kind_of(head)
+    known = kind in _KINDS.values()
+    # a text may begin with the letters PAR1, but not go on with NUL bytes
+    if known and (b"\0" in head or not head[:6].isascii()):
+        raise _binary(uri, form, kind)
+    if b"\0" in head:
+        raise _binary(uri, form, f"a NUL byte at byte {head.index(0)}")
+
+
+def _binary(uri: str, form: str, found: str) -> InputError:
+    return InputError(
+        f"expected {form} in UTF-8, found {found}",
+        where=uri,
+        remedy="save it as UTF-8"
+        if found == "UTF-16"
+        else "set format to what the file is; compressed files need an ending that says so",
+    )
+
+
+def not_utf8(uri: str, place: str, error: UnicodeDecodeError) -> InputError:
+    """Return the error for bytes that are no UTF-8."""
+    return InputError(
+        f"expected UTF-8, got 0x{error.object[error.start]:02x} at {place}",
+        where=uri,
+        remedy="save it as UTF-8",
+    )

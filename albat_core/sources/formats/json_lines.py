@@ -1,0 +1,70 @@
+"""JSON lines: an object a line."""
+
+import json
+from collections.abc import Iterator
+from typing import IO, ClassVar
+
+from albat_core.errors import InputError
+from albat_core.sources.formats.base import (
+    HEAD,
+    Advance,
+    Columns,
+    FileFormat,
+    Row,
+    decoded_lines,
+    refuse_missing,
+)
+
+
+class JsonLines(FileFormat):
+    """A JSON object a line; blank lines are passed over."""
+
+    name: ClassVar[str] = "jsonl"
+    endings: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
+    packable: ClassVar[bool] = True
+
+    def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
+        """See ``FileFormat``."""
+        # Writers drop null fields, so a column is missing only where no row of the head has it.
+        head: list[Row] = []
+        keys: dict[str, None] = {}
+        every = columns is None
+        columns = columns or {}
+        for number, line in enumerate(decoded_lines(file, uri, "JSON lines", advance), 1):
+            if line.isspace():
+                continue
+            row = _json_object(line, uri, number)
+            if every:
+                yield row
+            elif head or not keys:
+                keys.update(dict.fromkeys(row))
+                head.append(row)
+                if not columns.keys() <= keys.keys():
+                    if len(head) >= HEAD:
+                        refuse_missing(columns, keys, uri)
+                    continue
+                yield from ({name: early.get(name) for name in columns} for early in head)
+                head = []
+            else:
+                yield {name: row.get(name) for name in columns}
+        if head:
+            refuse_missing(columns, keys, uri)
+
+
+def _json_object(line: str, uri: str, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        row, found = None, f"not JSON ({error})"
+    else:
+        found = f"a JSON {type(row).__name__}"
+    if isinstance(row, dict):
+        return row
+    array = number == 1 and line.lstrip().startswith("[")
+    raise InputError(
+        f"expected a JSON object in each line, line {number} is {found}",
+        where=uri,
+        remedy="the file is one JSON array: write its elements one a line"
+        if array
+        else "write one JSON object a line",
+    )
