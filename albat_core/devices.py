@@ -38,11 +38,16 @@ def resolve_device(runtime: Runtime) -> torch.device:
 
 def device_names(runtime: Runtime) -> list[str]:
     """Return the names of the devices that may compute at once: every GPU, or the CPU as one."""
-    import torch
-
     if resolve_device(runtime).type == "cpu":
         return ["cpu"]
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [f"cuda:{number}" for number in range(gpu_count())]
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this machine has."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from prefect.settings.context import temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.callables import get_call_parameters
 
+from albat_core.devices import gpu_count
 from albat_core.errors import ConfigError
 from albat_core.progress import track
 from albat_core.runs.steps import Execute, Given, Made, Pending
@@ -113,14 +114,14 @@ def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator
 
 
 def _hold_to_one_a_device() -> None:
-    """Limit tasks on GPUs to one at a time, unless a person has set how many devices there are."""
+    """Limit tasks on GPUs to one for each that this machine has, unless a person has set it."""
     if not PREFECT_API_URL.value():
         return  # a server for this run alone, whose threads the core lets compute in turn
     with get_client(sync_client=True) as client:
         try:
             client.read_concurrency_limit_by_tag(GPU)
         except ObjectNotFound:
-            client.create_concurrency_limit(GPU, 1)
+            client.create_concurrency_limit(GPU, max(gpu_count(), 1))
 
 
 class _Submitted:

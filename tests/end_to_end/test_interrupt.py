@@ -69,7 +69,7 @@ def without_albat(whole: RunConfig, folder: Path) -> RunConfig:
 
 def adapter_of(config: RunConfig, ref: ArtifactRef | None = None) -> Manifest:
     """Return the manifest of ALBAT's adapter, which must be finished."""
-    found = ref or Chain(config).adapter(ALBAT)
+    found = ref or Chain(config).arms.adapter(ALBAT)
     assert found is not None
     return ArtifactStore(config.runtime.root).manifest(found)
 
@@ -101,14 +101,14 @@ def test_a_run_stopped_at_any_step_ends_the_same(
     config = without_albat(short, tmp_path)
     stopping = StopsAt(lambda label, done: label == LABELS[ALBAT] and done >= step)
     with reporting_to(stopping), pytest.raises(Interrupted):
-        Chain(config).adapter(ALBAT)
+        Chain(config).arms.adapter(ALBAT)
     (checkpoint,) = checkpoints(config)
     state = CheckpointFile(str(checkpoint)).read()
     assert state is not None
     assert state.step == step
     resumed = StopsAt(lambda *_: False)
     with reporting_to(resumed):
-        ref = Chain(config).adapter(ALBAT)
+        ref = Chain(config).arms.adapter(ALBAT)
     assert resumed.began == step
     assert same_adapter(adapter_of(config, ref), adapter_of(short))
     assert checkpoints(config) == []
@@ -124,7 +124,7 @@ def test_a_run_stopped_while_it_validates_ends_the_same(short: RunConfig, tmp_pa
         return batches > 1
 
     with reporting_to(StopsAt(second_validation)), pytest.raises(Interrupted):
-        Chain(config).adapter(ALBAT)
+        Chain(config).arms.adapter(ALBAT)
     (checkpoint,) = checkpoints(config)
     state = CheckpointFile(str(checkpoint)).read()
     assert state is not None

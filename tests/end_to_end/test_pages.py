@@ -100,13 +100,13 @@ def test_long_work_is_shown_while_it_lasts(
     monkeypatch.setitem(stages.TASKS, compute, lift(compute, "compute"))
 
     @flow
-    def long() -> list[int]:
+    def long() -> int:
         runtime = Runtime(device="cpu")
         with tasks_on(runtime) as execute:
-            return execute(compute, [()], (runtime,))
+            return execute(compute, runtime=runtime).result()
 
     with reporting_to(Silent()):
-        assert long() == [5]
+        assert long() == 5
     wait_until(lambda: [each.data for each in progress()] == [100])
     [ended] = progress()
     assert ended.task_run_id is not None
@@ -135,7 +135,8 @@ def test_tasks_on_a_gpu_run_one_at_a_time(
     def three() -> list[int]:
         runtime = Runtime(device=device, workers=3)
         with tasks_on(runtime) as execute:
-            return execute(compute, [(n,) for n in range(3)], (runtime,))
+            started = [execute(compute, number=n, runtime=runtime) for n in range(3)]
+            return [each.result() for each in started]
 
     assert three() == [0, 1, 2]
     assert device == "cpu" or alone == [True, True, True]

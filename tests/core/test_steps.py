@@ -1,0 +1,129 @@
+"""Steps: one call for equal arguments, submitted side by side, told of when they are done."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from albat_core.progress import Silent, reporting_to
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, RANDOM
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.runs.steps import Steps, call_here
+from albat_core.stages.evaluate import evaluate
+from albat_core.stages.finetune import finetune
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+
+
+def ref_of(number: int) -> ArtifactRef:
+    return ArtifactRef(stage="any", key=f"{number:032d}")
+
+
+def test_the_same_stage_with_the_same_arguments_is_one_step(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def stage(numbers: Sequence[int], label: str = "") -> ArtifactRef:
+        calls.append(sum(numbers))
+        return ref_of(sum(numbers))
+
+    steps = Steps(call_here, ArtifactStore(str(tmp_path)))
+    first = steps.submit("add", stage, numbers=[1, 2])
+    assert steps.submit("add again", stage, numbers=(1, 2)) is first
+    assert steps.submit("add", stage, numbers=[1, 2], label="named") is not first
+    assert calls == [3, 3]
+    assert not steps.stages  # nothing was waited for yet
+    first.result()
+    assert [(stage.label, stage.refs) for stage in steps.stages] == [("add", (ref_of(3),))]
+
+
+class Later:
+    """Executes nothing until it is waited for, and notes what was under way."""
+
+    def __init__(self) -> None:
+        self.waiting: set[str] = set()
+        self.most: dict[str, int] = {}
+
+    def __call__(self, stage: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        name = f"{stage.__name__} {len(self.waiting)}"
+        self.waiting.add(name)
+        now = sum(each.startswith(stage.__name__) for each in self.waiting)
+        self.most[stage.__name__] = max(self.most.get(stage.__name__, 0), now)
+        return Waited(self, name, lambda: stage(*args, **kwargs))
+
+
+class Waited:
+    def __init__(self, later: Later, name: str, work: Callable[[], Any]) -> None:
+        self._later, self._name, self._work = later, name, work
+
+    def result(self) -> Any:
+        made = self._work()
+        self._later.waiting.discard(self._name)
+        return made
+
+
+def test_arms_folds_and_evaluations_are_under_way_side_by_side(run_config: RunConfig) -> None:
+    later = Later()
+    auto = run_config.mixture.model_copy(update={"alpha": "auto"})
+    more = run_config.estimate.model_copy(update={"folds": 3})
+    config = run_config.model_copy(update={"mixture": auto, "estimate": more})
+    chain = Chain(config, later)
+    assert len(chain.folds) == 3
+    assert later.most[finetune.__name__] == 2  # the folds beside the run's own
+    runs = chain.arms.runs
+    assert [run.name for run in runs] == ["untouched", ADAPTATION_ONLY, RANDOM, ALBAT]
+    assert later.most[finetune.__name__] == 3  # the arms that are trained
+    assert later.most[evaluate.__name__] == 4
+    order = [stage.label for stage in chain.stages]
+    assert order.index("fine-tune: ALBAT") < order.index("evaluate: Backbone untouched")
+
+
+def test_steps_of_one_label_are_told_of_once_when_all_are_done(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Teller(Silent):
+        def announce(
+            self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
+        ) -> None:
+            told.append((stage, rows))
+
+    store = ArtifactStore(str(tmp_path))
+
+    def stage(number: int) -> ArtifactRef:
+        return store.produce("count", 1, {"n": number}, {}, lambda _: Built(rows=number))
+
+    with reporting_to(Teller()):
+        steps = Steps(call_here, store)
+        one, two = (steps.submit("count", stage, number=n) for n in (1, 2))
+        steps.results([one])
+        assert told == []
+        steps.results([one, two])
+        steps.results([two])
+    assert told == [("count", 3)]
+
+
+@pytest.mark.slow
+def test_a_call_that_does_not_fit_its_stage_is_a_mistake_of_types(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from albat_core.runs.steps import Steps\n"
+        "from albat_core.stages.select import select_all\n"
+        "from albat_core.store.stage import Runtime\n"
+        "def run(steps: Steps) -> None:\n"
+        "    steps.run('take', select_all, candidates='text', runtime=Runtime())\n"
+        "    steps.run('take', select_all, candidate=None, runtime=Runtime())\n"
+        "    steps.run('take', select_all, runtime=Runtime())\n"
+    )
+    root = Path(__file__).parents[2]
+    said = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml"),
+         "--cache-dir", str(tmp_path / "cache"), str(wrong)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    lines = [line for line in said.stdout.splitlines() if "wrong.py" in line]
+    assert {line.split(":")[1] for line in lines if "error" in line} == {"5", "6", "7"}, said.stdout
