@@ -327,11 +327,20 @@ def upload(folder: Path, uri: str) -> None:
     fs, path = filesystem(uri)
     with writing(uri):
         if is_remote(uri):
-            for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-                fs.put_file(str(file), join(path, file.relative_to(folder).as_posix()))
+            _put(fs, folder, path)
         else:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(str(folder), path)
+
+
+def _put(fs: Any, folder: Path, path: str) -> None:
+    """Copy a local folder's files below a path of a remote file system, several at once."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    if files:
+        fs.put(
+            [str(file) for file in files],
+            [join(path, file.relative_to(folder).as_posix()) for file in files],
+        )
 
 
 def replace_tree(local: Path, uri: str) -> None:
@@ -340,8 +349,7 @@ def replace_tree(local: Path, uri: str) -> None:
     with writing(uri):
         if is_remote(uri):
             remove(uri)
-            for file in sorted(p for p in local.rglob("*") if p.is_file()):
-                fs.put_file(str(file), join(path, file.relative_to(local).as_posix()))
+            _put(fs, local, path)
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -360,14 +368,22 @@ def download(uri: str, folder: Path) -> Path:
     if not is_remote(uri):
         return Path(path)
     with _explained(uri):
+        wanted: dict[str, Path] = {}
         for name, length in file_sizes(uri).items():
             target = folder / name
             if not (target.exists() and target.stat().st_size == length):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                # several threads may want the same file
-                part = target.with_name(f".{uuid.uuid4().hex[:8]}.part")
-                fs.get_file(join(path, name), str(part))
+                wanted[join(path, name)] = target
+        # several threads may want the same file
+        parts = [t.with_name(f".{uuid.uuid4().hex[:8]}.part") for t in wanted.values()]
+        try:
+            if wanted:
+                fs.get(list(wanted), [str(part) for part in parts])  # several at once
+            for part, target in zip(parts, wanted.values(), strict=True):
                 part.replace(target)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
     return folder
 
 

@@ -125,7 +125,9 @@ class PipelineAdapter:
         self._family.pipeline.save_lora_weights(
             folder, weight_name=WEIGHTS, safe_serialization=True, **layers, **metadata
         )
-        scale = next(iter(modules.values())).peft_config["default"].lora_alpha
+        its = next(iter(modules.values())).peft_config["default"]
+        # kohya's programs divide by the rank, whatever peft does
+        scale = its.lora_alpha * (its.r**0.5 if its.use_rslora else 1)
         by_component = {name.removesuffix("_lora_layers"): rows for name, rows in layers.items()}
         save_file(
             self._family.kohya_layers(by_component, scale), folder / KOHYA_WEIGHTS, {"format": "pt"}
