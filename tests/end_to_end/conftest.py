@@ -156,7 +156,7 @@ def copy_of(first: Run, place: Path) -> Run:
 HOLDS = """
 import sys, time
 from pathlib import Path
-from albat_core.finetuning.checkpoint import CheckpointFile
+from albat_core.training.checkpoint import CheckpointFile
 from flows.cli import main
 
 write, go = CheckpointFile.write, Path(sys.argv.pop())
