@@ -79,9 +79,12 @@ def dreambooth_steps(config: RunConfig, rows: list[Example]) -> Callable[[], Non
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     pixels = torch.from_numpy(np.stack([picture_pixels(r.image or b"") for r in rows]))
     tokens = pipeline.tokenizer(
-        [r.text or "" for r in rows], padding="max_length", truncation=True, return_tensors="pt",
+        [r.text or "" for r in rows],
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
         max_length=pipeline.tokenizer.model_max_length,
-    )["input_ids"]  # fmt: skip
+    )["input_ids"]
     data = torch.utils.data.TensorDataset(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, tokens)
     loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
     unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)

@@ -145,8 +145,10 @@ def _check_cut(source: SourceConfig, config: RunConfig) -> None:
 
 def _check_split(config: RunConfig) -> None:
     """Divide the adaptation documents as the run will."""
-    own, other = ([(r.example_id, r.source, r.document) for r in _rows(sources)]
-                  for sources in (config.adaptation, config.heldout))  # fmt: skip
+    own, other = (
+        [(r.example_id, r.source, r.document) for r in _rows(sources)]
+        for sources in (config.adaptation, config.heldout)
+    )
     refuse_repeated([row[:2] for row in own + other])
     documents = [document for _, _, document in own]
     test = 0.0 if config.heldout else config.split.test

@@ -100,10 +100,14 @@ def results(arms: Sequence[Arm], unit: str) -> str:
         "|---|---:|---|---:|---|---:|",
     ]
     for arm in arms:
-        gain = ("", "") if arm.gain is None else (
-            signed(arm.gain.value, digits),
-            between(arm.gain, digits),
-        )  # fmt: skip
+        gain = (
+            ("", "")
+            if arm.gain is None
+            else (
+                signed(arm.gain.value, digits),
+                between(arm.gain, digits),
+            )
+        )
         cells = (
             f"**{arm.label}**" if arm.name == ALBAT else arm.label,
             fixed(arm.loss.value, digits),

@@ -62,8 +62,10 @@ class Measured:
             arm: sorted((r for r in results if r.arm == arm), key=lambda r: r.seed)
             for arm in dict.fromkeys(r.arm for r in results)
         }
-        found = {arm: [document_losses(store, r.evaluation) for r in rows]
-                 for arm, rows in self.by_arm.items()}  # fmt: skip
+        found = {
+            arm: [document_losses(store, r.evaluation) for r in rows]
+            for arm, rows in self.by_arm.items()
+        }
         self._totals = {arm: [totals for totals, _ in pairs] for arm, pairs in found.items()}
         self._units = [units for _, units in found[ADAPTATION_ONLY]]
 
@@ -92,8 +94,11 @@ class Measured:
     def curve(self) -> tuple[Floats, list[str]]:
         """Shares of the adaptation data, ascending, and the arms that have them without corpus."""
         points = {ADAPTATION_ONLY: self.by_arm[ADAPTATION_ONLY][0].share}
-        points |= {arm: rows[0].share for arm, rows in self.by_arm.items()
-                   if arm == "all" or arm.startswith("share ")}  # fmt: skip
+        points |= {
+            arm: rows[0].share
+            for arm, rows in self.by_arm.items()
+            if arm == "all" or arm.startswith("share ")
+        }
         arms = sorted(points, key=lambda arm: points[arm])
         return np.array([points[arm] for arm in arms]), arms
 

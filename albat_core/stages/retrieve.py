@@ -176,9 +176,14 @@ def take_candidates(shards: ArtifactRef, runtime: Runtime) -> ArtifactRef:
             count = names.num_rows
             nothing = [None] * count
             columns = [
-                names["example_id"].to_pylist(), names["source"].to_pylist(),
-                [part.address] * count, range(count), [0] * count, nothing, nothing,
-            ]  # fmt: skip
+                names["example_id"].to_pylist(),
+                names["source"].to_pylist(),
+                [part.address] * count,
+                range(count),
+                [0] * count,
+                nothing,
+                nothing,
+            ]
             blocks.append(candidate_table(columns))
         table = pa.concat_tables(blocks)
         write_candidates(folder, table, NEIGHBOUR_SCHEMA.empty_table())

@@ -46,9 +46,11 @@ class MixtureSampler:
         other = range(before, after)
         return (
             [int(self._adaptation_order(n // self._rows)[n % self._rows]) for n in own],
-            [int(self._backbone_order(n // len(self._weights))[n % len(self._weights)])
-             for n in other],
-        )  # fmt: skip
+            [
+                int(self._backbone_order(n // len(self._weights))[n % len(self._weights)])
+                for n in other
+            ],
+        )
 
     def _shuffle_adaptation(self, epoch: int) -> NDArray[np.int64]:
         return numpy_generator(self._seed, "adaptation order", epoch).permutation(self._rows)

@@ -98,12 +98,15 @@ def test_a_claim_that_is_renewed_is_waited_for(claim: str, monkeypatch: pytest.M
     assert storage.exists(claim)  # it is another's
 
 
-@pytest.mark.parametrize("content", [
-    {"renewed": 0.0},
-    {"renewed": time.time() + 1e6},
-    {"host": socket.gethostname(), "process": 2**22 + 1},
-    {"renewed": "soon"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"renewed": 0.0},
+        {"renewed": time.time() + 1e6},
+        {"host": socket.gethostname(), "process": 2**22 + 1},
+        {"renewed": "soon"},
+    ],
+)
 def test_a_claim_that_nobody_holds_is_taken_over(claim: str, content: dict[str, object]) -> None:
     write(claim, **content)
     with claimed(claim, "k", nothing) as found:

@@ -396,6 +396,10 @@ def test_shards_cut_by_a_backbones_own_tokenizer(tmp_path: Path) -> None:
     )
     examples = table_to_examples(read_table(store.folder(ref) / "part-00000.parquet"))
     assert "".join(e.text for e in examples[:-1]) == text
-    assert [e.example_id for e in examples] == ["r.jsonl:0#0", "r.jsonl:0#1", "r.jsonl:0#2",
-                                                "r.jsonl:1"]  # fmt: skip
+    assert [e.example_id for e in examples] == [
+        "r.jsonl:0#0",
+        "r.jsonl:0#1",
+        "r.jsonl:0#2",
+        "r.jsonl:1",
+    ]
     assert all(len(e.text.split()) <= 9 for e in examples)

@@ -192,8 +192,12 @@ class Planted:
         config = DecontaminationConfig.model_validate(knobs)
         return decontaminate(
             candidates or self.candidates,
-            self.queries, self.chain.inputs.index, self.adaptation, config, self.runtime,
-        )  # fmt: skip
+            self.queries,
+            self.chain.inputs.index,
+            self.adaptation,
+            config,
+            self.runtime,
+        )
 
     def table(self, ref: ArtifactRef) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = read_table(self.store.folder(ref) / CANDIDATES).to_pydict()
@@ -288,11 +292,13 @@ def test_a_chat_is_read_as_its_contents(planted: Planted) -> None:
     halves = [" ".join(words[:4]), " ".join(words[4:])]
     chats = [
         Example(
-            f"chat-{n}", f"chat-{n}", "s",
+            f"chat-{n}",
+            f"chat-{n}",
+            "s",
             messages=tuple({"role": "user", "content": half} for half in order),
         )
         for n, order in enumerate((halves, ["sail", "mast"]))
-    ]  # fmt: skip
+    ]
     ref = planted.decontaminate(candidates(planted, chats), ngram=8, similarity=None)
     assert planted.table(ref)["example_id"] == ["chat-1"]
 

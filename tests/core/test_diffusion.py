@@ -342,9 +342,11 @@ def test_a_size_that_cannot_be_encoded_is_refused(folders: dict[str, Path]) -> N
 
 @pytest.mark.parametrize(
     ("family", "said", "meant"),
-    [("sdxl", "StableDiffusionPipeline", "StableDiffusionXLPipeline"),
-     ("sd", "StableDiffusionXLPipeline", "StableDiffusionPipeline")],
-)  # fmt: skip
+    [
+        ("sdxl", "StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+        ("sd", "StableDiffusionXLPipeline", "StableDiffusionPipeline"),
+    ],
+)
 def test_a_folder_given_as_another_family_is_refused(
     folders: dict[str, Path], tmp_path: Path, family: str, said: str, meant: str
 ) -> None:

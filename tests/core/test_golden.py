@@ -40,9 +40,20 @@ def same(name: str, found: Any, kept: Any) -> None:
 def test_every_step_of_a_run_is_kept(now: Made, then: Made) -> None:
     assert now.keys() == then.keys(), "steps were added or renamed: `python -m tests.golden`"
     assert {each["stage"] for each in now.values()} >= {
-        "shards", "split", "embeddings", "queries", "index", "candidates", "adapter", "scores",
-        "selection", "estimate", "mixture", "evaluation", "report",
-    }  # fmt: skip
+        "shards",
+        "split",
+        "embeddings",
+        "queries",
+        "index",
+        "candidates",
+        "adapter",
+        "scores",
+        "selection",
+        "estimate",
+        "mixture",
+        "evaluation",
+        "report",
+    }
 
 
 def test_keys_and_content_change_with_the_stage_s_version_alone(now: Made, then: Made) -> None:
@@ -103,8 +114,12 @@ def test_a_new_setting_at_its_default_changes_no_key() -> None:
     assert key(Later(fresh=True)) != key(Before())
     assert key(Later(more=Inner())) != key(Before())  # a section's default is its own
     assert Later().settings(seed=1).shown == {
-        "rows": 10, "inner": {"depth": 3}, "fresh": False, "more": {"depth": 5}, "seed": 1
-    }  # fmt: skip
+        "rows": 10,
+        "inner": {"depth": 3},
+        "fresh": False,
+        "more": {"depth": 5},
+        "seed": 1,
+    }
 
 
 def test_the_kept_file_is_of_this_repository(then: Made) -> None:

@@ -75,9 +75,16 @@ def test_a_selection_of_another_topic_is_worth_less(
 
     def worth(chain: Chain) -> float:
         ref = estimate_worth(
-            chain.selection, computed.inputs.adaptation, computed.folds, [], c.backbone,
-            c.surrogate.adapter, c.estimate, c.seed, c.runtime,
-        )  # fmt: skip
+            chain.selection,
+            computed.inputs.adaptation,
+            computed.folds,
+            [],
+            c.backbone,
+            c.surrogate.adapter,
+            c.estimate,
+            c.seed,
+            c.runtime,
+        )
         return float(store.manifest(ref).facts["alpha_estimate"])
 
     corpus = c.corpus[0].path

@@ -38,9 +38,15 @@ def squares(colours: list[str], count: int, seed: int, side: int = 16) -> list[E
         pixels[top : top + side // 2, left : left + side // 2] = COLOURS[colour]
         name = f"{colour}-{seed}-{n}"
         made.append(
-            Example(name, name, colour, text=f"a {colour} square <{n}>", image=png_file(pixels),
-                    frame=(side, side, 0, 0))
-        )  # fmt: skip
+            Example(
+                name,
+                name,
+                colour,
+                text=f"a {colour} square <{n}>",
+                image=png_file(pixels),
+                frame=(side, side, 0, 0),
+            )
+        )
     return made
 
 
@@ -51,10 +57,14 @@ def as_shards(store: ArtifactStore, examples: list[Example]) -> ArtifactRef:
         write_table(examples_to_table(examples), folder / "00000.parquet")
         sources = [e.source for e in examples]
         facts = {
-            "files": ["pictures.parquet"], "rows": len(examples), "null_rows": 0,
-            "split_rows": 0, "unfit_rows": 0, "parts": [{"name": "00000.parquet",
-            "rows": len(examples)}], "sources": {s: sources.count(s) for s in set(sources)},
-        }  # fmt: skip
+            "files": ["pictures.parquet"],
+            "rows": len(examples),
+            "null_rows": 0,
+            "split_rows": 0,
+            "unfit_rows": 0,
+            "parts": [{"name": "00000.parquet", "rows": len(examples)}],
+            "sources": {s: sources.count(s) for s in set(sources)},
+        }
         return Built(rows=len(examples), facts=facts)
 
     return store.produce(STAGE, 1, {}, {"rows": [e.digest() for e in examples]}, build)

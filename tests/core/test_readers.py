@@ -126,9 +126,12 @@ def test_one_huge_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
     rows = [{"text": f"{i}" + "".join(words), "unread": "".join(words)} for i in range(10_000)]
     path = tmp_path / "r.parquet"
     pq.write_table(
-        pa.Table.from_pylist(rows), path, row_group_size=20_000, compression="none",
+        pa.Table.from_pylist(rows),
+        path,
+        row_group_size=20_000,
+        compression="none",
         use_dictionary=False,
-    )  # fmt: skip
+    )
     del rows
     file = only(SourceConfig(path=str(path)))
     before = pa.total_allocated_bytes()

@@ -141,12 +141,38 @@ def sample(**changes: Any) -> ReportContent:
         "corpus rows reaches 2.610.",
         arms=(
             arm("untouched", "Untouched", 3.54, -0.78),
-            arm("adaptation_only", "Adaptation only", 2.76, None, adaptation_rows=214,
-                best_step=120, steps=400, seconds=188.0),
-            arm("random", "Adaptation + random rows", 2.61, 0.15, adaptation_rows=214,
-                backbone_rows=1738, best_step=260, steps=400, seconds=412.4),
-            arm("albat", "ALBAT", 2.52, 0.24, adaptation_rows=214, backbone_rows=1738,
-                best_step=300, steps=400, seconds=415.9),
+            arm(
+                "adaptation_only",
+                "Adaptation only",
+                2.76,
+                None,
+                adaptation_rows=214,
+                best_step=120,
+                steps=400,
+                seconds=188.0,
+            ),
+            arm(
+                "random",
+                "Adaptation + random rows",
+                2.61,
+                0.15,
+                adaptation_rows=214,
+                backbone_rows=1738,
+                best_step=260,
+                steps=400,
+                seconds=412.4,
+            ),
+            arm(
+                "albat",
+                "ALBAT",
+                2.52,
+                0.24,
+                adaptation_rows=214,
+                backbone_rows=1738,
+                best_step=300,
+                steps=400,
+                seconds=415.9,
+            ),
         ),
         curves=(
             curve("adaptation_only", "Adaptation only", 3.57, 2.79, 120),
@@ -160,8 +186,9 @@ def sample(**changes: Any) -> ReportContent:
             selected=1738,
             effective_sample_size=1 / sum(w * w for w in weights),
             sources=tuple(
-                SourceCount(source=name, corpus=row[0], candidates=row[1], selected=row[2],
-                            weight=row[3])
+                SourceCount(
+                    source=name, corpus=row[0], candidates=row[1], selected=row[2], weight=row[3]
+                )
                 for name, row in SOURCES.items()
             ),
             candidate_scores=candidates,
@@ -173,27 +200,62 @@ def sample(**changes: Any) -> ReportContent:
         alpha=0.5,
         splits={"train": 58, "validation": 30, "held out": 312, "not used": 329},
         inputs=(
-            InputCount(name="corpus/*.parquet", role="corpus", rows=41_902, examples=42_419,
-                       notes=("517 long rows were cut up", "12 rows without text were left out")),
+            InputCount(
+                name="corpus/*.parquet",
+                role="corpus",
+                rows=41_902,
+                examples=42_419,
+                notes=("517 long rows were cut up", "12 rows without text were left out"),
+            ),
             InputCount(name="cancergov.parquet", role="adaptation", rows=729, examples=729),
         ),
         index={"kind": "flat, inner product", "rows": 42_419, "dimension": 384, "recall@64": 1.0},
         stages=(
-            StageTime(stage="embed", label="Embed the corpus", rows=42_419, seconds=611.2,
-                      reused=True, artifact="embedding/3fa9c1d2e07b44 and 8 more"),
-            StageTime(stage="index", label="Build the index", rows=42_419, seconds=2.1,
-                      reused=True, artifact="index/77b0e4aa"),
-            StageTime(stage="surrogate", label="Train the surrogate", rows=214, seconds=97.4,
-                      reused=False, artifact="surrogate/c01d5b3e"),
-            StageTime(stage="score", label="Score the candidates", rows=7655, seconds=240.6,
-                      reused=False, artifact="scores/9be2a410"),
-            StageTime(stage="train", label="Train the adapters", rows=1952, seconds=1016.3,
-                      reused=False, artifact="adapter/e4410f7c"),
+            StageTime(
+                stage="embed",
+                label="Embed the corpus",
+                rows=42_419,
+                seconds=611.2,
+                reused=True,
+                artifact="embedding/3fa9c1d2e07b44 and 8 more",
+            ),
+            StageTime(
+                stage="index",
+                label="Build the index",
+                rows=42_419,
+                seconds=2.1,
+                reused=True,
+                artifact="index/77b0e4aa",
+            ),
+            StageTime(
+                stage="surrogate",
+                label="Train the surrogate",
+                rows=214,
+                seconds=97.4,
+                reused=False,
+                artifact="surrogate/c01d5b3e",
+            ),
+            StageTime(
+                stage="score",
+                label="Score the candidates",
+                rows=7655,
+                seconds=240.6,
+                reused=False,
+                artifact="scores/9be2a410",
+            ),
+            StageTime(
+                stage="train",
+                label="Train the adapters",
+                rows=1952,
+                seconds=1016.3,
+                reused=False,
+                artifact="adapter/e4410f7c",
+            ),
         ),
         config_yaml="backbone:\n  path: models/small\nselection:\n  target_ess: 0.5\nalpha: 0.5\n",
         versions={"albat": "0.1.0", "torch": "2.9.1", "transformers": "5.1.0", "python": "3.11.9"},
         machine="Linux x86_64, 2 cores, 8 GiB, no GPU",
-    )  # fmt: skip
+    )
     return content.model_copy(update=changes)
 
 
@@ -350,14 +412,22 @@ def test_candidates_left_out_are_counted(copies: int | None, told: str) -> None:
 
 def test_text_of_the_data_never_becomes_markup(content: ReportContent) -> None:
     example = content.selection.most_useful[0].model_copy(
-        update={"text": SCRIPT + " word" * 200, "source": SCRIPT, "nearest_text": SCRIPT,
-                "example_id": SCRIPT, "nearest_id": '" onclick="x'}
-    )  # fmt: skip
+        update={
+            "text": SCRIPT + " word" * 200,
+            "source": SCRIPT,
+            "nearest_text": SCRIPT,
+            "example_id": SCRIPT,
+            "nearest_id": '" onclick="x',
+        }
+    )
     source = SourceCount(source=SCRIPT, corpus=50_000, candidates=1, selected=1, weight=0.5)
     selection = content.selection.model_copy(
-        update={"most_useful": (example,), "scorer": SCRIPT,
-                "sources": (source, *content.selection.sources)}
-    )  # fmt: skip
+        update={
+            "most_useful": (example,),
+            "scorer": SCRIPT,
+            "sources": (source, *content.selection.sources),
+        }
+    )
     hostile = page.render(
         sample(
             title=SCRIPT,
@@ -516,14 +586,29 @@ def test_whether_a_new_fine_tuning_is_worth_it_is_said_with_the_numbers() -> Non
 def bare(**changes: Any) -> ReportContent:
     """A report of a run of which next to nothing is known."""
     nothing = Selection(
-        scorer="random", corpus_rows=0, candidates=0, selected=0, effective_sample_size=0.0,
-        sources=(), candidate_scores=(), selected_scores=(), selected_weights=(),
-        most_useful=(), least_useful=(),
-    )  # fmt: skip
+        scorer="random",
+        corpus_rows=0,
+        candidates=0,
+        selected=0,
+        effective_sample_size=0.0,
+        sources=(),
+        candidate_scores=(),
+        selected_scores=(),
+        selected_weights=(),
+        most_useful=(),
+        least_useful=(),
+    )
     empty: dict[str, Any] = {
-        "arms": (), "curves": (), "selection": nothing, "splits": {}, "inputs": (), "index": {},
-        "stages": (), "versions": {}, "config_yaml": "",
-    }  # fmt: skip
+        "arms": (),
+        "curves": (),
+        "selection": nothing,
+        "splits": {},
+        "inputs": (),
+        "index": {},
+        "stages": (),
+        "versions": {},
+        "config_yaml": "",
+    }
     return sample(**(empty | changes))
 
 
@@ -544,17 +629,24 @@ def test_parts_that_are_missing_leave_the_others_standing(content: ReportContent
     nan = float("nan")
     alone = arm("albat", "ALBAT", 2.52, None)
     broken = alone.model_copy(
-        update={"name": "random", "label": "Broken", "loss": around(nan, nan),
-                "perplexity": float("inf")}
-    )  # fmt: skip
+        update={
+            "name": "random",
+            "label": "Broken",
+            "loss": around(nan, nan),
+            "perplexity": float("inf"),
+        }
+    )
     unranked = content.selection.model_copy(
         update={
             "candidate_scores": (),
             "selected_scores": (),
-            "most_useful": (shown(3, useful=True).model_copy(
-                update={"score": None, "weight": None, "similarity": None}),),
+            "most_useful": (
+                shown(3, useful=True).model_copy(
+                    update={"score": None, "weight": None, "similarity": None}
+                ),
+            ),
         }
-    )  # fmt: skip
+    )
     point = Curve(arm="albat", label="ALBAT", best_step=5, points=(CurvePoint(step=5),))
     html = page.render(bare(arms=(alone, broken), curves=(point,), selection=unranked))
     rows = rows_of(html, "Arms")
@@ -630,9 +722,16 @@ def test_numbers_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("values", "significant", "digits"),
-    [([2.5, 3.5], 4, 3), ([0.0834, 0.0829], 4, 5), ([0.3], 4, 4), ([1234.0], 4, 3),
-     ([0.0004, float("nan"), 0.0], 3, 6), ([], 4, 3), ([1e-20], 3, 9)],
-)  # fmt: skip
+    [
+        ([2.5, 3.5], 4, 3),
+        ([0.0834, 0.0829], 4, 5),
+        ([0.3], 4, 4),
+        ([1234.0], 4, 3),
+        ([0.0004, float("nan"), 0.0], 3, 6),
+        ([], 4, 3),
+        ([1e-20], 3, 9),
+    ],
+)
 def test_numbers_get_the_digits_that_their_size_needs(
     values: list[float], significant: int, digits: int
 ) -> None:

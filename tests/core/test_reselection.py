@@ -165,9 +165,16 @@ def test_gradients_that_are_known_are_as_good_as_new_ones(
     later = Chain(run, previous=selected)
     c = run
     given = (
-        later.selection, later.inputs.adaptation, selected.folds, [], c.backbone,
-        c.surrogate.adapter, c.estimate, c.seed, c.runtime,
-    )  # fmt: skip
+        later.selection,
+        later.inputs.adaptation,
+        selected.folds,
+        [],
+        c.backbone,
+        c.surrogate.adapter,
+        c.estimate,
+        c.seed,
+        c.runtime,
+    )
     known = later.estimate
     grown: list[float] = []
     true = estimate_stage.estimate_terms
@@ -203,9 +210,15 @@ def test_scores_are_kept_where_both_surrogates_rank_alike(
     later = Chain(run, previous=selected)
     c, store = run, ArtifactStore(run.runtime.root)
     alone = score_candidates(
-        later.candidates, later.surrogate, later.inputs.adaptation, [], c.backbone, scoring, c.seed,
+        later.candidates,
+        later.surrogate,
+        later.inputs.adaptation,
+        [],
+        c.backbone,
+        scoring,
+        c.seed,
         c.runtime,
-    )  # fmt: skip
+    )
     told = later.facts(later.scores)
     tables = [
         read_table(store.folder(ref) / SCORES) for ref in (selected.scores, later.scores, alone)

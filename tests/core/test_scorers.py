@@ -35,9 +35,14 @@ Named = dict[str, torch.Tensor]
 DIMENSION, DAMPING = 512, 3.0
 NOISE = FixedNoise(levels=2)
 SURROGATE = FinetuneConfig(
-    steps=6, batch_size=4, evaluate_every=3, warmup=4, learning_rate=0.01, noise_levels=2,
+    steps=6,
+    batch_size=4,
+    evaluate_every=3,
+    warmup=4,
+    learning_rate=0.01,
+    noise_levels=2,
     adapter={"rank": 2},
-)  # fmt: skip
+)
 
 
 def test_the_step_is_that_of_less_by_hand() -> None:

@@ -118,12 +118,20 @@ def test_a_call_that_does_not_fit_its_stage_is_a_mistake_of_types(tmp_path: Path
     )
     root = Path(__file__).parents[2]
     said = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml"),
-         "--cache-dir", str(tmp_path / "cache"), str(wrong)],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--config-file",
+            str(root / "pyproject.toml"),
+            "--cache-dir",
+            str(tmp_path / "cache"),
+            str(wrong),
+        ],
         cwd=root,
         capture_output=True,
         text=True,
         check=False,
-    )  # fmt: skip
+    )
     lines = [line for line in said.stdout.splitlines() if "wrong.py" in line]
     assert {line.split(":")[1] for line in lines if "error" in line} == {"5", "6", "7"}, said.stdout

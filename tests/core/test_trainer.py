@@ -235,9 +235,15 @@ def test_without_a_penalty_nothing_is_computed_twice(training: Training) -> None
 def test_an_adapter_goes_on_from_another(training: Training) -> None:
     first = training.run()
     whole = finetune(
-        training.mixture, training.adaptation, [], training.backbone,
-        continued(STEPS, 20, 0.1), 0, training.runtime, start=first,
-    )  # fmt: skip
+        training.mixture,
+        training.adaptation,
+        [],
+        training.backbone,
+        continued(STEPS, 20, 0.1),
+        0,
+        training.runtime,
+        start=first,
+    )
     begun, gone_on = (training.store.manifest(ref).facts for ref in (first, whole))
     # the first look is at the adapter that it starts from
     assert gone_on["history"][0]["validation"] == pytest.approx(begun["validation_loss"], rel=1e-5)

@@ -98,8 +98,14 @@ def test_a_class_token_is_read_before_any_pooling_layer(tmp_path: Path) -> None:
 def test_an_encoder_of_pictures_alone_gives_what_it_pools(tmp_path: Path) -> None:
     clip = save_clip(tmp_path / "clip")
     folder = tmp_path / "vision"
-    config = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                              num_attention_heads=2, image_size=SIDE, patch_size=8)  # fmt: skip
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=8,
+    )
     model = CLIPVisionModel(config).eval()
     model.save_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(clip)

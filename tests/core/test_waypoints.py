@@ -167,9 +167,15 @@ def test_adapters_without_waypoints_have_none_to_read(chain: Chain, store: Artif
 def test_layers_that_nothing_flows_through_have_no_moments(tmp_path: Path) -> None:
     # SDXL reads its text encoders' last but one layers, so the last are never trained
     surrogate = FinetuneConfig(
-        steps=4, batch_size=2, evaluate_every=2, warmup=1, noise_levels=2, checkpoints=2,
-        adapter=AdapterConfig(rank=2, text_encoder=True), learning_rate=1e-3,
-    )  # fmt: skip
+        steps=4,
+        batch_size=2,
+        evaluate_every=2,
+        warmup=1,
+        noise_levels=2,
+        checkpoints=2,
+        adapter=AdapterConfig(rank=2, text_encoder=True),
+        learning_rate=1e-3,
+    )
     run = load_config(str(write_image_run(tmp_path, "sdxl")))
     chain = Chain(run.model_copy(update={"surrogate": surrogate}))
     with reporting_to(StopsAt(3)), pytest.raises(Interrupted):

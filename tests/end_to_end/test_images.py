@@ -68,15 +68,20 @@ def plain_losses(
             found.append((family, weights))
             adapters.append(
                 {
-                    "pipeline": run.config.backbone.path, "rows": str(heldout),
-                    "folder": run.result.places["adapter"], "weights": weights,
+                    "pipeline": run.config.backbone.path,
+                    "rows": str(heldout),
+                    "folder": run.result.places["adapter"],
+                    "weights": weights,
                 }
-            )  # fmt: skip
+            )
     program = Path(__file__).parent / "plain_diffusers.py"
     done = subprocess.run(
         [sys.executable, "-P", str(program), "noise.safetensors", json.dumps(adapters)],
-        capture_output=True, text=True, check=False, cwd=folder,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     losses = json.loads(done.stdout.splitlines()[-1])
     return dict(zip(found, losses, strict=True))

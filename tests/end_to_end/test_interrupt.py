@@ -137,9 +137,12 @@ def test_a_run_stopped_while_it_validates_ends_the_same(short: RunConfig, tmp_pa
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished run, not interrupted, that writes a checkpoint after each step."""
     training = {
-        "steps": STEPS, "batch_size": 4, "evaluate_every": EVALUATE_EVERY, "patience": STEPS,
+        "steps": STEPS,
+        "batch_size": 4,
+        "evaluate_every": EVALUATE_EVERY,
+        "patience": STEPS,
         "adapter": {"rank": 4, "dropout": 0.1},
-    }  # fmt: skip
+    }
     folder = tmp_path_factory.mktemp("whole")
     runtime = {"root": str(folder / "artifacts"), "device": "cpu", "checkpoint_seconds": 1e-9}
     config = load_config(str(write_run(folder, baselines=[], finetune=training, runtime=runtime)))
@@ -262,8 +265,11 @@ with stop_on_ctrl_c(Reporter()):
 def test_a_second_ctrl_c_ends_at_once() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", STOPS_TWICE],
-        capture_output=True, text=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
     assert ended.returncode == 130
     assert ended.stdout == "first\n"
     assert ended.stderr == "stopped at once; what was finished is kept\n"

@@ -115,9 +115,12 @@ def test_added_adaptation_rows_are_embedded_alone(start: Start, copied: Run) -> 
     )
     after = again(start, copied)
     assert after.labels - after.computed == {
-        "cut corpus", "embed corpus", "index", "draw random rows",
+        "cut corpus",
+        "embed corpus",
+        "index",
+        "draw random rows",
         f"fine-tune: {ARMS[0]}",  # the surrogate again, see the first run
-    }  # fmt: skip
+    }
     (queries,) = after.refs("embed adaptation set")
     (old,) = copied.refs("embed adaptation set")
     ids, vectors = load_queries(after.store, queries)
@@ -209,15 +212,26 @@ def test_prefect_shows_what_was_reused(start: Start, copied: Run) -> None:
     # they make no artifact
     always = {"find files", "list parts", "export", "register the adapter"}
     stages = {
-        "cut plants", "cut ships", "cut adaptation",
-        "embed shard 1/2 of plants", "embed shard 2/2 of ships",
-        "index the corpus", "split by document", "embed adaptation examples",
-        "embed held-out rows", "retrieve candidates", "leave out held-out rows",
-        "fine-tune: surrogate", "score candidates", "select and weigh",
-        "draw random candidates", "take all random candidates", "evaluate: Backbone untouched",
+        "cut plants",
+        "cut ships",
+        "cut adaptation",
+        "embed shard 1/2 of plants",
+        "embed shard 2/2 of ships",
+        "index the corpus",
+        "split by document",
+        "embed adaptation examples",
+        "embed held-out rows",
+        "retrieve candidates",
+        "leave out held-out rows",
+        "fine-tune: surrogate",
+        "score candidates",
+        "select and weigh",
+        "draw random candidates",
+        "take all random candidates",
+        "evaluate: Backbone untouched",
         *(f"{what}: {arm}" for what in ("write mixture", "fine-tune", "evaluate") for arm in ARMS),
         "write the report",
-    }  # fmt: skip
+    }
     first, second = task_runs("shown", stages | always)
     assert set(first) == set(second) == stages | always
     computed = {name for name, state in first.items() if state != "Reused"}
@@ -266,12 +280,20 @@ def test_others_read_mixture_and_adapter_and_find_our_loss(first: Run, tmp_path:
     places = first.result.places
     done = subprocess.run(
         [
-            sys.executable, "-c", OUTSIDER,
-            places["mixture"], places["adapter"], first.config.backbone.path, str(heldout),
+            sys.executable,
+            "-c",
+            OUTSIDER,
+            places["mixture"],
+            places["adapter"],
+            first.config.backbone.path,
+            str(heldout),
         ],
         env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     ours = {arm: first.manifest(f"evaluate: {arm}").facts["loss"] for arm in ("ALBAT", *ARMS[:1])}

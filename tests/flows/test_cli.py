@@ -234,9 +234,18 @@ def test_show_tells_what_an_artifact_is(
     said = albat("show", ref.key[:6], "--root", store.root)
     assert said.code == 0
     for expected in (
-        str(ref), str(store.folder(ref)), manifest.created, "config.knob", "0.5", "input.input",
-        "abc", "[bold]toy[/]", "rows.txt", manifest.files[0].sha256, "torch",
-    ):  # fmt: skip
+        str(ref),
+        str(store.folder(ref)),
+        manifest.created,
+        "config.knob",
+        "0.5",
+        "input.input",
+        "abc",
+        "[bold]toy[/]",
+        "rows.txt",
+        manifest.files[0].sha256,
+        "torch",
+    ):
         assert expected in said.out, expected
     assert "digests are as" not in said.out
 

@@ -42,9 +42,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float, str]]:
     monkeypatch.setattr(progress, "_EVERY", EVERY)
     monkeypatch.setattr(progress, "TaskRunContext", SimpleNamespace(get=lambda: "a run"))
     monkeypatch.setattr(progress, "create_progress_artifact", send)
-    monkeypatch.setattr(progress, "update_progress_artifact", lambda _id, p, description: send(
-        p, description
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        progress, "update_progress_artifact", lambda _id, p, description: send(p, description)
+    )
     return found
 
 

@@ -221,9 +221,10 @@ class DiffusionBackbone:
                 image = png_file((np.nan_to_num(pixels) * 255).round().astype(np.uint8))
                 name = f"generated/{n}"
                 made.append(
-                    Example(name, name, "generated", prompt, image=image,
-                            frame=(height, width, 0, 0))
-                )  # fmt: skip
+                    Example(
+                        name, name, "generated", prompt, image=image, frame=(height, width, 0, 0)
+                    )
+                )
         return made
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:

@@ -11,8 +11,15 @@ class Images(FileFormat):
 
     name: ClassVar[str] = "images"
     endings: ClassVar[tuple[str, ...]] = (
-        ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-    )  # fmt: skip
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+    )
     one_row: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
 
