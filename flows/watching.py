@@ -43,8 +43,9 @@ def watch_adaptation(root: str | None = None, config: RunConfig | None = None) -
     for place in [root] if root else _remembered():
         with _others_go_on(place, failed):
             watches = Watches(place)
-            for run in watches.all():
-                with _others_go_on(run.name, failed):
+            for name in watches.names():
+                with _others_go_on(name, failed):
+                    run = watches.config(name)
                     if state := changed_state(run, watches.acted(run.name)):
                         started.append(start_reselection(run, state, watches))
                         logger.info("%s: the data has changed (%s)", run.name, state)

@@ -9,15 +9,19 @@ Both are written whole. ``acted.json`` comes last: a selection that did not end 
 """
 
 import hashlib
+import logging
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from albat_core.errors import ConfigError
 from albat_core.records.selections import Selected
 from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import canonical_json
+
+logger = logging.getLogger(__name__)
 
 _FOLDER = "watches"
 _BASIS = {"seed", "backbone", "split", "shards", "surrogate"}
@@ -59,19 +63,37 @@ class Watches:
         storage.remove(place)
         return there
 
-    def all(self) -> list[RunConfig]:
-        """Return the runs that are watched, by name."""
-        places = [path for path in storage.file_sizes(self._root) if path.endswith("/watch.json")]
-        return [
-            RunConfig.model_validate_json(storage.read_bytes(f"{self._root}/{path}"))
-            for path in sorted(places)
-        ]
+    def names(self) -> list[str]:
+        """Return the names of the runs that are watched, sorted."""
+        places = storage.file_sizes(self._root)
+        return sorted(p.removesuffix("/watch.json") for p in places if p.endswith("/watch.json"))
+
+    def config(self, name: str) -> RunConfig:
+        """Return the configuration with which a run is watched.
+
+        Raises:
+            ConfigError: it was noted by a version whose settings had other names.
+        """
+        place = self._place(name, "watch")
+        try:
+            return RunConfig.model_validate_json(storage.read_bytes(place))
+        except ValidationError as error:
+            first = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ConfigError(
+                f"expected the settings of a run, {error.error_count()} are not known or not sound "
+                f"({first} and others)",
+                where=place,
+                remedy="watch the run again: `albat watch CONFIG`",
+            ) from error
 
     def acted(self, name: str) -> Acted | None:
-        """Return the state that was last acted on, if any was."""
+        """Return the state that was last acted on, if any was that can be gone on from."""
         try:
             return Acted.model_validate_json(storage.read_bytes(self._place(name, "acted")))
         except FileNotFoundError:
+            return None
+        except ValidationError:
+            logger.warning("%s was selected for by another version: it is done anew", name)
             return None
 
     def set_acted(self, name: str, acted: Acted) -> None:

@@ -1,12 +1,13 @@
 """Selecting again after the adaptation data has changed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from albat_core.errors import InputError
+from albat_core.errors import ConfigError, InputError
 from albat_core.measures.theory import Estimate
 from albat_core.records.mixtures import moved_weight, read_mixture
 from albat_core.records.runs import ALBAT
@@ -69,16 +70,30 @@ def test_held_out_data_is_watched_too(run: RunConfig, tmp_path: Path) -> None:
 
 def test_watches_are_kept_until_they_are_removed(run: RunConfig) -> None:
     watches = Watches(run.runtime.root)
-    assert watches.all() == []
+    assert watches.names() == []
     other = run.model_copy(update={"name": "another"})
     watches.add(run)
     watches.add(other)
     watches.add(run)
-    assert watches.all() == [other, run]
+    assert watches.names() == ["another", "toy"]
+    assert [watches.config(name) for name in watches.names()] == [other, run]
     assert watches.acted("toy") is None
     assert watches.remove("toy")
     assert not watches.remove("toy")
-    assert watches.all() == [other]
+    assert watches.names() == ["another"]
+
+
+def test_what_another_version_noted_is_told_of(run: RunConfig) -> None:
+    watches = Watches(run.runtime.root)
+    watches.add(run)
+    (place,) = Path(run.runtime.root).rglob("watch.json")
+    noted = json.loads(place.read_text())
+    noted["mixture"]["rows"] = noted.pop("selection")["rows"]
+    place.write_text(json.dumps(noted))
+    with pytest.raises(ConfigError, match=r"mixture\.rows.*\n.*albat watch"):
+        watches.config("toy")
+    place.with_name("acted.json").write_text('{"fingerprint": "f", "selected": {"mixing": null}}')
+    assert watches.acted("toy") is None  # so it is selected for anew
 
 
 def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None:
