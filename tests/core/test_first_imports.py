@@ -1,4 +1,4 @@
-"""What is imported: settings, stages and the chain need no model library, the command none at all."""
+"""What is imported: settings, stages and chain need no model library, the command none at all."""
 
 import subprocess
 import sys
