@@ -43,7 +43,7 @@ def _as_form(schema: dict[str, Any], model: type[BaseModel]) -> None:
             continue
         for choice in choices:
             if kind := _KINDS.get(choice.get("type")):
-                choice["title"] = choice.get("const", kind)
+                choice.setdefault("title", choice.get("const", kind))
 
 
 @dataclass(frozen=True)
