@@ -13,7 +13,7 @@ from albat_core.store.claims import claimed
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "report"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 PAGE, RESULTS = "report.html", "results.json"
 
 
