@@ -27,7 +27,7 @@ from albat_core.progress import Advance, Silent
 from albat_core.records.mixtures import RowChanges
 from albat_core.report.content import Interval, ReportContent
 from albat_core.report.verdict import verdict
-from albat_core.report.wording import arm_decimals, fixed, signed
+from albat_core.report.wording import arm_decimals, caution, fixed, signed
 from albat_core.runs.registry import Entry
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 
@@ -156,6 +156,8 @@ def show_results(results: ReportContent) -> None:
     console.print(f"[dim]in {escape(results.unit)}[/]")
     console.print(table)
     console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
+    if few := caution(results.arms):
+        console.print(f"[yellow]{escape(few)}[/]")
 
 
 def show_verdict(facts: Mapping[str, Any]) -> None:

@@ -92,7 +92,9 @@ def headline(arms: Sequence[Arm], unit: str) -> str:
         ("as many random corpus rows", main.over_random),
     )
     compared = [_against(other, gain, digits) for other, gain in others if gain is not None]
-    said = f"ALBAT reaches {', '.join([reached, ' and '.join(compared)] if compared else [reached])}"
+    said = (
+        f"ALBAT reaches {', '.join([reached, ' and '.join(compared)] if compared else [reached])}"
+    )
     if main.gain is None:
         said += "; no arm with adaptation data only was trained to compare it with"
     if main.over_random is not None and main.over_random.high < 0:
