@@ -189,7 +189,7 @@ def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) ->
     about = {
         "artifact": str(ref),
         "folder": store.place(ref),
-        "made": f"{_day_and_minute(manifest.created)} UTC, in {duration(manifest.seconds)}",
+        "made": f"{manifest.created[:16].replace('T', ' ')} UTC, in {duration(manifest.seconds)}",
         "rows": whole(manifest.rows),
         "size": f"{size} in {len(manifest.files)} file{'s' if len(manifest.files) > 1 else ''}",
         "with": ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
@@ -234,28 +234,20 @@ def in_words(value: Any, *, exact: bool) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return str(value) if exact else whole(value)
-    if isinstance(value, float):
-        return str(value) if exact else rounded(value)
+    if isinstance(value, int | float) and not exact:
+        return whole(value) if isinstance(value, int) else rounded(value)
     if isinstance(value, list | tuple):
-        if len(value) > _SHOWN_VALUES:
-            first = [in_words(each, exact=exact) for each in value[:_SHOWN_VALUES]]
-            return f"{', '.join(first)} and {len(value) - _SHOWN_VALUES:,} more"
-        return ", ".join(in_words(each, exact=exact) for each in value)
+        first = ", ".join(in_words(each, exact=exact) for each in value[:_SHOWN_VALUES])
+        more = len(value) - _SHOWN_VALUES
+        return f"{first} and {more:,} more" if more > 0 else first
     return str(value)
-
-
-def _day_and_minute(time: str) -> str:
-    """Return a time in ISO 8601 as ``2026-01-31 09:26``."""
-    return time[:16].replace("T", " ")
 
 
 def show_adapters(entries: Sequence[Entry], aliases: Mapping[str, str]) -> None:
     """Print adapters, a line each; names are folded where the terminal is narrow."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("adapter", overflow="fold")
-    table.add_column("made", min_width=len("2026-01-31"))
+    table.add_column("made", no_wrap=True)
     table.add_column("alpha", justify="right", no_wrap=True)
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("gain [95%]", justify="right", no_wrap=True)
@@ -268,7 +260,7 @@ def show_adapters(entries: Sequence[Entry], aliases: Mapping[str, str]) -> None:
             digits = max(digits, decimals([gain.high - gain.low], 1))
         table.add_row(
             escape(entry.name),
-            _day_and_minute(entry.created),
+            entry.created[:10],
             f"{entry.alpha:.2f}",
             fixed(loss.value, digits) if loss else "",
             _shown(gain, digits, signed) if gain else "" if loss else "not evaluated",

@@ -33,7 +33,7 @@ def test_adapters_are_listed_with_their_results_and_aliases(
     lines = albat("list", "--root", tmp_path).out.splitlines()
     [first] = [line for line in lines if names[0] in line]
     [second] = [line for line in lines if names[1] in line]
-    assert "0.200  +0.200 [+0.100, +0.300]" in first
+    assert "0.2000  +0.2000 [+0.1000, +0.3000]" in first
     assert first.rstrip().endswith("@production")
     assert "not evaluated" in second
     assert "production" not in second
