@@ -1,6 +1,7 @@
 """The `albat` command: what it prints, where, and how it ends."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def test_help_lists_every_command(albat: Albat) -> None:
         assert any(name in line and summary in line for line in said.out.splitlines()), name
 
 
+def test_the_version_is_said(albat: Albat) -> None:
+    said = albat("--version")
+    assert (said.code, said.out) == (0, f"albat {version('albat')}\n")
+
+
+def test_the_shell_is_told_what_can_follow(albat: Albat, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--install-completion" in albat("--help").out
+    asked = {"_ALBAT_COMPLETE": "complete_bash", "COMP_WORDS": "albat init --m", "COMP_CWORD": "2"}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    assert albat().out.split() == ["--minimal"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_describes_its_options(albat: Albat, name: str) -> None:
     said = albat(name, "--help")
@@ -74,7 +88,9 @@ def test_init_writes_a_file_once(albat: Albat, tmp_path: Path) -> None:
     said = albat("init", path)
     assert said.code == 0
     assert f"albat check {path}" in said.out
-    assert path.read_text() == starter_config()
+    first, _, rest = path.read_text().partition("\n")
+    assert first == "# yaml-language-server: $schema=albat.schema.json"
+    assert rest == starter_config()
     path.write_text("mine: 1")
     again = albat("init", path)
     assert again.code == 1
