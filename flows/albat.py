@@ -9,6 +9,7 @@ from albat_core.records.runs import ALBAT, StageRun
 from albat_core.records.selections import Selected
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.runs.reselection import data_fingerprint, note_finished
 from albat_core.store.artifacts import ArtifactRef
 from flows.pages import publish_results, publish_run, publish_selection
 from flows.running.lifting import as_flow
@@ -51,9 +52,11 @@ def albat(config: RunConfig) -> FlowResult:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
+        state = data_fingerprint(config)  # before rows are read: what comes later is a change
         report = chain.report
         places = chain.export() | {"name": chain.register(evaluated=True).name}
         publish_run(chain, places)
+        note_finished(config, state, chain.selected, chain.selected)
         return FlowResult(artifact=report, places=places, stages=tuple(chain.stages))
 
 

@@ -32,6 +32,7 @@ from albat_core.runs.chain import Chain
 from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from flows.local.showing import address_of
 
 _LONGEST = 300  # characters of an example that are shown
 
@@ -141,8 +142,11 @@ def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any
 
 
 def link(place: str) -> str:
-    """Return the address of a file, local or remote."""
-    return place if storage.is_remote(place) else Path(place).resolve().as_uri()
+    """Return the address of a page, local or remote; over http where `albat up` serves it."""
+    if storage.is_remote(place):
+        return place
+    page = Path(place).resolve()
+    return address_of(page) or page.as_uri()
 
 
 def _cut(text: str) -> str:
