@@ -117,7 +117,9 @@ def note_finished(
         trained: the selection that its adapter was last trained on.
     """
     done = Acted(fingerprint=state, basis=basis(config), selected=selected, trained=trained)
-    Watches(config.runtime.root).set_acted(config.name, done)
+    watches = Watches(config.runtime.root)
+    if watches.acted(config.name) != done:
+        watches.set_acted(config.name, done)
 
 
 def data_fingerprint(config: RunConfig) -> str:
