@@ -7,7 +7,7 @@ import yaml
 from albat_core.records.runs import ALBAT, RunArtifacts
 from albat_core.report.content import ReportContent
 from albat_core.report.gathering import gather
-from albat_core.store import storage
+from albat_core.store import storage, transfer
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.claims import claimed
 from albat_core.store.stage import Runtime, StageConfig
@@ -65,7 +65,7 @@ def export_run(
     kept = f"{store.manifest(report).created[:10]}-{adapter.key[:8]}.html"
     with claimed(f"{output}.claim", output, lambda: None):  # another of this name may end now
         for name, ref in places.items():
-            storage.replace_tree(store.folder(ref), storage.join(output, name))
+            transfer.replace_tree(store.folder(ref), storage.join(output, name))
         for name in (PAGE, RESULTS):
             storage.write_bytes(storage.join(output, name), (page / name).read_bytes())
         storage.write_bytes(storage.join(output, EARLIER, kept), (page / PAGE).read_bytes())
