@@ -32,7 +32,17 @@ from tests.waiting import PATIENCE, wait_until
 pytestmark = [pytest.mark.end_to_end, needs_rclone]
 ROOT = Path(__file__).parents[2]
 HOME = f"s3://{BUCKET}/toy"
-FLOWS = {"albat", "embed", "select", "mix", "finetune", "evaluate", "watch-adaptation", "reselect"}
+FLOWS = {
+    "albat",
+    "from_file",
+    "embed",
+    "select",
+    "mix",
+    "finetune",
+    "evaluate",
+    "watch-adaptation",
+    "reselect",
+}
 HEARTBEAT = "prefect.flow-run.heartbeat"
 STATES = [f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "Completed")]
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
