@@ -16,6 +16,7 @@ from albat_core.errors import ConfigError
 from albat_core.runs.config import RENAMED, RunConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
+from albat_core.store.patterns import escape, is_pattern
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -282,8 +283,15 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
             return name
         return storage.join(folder, name) if storage.is_remote(folder) else str(Path(folder, name))
 
+    def files(name: str) -> str:
+        """Anchor files; what is a glob's in the folder's own name is not meant as one."""
+        there = anchor(name)
+        if there == name or not is_pattern(name) or storage.exists(there):
+            return there
+        return anchor(name).replace(folder, escape(folder), 1)
+
     def source(one: SourceConfig) -> SourceConfig:
-        paths = tuple(anchor(p) for p in one.paths)
+        paths = tuple(files(p) for p in one.paths)
         return one.model_copy(update={"path": paths[0] if len(paths) == 1 else paths})
 
     def model(name: str | None) -> str | None:

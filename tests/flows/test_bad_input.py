@@ -193,18 +193,21 @@ CASES = {
         ("text_column names column 'txt'", "it has 'id', 'doc', 'text'", "did you mean 'text'?"),
     ),
     "empty file": Case(
-        as_corpus("rows.jsonl", b""), InputError, ("rows.jsonl: expected rows with text, got 0",)
+        as_corpus("rows.jsonl", b""),
+        InputError,
+        ("rows.jsonl: expected rows with text, got 0",),
+        left={SHARDS},
     ),
     "no text in any row": Case(
         as_corpus("rows.jsonl", lines({"text": None}, {"text": "  "})),
         InputError,
-        ("got 2 rows, 2 of them null or blank",),
+        ("got 2 rows, 2 of them null or blank ('text' in 2)",),
+        left={SHARDS},
     ),
     "blank text file": Case(
         as_corpus("note.txt", b" \n"),
         InputError,
-        ("expected",),
-        stage="index",
+        ("expected rows with text, got 1 rows",),
         left={SHARDS},
     ),
     "not JSON": Case(
@@ -245,8 +248,7 @@ CASES = {
     "overlong refused": Case(
         as_corpus("rows.jsonl", lines({"text": "leaf " * 500}), overlong="refuse"),
         InputError,
-        ("rows.jsonl:0: expected a row that fits in 64 tokens", "set overlong to split"),
-        early=False,
+        ("rows.jsonl:0: expected a row that fits whole in 64 tokens", "set overlong to split"),
     ),
     "id twice in a file": Case(
         as_corpus(
@@ -256,20 +258,18 @@ CASES = {
         ),
         InputError,
         ("rows.jsonl:2: expected each id once, '1' is also in", "rows.jsonl:0"),
-        early=False,
     ),
     "id twice across files": Case(
         repeat_across_files,
         InputError,
-        ("ships.jsonl: expected each id once, 'plants-0-0' is also in", "plants.jsonl"),
+        ("ships.jsonl", "expected each id once, 'plants-0-0' is also in", "drop id_column"),
         stage="embeddings",
         left={SHARDS},
-        early=False,
     ),
     "id twice in the adaptation set": Case(
         repeat_in_adaptation,
         InputError,
-        ("expected each id once, 'plants-1-3'", "adaptation and more"),
+        ("expected each id once, 'plants-1-3'", "make the ids unique"),
         stage="adaptation",
         left={SHARDS},
     ),
@@ -278,12 +278,14 @@ CASES = {
         InputError,
         ("adaptation.jsonl: expected rows with text, got 0 rows",),
         stage="adaptation",
+        left={SHARDS},
     ),
     "adaptation set without text": Case(
         as_adaptation([{"text": ""}] * 9),
         InputError,
         ("got 9 rows, 9 of them null or blank",),
         stage="adaptation",
+        left={SHARDS},
     ),
     "fewer documents than folds": Case(
         as_adaptation(

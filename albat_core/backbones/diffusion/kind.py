@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from albat_core.backbones.base import Backbone, Kind
+from albat_core.backbones.base import Backbone, Kind, RowLimit
 from albat_core.backbones.config import AdapterConfig, BackboneConfig
 from albat_core.backbones.folder import backbone_folder
 from albat_core.records.examples import Example
@@ -43,6 +43,13 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         from albat_core.backbones.diffusion.captions import RowPreparation
 
         return RowPreparation(_captions(config), config)
+
+    def limit(self, config: BackboneConfig) -> RowLimit:
+        """See ``Kind``: what the text encoder reads of a caption."""
+        return RowLimit(
+            f"{_captions(config).longest} tokens, as much as the text encoder reads of a caption",
+            "shorten the caption",
+        )
 
     def load(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from albat_core.backbones.base import Backbone, Kind
+from albat_core.backbones.base import Backbone, Kind, RowLimit
 from albat_core.backbones.config import AdapterConfig, BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
@@ -42,6 +42,13 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         from albat_core.backbones.language.tokens import TextEncoder
 
         return TextEncoder(config).pieces
+
+    def limit(self, config: BackboneConfig) -> RowLimit:
+        """See ``Kind``: ``max_length``."""
+        return RowLimit(
+            f"{config.max_length} tokens (backbone.max_length)",
+            "shorten it, raise backbone.max_length",
+        )
 
     def load(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
