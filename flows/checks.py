@@ -15,6 +15,7 @@ from albat_core.devices import resolve_device
 from albat_core.errors import AlbatError, ConfigError, InputError
 from albat_core.records.examples import Example
 from albat_core.runs.config import RunConfig
+from albat_core.search import check_faiss
 from albat_core.sources.checks import PICTURES_LOOKED_AT, Look, look_at
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_problems
@@ -70,6 +71,7 @@ def find_mistakes(
         found += _caught(resolve_device, config.runtime)
         found += _caught(storage.check_writable, config.runtime.root)
         found += _runner_problems(config.runtime)
+    found += _caught(check_faiss)
     if "output" not in unsound:
         found += _caught(storage.check_writable, config.output)
     no_backbone: list[AlbatError] = []
@@ -110,11 +112,11 @@ def _runner_problems(runtime: Runtime) -> list[AlbatError]:
 def _demands(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:
     """Return what is asked of a sound backbone that it cannot do."""
     found: list[AlbatError] = []
-    adapters = {"surrogate": config.surrogate.adapter, "finetune": config.finetune.adapter}
-    for section, adapter in adapters.items():
-        if section not in unsound and adapter.target_modules != "auto":
-            problems = _caught(check_adapter, config.backbone, adapter)
-            found += [_in_role(section, error) for error in problems]
+    sections = [name for name in ("finetune", "surrogate") if name not in unsound]
+    adapters = {getattr(config, name).adapter: name for name in sections}  # often the same
+    for adapter, section in adapters.items():
+        problems = _caught(check_adapter, config.backbone, adapter)
+        found += [_in_role(section, error) for error in problems]
     asked = {"samples": config.samples.all_prompts, "generated": config.generated.prompts}
     for section, prompts in asked.items():
         if prompts and section not in unsound:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from albat_core.backbones.base import Backbone, Kind, RowLimit
 from albat_core.backbones.config import AdapterConfig, BackboneConfig
-from albat_core.backbones.folder import backbone_folder
+from albat_core.backbones.folder import backbone_folder, refuse_incomplete
 from albat_core.records.examples import Example
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         return DiffusionBackbone(config, device, dtype, fingerprint)
 
     def check(self, config: BackboneConfig) -> None:
-        """See ``Kind``: the family is known, and pictures of the size configured can be encoded."""
+        """See ``Kind``: files are whole, the family known, and pictures have a size that fits."""
         from albat_core.backbones.diffusion.families import find_family, refuse_indivisible
 
         folder = backbone_folder(config)
+        refuse_incomplete(folder)
         refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
         _captions(config)
 
