@@ -30,9 +30,8 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
         ConfigError: every mistake in the file, each with its line.
     """
     node, values = _read(path)
-    mistakes = repeated_keys(node) | orphans(
-        storage.read_bytes(path).decode(), _sections(RunConfig)
-    )
+    alone = orphans(storage.read_bytes(path).decode())
+    mistakes = repeated_keys(node) | alone
     values = _without_empty(RunConfig, values)
     runtime = values.get("runtime", {})
     if overrides and isinstance(runtime, dict):

@@ -168,4 +168,5 @@ def _commented_above(
 
 
 def one_line(description: str | None) -> str:
+    """Return a description without its line ends, "" for none."""
     return (description or "").replace("\n", " ")

@@ -130,7 +130,7 @@ runtime: {device: tpu}
         ({"corpus": {"path": 5}}, "'corpus.path': "),  # one mistake, not one for each branch
         ({"corpus": []}, "'corpus': "),
         ({"corpus": {"path": " "}}, "'corpus': path names nothing"),
-        ({"corpus": "c"}, "'corpus': input should be a valid tuple, got 'c'"),
+        ({"corpus": 3}, "'corpus': input should be a valid tuple, got 3"),
         ({"split": {"folds": 1}}, "'split.folds': input should be greater than or equal to 2"),
         ({"split": {"test": True, "folds": [3]}}, "'split.folds': input should be a valid integer"),
         ({"finetune": 3}, "'finetune': input should be a valid dictionary"),
