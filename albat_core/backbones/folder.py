@@ -7,7 +7,7 @@ from pathlib import Path
 
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
-from albat_core.store import storage
+from albat_core.store import storage, transfer
 
 MODEL_CONFIG = "config.json"
 """Describes a transformers model."""
@@ -37,7 +37,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
     if storage.is_remote(path):
         _refuse_single_file(path)
         name = storage.tree_fingerprint(path)[:16]
-        folder = storage.download(path, storage.fetched_folder("backbones", name))
+        folder = transfer.download(path, storage.fetched_folder("backbones", name))
     elif not folder.is_dir():
         _refuse_single_file(path)
         folder = _from_hub(path, revision)

@@ -9,9 +9,9 @@ from albat_core.errors import AlbatError, InputError
 from albat_core.pictures import check_picture
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, find_problems, left_out
-from albat_core.sources.formats import FORMATS
 from albat_core.sources.formats.base import HEAD
 from albat_core.sources.formats.images import Images
+from albat_core.sources.formats.text import Text
 from albat_core.sources.rows import PlacedRow, placed_rows, untold
 
 PICTURES_LOOKED_AT = 8
@@ -176,11 +176,13 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
         if len(look.rows) < _ROWS_KEPT:
             look.rows.append(row)
     counts["unseen"] += rows == head
-    whole = FORMATS[file.format].one_row and file.format != Images.name
+    whole = file.format == Text.name and not config.delimiter
     if not rows:
         look.names.setdefault("files have no rows", []).extend(file.names)
     elif whole:
-        look.names.setdefault("files are read as one document each", []).extend(file.names)
+        look.names.setdefault(
+            "files are read as one document each (delimiter: what stands between several)", []
+        ).extend(file.names)
 
 
 def _refuse_repeated(row: PlacedRow, config: SourceConfig, ids: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from albat_core.sources.formats import FORMATS, FormatName
+from albat_core.sources.formats.text import Text
 from albat_core.store.stage import StageConfig
 
 Column = Annotated[str, Field(min_length=1)]
@@ -31,6 +32,9 @@ class SourceConfig(StageConfig):
     """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
     picture files, captions beside them in `.txt` of the same name or in `metadata.jsonl` or
     `metadata.csv` by `file_name`; `webdataset` is tar archives."""
+    delimiter: str | None = Field(None, min_length=1)
+    """What stands between the documents of a text file, as in `"\\n---\\n"` for lines of three
+    dashes. Default: a file is one document."""
     name: str | None = Field(None, min_length=1)
     """Label of the source, and the beginning of ids made from file names. Default: the file's
     name without endings, or the folder's for text and saved datasets."""
@@ -114,6 +118,8 @@ class SourceConfig(StageConfig):
     def misfits(self, form: str) -> list[str]:
         """Return what is wrong with the source for files of that format."""
         problems = []
+        if self.delimiter is not None and form != Text.name:
+            problems.append("delimiter is for text files: other rows say what is a document")
         if self.image_column or FORMATS[form].pictures:
             for field in ("prompt_template", "messages_column"):
                 if getattr(self, field) is not None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -81,7 +81,8 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
     """
     config, column = file.config, file.config.image_column
     for number_of_file, (uri, name) in enumerate(zip(file.uris, file.names, strict=True)):
-        document = name if FORMATS[file.format].one_row else ""
+        whole = FORMATS[file.format].one_row and not file.config.delimiter
+        document = name if whole else ""
         for number, row in enumerate(_rows(file, number_of_file, advance)):
             where = f"{uri}:{number}"
             example = as_example(row, config, f"{name}:{number}", document, file.label, where)
@@ -116,10 +117,19 @@ def _rows(file: InputFile, number: int, advance: Advance) -> Iterator[Row]:
     """Yield the rows of one of the files that are read as one."""
     uri, columns = file.uris[number], file.config.columns
     if file.format != Images.name:
-        yield from stream_rows(uri, file.format, columns, advance)
+        rows = stream_rows(uri, file.format, columns, advance)
+        yield from rows if file.config.delimiter is None else _documents(rows, file.config)
         return
     yield read_picture_row(uri, file.beside[number], columns)
     advance(1)
+
+
+def _documents(rows: Iterable[Row], config: SourceConfig) -> Iterator[Row]:
+    """Yield the documents of text files, but blank ones; ends of lines are as the delimiter's."""
+    delimiter = (config.delimiter or "").replace("\r\n", "\n")
+    for row in rows:
+        text = row["text"].replace("\r\n", "\n")
+        yield from ({"text": part} for part in text.split(delimiter) if part.strip())
 
 
 def as_example(
