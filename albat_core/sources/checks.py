@@ -59,7 +59,7 @@ class Look:
         if c["printed"]:
             said.append(f"of {looked}, {c['printed']} have a number as text")
         for what, names in self.names.items():
-            said.append(f"{len(names)} {what}: {_some(names)}")
+            said.append(f"{what}: {len(names)} ({_some(names)})")
         return said
 
 
@@ -136,8 +136,16 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
     usable = look.counts["rows"] - look.counts["null"] - look.counts["uncaptioned"]
     if files and not look.problems and not usable and not look.counts["unseen"]:
         look.problems.append(no_rows(source, look.counts, look.blank))
+    if usable and look.counts["printed"] == usable:
+        look.problems.append(
+            InputError(
+                f"expected text in column {source.text_column or 'text'!r}, every row has a number",
+                where=", ".join(source.paths),
+                remedy="name another column, or print it in a template",
+            )
+        )
     if not problems and (endings := left_out(source, files)):
-        look.names[f"endings are left out, as format is {source.format}"] = endings
+        look.names[f"endings left out, as format is {source.format}"] = endings
     return look
 
 
@@ -178,11 +186,10 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
     counts["unseen"] += rows == head
     whole = file.format == Text.name and not config.delimiter
     if not rows:
-        look.names.setdefault("files have no rows", []).extend(file.names)
+        look.names.setdefault("files without rows", []).extend(file.names)
     elif whole:
-        look.names.setdefault(
-            "files are read as one document each (delimiter: what stands between several)", []
-        ).extend(file.names)
+        what = "files that are one document each, unless delimiter says what stands between them"
+        look.names.setdefault(what, []).extend(file.names)
 
 
 def _refuse_repeated(row: PlacedRow, config: SourceConfig, ids: dict[str, str]) -> None:

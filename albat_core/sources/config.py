@@ -76,7 +76,7 @@ class SourceConfig(StageConfig):
     @model_validator(mode="before")
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str | Path) else value
+        return {"path": str(value)} if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -130,3 +130,31 @@ def test_a_curve_that_rises_is_made_falling() -> None:
     shares = np.array([0.1, 0.2, 0.4, 1.0])
     assert data_multiplier(shares, np.array([3.0, 3.1, 2.0, 2.0]), 2.0) == pytest.approx(4.0)
     assert data_multiplier(shares, np.array([3.0, 3.1, 3.2, 3.0]), 3.5) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("run: hello\nsituations: {a: {}}\n", "run: expected keys with values, got str"),
+        ("situations: [a, b]\n", "situations: expected keys with values, got list"),
+        ("situations: {a: [1]}\n", "situations.a: expected keys with values, got list"),
+        ("run: {runtime: [1]}\nsituations: {a: }\n", "a.runtime: expected keys with values"),
+    ],
+)
+def test_sections_of_another_shape_are_told(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_efficacy(str(path), {"device": "cpu"})
+    assert said in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_an_empty_runtime_is_its_defaults(tmp_path: Path) -> None:
+    run = "{backbone: {path: b}, corpus: c, adaptation: a, runtime: {workers: 3}}"
+    path = tmp_path / "b.yaml"
+    path.write_text(f"run: {run}\nsituations: {{a: {{runtime: }}}}\n")
+    (situation,) = load_efficacy(str(path), {"device": "cpu"}).situations
+    assert (situation.run.runtime.workers, situation.run.runtime.device) == (3, "cpu")
+    path.write_text(f"run: {run.replace('{workers: 3}', '')}\nsituations: {{a: }}\n")
+    assert len(load_efficacy(str(path)).situations) == 1

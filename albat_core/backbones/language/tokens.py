@@ -194,12 +194,12 @@ class TextEncoder:
         start, size = 0, self._stretch
         while start + size < len(text):
             found = self._spans_of_stretch(text[start : start + size])
-            if len(found) == 1:
+            if len(found) < 3:
                 size *= 2
                 continue
-            # the last piece of a stretch may be longer in the text
-            spans += [(start + a, start + b) for a, b in found[:-1]]
-            start, size = start + found[-1][0], self._stretch
+            # a stretch may end inside a word, which shifts the end of the last piece but one
+            spans += [(start + a, start + b) for a, b in found[:-2]]
+            start, size = start + found[-2][0], self._stretch
         return spans + [(start + a, start + b) for a, b in self._spans_of_stretch(text[start:])]
 
     def _spans_of_stretch(self, text: str) -> list[tuple[int, int]]:
