@@ -42,7 +42,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         _refuse_single_file(path)
         folder = _from_hub(path, revision)
     if not any((folder / marker).is_file() for marker in (MODEL_CONFIG, PIPELINE_INDEX)):
-        for file in sorted(folder.glob("*")):
+        for file in () if any(folder.glob("*.json")) else sorted(folder.glob("*")):
             _refuse_single_file(str(file))
         raise BackboneError(
             f"expected a model folder, found neither {MODEL_CONFIG} nor {PIPELINE_INDEX}",

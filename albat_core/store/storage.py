@@ -223,7 +223,7 @@ def list_files(uri: str) -> list[str]:
         pattern = is_pattern(path) and not fs.exists(path)  # a name may have [ in it
         if pattern:
             every = (fs.glob(p) if scheme else globbed(p, glob_translate) for p in braced(path))
-            found = {name for names in every for name in names if not fs.isdir(name)}
+            found = list({name for names in every for name in names if not fs.isdir(name)})
         elif fs.isfile(path):
             return [uri]
         else:
