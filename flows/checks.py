@@ -1,6 +1,7 @@
 """Looks at a configuration and its inputs, in seconds, for all mistakes at once."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec
 
 from albat_core.backbones import (
@@ -161,14 +162,15 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
     split = open_splitter(config.backbone)
     cut = unfit = tried = letters = 0
     for row in look.rows:
-        letters += len(row.example.text or "")
-        if letters > _LETTERS_CUT and tried:
-            break
-        if row.picture is not None and tried == PICTURES_LOOKED_AT:
+        if letters > _LETTERS_CUT or (row.picture is not None and tried == PICTURES_LOOKED_AT):
             break
         tried += 1
+        letters += len(row.example.text or "")
         try:
-            pieces = split(row.whole())
+            example = row.whole()
+            if example.text and len(example.text) > _LETTERS_CUT:  # a book is cut anyway
+                example = replace(example, text=example.text[:_LETTERS_CUT])
+            pieces = split(example)
         except InputError as error:
             if row.picture is None or source.on_damaged == "refuse":
                 raise InputError(error.message, row.place, error.remedy) from error

@@ -157,9 +157,10 @@ def check_source(source: SourceConfig) -> list[AlbatError]:
 def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
     """Add what the head of a file shows."""
     config, opened, rows = file.config, 0, 0
-    inside = config.image_column and file.format != Images.name  # rows hold whole pictures
-    head = PICTURES_LOOKED_AT if inside else HEAD
     counts = look.counts
+    inside = config.image_column and file.format != Images.name  # rows hold whole pictures
+    many = file.format == Images.name and counts["rows"] >= HEAD  # each caption is a file
+    head = PICTURES_LOOKED_AT if inside or many else HEAD
     for row in islice(placed_rows(file, untold), head):
         rows += 1
         counts["rows"] += 1

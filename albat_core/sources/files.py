@@ -22,7 +22,7 @@ from albat_core.sources.picture_folders import Beside, row_of, without_descripti
 from albat_core.sources.picture_paths import paths_fingerprint
 from albat_core.sources.readers import readable, stream_rows
 from albat_core.store import storage
-from albat_core.store.patterns import above_glob, is_pattern
+from albat_core.store.patterns import above_glob, braced, is_pattern
 from albat_core.store.stage import canonical_json
 
 _SMALL_FOLDER = {Text.name: 64}  # up to so many files are entries of their own
@@ -147,6 +147,9 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
     there = storage.exists(root)
     if not there and not is_pattern(root):
         raise _missing(root)
+    for each in () if there else braced(root):  # a file that is written out is not left out unsaid
+        if not is_pattern(each) and not storage.exists(each):
+            raise _missing(each)
     uris = [u for u in storage.list_files(root) if not _LITTER.search(u)]
     if not uris:
         raise InputError(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from numbers import Number
 from typing import Any
 
 from albat_core.errors import InputError
@@ -90,7 +91,7 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
             blank = _blank_columns(row, config, used=bool(example.text or example.messages))
             if column and picture is None:
                 blank = (*blank, column)
-            printed = isinstance(row.get(_text_column(config)), int | float)
+            printed = isinstance(row.get(_text_column(config)), Number)
             yield PlacedRow(where, example, picture, blank, printed)
 
 
@@ -180,7 +181,7 @@ def _content(
         return _fill(config.template, row, config, where), None, None
     column = _text_column(config)
     text = row[column]
-    if not _blank(text) and not isinstance(text, str | int | float):
+    if not _blank(text) and not isinstance(text, str | Number):
         raise InputError(
             f"expected text in column {column!r}, got {type(text).__name__}",
             where=where,
@@ -206,7 +207,7 @@ def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | No
         value = row[column]
         if value is None:
             value = ""
-        if not isinstance(value, str | int | float):
+        if not isinstance(value, str | Number):
             raise InputError(
                 f"expected text or a number in column {column!r}, got {type(value).__name__}",
                 where=where,
@@ -221,7 +222,7 @@ def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | No
 
 def _label(row: Row, column: str, field: str, where: str) -> str:
     value = row[column]
-    if not isinstance(value, str | int | float) or isinstance(value, bool) or _blank(value):
+    if not isinstance(value, str | Number) or isinstance(value, bool) or _blank(value):
         found = "a blank" if isinstance(value, str) else "null" if value is None else repr(value)
         raise InputError(
             f"expected text or a number in {field} {column!r}, got {found}",

@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +56,10 @@ def test_an_empty_optional_field_is_empty(tmp_path: Path) -> None:
 
 def test_seven_is_one_document_however_it_is_written(tmp_path: Path) -> None:
     rows = [{"text": "a", "page": page} for page in (7, 7.0, "7", "7.0", "7.5", "7a")]
+    decimals = pd.DataFrame({"text": ["a"], "page": [Decimal("7.00")]})
+    decimals.to_parquet(tmp_path / "d.parquet")
+    (row,) = rows_of(tmp_path / "d.parquet", template="{page}", document_column="page")
+    assert (row.document, row.text) == ("7", "7.00")
     path = write_jsonl(tmp_path / "r.jsonl", rows)
     documents = [row.document for row in rows_of(path, document_column="page")]
     assert documents == ["7", "7", "7", "7", "7.5", "7a"]
@@ -138,3 +143,10 @@ def test_two_colons_are_part_of_a_name(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "part::1.jsonl", [{"text": "a"}])
     assert [row.text for row in rows_of(path)] == ["a"]
     assert len(rows_of(tmp_path / "part::*.jsonl")) == 1
+
+
+def test_a_file_that_braces_write_out_is_missed(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "n08.jsonl", [{"text": "a"}])
+    said = refused(lambda: rows_of(tmp_path / "n{08..09}.jsonl"))
+    assert f"{tmp_path}/n09.jsonl: expected a file" in said
+    assert len(rows_of(tmp_path / "n{08..09}*.jsonl")) == 1

@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -632,3 +633,32 @@ def test_output_that_cannot_be_written(finished: tuple[RunConfig, Chain], tmp_pa
     chain = Chain(blocked)
     refused(chain.export, AlbatError, "taken/runs/toy", "expected a folder that can be written")
     assert (tmp_path / "taken").read_text() == ""
+
+
+def test_a_check_tells_what_a_run_would_skip_and_cut(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    rows = [{"text": None}, {"text": "leaf root " * 300}, *topic_rows("plants", 20)]
+    write_jsonl(tmp_path / "corpus.jsonl", rows)
+    told: list[str] = []
+    rewrite(path, {"corpus": "corpus.jsonl"})
+    assert find_mistakes(load_config(str(path)), tell=told.append) == []
+    assert [note.removeprefix(f"corpus ({tmp_path}/corpus.jsonl): ") for note in told] == [
+        "of 22 rows looked at, 1 are skipped: 'text' is null or blank in 1",
+        "of 21 rows tried, 1 are cut: they are over 64 tokens (backbone.max_length)",
+    ]
+
+
+def test_a_missing_faiss_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_run(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    (mistake,) = find_mistakes(load_config(str(path)))
+    assert "FAISS is needed and not installed" in str(mistake)
+
+
+def test_few_photographs_are_told_the_split_that_takes_them(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    write_jsonl(tmp_path / "few.jsonl", topic_rows("plants", 3))
+    changes = {"adaptation": {"path": "few.jsonl"}, "split": {}}
+    (mistake,) = find_mistakes(load_config(str(rewrite(path, changes))))
+    assert "set split.folds to 2" in mistake.remedy
+    assert find_mistakes(load_config(str(rewrite(path, {"split": {"folds": 2}})))) == []
