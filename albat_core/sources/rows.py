@@ -232,7 +232,7 @@ def _label(row: Row, column: str, field: str, where: str) -> str:
     return _printed(value)
 
 
-def _printed(value: str | float) -> str:
+def _printed(value: object) -> str:
     """Return a value as text; a whole number is written alike where pandas made a float of it."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
