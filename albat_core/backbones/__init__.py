@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed
+from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed, RowLimit
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint, model_folder
@@ -100,6 +100,11 @@ the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["b
 def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
     """Return what cuts rows to the backbone's size; no weights are loaded."""
     return kind_of(config).splitter(config)
+
+
+def row_limit(config: BackboneConfig) -> RowLimit:
+    """Return how much of a row a backbone takes; no weights are loaded."""
+    return kind_of(config).limit(config)
 
 
 @contextmanager

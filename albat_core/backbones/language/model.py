@@ -234,17 +234,42 @@ def described(config: BackboneConfig) -> Any:
     """Return the model's description.
 
     Raises:
-        BackboneError: it cannot be read.
+        BackboneError: it cannot be read, or is of no causal language model.
     """
     from transformers import AutoConfig
 
     folder = backbone_folder(config)
     try:
-        return AutoConfig.from_pretrained(
+        description = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise unreadable("model", folder, error) from error
+    if not _is_causal(description):
+        names = getattr(description, "architectures", None) or [type(description).__name__]
+        raise BackboneError(
+            f"expected a causal language model, got {', '.join(names)}, which does not write a "
+            "text from left to right",
+            where=str(folder),
+            remedy="name a decoder, such as models of the GPT, Llama or Qwen families",
+        )
+    return description
+
+
+def _is_causal(description: Any) -> bool:
+    """Tell whether a model is made to predict the next token; some classes can be both."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
+
+    if "AutoModelForCausalLM" in (getattr(description, "auto_map", None) or {}):
+        return True
+    kind = type(description)
+    said = getattr(description, "is_decoder", False) or getattr(description, "causal", False)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(description, "is_encoder_decoder", False):
+        return False
+    return bool(said) or kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def hollow(config: BackboneConfig) -> Any:
@@ -269,19 +294,26 @@ def attached(model: Any, config: AdapterConfig, where: str) -> Any:
     """Return the model with a LoRA adapter.
 
     Raises:
-        BackboneError: ``target_modules`` match nothing.
+        BackboneError: ``target_modules`` match nothing, or what peft does not adapt.
     """
     from peft import get_peft_model
+    from peft.utils.error import NoMatchingPeftModuleError
 
     targets = "all-linear" if config.target_modules == "auto" else config.target_modules
     try:
         return get_peft_model(model, peft_config(config, targets, task_type="CAUSAL_LM"))
     except ValueError as error:
         names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
+        if isinstance(error, NoMatchingPeftModuleError):
+            raise BackboneError(
+                f"adapter.target_modules={targets!r} match no layer",
+                where=where,
+                remedy=f"choose from {', '.join(names)}, or all-linear",
+            ) from error
         raise BackboneError(
-            f"adapter.target_modules={targets!r} match no layer",
+            f"expected a model that peft adapts in {targets!r} ({error})",
             where=where,
-            remedy=f"choose from {', '.join(names)}, or all-linear",
+            remedy=f"set adapter.target_modules to others of {', '.join(names)}",
         ) from error
 
 
