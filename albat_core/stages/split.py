@@ -19,8 +19,8 @@ from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 2
-_CONTENT = ("text", "prompt", "messages", "image")
+STAGE_VERSION = 3
+_CONTENT = ("text", "prompt", "messages", "tools", "image")
 
 
 class SplitConfig(StageConfig):
