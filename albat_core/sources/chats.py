@@ -45,9 +45,7 @@ def read_tools(value: Any, where: str, *, filled: bool) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parsed(
-    value: Any, where: str, filled: bool, refused: Callable[[str, str], InputError]
-) -> Any:
+def _parsed(value: Any, where: str, filled: bool, refused: Callable[[str, str], InputError]) -> Any:
     if not isinstance(value, str):
         return None if _null(value) else _without_nulls(value) if filled else value
     if not value.strip():
@@ -68,6 +66,10 @@ def _message(message: Any, turn: int, where: str) -> Message:
             remedy='write it as "tool_calls": [{"type": "function", "function": {...}}]',
         )
     kept = {key: value for key, value in message.items() if not _null(value)}
+    if "content" in message and not _SAYING & kept.keys():
+        raise _misshapen(
+            f"message {turn} whose content is {type(message['content']).__name__}", where
+        )
     if "role" not in kept or not _SAYING & kept.keys():
         raise _misshapen(f"message {turn} with {', '.join(message) or 'nothing'}", where)
     if not isinstance(kept["role"], str):

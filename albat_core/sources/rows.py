@@ -8,8 +8,8 @@ from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.records.examples import Example
-from albat_core.sources.config import TOKEN, SourceConfig, template_parts
 from albat_core.sources.chats import read_messages, read_tools
+from albat_core.sources.config import TOKEN, SourceConfig, template_parts
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import FORMATS
 from albat_core.sources.formats.base import Advance, Row

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
-from os.path import commonprefix
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -48,7 +47,7 @@ def dated(template: str, day: date) -> str:
     if "strftime_now" not in template:
         return template
     written = {f"%-{c}": str(int(day.strftime(f"%{c}"))) for c in "dmHIMSj"}
-    written |= {f"%{c}": day.strftime(f"%{c}") for c in _DIRECTIVES}
+    written |= {f"%{c}": day.strftime(f"%{c}") for c in _DIRECTIVES} | {"%%": "%"}
     changes = "".join(f" | replace({old!r}, {new!r})" for old, new in written.items())
     return f"{{% macro strftime_now(format) %}}{{{{ format{changes} }}}}{{% endmacro +%}}{template}"
 
@@ -132,9 +131,7 @@ class ChatRenderer:
             "does not know can stand at the head of the user's",
         ) from first
 
-    def _span(
-        self, whole: str, messages: Messages, turn: int, render: Render
-    ) -> tuple[int, int]:
+    def _span(self, whole: str, messages: Messages, turn: int, render: Render) -> tuple[int, int]:
         """Return where in the whole text the assistant speaks in a turn, from and to."""
         header, asks = self._header(messages, render)
         before = _tried(render, messages[:turn], prompt=asks)
@@ -145,7 +142,9 @@ class ChatRenderer:
         else:
             start = self._start(whole, messages, turn, render, before, header, asks)
             end = max(start, self._end(whole, messages, turn, render, said))
-        if header and whole.startswith(header, start, end):  # not asked for behind a tool's answer
+        if header.strip() and whole.startswith(
+            header, start, end
+        ):  # not asked for behind a tool's answer
             start += len(header)
         spoken = whole[start:end].rstrip(" ")  # a space behind an end token is the next turn's
         return start, start + len(spoken) if spoken.endswith(tuple(self._special)) else end
@@ -234,7 +233,12 @@ class ChatRenderer:
 
     def _common(self, one: str, other: str) -> str:
         """Return how two texts begin alike, no special token cut in two."""
-        return "".join(commonprefix([self._units(one), self._units(other)]))
+        same = alike(one, other)
+        for text in (one, other):
+            for cut in self._unit.finditer(text, max(0, same - 100), same + 100):
+                if cut.start() < same < cut.end():
+                    same = cut.start()
+        return one[:same]
 
 
 def _learnt(message: dict[str, Any]) -> bool:
@@ -317,7 +321,19 @@ def _shows(
 def commonly(text: str, changed: Iterator[str | None]) -> int | None:
     """Return where the first text that was changed differs; None where none was."""
     other = next((other for other in changed if other is not None and other != text), None)
-    return None if other is None else len(commonprefix([text, other]))
+    return None if other is None else alike(text, other)
+
+
+def alike(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _changed(messages: Messages, turn: int, *, first: bool = False) -> Iterator[Messages]:
