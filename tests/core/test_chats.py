@@ -7,6 +7,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -19,7 +20,9 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.chats import ChatRenderer
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.errors import BackboneError, InputError
-from albat_core.records.examples import Example
+from albat_core.records.examples import Example, examples_to_table, table_to_examples
+from albat_core.records.mixtures import MIXTURE_SCHEMA
+from albat_core.records.tables import write_table
 from tests.toys import save_backbone
 
 TEMPLATES = Path(trl_templates.__file__).parent / "chat_templates"
@@ -429,3 +432,26 @@ def test_rows_without_a_template_are_refused(tmp_path: Path) -> None:
     encoder.tokenizer.chat_template = None
     with pytest.raises(BackboneError, match="expected a chat template"):
         encoder.tokens(example(messages=tuple(CHATS["two turns"])))
+
+
+def test_a_mixture_gives_datasets_the_messages_as_they_came(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "description": None}}
+    rows = [
+        Example("a", "a", "s", messages=tuple(CHATS["a call"]), tools=json.dumps([tool])),
+        Example("b", "b", "s", messages=tuple(CHATS["reasoning"])),
+        Example("c", "c", "s", text="leaf"),
+    ]
+    table = examples_to_table(rows)
+    assert table_to_examples(table) == rows
+    field = MIXTURE_SCHEMA.field("messages")
+    place = table.column_names.index("messages")
+    table = table.set_column(place, field, table["messages"].cast(field.type))
+    write_table(table, tmp_path / "mixture" / "train.parquet")
+    opened = datasets.load_dataset(str(tmp_path / "mixture"), cache_dir=str(tmp_path / "cache"))
+    assert [row["messages"] for row in opened["train"]] == [
+        None if row.messages is None else list(row.messages) for row in rows
+    ]
+    # as TRL's trainer hands them to the template
+    first, tokenizer = opened["train"][0], qwen3()
+    ids = tokenizer.apply_chat_template(first["messages"], tools=json.loads(first["tools"]))
+    assert ids["input_ids"] == spoken(tokenizer, CHATS["a call"], tools=rows[0].tools)[0]

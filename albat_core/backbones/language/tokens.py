@@ -44,12 +44,8 @@ class TextEncoder:
                 where=str(folder),
                 remedy="save the model with a fast tokenizer (tokenizer.json)",
             )
-        end = self.tokenizer.eos_token_id
-        # by a text of one letter: where begin and end are one token, "" does not tell which it is
-        self._adds_end = end is not None and self.tokenizer("a")["input_ids"][-1] == end
         self._chats = ChatRenderer(self.tokenizer, self.where, config.chat_date)
-        # and the end of the text, be it the tokenizer's own
-        self._specials = len(self.tokenizer("")["input_ids"]) + (not self._adds_end)
+        self._specials = len(self._encoded("")[0]) + 1  # and the end of the text
 
     def beginnings(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the tokens from which to write on, one or more for each prompt.
@@ -105,12 +101,12 @@ class TextEncoder:
         It is not ended, though some tokenizers do that, and begun once, though the text may begin
         with the token that begins it.
         """
-        encoded = self.tokenizer(text, return_offsets_mapping=True)
+        encoded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
         ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
-        if self._adds_end:
+        added, end_of_text = encoded["special_tokens_mask"], self.tokenizer.eos_token_id
+        if len(ids) > 1 and ids[-1] == end_of_text and added[-1]:
             del ids[-1:], ends[-1:]
-        first = self.tokenizer.bos_token_id
-        if first is not None and ids[:2] == [first, first] and ends[:1] == [0]:
+        if len(ids) > 1 and added[0] and ids[1] == ids[0] == self.tokenizer.bos_token_id:
             del ids[:1], ends[:1]
         return ids, ends
 
