@@ -76,6 +76,11 @@ CHATS: dict[str, Messages] = {
         user("and?"),
         answer("<think>\nbecause\n</think>\n\nleaf"),
     ],
+    "reasoning in the first of all": [
+        answer("<think>\nwhy\n</think>\n\nhello"),
+        user("a"),
+        answer("b"),
+    ],
     "a call": [
         user("hi"),
         answer("", tool_calls=[CALL]),

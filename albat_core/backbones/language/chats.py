@@ -161,6 +161,8 @@ class ChatRenderer:
     ) -> int:
         """Return where the header ends that the template writes to have the turn answered."""
         content = _shows(whole, messages, turn, render, first=True)
+        if content is None:  # dropped with the reasoning that it begins with
+            content = _shows(whole, messages, turn, render)
         content = len(whole) if content is None else content
         for earlier in range(turn - 1, -1, -1) if before is not None else ():
             shown = _shows(whole, messages, earlier, render)
@@ -171,14 +173,17 @@ class ChatRenderer:
                 (_tried(render, m, prompt=asks) for m in _changed(messages[:turn], earlier)),
             )
             if asked is not None:
-                same = self._common(whole[shown:], (before or "")[asked:])
-                return min(shown + len(same), content)
+                asks_so = (before or "")[asked:]
+                same = self._common(whole[shown:], asks_so)
+                end = shown + len(same)
+                return end if same == asks_so else min(end, content)
         units = self._units(header)
         for count in range(len(units), 0, -1):  # the header may be rewritten from some point on
             part = "".join(units[:count])
-            place = whole.rfind(part, 0, content)
+            # the whole of it may be what the content begins with
+            place = whole.rfind(part, 0, content + len(part) * (part == header))
             if place >= 0:
-                return min(place + len(part), content)
+                return place + len(part)
         return len(whole[:content].rstrip(" "))
 
     def _end(
