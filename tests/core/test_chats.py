@@ -81,6 +81,11 @@ CHATS: dict[str, Messages] = {
         user("a"),
         answer("b"),
     ],
+    "reasoning before a greeting": [
+        answer("hello", reasoning_content="why"),
+        user("hi"),
+        answer("seed"),
+    ],
     "a call": [
         user("hi"),
         answer("", tool_calls=[CALL]),
@@ -278,6 +283,13 @@ def test_a_header_that_is_written_unasked_is_not_learnt(header: str) -> None:
     tokenizer = tokenizer_of(template)
     assert learnt(tokenizer, CHATS["two turns"]) == f"{space}seed one<end>¦{space}leaf two<end>"
     assert learnt(tokenizer, CHATS["the assistant first"]).endswith(f"¦{space}seed<end>")
+
+
+def test_what_ends_the_last_message_alone_does_not_hide_the_header() -> None:
+    template = CHATML.replace("'<|im_end|>\n'", "('<end>' if loop.last else '<|im_end|>\n')")
+    assert template != CHATML
+    tokenizer = tokenizer_of(template)
+    assert learnt(tokenizer, CHATS["two turns"]) == "seed one<|im_end|>¦leaf two<end>"
 
 
 def test_tools_reach_the_template_from_the_row_or_a_message() -> None:

@@ -164,27 +164,35 @@ class ChatRenderer:
         if content is None:  # dropped with the reasoning that it begins with
             content = _shows(whole, messages, turn, render)
         content = len(whole) if content is None else content
-        for earlier in range(turn - 1, -1, -1) if before is not None else ():
-            shown = _shows(whole, messages, earlier, render)
-            if shown is None:
-                continue
-            asked = commonly(
-                before or "",
-                (_tried(render, m, prompt=asks) for m in _changed(messages[:turn], earlier)),
-            )
-            if asked is not None:
-                asks_so = (before or "")[asked:]
-                same = self._common(whole[shown:], asks_so)
-                end = shown + len(same)
-                return end if same == asks_so else min(end, content)
+        earlier, after = self._last_shown(whole, messages, turn, render)
+        place = whole.find(header, after, content + len(header)) if header.strip() else -1
+        if place >= 0:
+            return place + len(header)
+        if before is not None and earlier is not None:  # a part of the header was rewritten
+            asked = (_tried(render, m, prompt=asks) for m in _changed(messages[:turn], earlier))
+            ending = commonly(before, asked)
+            if ending is not None:
+                same = self._common(whole[after:], before[ending:])
+                end = after + len(same)
+                return end if same == before[ending:] else min(end, content)
         units = self._units(header)
-        for count in range(len(units), 0, -1):  # the header may be rewritten from some point on
+        for count in range(len(units), 0, -1):
             part = "".join(units[:count])
-            # the whole of it may be what the content begins with
-            place = whole.rfind(part, 0, content + len(part) * (part == header))
+            place = whole.rfind(part, after, content)
             if place >= 0:
                 return place + len(part)
         return len(whole[:content].rstrip(" "))
+
+    @staticmethod
+    def _last_shown(
+        whole: str, messages: Messages, turn: int, render: Render
+    ) -> tuple[int | None, int]:
+        """Return the last message before a turn that shows in the text, and where it ends."""
+        for earlier in range(turn - 1, -1, -1):
+            shown = _shows(whole, messages, earlier, render)
+            if shown is not None:
+                return earlier, shown
+        return None, 0
 
     def _end(
         self, whole: str, messages: Messages, turn: int, render: Render, said: str | None
