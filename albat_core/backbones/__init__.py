@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint, model_folder
 from albat_core.backbones.language.kind import LanguageKind

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from albat_core.backbones.adapters import check_note, peft_config, write_note
+from albat_core.backbones.adapters import AdapterConfig, check_note, peft_config, write_note
 from albat_core.backbones.base import (
     Encoded,
     FixedNoise,
@@ -18,7 +18,7 @@ from albat_core.backbones.base import (
     as_untouched,
     trained_layers,
 )
-from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, unreadable
 from albat_core.backbones.language.likelihood import token_divergence, token_losses
 from albat_core.backbones.language.tokens import TextEncoder
