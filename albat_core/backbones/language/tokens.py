@@ -1,5 +1,6 @@
 """Texts, prompts with answers and chats as tokens, and cut to what a language model takes."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -211,14 +212,16 @@ class TextEncoder:
         return begin - 1 if text[begin - 1] == " " else begin
 
     def _shorter_chat(self, example: Example) -> list[Example]:
-        messages = list(example.messages or ())
-        while messages:
-            messages.pop()
-            if messages and messages[-1]["role"] == "assistant":
-                shorter = replace(
-                    example, example_id=f"{example.example_id}#0", messages=tuple(messages)
-                )
-                ids, mask = self.tokens(shorter)
-                if len(ids) <= self.max_length and any(mask):
-                    return [shorter]
-        return []
+        messages = example.messages or ()
+
+        def first(count: int) -> Example:
+            name = f"{example.example_id}#0"
+            return replace(example, example_id=name, messages=messages[:count])
+
+        counts = [n for n in range(1, len(messages)) if messages[n - 1]["role"] == "assistant"]
+        # chats grow with their messages: few of the beginnings need to be looked at
+        fitting = bisect_left(
+            counts, True, key=lambda count: len(self.tokens(first(count))[0]) > self.max_length
+        )
+        shorter = [first(count) for count in counts[:fitting][-1:]]
+        return [row for row in shorter if any(self.tokens(row)[1])]
