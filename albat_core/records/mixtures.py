@@ -22,8 +22,11 @@ STAGE = "mixture"
 ADAPTATION, BACKBONE = "adaptation", "backbone"
 
 
+_MESSAGES = pa.field("messages", pa.list_(pa.json_()))  # `datasets` gives them as dicts
+
 MIXTURE_SCHEMA = (
-    EXAMPLE_SCHEMA.append(pa.field("role", pa.string(), nullable=False))
+    EXAMPLE_SCHEMA.set(EXAMPLE_SCHEMA.get_field_index("messages"), _MESSAGES)
+    .append(pa.field("role", pa.string(), nullable=False))
     .append(pa.field("weight", pa.float64(), nullable=False))
     .append(pa.field("score", pa.float32()))
     .append(pa.field("nearest_example_id", pa.string()))

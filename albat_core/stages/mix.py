@@ -22,7 +22,7 @@ from albat_core.records.tables import row_group_rows
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 _FILE_BYTES = 512 << 20  # of pictures in a file
 _PICTURES_AT_ONCE = 64  # selected rows that are in memory together

@@ -20,9 +20,9 @@ from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _NEARLY = 0.8  # Jaccard similarity of runs of words from which on rows are the same
-_CONTENT = ("text", "prompt", "messages", "image")
+_CONTENT = ("text", "prompt", "messages", "tools", "image")
 
 
 class SplitConfig(StageConfig):
