@@ -261,7 +261,9 @@ def _card(table: pa.Table, facts: dict[str, float], layouts: Sequence[str]) -> s
         for name, folder in folders.items()
     )
     shown = "\n".join(_LAYOUTS[name] for name in layouts)
-    recipe = "" if _CAPTIONS in layouts else _recipe(layouts)
+    recipe, place = "", ""
+    if _CAPTIONS not in layouts:
+        recipe, place = _recipe(layouts), "`row` (place in the mixture);\n"
     return f"""---
 configs:
 {configs}
@@ -277,7 +279,7 @@ from the backbone's corpus, alpha = {facts["alpha"]:.3f}.
 
 Columns: `example_id`, `document`, `source`;
 {shown}
-`continues` (the text goes on in the next row: no end-of-text token); `role` (`adaptation` or
+{place}`continues` (the text goes on in the next row: no end-of-text token); `role` (`adaptation` or
 `backbone`); `weight` (factor of the row's mean loss in the objective; sums to 1 over all rows and
 to alpha over the backbone's); `score` (higher is better); `nearest_example_id` and `similarity`
 (the nearest adaptation example, cosine in the whitened embedding space).
@@ -290,12 +292,14 @@ def _recipe(layouts: Sequence[str]) -> str:
     """Return how TRL trains on the mixture by its weights."""
     if len(layouts) == 1:
         only = ", assistant_only_loss=True" if CHATS in layouts else ""
+        opened, imported = "folder", "load_dataset"
         load = f"""rows = load_dataset(folder, split="train")
 args = SFTConfig(**settings{only})
 rows = SFTTrainer(model, args, train_dataset=rows).train_dataset"""
     else:
+        opened, imported = f'folder, "{layouts[0]}"', "concatenate_datasets, load_dataset"
         load = f'''parts = []
-for name in {tuple(layouts)!r}:  # rows of different columns: tokenized apart, trained together
+for name in {json.dumps(layouts)}:  # rows of different columns: tokenized apart, trained together
     rows = load_dataset(folder, name, split="train")
     args = SFTConfig(**settings, assistant_only_loss=name == "{CHATS}")
     parts.append(SFTTrainer(model, args, train_dataset=rows).train_dataset)
@@ -304,13 +308,13 @@ rows = concatenate_datasets(
 )'''
     return f"""
 It trains in [TRL](https://huggingface.co/docs/trl) as it is, without the weights:
-`SFTTrainer(model, train_dataset=load_dataset(folder, split="train"))`. With them, rows are drawn as
-often as their weight says, and each counts by its mean loss:
+`SFTTrainer(model, train_dataset=load_dataset({opened}, split="train"))`. With them, rows are
+drawn as often as their weight says, and each counts by its mean loss:
 
 ```python
 import numpy as np
 import torch
-from datasets import concatenate_datasets, load_dataset
+from datasets import {imported}
 from trl import SFTConfig, SFTTrainer
 
 model, folder = "path/to/backbone", "path/to/this/folder"
