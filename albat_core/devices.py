@@ -1,10 +1,15 @@
-"""The devices that compute, each lent to one piece of work at a time."""
+"""The devices that compute, each lent to one piece of work at a time, on the whole machine."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from albat_core.errors import BackboneError
@@ -14,8 +19,14 @@ from albat_core.store.stage import Runtime
 if TYPE_CHECKING:  # torch takes a second to import, and who only configures does not need it
     import torch
 
-_CHANGED = threading.Condition()
-_LENT: dict[str, tuple[int, int]] = {}  # thread that has a device, and how often it asked for it
+_LOOK = 0.2  # seconds between looks for a device that is free
+_COMPUTING = threading.RLock()
+"""Held by the thread whose model computes: torch's generators are the process's, and so are the
+switches of libraries that load models, so threads would disturb each other's draws."""
+_LAST = [""]
+"""The GPU that this process had last."""
+_HELD: list[str] = []
+"""The device that this process has, as often as its thread asked for it."""
 
 
 def resolve_device(runtime: Runtime) -> torch.device:
@@ -36,13 +47,6 @@ def resolve_device(runtime: Runtime) -> torch.device:
     return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
 
 
-def device_names(runtime: Runtime) -> list[str]:
-    """Return the names of the devices that may compute at once: every GPU, or the CPU as one."""
-    if resolve_device(runtime).type == "cpu":
-        return ["cpu"]
-    return [f"cuda:{number}" for number in range(gpu_count())]
-
-
 def gpu_count() -> int:
     """Return how many GPUs this machine has."""
     import torch
@@ -50,29 +54,60 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
+def gpu_names() -> dict[str, str]:
+    """Return what identifies each GPU on this machine, by the name that torch has for it."""
+    import torch
+
+    return {
+        f"cuda:{number}": str(torch.cuda.get_device_properties(number).uuid)
+        for number in range(gpu_count())
+    }
+
+
 @contextmanager
 def lent_device(runtime: Runtime) -> Iterator[torch.device]:
-    """Give a device that no other thread of this process computes on; wait until one is free.
+    """Give a device that nobody else computes on; wait until one is free.
 
-    A thread that has one is given the same again.
+    In a process one thread computes at a time. Processes of one machine (of a cluster, of several
+    runs) each take another GPU, by a lock on a file for each. A thread that has a device is given
+    the same again.
     """
     import torch
 
-    names, me = device_names(runtime), threading.get_ident()
-    with _CHANGED:
-        while not (usable := [n for n in names if _LENT.get(n, (me, 0))[0] == me]):
-            with waiting():
-                _CHANGED.wait()
-        name = max(usable, key=lambda n: n in _LENT)
-        _LENT[name] = (me, _LENT.get(name, (me, 0))[1] + 1)
+    with waiting():
+        _COMPUTING.acquire()
     try:
-        yield torch.device(name)
+        if resolve_device(runtime).type == "cpu":
+            yield torch.device("cpu")
+        elif _HELD:
+            yield torch.device(_HELD[0])
+        else:
+            with _locked(gpu_names()) as name:
+                _HELD.append(name)
+                try:
+                    yield torch.device(name)
+                finally:
+                    _HELD.clear()
     finally:
-        with _CHANGED:
-            times = _LENT.pop(name)[1] - 1
-            if times:
-                _LENT[name] = (me, times)
-            _CHANGED.notify_all()
+        _COMPUTING.release()
+
+
+@contextmanager
+def _locked(names: dict[str, str]) -> Iterator[str]:
+    """Hold the lock of one of several GPUs, the one that was held last where it is free."""
+    while True:
+        for name in sorted(names, key=lambda n: (n != _LAST[0], n)):
+            place = Path(tempfile.gettempdir(), f"albat-{os.getuid()}-{names[name]}.lock")
+            with place.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                _LAST[0] = name  # where the last backbone is loaded still
+                yield name
+                return
+        with waiting():
+            time.sleep(_LOOK)
 
 
 def use_cores(count: int) -> None:

@@ -24,7 +24,8 @@ def imports(path: Path) -> tuple[str, ...]:
     for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
         if isinstance(node, ast.Import):
             found |= dict.fromkeys(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}:{node.lineno}: relative import"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= dict.fromkeys(name for name in sorted(whole) if is_module(name, path))
             if any(not is_module(name, path) for name in whole):

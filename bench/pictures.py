@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from peft import LoraConfig
 
 from albat_core.backbones import open_backbone, resolve_dtype
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise, length_batches
-from albat_core.backbones.config import AdapterConfig
 from albat_core.backbones.diffusion.noise import stratified_levels
 from albat_core.devices import resolve_device
 from albat_core.measures.losses import advantages

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from albat_core.backbones import open_backbone
-from albat_core.backbones.adapters import ADAPTERS
+from albat_core.backbones.adapters import ADAPTERS, AdapterConfig
 from albat_core.backbones.base import FixedNoise
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.families import FAMILIES
 from albat_core.errors import InputError
 from albat_core.pictures import png_file

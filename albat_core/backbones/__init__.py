@@ -8,8 +8,9 @@ from functools import lru_cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint, hub_id, model_folder
 from albat_core.backbones.language.kind import LanguageKind

@@ -5,10 +5,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from albat_core.backbones.config import AdapterConfig
+from pydantic import Field, field_validator
+
 from albat_core.errors import BackboneError
+from albat_core.store.stage import StageConfig
 
 NOTE = "albat.json"
+
+
+class AdapterConfig(StageConfig):
+    """The small network trained beside the frozen backbone."""
+
+    kind: str = "lora"
+    """Kind of adapter: `lora` (low-rank, arXiv 2106.09685)."""
+    rank: int = Field(16, ge=1, le=1024)
+    """Rank r of the update B A."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Scale of the update: lora_alpha / rank multiplies B A."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs dropped in training, in [0, 1)."""
+    target_modules: str | tuple[str, ...] = "auto"
+    """Names of the modules adapted; `all-linear`; or `auto`: all linear layers of a language model,
+    the attention projections of a diffusion model."""
+    text_encoder: bool = False
+    """Adapt the attention of a diffusion model's text encoders too."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ADAPTERS:
+            raise ValueError(f"expected one of {', '.join(ADAPTERS)}")
+        return value
 
 
 def lora(adapter: AdapterConfig, **place: Any) -> Any:
@@ -31,16 +58,7 @@ def peft_config(adapter: AdapterConfig, targets: str | Sequence[str], **task: An
         adapter: its kind and shape.
         targets: names of the modules adapted, or a pattern of peft's.
         task: what peft is told of the model beside, such as ``task_type``.
-
-    Raises:
-        BackboneError: the kind is not known.
     """
-    if adapter.kind not in ADAPTERS:
-        raise BackboneError(
-            f"expected one of {', '.join(ADAPTERS)}, got {adapter.kind!r}",
-            where="adapter.kind",
-            remedy="choose one of them",
-        )
     names = targets if isinstance(targets, str) else list(targets)
     return ADAPTERS[adapter.kind](adapter, target_modules=names, **task)
 

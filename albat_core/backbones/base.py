@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
-from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.adapters import AdapterConfig
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.records.examples import Example
 
 if TYPE_CHECKING:  # torch takes a second to import, and who only configures does not need it

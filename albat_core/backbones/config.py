@@ -54,21 +54,3 @@ class SamplingConfig(StageConfig):
     """Tokens that a language model writes at most."""
     temperature: float = Field(1.0, ge=0)
     """Temperature at which a language model's tokens are drawn; 0: the likeliest each time."""
-
-
-class AdapterConfig(StageConfig):
-    """The small network trained beside the frozen backbone."""
-
-    kind: str = "lora"
-    """Kind of adapter: `lora` (low-rank, arXiv 2106.09685)."""
-    rank: int = Field(16, ge=1, le=1024)
-    """Rank r of the update B A."""
-    lora_alpha: float = Field(32.0, gt=0)
-    """Scale of the update: lora_alpha / rank multiplies B A."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs dropped in training, in [0, 1)."""
-    target_modules: str | tuple[str, ...] = "auto"
-    """Names of the modules adapted; `all-linear`; or `auto`: all linear layers of a language model,
-    the attention projections of a diffusion model."""
-    text_encoder: bool = False
-    """Adapt the attention of a diffusion model's text encoders too."""

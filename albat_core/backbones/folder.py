@@ -7,7 +7,7 @@ from pathlib import Path
 
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
-from albat_core.store import storage
+from albat_core.store import storage, transfer
 
 MODEL_CONFIG = "config.json"
 """Describes a transformers model."""
@@ -33,7 +33,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
     folder = Path(path).expanduser()
     if storage.is_remote(path):
         name = storage.tree_fingerprint(path)[:16]
-        folder = storage.download(path, storage.fetched_folder("backbones", name))
+        folder = transfer.download(path, storage.fetched_folder("backbones", name))
     elif not folder.is_dir():
         folder = _from_hub(path, revision)
     if not any((folder / marker).is_file() for marker in (MODEL_CONFIG, PIPELINE_INDEX)):

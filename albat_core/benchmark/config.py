@@ -1,10 +1,11 @@
 """What the efficacy benchmark compares, on which tasks."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from albat_core.runs.config import RunConfig
 from albat_core.scorers import AnyScorer
 from albat_core.scorers.advantage import Advantage
+from albat_core.scorers.base import Scorer
 from albat_core.scorers.gradient import Gradient
 from albat_core.scorers.matching import Matching
 from albat_core.scorers.nearest import Nearest
@@ -41,3 +42,11 @@ class EfficacyConfig(StageConfig):
     """Weight of the penalty towards the backbone's outputs."""
     parallel: int = Field(1, ge=1)
     """Tasks and seeds that run at once, each in a process of its own."""
+
+    @field_validator("scorers")
+    @classmethod
+    def _each_once(cls, value: tuple[Scorer, ...]) -> tuple[Scorer, ...]:
+        names = [scorer.name for scorer in value]
+        if again := sorted({name for name in names if names.count(name) > 1 or name == "random"}):
+            raise ValueError(f"each scorer once, and random is there anyway: {', '.join(again)}")
+        return value

@@ -24,7 +24,7 @@ def exponential_weights(scores: Floats, ess: float) -> tuple[Floats, float]:
     from scipy.optimize import brentq
 
     weights = np.full(len(scores), 1 / len(scores))
-    if ess >= 1 or np.ptp(scores) == 0:
+    if ess >= 1 or scores.std() == 0:
         return weights, np.inf
     shifted = scores - scores.max()
 
@@ -38,5 +38,7 @@ def exponential_weights(scores: Floats, ess: float) -> tuple[Floats, float]:
 
     # ESS grows with tau, from the number of equally best scores to n
     low, high = np.log(scores.std()) - 12, np.log(scores.std()) + 12
+    if excess(high) <= 0:
+        return weights, np.inf
     log_tau = low if excess(low) >= 0 else float(brentq(excess, low, high, xtol=1e-14))
     return weights_at(log_tau), float(np.exp(log_tau))

@@ -176,7 +176,7 @@ def _refs(steps: Sequence[Step[Any]]) -> tuple[ArtifactRef, ...]:
 def _hashable(value: Any) -> Any:
     """Return arguments as what a dictionary can look up."""
     if isinstance(value, dict):
-        return tuple((name, _hashable(each)) for name, each in value.items())
+        return tuple((name, _hashable(value[name])) for name in sorted(value))
     if isinstance(value, list | tuple):
         return tuple(map(_hashable, value))
     return value

@@ -31,7 +31,7 @@ def chosen_scorer(value: Any) -> Scorer:
         return value
     settings = dict(value) if isinstance(value, dict) else {"name": value}
     name = settings.pop("name", None)
-    if name not in SCORERS:
+    if not isinstance(name, str) or name not in SCORERS:
         raise ValueError(f"expected one of {', '.join(SCORERS)}, got {name!r}")
     try:
         return SCORERS[name].model_validate(settings)

@@ -117,6 +117,8 @@ def rank_correlation(first: Scores, second: Scores) -> float:
     """Return Spearman's correlation of two scores (n,), in [-1, 1]; 1 where neither varies."""
     from scipy.stats import spearmanr
 
-    if len(first) < 2 or not (np.ptp(first) and np.ptp(second)):
-        return 1.0 if np.ptp(first) == np.ptp(second) == 0 else 0.0
+    if len(first) < 2:
+        return 1.0
+    if not (np.ptp(first) and np.ptp(second)):
+        return float(np.ptp(first) == np.ptp(second))
     return float(spearmanr(first, second).statistic)

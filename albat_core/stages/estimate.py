@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.backbones import backbone_identity, kind_of, open_backbone
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise, adapted
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.measures.theory import Estimate, Floats, FoldGradients, estimate_terms
 from albat_core.measures.weights import effective_sample_size
 from albat_core.records.encodings import Encodings

@@ -7,7 +7,7 @@ import yaml
 from albat_core.records.runs import ALBAT, RunArtifacts
 from albat_core.report.content import ReportContent
 from albat_core.report.gathering import gather
-from albat_core.store import storage
+from albat_core.store import storage, transfer
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.claims import claimed
 from albat_core.store.stage import Runtime, StageConfig
@@ -62,7 +62,7 @@ def export_run(
     page = store.folder(report)
     with claimed(f"{output}.claim", output, lambda: None):  # another of this name may end now
         for name, ref in places.items():
-            storage.replace_tree(store.folder(ref), storage.join(output, name))
+            transfer.replace_tree(store.folder(ref), storage.join(output, name))
         for name in (PAGE, RESULTS):
             storage.write_bytes(storage.join(output, name), (page / name).read_bytes())
     return {"report": storage.join(output, PAGE)} | {n: storage.join(output, n) for n in places}

@@ -33,7 +33,7 @@ class RetrievalConfig(StageConfig):
 
     pool: Literal["neighbours", "corpus"] = "neighbours"
     """`neighbours`: what is near the adaptation examples; `corpus`: every row, which costs more to
-    score and has no turns (`mixture.select: top` or `gumbel`)."""
+    score and has no turns (`selection.select: top` or `gumbel`)."""
     neighbours: int = Field(64, ge=1, le=2048)
     """Neighbours retrieved per adaptation example."""
     candidates: int = Field(20_000, ge=1)

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core.errors import ArtifactError
 from albat_core.progress import waited_seconds
-from albat_core.store import storage
+from albat_core.store import storage, transfer
 from albat_core.store.claims import claimed
 from albat_core.store.stage import Settings, given, stage_key
 
@@ -176,7 +176,7 @@ class ArtifactStore:
                 if file.is_file()
             )
             attempt = uuid.uuid4().hex[:8]
-            storage.upload(draft, storage.join(place, attempt))
+            transfer.upload(draft, storage.join(place, attempt))
             manifest = Manifest(
                 stage=ref.stage,
                 stage_version=stage_version,
@@ -240,7 +240,7 @@ class ArtifactStore:
         """Return a local folder with the artifact's files, fetched first where it is remote."""
         manifest = self.manifest(ref)
         cache = storage.fetched_folder("artifacts", ref.stage, ref.key)
-        return storage.download(self._folder_uri(manifest), cache / manifest.attempt)
+        return transfer.download(self._folder_uri(manifest), cache / manifest.attempt)
 
     def place(self, ref: ArtifactRef) -> str:
         """Return where the artifact's files lie, local or remote; nothing is fetched."""

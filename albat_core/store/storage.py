@@ -71,7 +71,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def explained(uri: str) -> Iterator[None]:
     """Turn what storage raises into errors that say what to do."""
     try:
         yield
@@ -99,7 +99,7 @@ def _explained(uri: str) -> Iterator[None]:
 @contextmanager
 def writing(uri: str) -> Iterator[None]:
     """Say what to do where nothing can be written to ``uri``."""
-    with _explained(uri):
+    with explained(uri):
         try:
             yield
         except OSError as error:
@@ -159,14 +159,14 @@ def no_space(uri: str) -> StorageFullError:
 def exists(uri: str) -> bool:
     """Tell whether a file or folder is there."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return bool(fs.exists(path))
 
 
 @contextmanager
 def open_binary(uri: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
     """Open a file for reading; ``decompress`` by its ending (.gz, .bz2, .xz, .zst)."""
-    with _explained(uri):
+    with explained(uri):
         fs, path = filesystem(uri)
         zstd = decompress and path.lower().endswith(".zst")  # fsspec would need one more library
         with fs.open(path, "rb", compression="infer" if decompress and not zstd else None) as file:
@@ -215,7 +215,7 @@ def list_files(uri: str) -> list[str]:
     """
     fs, path = filesystem(uri)
     scheme = uri.split("://", 1)[0] + "://" if is_remote(uri) else ""
-    with _explained(uri):
+    with explained(uri):
         pattern = glob.has_magic(path) and not fs.exists(path)  # a name may have [ in it
         if pattern:
             found = [name for name in fs.glob(path) if not fs.isdir(name)]
@@ -236,14 +236,14 @@ def list_files(uri: str) -> list[str]:
 def size(uri: str) -> int:
     """Return a file's size in bytes."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return int(fs.size(path))
 
 
 def file_sizes(uri: str) -> dict[str, int]:
     """Return path (relative to ``uri``) and bytes of every file below a folder, by one listing."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         found = fs.find(path, detail=True)
     base = len(path.rstrip("/")) + 1
     return {str(name)[base:]: int(entry["size"]) for name, entry in found.items()}
@@ -272,7 +272,7 @@ def fingerprint(uri: str) -> str:
     if not is_remote(uri):
         return digest(uri)
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return _tag(fs, path, fs.info(path))
 
 
@@ -299,7 +299,7 @@ def fingerprints(uris: Iterable[str]) -> Iterator[str]:
 
 def _folder_tags(folder: str) -> dict[str, str]:
     fs, path = filesystem(folder)
-    with _explained(folder):
+    with explained(folder):
         entries = fs.ls(path, detail=True)
     return {
         str(entry["name"]).rpartition("/")[2]: _tag(fs, entry["name"], entry)
@@ -311,7 +311,7 @@ def _folder_tags(folder: str) -> dict[str, str]:
 def tree_fingerprint(uri: str) -> str:
     """Return what changes when anything below a remote folder changes, by one listing."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         found = fs.find(path, detail=True)
     tags = [f"{name} {_tag(fs, name, found[name])}" for name in sorted(found)]
     return hashlib.sha256("\n".join(tags).encode()).hexdigest()
@@ -322,74 +322,9 @@ def _tag(fs: Any, path: str, details: dict[str, Any]) -> str:
     return hashlib.sha256(f"{tag}|{details['size']}".encode()).hexdigest()
 
 
-def upload(folder: Path, uri: str) -> None:
-    """Bring a finished local folder to ``uri``: moved where that is possible, else copied."""
-    fs, path = filesystem(uri)
-    with writing(uri):
-        if is_remote(uri):
-            _put(fs, folder, path)
-        else:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(str(folder), path)
-
-
-def _put(fs: Any, folder: Path, path: str) -> None:
-    """Copy a local folder's files below a path of a remote file system, several at once."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    if files:
-        fs.put(
-            [str(file) for file in files],
-            [join(path, file.relative_to(folder).as_posix()) for file in files],
-        )
-
-
-def replace_tree(local: Path, uri: str) -> None:
-    """Copy a local folder to ``uri`` in place of what is there."""
-    fs, path = filesystem(uri)
-    with writing(uri):
-        if is_remote(uri):
-            remove(uri)
-            _put(fs, local, path)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
-            shutil.copytree(local, fresh, dirs_exist_ok=True)
-            remove(uri)
-            fresh.replace(target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-
-
-def download(uri: str, folder: Path) -> Path:
-    """Return a local folder with what lies under ``uri``; local ones are returned as they are."""
-    fs, path = filesystem(uri)
-    if not is_remote(uri):
-        return Path(path)
-    with _explained(uri):
-        wanted: dict[str, Path] = {}
-        for name, length in file_sizes(uri).items():
-            target = folder / name
-            if not (target.exists() and target.stat().st_size == length):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                wanted[join(path, name)] = target
-        # several threads may want the same file
-        parts = [t.with_name(f".{uuid.uuid4().hex[:8]}.part") for t in wanted.values()]
-        try:
-            if wanted:
-                fs.get(list(wanted), [str(part) for part in parts])  # several at once
-            for part, target in zip(parts, wanted.values(), strict=True):
-                part.replace(target)
-        finally:
-            for part in parts:
-                part.unlink(missing_ok=True)
-    return folder
-
-
 def remove(uri: str) -> None:
     """Remove a file or folder and what is in it, if it is there."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         if fs.exists(path):
             fs.rm(path, recursive=True)

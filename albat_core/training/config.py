@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from albat_core.backbones import kind_of
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.adapters import AdapterConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.store.stage import StageConfig
 
 _FEWEST, _LOOKS = 16, 4  # steps, and evaluations, of a training that goes on

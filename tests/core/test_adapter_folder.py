@@ -12,7 +12,8 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from albat_core.backbones import adapter_card, check_adapter, open_backbone
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.adapters import AdapterConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.folder import hub_id
 from albat_core.errors import BackboneError
 from albat_core.runs.chain import Chain

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from albat_core.errors import ArtifactError, StorageFullError
-from albat_core.store import claims, storage
+from albat_core.store import claims, storage, transfer
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 IDENTITY: dict[str, Any] = {
@@ -263,16 +264,19 @@ def test_a_disk_full_while_building_is_said(
     assert_nothing_is_left(store, tmp_path)
 
 
-@pytest.mark.parametrize("place", ["upload", "write_bytes"])
+@pytest.mark.parametrize(
+    ("module", "place"), [(transfer, "upload"), (storage, "write_bytes")], ids=["files", "manifest"]
+)
 def test_a_disk_full_while_publishing_publishes_nothing(
     store: ArtifactStore,
     build: Builder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
     place: str,
 ) -> None:
     with monkeypatch.context() as full:
-        full.setattr(storage, place, fail_with(FULL))
+        full.setattr(module, place, fail_with(FULL))
         with pytest.raises(StorageFullError):
             produce(store, build)
     assert_nothing_is_left(store, tmp_path)

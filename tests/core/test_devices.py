@@ -1,62 +1,101 @@
-"""Devices are lent to one thread each."""
+"""Devices are lent: in a process to one thread at a time, on a machine to one process each."""
 
+import fcntl
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import torch
 
 from albat_core import devices
 from albat_core.devices import lent_device
 from albat_core.progress import waited_seconds
 from albat_core.store.stage import Runtime
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
-ANY = Runtime(device="cpu")
+ANY, CPU = Runtime(), Runtime(device="cpu")
+GPUS = {"cuda:0": "gpu-one", "cuda:1": "gpu-two"}
 
 
 @pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "device_names", lambda _runtime: ["cuda:0", "cuda:1"])
+def two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "gpu_names", lambda: GPUS)
+    monkeypatch.setattr(devices, "resolve_device", lambda _runtime: torch.device("cuda"))
+    monkeypatch.setattr(devices, "_LAST", [""])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def test_as_many_compute_at_once_as_there_are_devices(two: None) -> None:
-    together, given = threading.Barrier(2), []
-    free, held = threading.Event(), threading.Event()
+@contextmanager
+def taken(name: str) -> Iterator[None]:
+    """Hold a GPU as another process does."""
+    place = Path(tempfile.gettempdir(), f"albat-{os.getuid()}-{GPUS[name]}.lock")
+    with place.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_process_takes_a_gpu_that_no_other_has(two: None) -> None:
+    with taken("cuda:0"), lent_device(ANY) as device:
+        assert str(device) == "cuda:1"
+    with lent_device(ANY) as device:  # where its backbone is loaded still
+        assert str(device) == "cuda:1"
+    with taken("cuda:1"), lent_device(ANY) as device:
+        assert str(device) == "cuda:0"
+
+
+def test_who_finds_none_free_waits(two: None) -> None:
+    given: list[tuple[str, float]] = []
+
+    def come() -> None:
+        with lent_device(ANY) as device:
+            given.append((str(device), waited_seconds()))
+
+    late = threading.Thread(target=come)
+    with taken("cuda:0"):
+        with taken("cuda:1"):
+            late.start()
+            late.join(0.5)
+            assert not given
+        wait_until(lambda: len(given) == 1)
+    late.join(PATIENCE)
+    assert given[0][0] == "cuda:1"
+    assert given[0][1] > 0  # which is no work of its own
+
+
+@pytest.mark.parametrize("runtime", [CPU, ANY], ids=["cpu", "gpu"])
+def test_threads_of_a_process_compute_one_at_a_time(
+    two: None, monkeypatch: pytest.MonkeyPatch, runtime: Runtime
+) -> None:
+    if runtime is CPU:
+        monkeypatch.setattr(devices, "resolve_device", lambda _runtime: torch.device("cpu"))
+    inside, most = [0], []
+    lock = threading.Lock()
 
     def use() -> None:
-        with lent_device(ANY) as device:
-            given.append(str(device))
-            together.wait(PATIENCE)  # both are in here at once, or this fails
-            held.set()
-            assert free.wait(PATIENCE)
+        with lent_device(runtime):
+            with lock:
+                inside[0] += 1
+                most.append(inside[0])
+            threading.Event().wait(0.02)
+            with lock:
+                inside[0] -= 1
 
-    def come_third() -> None:
-        with lent_device(ANY) as device:
-            given.append(str(device))
-            waited.append(waited_seconds())
-
-    waited: list[float] = []
-    threads = [threading.Thread(target=use) for _ in range(2)]
+    threads = [threading.Thread(target=use) for _ in range(6)]
     for thread in threads:
         thread.start()
-    assert held.wait(PATIENCE)
-    third = threading.Thread(target=come_third)
-    third.start()
-    third.join(0.2)
-    assert sorted(given) == ["cuda:0", "cuda:1"]
-    assert third.is_alive()
-    free.set()
-    for thread in (*threads, third):
+    for thread in threads:
         thread.join(PATIENCE)
-    assert len(given) == 3
-    assert waited[0] > 0  # which is no work of its own
+    assert most == [1] * 6
 
 
 def test_a_thread_that_has_a_device_is_given_it_again(two: None) -> None:
     with lent_device(ANY) as first, lent_device(ANY) as second:
         assert first == second
-        assert len(devices._LENT) == 1
-    assert not devices._LENT
-
-
-def test_the_cpu_is_one_device() -> None:
-    assert devices.device_names(ANY) == ["cpu"]
+    with pytest.raises(ValueError, match="broken"), lent_device(ANY):
+        raise ValueError("broken")
+    with lent_device(ANY) as again:  # was given back
+        assert again == first

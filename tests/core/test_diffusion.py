@@ -18,8 +18,9 @@ from albat_core.backbones import (
     open_splitter,
     precomputes,
 )
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Encoded, FixedNoise
-from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.diffusion.families.base import Condition
 from albat_core.backbones.diffusion.model import DiffusionBackbone
 from albat_core.backbones.diffusion.noise import Noised

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from albat_core.backbones import open_backbone
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise
-from albat_core.backbones.config import AdapterConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.errors import BackboneError
 from albat_core.measures.gradients import AdapterGradients, Projection, Transform, example_gradients

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from albat_core.backbones import check_adapter, open_backbone
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.adapters import AdapterConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.adapter import KOHYA_WEIGHTS, WEIGHTS
 from albat_core.backbones.diffusion.families.base import Family
 from albat_core.backbones.diffusion.families.flux import Flux

@@ -27,8 +27,9 @@ from albat_core.backbones import (
     input_fingerprint,
     open_backbone,
 )
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import length_batches
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.errors import BackboneError, InputError

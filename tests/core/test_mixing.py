@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from albat_core.backbones import kind_of
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import Estimate, Terms

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from albat_core.backbones import open_backbone
-from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.adapters import AdapterConfig
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.pictures import picture_pixels
 from albat_core.records.examples import EXAMPLE_SCHEMA
 from albat_core.records.samples import SAMPLES, read_samples

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from albat_core.errors import AlbatError, InputError, StorageFullError
-from albat_core.store import storage
+from albat_core.store import storage, transfer
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -161,7 +161,7 @@ def test_replace_tree_leaves_exactly_the_new_files(root: str, tmp_path: Path) ->
     write_tree(str(local), "new.txt", "deep/kept.txt")
     target = storage.join(root, "target")
     write_tree(target, "old.txt", "deep/old.txt")
-    storage.replace_tree(local, target)
+    transfer.replace_tree(local, target)
     assert read_tree(target) == {"new.txt": b"new.txt", "deep/kept.txt": b"deep/kept.txt"}
     assert set(storage.file_sizes(root)) == {"target/new.txt", "target/deep/kept.txt"}
     assert (local / "new.txt").exists()
@@ -178,15 +178,15 @@ def test_a_replacement_that_fails_leaves_the_old_tree(
 
     monkeypatch.setattr(storage.shutil, "copytree", fail)
     with pytest.raises(StorageFullError):
-        storage.replace_tree(tmp_path / "local", str(tmp_path / "store" / "target"))
+        transfer.replace_tree(tmp_path / "local", str(tmp_path / "store" / "target"))
     assert set(storage.file_sizes(str(tmp_path / "store"))) == {"target/old.txt"}
 
 
 def test_upload_and_download_carry_a_tree(root: str, tmp_path: Path) -> None:
     draft = tmp_path / "draft"
     write_tree(str(draft), "a", "b/c")
-    storage.upload(draft, storage.join(root, "there"))
-    back = storage.download(storage.join(root, "there"), tmp_path / "cache")
+    transfer.upload(draft, storage.join(root, "there"))
+    back = transfer.download(storage.join(root, "there"), tmp_path / "cache")
     assert read_tree(str(back)) == {"a": b"a", "b/c": b"b/c"}
 
 
@@ -197,7 +197,7 @@ def test_download_fetches_only_what_is_not_there_whole(tmp_path: Path) -> None:
     write_tree(str(cache), "a")
     (cache / "bb").write_bytes(b"b")  # cut short
     (cache / "a").write_bytes(b"A")  # of the right size: taken for finished
-    storage.download(root, cache)
+    transfer.download(root, cache)
     assert read_tree(str(cache)) == {"a": b"A", "bb": b"bb"}
 
 

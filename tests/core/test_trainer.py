@@ -12,8 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from albat_core.backbones import open_backbone
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise, adapted
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.progress import reporting_to

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from albat_core.backbones import open_backbone
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import adapted
-from albat_core.backbones.config import AdapterConfig
 from albat_core.errors import Interrupted
 from albat_core.progress import reporting_to
 from albat_core.runs.chain import Chain

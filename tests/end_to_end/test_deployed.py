@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.end_to_end, needs_rclone]
 ROOT = Path(__file__).parents[2]
 HOME = f"s3://{BUCKET}/toy"
 FLOWS = {"albat", "embed", "select", "mix", "finetune", "evaluate", "watch-adaptation", "reselect"}
+HEARTBEAT, BEGUN = "prefect.flow-run.heartbeat", "prefect.flow-run.Running"
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -73,14 +74,18 @@ class Deployed:
 
     def get(self, path: str) -> Any:
         """Return what the API says."""
-        return self.client.get(f"{self.state.api}{path}").raise_for_status().json()
+        return self._ask("GET", path).raise_for_status().json()
 
     def post(self, path: str, **body: Any) -> httpx.Response:
+        """Ask the API for what a body names, or to change something."""
+        return self._ask("POST", path, json=body)
+
+    def _ask(self, method: str, path: str, **given: Any) -> httpx.Response:
         """Ask the API, again where its database is busy, as Prefect's client does."""
         answers: list[httpx.Response] = []
 
         def answered() -> bool:
-            answers.append(self.client.post(f"{self.state.api}{path}", json=body))
+            answers.append(self.client.request(method, f"{self.state.api}{path}", **given))
             return answers[-1].status_code != 503
 
         wait_until(answered, 0.3)
@@ -261,19 +266,31 @@ def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3
 def heard_of_once(deployed: Deployed, within: int) -> list[str]:
     """Begin three runs, each heard of once, that have crashed after so many seconds of silence."""
     flow = deployed.get("/deployments/name/evaluate/evaluate")["flow_id"]
-    begun = {"flow_id": flow, "state": {"type": "RUNNING"}}
-    ids = [deployed.post("/flow_runs/", **begun).json()["id"] for _ in range(3)]
+    ids = [deployed.post("/flow_runs/", flow_id=flow).json()["id"] for _ in range(3)]
+    those = {"prefect.resource.id": [*map(resource, ids)]}
     quick = deploying.crashed_runs().model_dump(mode="json") | {"name": f"within {within}"}
-    quick["trigger"]["match"] = {"prefect.resource.id": [*map(resource, ids)]}
-    quick["trigger"]["within"] = within
+    quick["trigger"] |= {"match": those, "within": within}
     deployed.post("/automations/", **quick).raise_for_status()
-    asyncio.run(heartbeats(deployed.state.api, ids))
-    # events of states come another way, and would overtake them
+    # tells when what decides on automations has heard of all three
+    witness = quick | {"name": f"heard of, within {within}", "actions": [{"type": "do-nothing"}]}
+    of_witness = {"posture": "Reactive", "after": [], "expect": [BEGUN, HEARTBEAT], "within": 0}
+    witness["trigger"] = quick["trigger"] | of_witness
+    made = deployed.post("/automations/", **witness).raise_for_status().json()["id"]
     heard = {
-        "event": {"name": ["prefect.flow-run.heartbeat"]},
-        "resource": {"id": [*map(resource, ids)]},
+        "event": {"name": ["prefect.automation.triggered"]},
+        "resource": {"id": [f"prefect.automation.{made}"]},
     }
-    wait_until(lambda: deployed.post("/events/filter", filter=heard).json()["total"] == 3, 0.3)
+
+    def has_heard(count: int) -> None:
+        found = "/events/filter"
+        wait_until(lambda: deployed.post(found, filter=heard).json()["total"] == count, 0.3)
+
+    for run_id in ids:
+        told = deployed.post(f"/flow_runs/{run_id}/set_state", state={"type": "RUNNING"})
+        told.raise_for_status()
+    has_heard(3)  # or what follows on it would be kept back until it comes
+    asyncio.run(heartbeats(deployed.state.api, ids))
+    has_heard(6)  # events of states come another way, and would overtake them
     return ids
 
 
@@ -287,7 +304,7 @@ async def heartbeats(api: str, run_ids: list[str]) -> None:
     async with PrefectClient(api) as client:
         for run_id in run_ids:
             about = Resource({"prefect.resource.id": resource(run_id)})
-            beat = Event(event="prefect.flow-run.heartbeat", resource=about)
+            beat = Event(event=HEARTBEAT, resource=about)
             told = await client.request("POST", "/events", json=[beat.model_dump(mode="json")])
             told.raise_for_status()
 

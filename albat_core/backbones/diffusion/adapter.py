@@ -9,9 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from albat_core.backbones.adapters import peft_config, refusal
+from albat_core.backbones.adapters import AdapterConfig, peft_config, refusal
 from albat_core.backbones.base import trained_layers
-from albat_core.backbones.config import AdapterConfig
 from albat_core.backbones.diffusion.families.base import Family
 from albat_core.backbones.diffusion.kohya import Layers, original_module
 from albat_core.backbones.folder import unreadable

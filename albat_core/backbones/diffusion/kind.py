@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Kind
-from albat_core.backbones.config import AdapterConfig, BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.folder import backbone_folder
 from albat_core.records.examples import Example
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from albat_core.backbones.adapters import check_note, write_note
+from albat_core.backbones.adapters import AdapterConfig, check_note, write_note
 from albat_core.backbones.base import Encoded, FixedNoise, Losses, Precomputed, as_untouched
-from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.diffusion.adapter import PipelineAdapter
 from albat_core.backbones.diffusion.captions import CaptionFitter, RowPreparation
 from albat_core.backbones.diffusion.families.base import Condition

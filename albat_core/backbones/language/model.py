@@ -10,7 +10,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from albat_core.backbones.adapters import check_note, peft_config, refusal, write_note
+from albat_core.backbones.adapters import (
+    AdapterConfig,
+    check_note,
+    peft_config,
+    refusal,
+    write_note,
+)
 from albat_core.backbones.base import (
     Encoded,
     FixedNoise,
@@ -19,7 +25,7 @@ from albat_core.backbones.base import (
     as_untouched,
     trained_layers,
 )
-from albat_core.backbones.config import AdapterConfig, BackboneConfig, SamplingConfig
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
 from albat_core.backbones.language.likelihood import token_divergence, token_losses
 from albat_core.backbones.language.tokens import TextEncoder

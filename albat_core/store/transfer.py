@@ -1,0 +1,103 @@
+"""Folders copied between this machine and storage, several files at once."""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from albat_core.store.storage import (
+    explained,
+    file_sizes,
+    filesystem,
+    is_remote,
+    join,
+    remove,
+    writing,
+)
+
+Key = TypeVar("Key")
+
+_FILES_AT_ONCE = 16  # that are copied
+_BYTES_AT_ONCE = 64 << 20  # of these; a larger file is copied alone
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Bring a finished local folder to ``uri``: moved where that is possible, else copied."""
+    fs, path = filesystem(uri)
+    with writing(uri):
+        if is_remote(uri):
+            _put(fs, folder, path)
+        else:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(str(folder), path)
+
+
+def _put(fs: Any, folder: Path, path: str) -> None:
+    """Copy a local folder's files below a path of a remote file system, several at once."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for some in _batches({file: file.stat().st_size for file in files}):
+        fs.put(
+            [str(file) for file in some],
+            [join(path, file.relative_to(folder).as_posix()) for file in some],
+        )
+
+
+def _batches(sizes: Mapping[Key, int]) -> Iterator[list[Key]]:
+    """Yield files that are copied at once, in order: so many that they fit in memory."""
+    batch: list[Key] = []
+    total = 0
+    for file, size in sizes.items():
+        if batch and (total + size > _BYTES_AT_ONCE or len(batch) == _FILES_AT_ONCE):
+            yield batch
+            batch, total = [], 0
+        batch.append(file)
+        total += size
+    if batch:
+        yield batch
+
+
+def replace_tree(local: Path, uri: str) -> None:
+    """Copy a local folder to ``uri`` in place of what is there."""
+    fs, path = filesystem(uri)
+    with writing(uri):
+        if is_remote(uri):
+            remove(uri)
+            _put(fs, local, path)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            shutil.copytree(local, fresh, dirs_exist_ok=True)
+            remove(uri)
+            fresh.replace(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def download(uri: str, folder: Path) -> Path:
+    """Return a local folder with what lies under ``uri``; local ones are returned as they are."""
+    fs, path = filesystem(uri)
+    if not is_remote(uri):
+        return Path(path)
+    with explained(uri):
+        wanted = {
+            name: length
+            for name, length in file_sizes(uri).items()
+            if not ((there := folder / name).exists() and there.stat().st_size == length)
+        }
+        for some in _batches(wanted):
+            # several threads may want the same file
+            parts = [(folder / n).with_name(f".{uuid.uuid4().hex[:8]}.part") for n in some]
+            for part in parts:
+                part.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fs.get([join(path, name) for name in some], [str(part) for part in parts])
+            finally:  # what has come is kept, whatever became of the others
+                for name, part in zip(some, parts, strict=True):
+                    if part.exists() and part.stat().st_size == wanted[name]:
+                        part.replace(folder / name)
+                    part.unlink(missing_ok=True)
+    return folder
