@@ -63,12 +63,6 @@ def peft_config(adapter: AdapterConfig, targets: str | Sequence[str], **task: An
     return ADAPTERS[adapter.kind](adapter, target_modules=names, **task)
 
 
-def refusal(error: ValueError) -> str:
-    """Return what peft found of the targets that it refused."""
-    said = str(error)
-    return "no layer" if "not found" in said else f"what peft refuses: {said.partition('. ')[0]}"
-
-
 def write_note(folder: Path, fingerprint: str) -> None:
     """Note the backbone's fingerprint."""
     (folder / NOTE).write_text(json.dumps({"backbone": fingerprint}))

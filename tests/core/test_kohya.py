@@ -226,6 +226,13 @@ def test_modules_without_a_name_are_refused_before_the_training(
         check_adapter(backbone, obeyed)
 
 
+def test_what_peft_does_not_adapt_is_told_in_its_words(tmp_path: Path) -> None:
+    backbone = config_of(save_pipeline(tmp_path / "backbone"))
+    with pytest.raises(BackboneError, match=r"GroupNorm.*is not supported") as raised:
+        check_adapter(backbone, AdapterConfig(rank=2, target_modules=("conv_norm_out",)))
+    assert "match no layer" not in str(raised.value)
+
+
 def factors(module: str, inputs: int, outputs: int) -> Layers:
     generator = torch.Generator().manual_seed(sum(map(ord, module)))
     return {

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from albat_core.backbones.adapters import AdapterConfig, peft_config, refusal
+from albat_core.backbones.adapters import AdapterConfig, peft_config
 from albat_core.backbones.base import trained_layers
 from albat_core.backbones.diffusion.families.base import Family
 from albat_core.backbones.diffusion.kohya import Layers, original_module
@@ -70,13 +70,17 @@ class PipelineAdapter:
             parameter.data = parameter.data.float()
 
     def _no_target(self, targets: object, error: ValueError) -> BackboneError:
+        from peft.utils.error import NoMatchingPeftModuleError
+
+        none = isinstance(error, NoMatchingPeftModuleError)
+        found = "no layer" if none else f"what peft does not adapt ({error})"
         names = {
             ".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.rpartition(".")[2]
             for name, module in self._family.denoiser.named_modules()
             if isinstance(module, torch.nn.Linear)
         }
         return BackboneError(
-            f"adapter.target_modules={targets!r} match {refusal(error)}",
+            f"adapter.target_modules={targets!r} match {found}",
             where=self._where,
             remedy=f"choose from {', '.join(sorted(names))}, or auto",
         )

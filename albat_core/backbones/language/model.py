@@ -14,7 +14,6 @@ from albat_core.backbones.adapters import (
     AdapterConfig,
     check_note,
     peft_config,
-    refusal,
     write_note,
 )
 from albat_core.backbones.base import (
@@ -279,7 +278,7 @@ def attached(model: Any, config: AdapterConfig, where: str) -> Any:
     """Return the model with a LoRA adapter.
 
     Raises:
-        BackboneError: ``target_modules`` match nothing, what peft refuses, or tied weights.
+        BackboneError: ``target_modules`` match nothing, or tied weights.
     """
     from peft import get_peft_model
 
@@ -289,7 +288,7 @@ def attached(model: Any, config: AdapterConfig, where: str) -> Any:
     except ValueError as error:
         names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
         raise BackboneError(
-            f"adapter.target_modules={targets!r} match {refusal(error)}",
+            f"adapter.target_modules={targets!r} match no layer",
             where=where,
             remedy=f"choose from {', '.join(names)}, or all-linear",
         ) from error
