@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Literal
 
+from prefect import Flow
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.records.runs import ALBAT, StageRun
 from albat_core.records.selections import Selected
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.runs.reselection import data_fingerprint, note_finished
 from albat_core.store.artifacts import ArtifactRef
+from flows.config import load_config
 from flows.pages import publish_results, publish_run, publish_selection
 from flows.running.lifting import as_flow
 from flows.running.runners import tasks_on
@@ -51,9 +56,11 @@ def albat(config: RunConfig) -> FlowResult:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
+        state = data_fingerprint(config)  # before rows are read: what comes later is a change
         report = chain.report
         places = chain.export() | {"name": chain.register(evaluated=True).name}
         publish_run(chain, places)
+        note_finished(config, state, chain.selected, chain.selected)
         return FlowResult(artifact=report, places=places, stages=tuple(chain.stages))
 
 
@@ -132,3 +139,26 @@ def evaluate(config: RunConfig) -> FlowResult:
         albat_arm = next(arm for arm in chain.arms.runs if arm.name == ALBAT)
         publish_results(chain)
         return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))
+
+
+UpTo = Literal["albat", "embed", "index", "select", "mix", "finetune", "evaluate"]
+_FLOWS: dict[UpTo, Flow[[RunConfig], FlowResult]] = {
+    "albat": albat,
+    "embed": embed,
+    "index": index,
+    "select": select,
+    "mix": mix,
+    "finetune": finetune,
+    "evaluate": evaluate,
+}
+
+
+@partial(as_flow, run_name="{path}")
+def from_file(path: str, up_to: UpTo = "albat") -> FlowResult:
+    """Run what a configuration file says.
+
+    Args:
+        path: of the YAML file, on the worker's machine or `s3://`; its inputs are relative to it.
+        up_to: the whole chain (`albat`), or up to one stage.
+    """
+    return _FLOWS[up_to].fn(load_config(path))

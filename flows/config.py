@@ -1,6 +1,7 @@
 """The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def placed(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"output": storage.absolute(config.output), "runtime": runtime})
 
 
-_STARTER_VALUES: dict[str, Any] = {
+_STARTER_VALUES = {
     "backbone.path": "path/to/backbone",
     "corpus.path": "path/to/corpus/*.parquet",
     "adaptation.path": "path/to/adaptation.jsonl",
@@ -249,8 +250,12 @@ _STARTER_SECTIONS = (
 )
 
 
-def starter_config() -> str:
-    """Return a commented YAML file: what must be set, and every default."""
+def starter_config(values: Mapping[str, str] = _STARTER_VALUES) -> str:
+    """Return a commented YAML file: what must be set, and every default.
+
+    Args:
+        values: what is set, by dotted name.
+    """
     lines = [
         "# Configuration of an albat run. Lines like #name: value show defaults: take the # away",
         "# to change one. Input paths are relative to this file; output and runtime.root to where",
@@ -266,22 +271,24 @@ def starter_config() -> str:
             lines.append(f"#{_entry(name, field.default)}")
         else:
             lines.append(f"{name}:" if name in _STARTER_SECTIONS else f"#{name}:")
-            lines += _section(inner, field.default, name, "  ")
+            lines += _section(inner, field.default, name, "  ", values)
         lines.append("")
     return "\n".join(lines)
 
 
-def _section(model: type[BaseModel], defaults: Any, path: str, indent: str) -> list[str]:
+def _section(
+    model: type[BaseModel], defaults: Any, path: str, indent: str, values: Mapping[str, str]
+) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
         lines.append(f"{indent}# {one_line(field.description)}")
         inner, place = model_of(field.annotation), f"{path}.{name}"
         value = getattr(defaults, name, field.default)
-        if place in _STARTER_VALUES:
-            lines.append(f'{indent}{name}: "{_STARTER_VALUES[place]}"')
+        if place in values:
+            lines.append(f'{indent}{name}: "{values[place]}"')
         elif inner is not None:
             lines.append(f"{indent}#{name}:")
-            lines += _section(inner, value, place, f"{indent}  ")
+            lines += _section(inner, value, place, f"{indent}  ", values)
         else:
             lines.append(f"{indent}#{_entry(name, value)}")
     return lines

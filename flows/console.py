@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import (
@@ -27,11 +28,22 @@ from albat_core.progress import Advance, Silent
 from albat_core.records.mixtures import RowChanges
 from albat_core.report.content import Interval, ReportContent
 from albat_core.report.verdict import verdict
-from albat_core.report.wording import arm_decimals, fixed, signed
-from albat_core.runs.registry import Entry
+from albat_core.report.wording import (
+    arm_decimals,
+    caution,
+    decimals,
+    duration,
+    fixed,
+    loss_decimals,
+    rounded,
+    signed,
+    whole,
+)
+from albat_core.runs.registry import Entry, flattened
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 
 _SHOWN_ROWS = 5
+_SHOWN_VALUES = 8
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -161,6 +173,8 @@ def show_results(results: ReportContent) -> None:
     console.print(f"[dim]in {escape(results.unit)}[/]")
     console.print(table)
     console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
+    if few := caution(results.arms):
+        console.print(f"[yellow]{escape(few)}[/]")
 
 
 def show_verdict(facts: Mapping[str, Any]) -> None:
@@ -176,46 +190,88 @@ def show_places(places: dict[str, str]) -> None:
 
 def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) -> None:
     """Print what an artifact is."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    size = sum(file.bytes for file in manifest.files)
-    entries = {
+    size = decimal(sum(file.bytes for file in manifest.files))
+    about = {
         "artifact": str(ref),
         "folder": store.place(ref),
-        "made": f"{manifest.created}, in {manifest.seconds:.1f} s",
-        "rows": f"{manifest.rows:,}",
-        "size": f"{size:,} bytes in {len(manifest.files)} files",
+        "made": f"{manifest.created[:16].replace('T', ' ')} UTC, in {duration(manifest.seconds)}",
+        "rows": whole(manifest.rows),
+        "size": f"{size} in {len(manifest.files)} file{'s' if len(manifest.files) > 1 else ''}",
+        "with": ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
         "stage version": str(manifest.stage_version),
-        **{f"config.{k}": str(v) for k, v in manifest.config.items()},
-        **{f"input.{k}": str(v) for k, v in manifest.inputs.items()},
-        **{f"fact.{k}": str(v) for k, v in manifest.facts.items() if k != "history"},
-        "libraries": ", ".join(f"{k} {v}" for k, v in manifest.versions.items()),
     }
-    for name, value in entries.items():
-        table.add_row(name, escape(value))
+    facts = {k: v for k, v in manifest.facts.items() if k != "history"}
+    parts = {
+        "": about,
+        "settings": dict(flattened(manifest.config)),
+        "made from": _named(manifest.inputs),
+        "what came of it": _named(facts),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, entries in parts.items():
+        if title and entries:
+            table.add_row()
+            table.add_row(f"[bold]{title}[/]")
+        for name, value in entries.items():
+            shown = value if not title else in_words(value, exact=title == "settings")
+            table.add_row(escape(name), escape(shown))
     console.print(table)
     console.print(f"\n[bold]{'sha256':<64}  {'bytes':>15}  file[/]", soft_wrap=True)
     for file in manifest.files:  # no table, which would cut digests in a narrow terminal
         console.print(f"{file.sha256}  {file.bytes:>15,}  {escape(file.path)}", soft_wrap=True)
 
 
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by names that are words."""
+    return {name.replace("_", " ").replace(".", ", "): v for name, v in flattened(values)}
+
+
+def in_words(value: Any, *, exact: bool) -> str:
+    """Return a value of a manifest as people write it.
+
+    Args:
+        value: a number, a text, or a list of them.
+        exact: whether numbers keep all of their digits, as those of settings.
+    """
+    if value is None or value in ((), [], {}, ""):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and not exact:
+        return whole(value) if isinstance(value, int) else rounded(value)
+    if isinstance(value, list | tuple):
+        first = ", ".join(in_words(each, exact=exact) for each in value[:_SHOWN_VALUES])
+        more = len(value) - _SHOWN_VALUES
+        return f"{first} and {more:,} more" if more > 0 else first
+    return str(value)
+
+
 def show_adapters(entries: Sequence[Entry], aliases: Mapping[str, str]) -> None:
-    """Print adapters, a line each."""
+    """Print adapters, a line each; names are folded where the terminal is narrow."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for name in ("adapter", "made", "alpha", "rows", "loss [95%]", "gain [95%]", "alias"):
-        right = name in ("alpha", "rows") or name.endswith("]")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("adapter", overflow="fold")
+    table.add_column("made", no_wrap=True)
+    table.add_column("alpha", justify="right", no_wrap=True)
+    table.add_column("loss", justify="right", no_wrap=True)
+    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    table.add_column("alias", overflow="fold")
     for entry in entries:
         meant = [n for n, key in aliases.items() if key == entry.adapter.key]
+        loss, gain = entry.loss, entry.gain
+        digits = loss_decimals([loss.value]) if loss else 0
+        if gain:
+            digits = max(digits, decimals([gain.high - gain.low], 1))
         table.add_row(
             escape(entry.name),
-            entry.created[:16].replace("T", " "),
+            entry.created[:10],
             f"{entry.alpha:.2f}",
-            f"{entry.adaptation_rows + entry.backbone_rows:,}",
-            _shown(entry.loss, 4) if entry.loss else "not evaluated",
-            _shown(entry.gain, 4, signed) if entry.gain else "",
-            escape(", ".join(n for n in meant if n.startswith(f"{entry.run}@"))),
+            fixed(loss.value, digits) if loss else "",
+            _shown(gain, digits, signed) if gain else "" if loss else "not evaluated",
+            escape(
+                ", ".join(f"@{n.partition('@')[2]}" for n in meant if n.startswith(f"{entry.run}@"))
+            ),
         )
     console.print(table)
 

@@ -20,6 +20,7 @@ from albat_core.report.verdict import verdict
 from albat_core.report.wording import (
     arm_decimals,
     between,
+    caution,
     decimals,
     fixed,
     percent,
@@ -31,6 +32,7 @@ from albat_core.runs.chain import Chain
 from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from flows.local.showing import address_of
 
 _LONGEST = 300  # characters of an example that are shown
 
@@ -44,8 +46,8 @@ def publish_run(chain: Chain, places: Mapping[str, str]) -> None:
     """
     config = chain.config
     content = read_results(ArtifactStore(config.runtime.root), chain.report)
-    outcome = "\n\n".join(filter(None, [headline(content.arms, content.unit), content.verdict]))
-    _show(config.name, "verdict", create_markdown_artifact, outcome)
+    outcome = [content.headline, caution(content.arms), content.verdict]
+    _show(config.name, "verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome)))
     _show(config.name, "results", create_markdown_artifact, results(content.arms, content.unit))
     examples = selected_examples(content.selection.most_useful)
     _show(config.name, "examples", create_table_artifact, examples)
@@ -59,7 +61,8 @@ def publish_results(chain: Chain) -> None:
         compare_arms(store, chain.arms.runs, config.seed),
         loss_unit(store, chain.arms.runs),
     )
-    _show(config.name, "verdict", create_markdown_artifact, headline(arms, unit))
+    outcome = [headline(arms, unit), caution(arms)]
+    _show(config.name, "verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome)))
     _show(config.name, "results", create_markdown_artifact, results(arms, unit))
 
 
@@ -95,28 +98,29 @@ def publish_changes(chain: Chain, changes: ArtifactRef, places: Mapping[str, str
 def results(arms: Sequence[Arm], unit: str) -> str:
     """Return the comparison of the arms as a table in Markdown."""
     digits = arm_decimals(arms)
+    gains = [("gain over adaptation only", [arm.gain for arm in arms])]
+    if any(arm.over_random for arm in arms):
+        gains.append(("gain over random rows", [arm.over_random for arm in arms]))
+    names = "".join(f" {name} | 95% interval |" for name, _ in gains)
     lines = [
-        f"| held-out loss, {unit} | loss | 95% interval | gain | 95% interval | rows |",
-        "|---|---:|---|---:|---|---:|",
+        f"| held-out loss, {unit} | loss | 95% interval |{names} rows |",
+        f"|---|---:|---|{'---:|---|' * len(gains)}---:|",
     ]
-    for arm in arms:
-        gain = (
-            ("", "")
-            if arm.gain is None
-            else (
-                signed(arm.gain.value, digits),
-                between(arm.gain, digits),
-            )
-        )
+    for row, arm in enumerate(arms):
+        compared = [each[row] for _, each in gains]
         cells = (
             f"**{arm.label}**" if arm.name == ALBAT else arm.label,
             fixed(arm.loss.value, digits),
             between(arm.loss, digits),
-            *gain,
+            *(
+                said
+                for gain in compared
+                for said in ((signed(gain.value, digits), between(gain, digits)) if gain else "  ")
+            ),
             whole(arm.adaptation_rows + arm.backbone_rows),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Gains are over adaptation data only; above 0 is better."])
+    return "\n".join([*lines, "", "A gain above 0 is better; arms are paired by document."])
 
 
 def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any]]:
@@ -138,8 +142,11 @@ def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any
 
 
 def link(place: str) -> str:
-    """Return the address of a file, local or remote."""
-    return place if storage.is_remote(place) else Path(place).resolve().as_uri()
+    """Return the address of a page, local or remote; over http where `albat up` serves it."""
+    if storage.is_remote(place):
+        return place
+    page = Path(place).resolve()
+    return address_of(page) or page.as_uri()
 
 
 def _cut(text: str) -> str:

@@ -13,7 +13,7 @@ from prefect.variables import Variable
 
 from albat_core.errors import AlbatError, TransientError
 from albat_core.runs.config import RunConfig
-from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint
+from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint, note_finished
 from flows.albat import FlowResult, chain_of
 from flows.pages import publish_changes, publish_run, publish_selection
 from flows.running.lifting import as_flow
@@ -135,8 +135,7 @@ def reselect(config: RunConfig) -> FlowResult:
     state, acted = data_fingerprint(config), watches.acted(config.name)
     if acted and acted.fingerprint == state:
         return FlowResult(artifact=acted.selected.mixture, stages=())
-    shared = basis(config)
-    goes_on = acted is not None and acted.basis == shared
+    goes_on = acted is not None and acted.basis == basis(config)
     previous, trained = (acted.selected, acted.trained) if acted else (None, None)
     with chain_of(config, previous if goes_on else None, trained) as chain:
         selected, worth, places = chain.selected, True, {}
@@ -151,6 +150,5 @@ def reselect(config: RunConfig) -> FlowResult:
             publish_run(chain, places)
         else:
             publish_selection(chain, worth=True)
-        done = Acted(fingerprint=state, basis=shared, selected=selected, trained=trained)
-        watches.set_acted(config.name, done)
+        note_finished(config, state, selected, trained)
     return FlowResult(artifact=artifact, places=places, stages=tuple(chain.stages))

@@ -1,5 +1,6 @@
 """Settings of a backbone, of what it makes, and of the adapter attached to it."""
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field
@@ -37,6 +38,9 @@ class BackboneConfig(StageConfig):
     max_length: int = Field(512, ge=8, le=131072)
     """Tokens that an example may have, special tokens included; longer rows are cut up. Captions
     are held to the text encoder's own limit instead."""
+    chat_date: date = date(2024, 7, 26)
+    """What chat templates that write today's date are told it is, so that a row has the same tokens
+    on every day. The default is what Llama's templates fall back to."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """For text-to-image backbones only."""
     trust_remote_code: bool = False

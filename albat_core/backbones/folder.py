@@ -143,6 +143,21 @@ def _refuse_missing_shards(room: Path) -> None:
             )
 
 
+def hub_id(path: str) -> str | None:
+    """Return the id that a model has on the hub; None for a folder that is not of the hub's cache.
+
+    Args:
+        path: as configured: local folder, address in a store, or hub id.
+    """
+    if storage.is_remote(path):
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    return "/".join(cached.split("--")[1:]) if cached else None
+
+
 def refuse_other_kind(folder: Path, expected: str, kind: str) -> None:
     """Refuse a folder that lacks the file which every backbone of its kind has.
 

@@ -16,7 +16,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
 STAGE = "efficacy"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 TABLE, RESULTS = "table.md", "results.json"
 _DRAWS = 2000
 
@@ -38,6 +38,9 @@ class Row(BaseModel):
     """Loss of adaptation data only less this arm's, paired by document."""
     multiplier: Interval
     """Measured: how many times the adaptation data would be needed for this loss without corpus."""
+    most: float | None = None
+    """The largest multiplier that the curve without corpus can tell: what reaches it may be worth
+    any more. None for arms that are points of the curve."""
     alphas: tuple[float, ...]
     """By seed."""
     best_steps: tuple[int, ...]
@@ -116,6 +119,8 @@ def data_multiplier(shares: Floats, losses: Floats, loss: float) -> float:
         loss: what is looked for.
     """
     falling = np.minimum.accumulate(losses)
+    if loss < falling[-1]:
+        return float(shares[-1] / shares[0])
     logs = np.log(shares / shares[0])
     if loss > falling[0]:
         dropped = falling[0] - falling[1:]
@@ -148,6 +153,7 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
                 loss=_value(losses[arm]),
                 gain=_value(losses[ADAPTATION_ONLY] - losses[arm]),
                 multiplier=_value(np.array(worth)),
+                most=None if arm in arms else float(shares[-1] / shares[0]),
                 alphas=tuple(r.alpha for r in its),
                 best_steps=tuple(r.best_step for r in its),
                 passes=float(np.mean(compute)),
@@ -217,8 +223,17 @@ def _line(row: Row) -> str:
         alpha = f"{row.alphas[0]:.2f}"
     return (
         f"| {label} | {_shown(row.loss, '.3f')} | {_shown(row.gain, '+.3f')} "
-        f"| {_shown(row.multiplier, '.1f')} | {alpha} | {row.passes:.1f} |"
+        f"| {_times(row)} | {alpha} | {row.passes:.1f} |"
     )
+
+
+def _times(row: Row) -> str:
+    """Return a multiplier; one that lies beyond the curve is written as more than its end."""
+    value, low, high = (
+        f"> {row.most:.3g}" if row.most is not None and number >= row.most else f"{number:.1f}"
+        for number in (row.multiplier.value, row.multiplier.low, row.multiplier.high)
+    )
+    return value if low == value == high else f"{value} ({low} to {high})"
 
 
 def _shown(value: Interval, form: str) -> str:

@@ -1,6 +1,6 @@
 """Candidates: corpus examples worth a look, with the adaptation example each was found for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ def read_candidates(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
 def read_neighbours(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
     """Return the pairs of adaptation examples and candidates, of ``NEIGHBOUR_SCHEMA``."""
     return read_table(store.folder(ref) / NEIGHBOURS)
+
+
+def copy_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return which candidates were left out as copies, from the facts of those that stay."""
+    said = {
+        ("excluded_ngram", "excluded_similar"): "that repeat held-out rows",
+        ("excluded_trained",): "that repeat rows which are trained on",
+        ("excluded_repeated",): "that repeat another candidate",
+    }
+    counts = {
+        text: sum(max(f.get(n, 0) for n in names) for f in facts) for names, text in said.items()
+    }
+    return tuple(f"{n:,} left out {text}" for text, n in counts.items() if n)
 
 
 def candidate_table(columns: Sequence[Sequence[Any]]) -> pa.Table:

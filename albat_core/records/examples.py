@@ -1,6 +1,7 @@
 """The records that pass between stages: the example, and the Arrow schemas of what is stored."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,8 +10,6 @@ import pyarrow as pa
 
 from albat_core.store.stage import canonical_json
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
 EXAMPLE_SCHEMA = pa.schema(
     [
         pa.field("example_id", pa.string(), nullable=False),
@@ -18,7 +17,8 @@ EXAMPLE_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("text", pa.string()),
         pa.field("prompt", pa.string()),
-        pa.field("messages", _MESSAGES),
+        pa.field("messages", pa.list_(pa.string())),  # JSON of each: their keys differ
+        pa.field("tools", pa.string()),
         pa.field("continues", pa.bool_(), nullable=False),
         pa.field("image", pa.binary()),
         pa.field("frame", pa.list_(pa.int32())),
@@ -40,7 +40,9 @@ class Example:
         source: where it comes from, for the report.
         text: the whole training text, prompt included; a picture's caption; None for a chat.
         prompt: the beginning of ``text`` that carries no loss; None: all carries loss.
-        messages: the chat, each with ``role`` and ``content``; loss on the assistant's only.
+        messages: the chat, each with ``role``, and whatever keys else it came with (``content``,
+            ``tool_calls``, ...); loss on the assistant's only, and not where ``weight`` is 0.
+        tools: JSON of the list of tools that the chat's template is given.
         continues: the row goes on in the next example, so no end of text follows.
         image: a picture's file: as it was read, or PNG of the backbone's size once it is cut.
         frame: height and width of the picture before it was resized, top and left of the cut in
@@ -52,7 +54,8 @@ class Example:
     source: str
     text: str | None = None
     prompt: str | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: str | None = None
     continues: bool = False
     image: bytes | None = None
     frame: tuple[int, int, int, int] | None = None
@@ -60,21 +63,37 @@ class Example:
     def digest(self) -> str:
         """Return a fingerprint of what a backbone sees of it (not of its names)."""
         seen: list[Any] = [self.text, self.prompt, self.messages, self.continues]
+        if self.tools is not None:
+            seen.append({"tools": self.tools})
         if self.image is not None:
             seen += [hashlib.blake2b(self.image, digest_size=16).hexdigest(), self.frame]
         return hashlib.blake2b(canonical_json(seen).encode(), digest_size=16).hexdigest()
 
 
 def example_text(example: Example) -> str:
-    """Return all that is written in an example: its text or caption, or a chat's contents."""
+    """Return all that is written in an example: its text or caption, or what a chat's turns say."""
     if example.messages is not None:
-        return "\n".join(message["content"] for message in example.messages)
+        return "\n".join(map(message_text, example.messages))
     return example.text or ""
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """Return what a turn of a chat says: its reasoning, its content, its calls as JSON."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    calls = message.get("tool_calls")
+    said = [message.get("reasoning_content"), content, calls and json.dumps(calls)]
+    return "\n".join(text for text in said if isinstance(text, str) and text)
 
 
 def examples_to_table(examples: Iterable[Example]) -> pa.Table:
     """Return examples as a table of ``EXAMPLE_SCHEMA``."""
-    return pa.Table.from_pylist([asdict(e) for e in examples], schema=EXAMPLE_SCHEMA)
+    rows = [asdict(example) for example in examples]
+    for row in rows:
+        if row["messages"] is not None:
+            row["messages"] = [json.dumps(each, ensure_ascii=False) for each in row["messages"]]
+    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
 
 
 def table_to_examples(table: pa.Table) -> list[Example]:
@@ -85,7 +104,8 @@ def table_to_examples(table: pa.Table) -> list[Example]:
     there = [n for n in EXAMPLE_SCHEMA.names if n in table.column_names or n not in PICTURE_COLUMNS]
     rows = table.select(there).to_pylist()
     for row in rows:
-        for name in ("messages", "frame"):
-            if row.get(name) is not None:
-                row[name] = tuple(row[name])
+        if row["messages"] is not None:
+            row["messages"] = tuple(json.loads(message) for message in row["messages"])
+        if row.get("frame") is not None:
+            row["frame"] = tuple(row["frame"])
     return [Example(**row) for row in rows]

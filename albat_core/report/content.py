@@ -30,6 +30,8 @@ class Arm(_Part):
     """Over all held-out documents, in the report's unit."""
     gain: Interval | None = None
     """Adaptation-only loss minus this arm's, paired by document; > 0 is better."""
+    over_random: Interval | None = None
+    """Loss with random corpus rows minus this arm's, paired by document; > 0 is better."""
     perplexity: float | None = None
     """exp of the loss, where that is in nats per token."""
     documents: int

@@ -167,7 +167,10 @@ def curves(curves: Sequence[Curve], unit: str, width: int) -> Markup | None:
             lines.append((curve, sorted(points)))
     if not lines:
         return None
-    losses = [loss for _, points in lines for _, loss in points]
+    # An untrained adapter's loss would squeeze all that is learned into a strip at the bottom.
+    losses = [
+        loss for curve, points in lines for step, loss in points if step or not curve.best_step
+    ] or [loss for _, points in lines for _, loss in points]
     digits = wording.loss_decimals(losses)
     left = 46 + 8 * (digits - 3)  # longer numbers stand before the axis
     right = 190 if width == WIDE else 122
@@ -187,9 +190,7 @@ def curves(curves: Sequence[Curve], unit: str, width: int) -> Markup | None:
         # Steps before any training are the untouched model's: a line to measure the others by.
         starts = [points[0][1] for _, points in lines if points[0][0] == 0]
         if starts:
-            axes.axhline(starts[0], color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
-            style = {"within": "row", "ha": "right", "fontsize": LABEL - 1, "color": MUTED}
-            drawing.write(axes, "untouched", (1.0, starts[0]), shift=(-2, -10), **style)
+            _untouched(axes, starts[0], digits)
         for curve, points in lines:
             _line(axes, curve, points)
         _name_ends(axes, lines, (area[2], area[3]), 24 if width == WIDE else 14)
@@ -200,6 +201,17 @@ def curves(curves: Sequence[Curve], unit: str, width: int) -> Markup | None:
         ]
         described = "Validation loss against training step. " + "; ".join(said) + "."
         return sheet.svg(f"curves-{width}", described, "wide" if width == WIDE else "narrow")
+
+
+def _untouched(axes: Any, loss: float, digits: int) -> None:
+    """Draw the untouched model's loss; one that lies above the axes is written at their edge."""
+    style = {"ha": "right", "fontsize": LABEL - 1, "color": MUTED}
+    if loss > axes.get_ylim()[1]:
+        beyond = f"untouched {wording.fixed(loss, digits)} ▴"
+        drawing.write(axes, beyond, (1.0, 1.0), within="axes", shift=(-2, -8), **style)
+        return
+    axes.axhline(loss, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+    drawing.write(axes, "untouched", (1.0, loss), within="row", shift=(-2, -10), **style)
 
 
 def _line(axes: Any, curve: Curve, points: list[tuple[int, float]]) -> None:

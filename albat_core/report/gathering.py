@@ -12,7 +12,7 @@ import yaml
 
 from albat_core.measures.bootstrap import bootstrap_interval
 from albat_core.records.losses import document_losses
-from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ArmRun, RunArtifacts
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, RANDOM, ArmRun, RunArtifacts
 from albat_core.records.shards import row_notes
 from albat_core.records.splits import ROLES
 from albat_core.report import wording
@@ -80,33 +80,43 @@ def _cores() -> int:
 
 
 def headline(arms: Sequence[Arm], unit: str) -> str:
-    """Return the result in plain sentences."""
+    """Return the result in plain sentences: against adaptation data only and against chance."""
     by_name = {arm.name: arm for arm in arms}
-    main = by_name[ALBAT]
+    main, random = by_name[ALBAT], by_name.get(RANDOM)
     digits = wording.arm_decimals(arms)
-    reached = wording.in_unit(main.loss.value, unit, digits)
-    loss = f"ALBAT reaches {reached} on the held-out documents"
-    if main.gain is None:
-        return f"{loss}; no arm with adaptation data only was trained to compare it with."
-    gain = main.gain
-    interval = f"95% interval {wording.between(gain, digits)}"
-    size = wording.fixed(abs(gain.value), digits)
-    if gain.low > 0:
-        verdict = f"{size} lower than with adaptation data only ({interval})"
-    elif gain.high < 0:
-        verdict = (
-            f"{size} higher than with adaptation data only ({interval}): do not mix this corpus in"
-        )
-    else:
-        change = wording.signed(gain.value, digits)
-        verdict = f"no clear difference from adaptation data only ({change}, {interval})"
-    random = by_name.get("random")
-    if random is None:
-        return f"{loss}, {verdict}."
-    same = (
-        f"The same number of random corpus rows reaches {wording.fixed(random.loss.value, digits)}"
+    reached = f"{wording.in_unit(main.loss.value, unit, digits)} on the held-out documents"
+    if not main.backbone_rows:
+        return f"Nothing was mixed in: ALBAT is adaptation data only here, and reaches {reached}."
+    others = (
+        ("adaptation data only", main.gain),
+        ("as many random corpus rows", main.over_random),
     )
-    return f"{loss}, {verdict}. {same}."
+    compared = [_against(other, gain, digits) for other, gain in others if gain is not None]
+    said = (
+        f"ALBAT reaches {', '.join([reached, ' and '.join(compared)] if compared else [reached])}"
+    )
+    if main.gain is None:
+        said += "; no arm with adaptation data only was trained to compare it with"
+    if main.over_random is not None and main.over_random.high < 0:
+        said = f"Random rows did better than selected ones: {said}"
+    helps = random is not None and random.gain is not None and random.gain.low > 0
+    if main.gain is not None and main.gain.high < 0 and not helps:
+        said += ": do not mix this corpus in"
+    return f"{said}."
+
+
+def _against(other: str, gain: Interval, digits: int) -> str:
+    """Return how a loss compares with another arm's, by its paired gain."""
+    if gain.low <= 0 <= gain.high:
+        change = wording.signed(gain.value, digits)
+        interval = wording.between(gain, digits)
+        return f"no clear difference from {other} ({change}, 95% interval {interval})"
+    if gain.low > 0:
+        size, word = gain, "lower"
+    else:
+        size, word = Interval(value=-gain.value, low=-gain.high, high=-gain.low), "higher"
+    interval = wording.between(size, digits)
+    return f"{wording.fixed(size.value, digits)} {word} than with {other} (95% interval {interval})"
 
 
 def loss_unit(store: ArtifactStore, runs: Sequence[ArmRun]) -> str:
@@ -128,17 +138,19 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
     for arm in runs:
         totals, units = losses[arm.name]
         value, low, high = bootstrap_interval([totals], units, seed)
-        gain = None
-        if ADAPTATION_ONLY in losses and arm.name != ADAPTATION_ONLY:
-            pair = [losses[ADAPTATION_ONLY][0], totals]
-            gain = _interval(bootstrap_interval(pair, units, seed))
+        gains = {
+            base: _interval(bootstrap_interval([losses[base][0], totals], units, seed))
+            for base in (ADAPTATION_ONLY, RANDOM)
+            if base in losses and base != arm.name
+        }
         facts = store.manifest(arm.adapter).facts if arm.adapter else {}
         arms.append(
             Arm(
                 name=arm.name,
                 label=arm.label,
                 loss=_interval((value, low, high)),
-                gain=gain,
+                gain=gains.get(ADAPTATION_ONLY),
+                over_random=gains.get(RANDOM),
                 perplexity=float(np.exp(value)) if unit == NATS else None,
                 documents=len(units),
                 units=int(units.sum()),

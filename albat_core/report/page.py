@@ -118,6 +118,7 @@ def _page(template: str, title: str, created: str, **content: Any) -> str:
         times=wording.times,
         duration=wording.duration,
         verdict=verdict,
+        caution=wording.caution,
         passage=passage,
         quantity=quantity,
         digest=_digest,

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from albat_core.pictures import thumbnail
-from albat_core.records.examples import Example
+from albat_core.records.examples import Example, message_text
 from albat_core.records.fidelity import MEASURES
 from albat_core.records.runs import RunArtifacts
 from albat_core.records.samples import read_samples
@@ -174,7 +174,7 @@ def _shown(
 def _as_text(example: Example) -> str:
     if example.messages is None:
         return example.text or ""
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in example.messages)
+    return "\n\n".join(f"{m['role']}: {message_text(m)}" for m in example.messages)
 
 
 def _picture(example: Example, side: int) -> str | None:

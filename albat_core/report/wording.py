@@ -1,12 +1,15 @@
 """Numbers in the words of the report; what is not there or not finite is a dash."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from albat_core.report.content import NATS, Arm, Changes, Interval
 
 NOTHING = "–"
+
+_FEW_DOCUMENTS = 10
+"""Held-out documents below which a bootstrap over them is not relied on."""
 
 EXPLAINED = {
     NATS: "How surprised the model is by the next token, on average; lower is better. Perplexity "
@@ -127,6 +130,24 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def caution(arms: Sequence[Arm]) -> str | None:
+    """Return a warning where too few documents are held out for intervals to be relied on."""
+    documents = min((arm.documents for arm in arms), default=_FEW_DOCUMENTS)
+    if documents >= _FEW_DOCUMENTS:
+        return None
+    if documents == 1:
+        held_out = "1 document is held out, so no interval can say how sure these numbers are"
+    else:
+        held_out = (
+            f"only {documents} documents are held out, and intervals from so few are mostly too "
+            "narrow"
+        )
+    return (
+        f"Caution: {held_out}. Hold out {_FEW_DOCUMENTS} or more (split.test, heldout) before "
+        "relying on a difference."
+    )
 
 
 def decision(changes: Changes) -> str:

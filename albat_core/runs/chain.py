@@ -387,11 +387,13 @@ class Chain:
         c = self.config
         if not c.decontamination.enabled:
             return candidates
+        compared = c.decontamination.similarity is not None
         return self._steps.run(
             label,
             decontaminate,
             candidates=candidates,
-            heldout_queries=self.inputs.heldout_queries,
+            heldout_queries=self.inputs.heldout_queries if compared else None,
+            queries=self.inputs.queries if compared else None,
             index=self.inputs.index,
             adaptation=self.inputs.adaptation,
             config=c.decontamination,

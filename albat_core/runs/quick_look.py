@@ -1,4 +1,4 @@
-"""The verdict in words, and a look at it before a run is paid for."""
+"""A look at what a run is worth, before it is paid for."""
 
 from albat_core.runs.config import RunConfig
 from albat_core.scorers.nearest import Nearest
@@ -19,7 +19,7 @@ def quick_look(config: RunConfig) -> RunConfig:
             "corpus": tuple(
                 source.model_copy(update={"share": source.share * PART}) for source in config.corpus
             ),
-            "decontamination": config.decontamination.model_copy(update={"enabled": False}),
+            "decontamination": config.decontamination.model_copy(update={"similarity": None}),
             "retrieval": config.retrieval.model_copy(
                 update={"pool": "neighbours", "candidates": rows}
             ),

@@ -215,23 +215,42 @@ def register_adapter(
     )
 
 
+_PLACES = {"path", "encoder", "dino", "clip"}
+"""Settings that name files or models."""
+
+
 def changed_settings(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by dotted name, with both values; None where one is not."""
-    flat = [dict(_flattened(each)) for each in (first, second)]
+    """Return the settings that differ, by dotted name, with both values; None where one is not.
+
+    Two spellings of one path are no difference.
+    """
+    flat = [dict(flattened(each)) for each in (first, second)]
     names = dict.fromkeys([*flat[0], *flat[1]])
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {
+        name: pair
+        for name, pair in pairs.items()
+        if pair[0] != pair[1] and _place(name, pair[0]) != _place(name, pair[1])
+    }
 
 
-def _flattened(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+def _place(name: str, value: Any) -> Any:
+    """Return a setting's value, paths as they are called from everywhere."""
+    if name.rpartition(".")[2] not in _PLACES or value is None:
+        return value
+    return [storage.absolute(path) for path in ([value] if isinstance(value, str) else value)]
+
+
+def flattened(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """Return nested values side by side, each with its dotted name."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found += _flattened(value, f"{above}{name}.")
+            found += flattened(value, f"{above}{name}.")
         elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
-            found += _flattened({str(n): v for n, v in enumerate(value)}, f"{above}{name}.")
+            found += flattened({str(n): v for n, v in enumerate(value)}, f"{above}{name}.")
         else:
             found.append((f"{above}{name}", value))
     return found

@@ -3,7 +3,8 @@
 Layout below the artifact root::
 
     watches/<run>/watch.json    the run whose adaptation data is watched
-    watches/<run>/acted.json    the state of the data last acted on, and what came of it
+    watches/<run>/acted.json    the state of the data last acted on, by this or by a run of that
+                                name that was not watched, and what came of it
 
 Both are written whole. ``acted.json`` comes last: a selection that did not end is done again.
 """
@@ -102,6 +103,23 @@ class Watches:
 
     def _place(self, name: str, kind: str) -> str:
         return storage.join(self._root, name, f"{kind}.json")
+
+
+def note_finished(
+    config: RunConfig, state: str, selected: Selected, trained: Selected | None
+) -> None:
+    """Note what a run came to, watched or not: a later selection of its name goes on from there.
+
+    Args:
+        config: of the run.
+        state: of its data when it began, see ``data_fingerprint``.
+        selected: what it selected.
+        trained: the selection that its adapter was last trained on.
+    """
+    done = Acted(fingerprint=state, basis=basis(config), selected=selected, trained=trained)
+    watches = Watches(config.runtime.root)
+    if watches.acted(config.name) != done:
+        watches.set_acted(config.name, done)
 
 
 def data_fingerprint(config: RunConfig) -> str:

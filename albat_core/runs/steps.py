@@ -1,16 +1,22 @@
 """Steps of a run: each a stage with its arguments, submitted once, noted, and waited for."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from albat_core.progress import announce
+from albat_core.records import candidates, shards, splits
 from albat_core.records.runs import StageRun
-from albat_core.records.shards import STAGE as SHARDS
-from albat_core.records.shards import row_notes
 from albat_core.records.vectors import EmbeddedPart
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+
+NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
+    shards.STAGE: shards.row_notes,
+    splits.STAGE: splits.split_notes,
+    candidates.STAGE: candidates.copy_notes,
+}
+"""What a stage did that a person would not expect, from the facts of its artifacts."""
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -164,9 +170,9 @@ class Steps:
         seconds = time.perf_counter() - self._began[label]
         if len(refs) == 1:  # it may have waited for a device that others had
             seconds = min(seconds, manifests[0].seconds)
-        cut = [m.facts for ref, m in zip(refs, manifests, strict=True) if ref.stage == SHARDS]
+        notes = NOTES[refs[0].stage]([m.facts for m in manifests]) if refs[0].stage in NOTES else ()
         reused = all(ref.reused for ref in refs)
-        announce(label, sum(m.rows for m in manifests), seconds, reused, row_notes(cut))
+        announce(label, sum(m.rows for m in manifests), seconds, reused, notes)
 
 
 def _refs(steps: Sequence[Step[Any]]) -> tuple[ArtifactRef, ...]:

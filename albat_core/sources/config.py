@@ -61,7 +61,12 @@ class SourceConfig(StageConfig):
     answer_template: str | None = None
     """Rest of the text, made of columns, that carries the loss."""
     messages_column: Column | None = None
-    """Column with a chat: a list of {role, content}, or JSON of one. Loss on the assistant's."""
+    """Column with a chat: a list of {role, content}, or JSON of one. Other keys (`tool_calls`,
+    `reasoning_content`, ...) reach the chat template. Loss on the assistant's messages, but on none
+    with `weight: 0`."""
+    tools_column: Column | None = None
+    """Column with the tools that a chat's template is given: a list, or JSON of one. Default, and
+    where null: the `tools` of a message, where one has them."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of the documents used, in (0, 1]; drawn by a hash of the document's name, so a
     document stays in as others are added and as the share grows."""
@@ -92,6 +97,8 @@ class SourceConfig(StageConfig):
         ]
         if len(kinds) > 1:
             problems.append(f"{' and '.join(kinds)} exclude each other: give one of them")
+        if self.tools_column and not self.messages_column:
+            problems.append("tools_column is for chats: give messages_column too")
         tokens = 0
         for field in TEMPLATES:
             template = getattr(self, field)
@@ -148,7 +155,7 @@ class SourceConfig(StageConfig):
         wanted: dict[str, str] = {}
         for field in TEMPLATES:
             wanted |= dict.fromkeys(self.template_columns(field), field)
-        for field in ("messages_column", "text_column"):
+        for field in ("messages_column", "tools_column", "text_column"):
             if column := getattr(self, field):
                 wanted[column] = field
         if not wanted and self.template is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.records.examples import Example
+from albat_core.sources.chats import read_messages, read_tools
 from albat_core.sources.config import TEMPLATES, TOKEN, SourceConfig, template_parts
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import FORMATS
@@ -86,7 +87,9 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
         document = name if whole else ""
         for number, row in enumerate(_rows(file, number_of_file, advance)):
             where = f"{uri}:{number}"
-            example = as_example(row, config, f"{name}:{number}", document, file.label, where)
+            filled = FORMATS[file.format].filled
+            names = (f"{name}:{number}", document, file.label)
+            example = as_example(row, config, *names, where, filled=filled)
             picture = picture_of(row[column], uri, where) if column else None
             blank = _blank_columns(row, config, used=bool(example.text or example.messages))
             if column and picture is None:
@@ -134,7 +137,14 @@ def _documents(rows: Iterable[Row], config: SourceConfig) -> Iterator[Row]:
 
 
 def as_example(
-    row: Row, config: SourceConfig, name: str, document: str, label: str, where: str
+    row: Row,
+    config: SourceConfig,
+    name: str,
+    document: str,
+    label: str,
+    where: str,
+    *,
+    filled: bool = False,
 ) -> Example:
     """Return the example that a row makes, with neither text nor messages where it has none.
 
@@ -147,6 +157,7 @@ def as_example(
         document: its document where no column gives one; blank for the row itself.
         label: its source where no column gives one.
         where: the row's place, "file:row".
+        filled: see ``FileFormat``.
 
     Raises:
         InputError: a column has what cannot be used.
@@ -159,26 +170,28 @@ def as_example(
         document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
     if config.source_column and not _blank(row[config.source_column]):
         source = _label(row, config.source_column, "source_column", where)
-    text, prompt, messages = _content(row, config, where)
-    example = Example(example_id, document or example_id, source, text, prompt, messages)
+    names = (example_id, document or example_id, source)
+    if config.messages_column:
+        tools = row[config.tools_column] if config.tools_column else None
+        messages = read_messages(row[config.messages_column], where, filled=filled)
+        tools = read_tools(tools, where, filled=filled)
+        example = Example(*names, messages=messages, tools=tools)
+    else:
+        example = Example(*names, *_content(row, config, where))
     _refuse_surrogates(example, where)
     return example
 
 
-def _content(
-    row: Row, config: SourceConfig, where: str
-) -> tuple[str | None, str | None, tuple[dict[str, str], ...] | None]:
-    """Return text, prompt and messages of a row; all None where it has none."""
-    if config.messages_column:
-        return None, None, _messages(row[config.messages_column], where)
+def _content(row: Row, config: SourceConfig, where: str) -> tuple[str | None, str | None]:
+    """Return text and prompt of a row; both None where it has none."""
     if config.answer_template is not None:
         prompt = _fill(config.prompt_template or "", row, config, where)
         answer = _fill(config.answer_template, row, config, where)
         if prompt is None or answer is None:
-            return None, None, None
-        return prompt + answer, prompt, None
+            return None, None
+        return prompt + answer, prompt
     if config.template is not None:
-        return _fill(config.template, row, config, where), None, None
+        return _fill(config.template, row, config, where), None
     column = _text_column(config)
     text = row[column]
     if not _blank(text) and not isinstance(text, str | Number):
@@ -187,7 +200,7 @@ def _content(
             where=where,
             remedy="write the column as text, or print it in a template",
         )
-    return None if _blank(text) else str(text), None, None
+    return (None if _blank(text) else str(text)), None
 
 
 def _blank(value: Any) -> bool:
@@ -237,44 +250,10 @@ def _printed(value: object) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _messages(value: Any, where: str) -> tuple[dict[str, str], ...] | None:
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise _misshapen(f"text that is not JSON ({error})", where) from error
-    if _blank(value) or value == []:
-        return None
-    if not isinstance(value, list):
-        raise _misshapen(type(value).__name__, where)
-    for turn, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise _misshapen(f"{type(message).__name__} as message {turn}", where)
-        for key in ("role", "content"):
-            if key not in message:
-                raise _misshapen(f"message {turn} with {', '.join(message) or 'nothing'}", where)
-            if not isinstance(message[key], str):
-                found = type(message[key]).__name__
-                raise _misshapen(f"message {turn} whose {key} is {found}", where)
-        if _blank(message["role"]):
-            raise _misshapen(f"message {turn} with a blank role", where)
-    if all(_blank(message["content"]) for message in value):
-        return None
-    return tuple({"role": m["role"], "content": m["content"]} for m in value)
-
-
-def _misshapen(found: str, where: str) -> InputError:
-    return InputError(
-        f"expected a list of messages, each with role and content as text, got {found}",
-        where=where,
-        remedy='write it as [{"role": "user", "content": "..."}, ...]',
-    )
-
-
 def _refuse_surrogates(example: Example, where: str) -> None:
     """Raise where JSON's escapes gave half of a character, which UTF-8 cannot write."""
     words = [example.example_id, example.document, example.source, example.text or ""]
-    words += [word for message in example.messages or () for word in message.values()]
+    words += [json.dumps(example.messages or (), ensure_ascii=False), example.tools or ""]
     try:
         "".join(words).encode()
     except UnicodeEncodeError as error:

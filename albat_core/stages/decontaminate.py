@@ -1,8 +1,9 @@
-"""Decontamination: candidates that repeat a held-out row are left out."""
+"""Decontamination: candidates that copy adaptation rows, or each other, are left out."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.errors import InputError
+from albat_core.measures.copies import copies_of, first_copies
 from albat_core.records.candidates import (
     NEIGHBOUR_SCHEMA,
     STAGE,
@@ -21,13 +23,13 @@ from albat_core.records.candidates import (
 )
 from albat_core.records.examples import Example, example_text
 from albat_core.records.indexes import CorpusIndex, load_index
-from albat_core.records.splits import TEST, VALIDATION, read_role, role_digest
+from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role, role_digest
 from albat_core.records.vectors import load_queries
 from albat_core.search import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _HELD_OUT = (TEST, VALIDATION)
 _SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
 _FIRST_SEARCH = 32  # neighbours of a held-out row
@@ -38,10 +40,10 @@ Mask = NDArray[np.bool_]
 
 
 class DecontaminationConfig(StageConfig):
-    """Which candidates count as copies of held-out rows."""
+    """Which candidates count as copies, of adaptation rows or of each other."""
 
     enabled: bool = True
-    """Leave out candidates that repeat a row that validates or tests."""
+    """Leave out candidates that repeat an adaptation row, or another candidate."""
     ngram: int = Field(13, ge=5)
     """Consecutive words that a candidate and a held-out row must have in common for it to be a
     copy, whatever their case and punctuation; of a shorter held-out text (8 words at least) all.
@@ -49,8 +51,12 @@ class DecontaminationConfig(StageConfig):
     common: int = Field(10, ge=1)
     """Consecutive words that more documents of the candidates contain are boilerplate, no copy."""
     similarity: float | None = Field(0.95, gt=0, le=1)
-    """Cosine of whitened embeddings from which on a candidate is a copy, in (0, 1]; none:
-    embeddings are not compared."""
+    """Cosine of whitened embeddings from which on a candidate is a copy of a held-out row, and a
+    picture of one that is trained on, in (0, 1]; none: embeddings are not compared."""
+    copies: float | None = Field(0.8, gt=0, le=1)
+    """Share of its runs of five words from which on a candidate repeats a row that is trained on,
+    as a whole or as a part, or nearly another candidate, in (0, 1]; pictures have to be the same
+    file. None: such copies stay."""
 
 
 def shared_ngram_rows(
@@ -143,25 +149,28 @@ def similar_positions(
 
 def decontaminate(
     candidates: ArtifactRef,
-    heldout_queries: ArtifactRef,
+    heldout_queries: ArtifactRef | None,
     index: ArtifactRef,
     adaptation: ArtifactRef,
     config: DecontaminationConfig,
     runtime: Runtime,
+    queries: ArtifactRef | None = None,
 ) -> ArtifactRef:
-    """Leave out the candidates that repeat a row that validates or tests.
+    """Leave out the candidates that repeat an adaptation row, or a candidate before them.
 
     The result is read as candidates are. The manifest's facts: ``examined`` candidates, of which
     ``excluded_ngram`` share words with a held-out row, ``excluded_similar`` have its embedding,
-    and ``excluded`` either.
+    ``excluded_trained`` repeat a row that is trained on, ``excluded_repeated`` nearly repeat
+    another candidate, and ``excluded`` any of these.
 
     Args:
         candidates: found for the adaptation examples.
-        heldout_queries: embeddings of the held-out rows.
+        heldout_queries: embeddings of the held-out rows; None: they are not compared.
         index: in whose space they are compared.
         adaptation: the set that was split.
         config: what counts as a copy.
         runtime: where artifacts are kept.
+        queries: embeddings of the rows that are trained on, compared where they are pictures.
 
     Raises:
         InputError: every candidate is a copy.
@@ -171,33 +180,53 @@ def decontaminate(
 
     def build(folder: Path) -> Built:
         table = read_candidates(store, candidates)
+        pool = Candidates(store, table)
         heldout = [e for role in _HELD_OUT for e in read_role(store, adaptation, role)]
-        repeated = _repeats_words(Candidates(store, table), heldout, config)
-        similar = np.zeros(table.num_rows, dtype=np.bool_)
+        trained = read_role(store, adaptation, TRAIN)
+        pictures = any(example.image is not None for example in trained)
+        repeated = _repeats_words(pool, heldout, config)
+        similar, own = (np.zeros(table.num_rows, dtype=np.bool_) for _ in range(2))
         if config.similarity is not None:
             # on the CPU: on a GPU, FAISS finds no more than 2048 neighbours
             corpus = load_index(store, index, runtime.model_copy(update={"device": "cpu"}))
-            queries = corpus.space.project(load_queries(store, heldout_queries)[1])
-            close = similar_positions(corpus.index, queries, config.similarity, corpus.rows)
-            similar = _among(table, corpus, close)
-        excluded = repeated | similar
+
+            def alike(sought: ArtifactRef, similarity: float) -> Mask:
+                vectors = corpus.space.project(load_queries(store, sought)[1])
+                close = similar_positions(corpus.index, vectors, similarity, corpus.rows)
+                return _among(table, corpus, close)
+
+            if heldout_queries is not None:
+                similar = alike(heldout_queries, config.similarity)
+            if queries is not None and pictures:
+                own = alike(queries, config.similarity)
+        again = np.zeros(table.num_rows, dtype=np.bool_)
+        if config.copies is not None:
+            contents = [_content(row) for block in pool.blocks() for row in block]
+            own |= copies_of(contents, [_content(row) for row in trained], config.copies)
+            left = np.flatnonzero(~(repeated | similar | own))
+            first = first_copies([contents[place] for place in left], config.copies)
+            again[left] = first != np.arange(len(left))
+        excluded = repeated | similar | own | again
         if excluded.all():
             raise InputError(
-                "expected candidates that do not repeat held-out rows, got none among "
-                f"{table.num_rows:,}: {repeated.sum():,} share words, {similar.sum():,} are alike",
+                f"expected candidates that are no copies, got none among {table.num_rows:,}: of "
+                f"held-out rows {repeated.sum():,} share words and {similar.sum():,} are alike, "
+                f"{own.sum():,} repeat rows that are trained on",
                 where=str(candidates),
-                remedy="take the held-out documents out of the corpus, or raise "
-                "decontamination.ngram and decontamination.similarity",
+                remedy="take the adaptation documents out of the corpus, or raise "
+                "decontamination.ngram, decontamination.similarity and decontamination.copies",
             )
         pairs = read_neighbours(store, candidates)
-        left = table.filter(pa.array(~excluded))
-        write_candidates(folder, left, _renumbered(pairs, ~excluded))
+        kept = table.filter(pa.array(~excluded))
+        write_candidates(folder, kept, _renumbered(pairs, ~excluded))
         return Built(
             rows=int((~excluded).sum()),
             facts={
                 "examined": table.num_rows,
                 "excluded_ngram": int(repeated.sum()),
                 "excluded_similar": int(similar.sum()),
+                "excluded_trained": int(own.sum()),
+                "excluded_repeated": int(again.sum()),
                 "excluded": int(excluded.sum()),
             },
         )
@@ -209,7 +238,9 @@ def decontaminate(
         {
             "candidates": candidates.key,
             "heldout": [role_digest(store, adaptation, role) for role in _HELD_OUT],
-            "heldout_queries": heldout_queries.key,
+            "trained": role_digest(store, adaptation, TRAIN),
+            "heldout_queries": heldout_queries.key if heldout_queries else None,
+            "queries": queries.key if queries else None,
             "index": index.key,
         },
         build,
@@ -233,6 +264,11 @@ def _repeats_words(
 def _compared_text(example: Example) -> str:
     """Return an example's text; none of a picture, since captions are often the same."""
     return example_text(example) if example.image is None else ""
+
+
+def _content(example: Example) -> str:
+    """Return what makes a row the same as another: its text, of a picture its file's digest."""
+    return example_text(example) if example.image is None else sha256(example.image).hexdigest()
 
 
 def _among(candidates: pa.Table, corpus: CorpusIndex, positions: NDArray[np.int64]) -> Mask:

@@ -17,7 +17,7 @@ from albat_core.seeding import derive_seed
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 SOURCE = "generated"
 _AT_ONCE = 64  # rows made between two looks at whether to stop
 

@@ -13,8 +13,10 @@ from albat_core.store.claims import claimed
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "report"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 PAGE, RESULTS = "report.html", "results.json"
+EARLIER = "reports"
+"""Folder of the output in which the report of each adapter stays: its day, and its key's start."""
 
 
 def write_report(
@@ -60,9 +62,11 @@ def export_run(
     assert adapter is not None  # ALBAT's arm is always trained
     places = {"adapter": adapter, "mixture": run.mixture}
     page = store.folder(report)
+    kept = f"{store.manifest(report).created[:10]}-{adapter.key[:8]}.html"
     with claimed(f"{output}.claim", output, lambda: None):  # another of this name may end now
         for name, ref in places.items():
             transfer.replace_tree(store.folder(ref), storage.join(output, name))
         for name in (PAGE, RESULTS):
             storage.write_bytes(storage.join(output, name), (page / name).read_bytes())
+        storage.write_bytes(storage.join(output, EARLIER, kept), (page / PAGE).read_bytes())
     return {"report": storage.join(output, PAGE)} | {n: storage.join(output, n) for n in places}

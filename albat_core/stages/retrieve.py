@@ -21,11 +21,15 @@ from albat_core.records.indexes import CorpusIndex, load_index
 from albat_core.records.shards import part_path, parts_of
 from albat_core.records.tables import read_table
 from albat_core.records.vectors import load_queries
+from albat_core.search import VectorIndex
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+_MOST_COPIES = 16  # rows looked at for one that is kept
+_MOST_NEIGHBOURS = 2048  # of a search on a GPU, for FAISS
+_SAME = 1e-6  # difference of similarities below which two rows are the same
 
 
 class RetrievalConfig(StageConfig):
@@ -72,6 +76,40 @@ def take_turns(
     return list(taken), list(taken.values())
 
 
+def distinct_neighbours(
+    index: VectorIndex, queries: NDArray[np.float32], k: int, rows: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return each query's k most similar rows that differ from each other.
+
+    Rows that are as similar to the query as the one before them, to the last digits of a float32,
+    are its copies: a line that stands in the corpus a hundred times would fill the k places. So
+    long as places are missing, more neighbours are searched, sixteen times k at most.
+
+    Args:
+        index: of the corpus.
+        queries: (n, d) float32 projected vectors.
+        k: neighbours wanted.
+        rows: of the index.
+
+    Returns:
+        similarities (n, k) float32, descending; positions (n, k) int64, -1 where there is none.
+    """
+    asked, most = k, min(_MOST_COPIES * k, _MOST_NEIGHBOURS, rows)
+    while True:
+        similarities, positions = index.search(queries, asked)
+        new = positions >= 0
+        new[:, 1:] &= -np.diff(similarities, axis=1) > _SAME
+        if asked >= most or (new.sum(axis=1) >= k).all():
+            break
+        asked = min(4 * asked, most)
+    first = np.argsort(~new, axis=1, kind="stable")[:, :k]
+    kept = np.take_along_axis(new, first, axis=1)
+    return (
+        np.where(kept, np.take_along_axis(similarities, first, axis=1), -np.inf),
+        np.where(kept, np.take_along_axis(positions, first, axis=1), -1),
+    )
+
+
 def retrieve_candidates(
     index_ref: ArtifactRef,
     queries_ref: ArtifactRef,
@@ -89,7 +127,9 @@ def retrieve_candidates(
         _refuse_mismatch(store, index_ref, queries_ref)
         ids, vectors = load_queries(store, queries_ref)
         k = min(config.neighbours, corpus.rows)
-        similarities, positions = corpus.index.search(corpus.space.project(vectors), k)
+        similarities, positions = distinct_neighbours(
+            corpus.index, corpus.space.project(vectors), k, corpus.rows
+        )
         taken, turns = take_turns(positions, similarities, config.candidates)
         if not taken:
             raise InputError(

@@ -12,15 +12,17 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.records.examples import EXAMPLE_SCHEMA
+from albat_core.measures.copies import same_documents
+from albat_core.records.examples import EXAMPLE_SCHEMA, example_text, table_to_examples
 from albat_core.records.shards import Part, parts_of
 from albat_core.records.splits import ROLES, STAGE, TEST, TRAIN, UNUSED, VALIDATION
 from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 2
-_CONTENT = ("text", "prompt", "messages", "image")
+STAGE_VERSION = 4
+_NEARLY = 0.8  # Jaccard similarity of runs of words from which on rows are the same
+_CONTENT = ("text", "prompt", "messages", "tools", "image")
 
 
 class SplitConfig(StageConfig):
@@ -114,6 +116,10 @@ def split_adaptation(
         fold: which part of the documents that are not held out validates, from 0.
         previous: an earlier split of fold 0, whose documents keep their roles.
 
+    Documents whose rows are the same, or nearly so, are one document, under the name of the first.
+    The manifest's facts: rows and documents by role; ``joined_documents`` have the name of another
+    now; ``documents_held_out_too`` repeat one of ``heldout`` and are not used.
+
     Raises:
         InputError: too few documents, one of them is in both sets, or an id occurs twice.
     """
@@ -125,15 +131,25 @@ def split_adaptation(
     def build(folder: Path) -> Built:
         table = _read(store, own)
         test_only = _read(store, other)
-        names = pa.concat_tables([table, test_only])
-        ids, sources = names["example_id"].to_pylist(), names["source"].to_pylist()
+        both = pa.concat_tables([test_only, table])
+        ids, sources = both["example_id"].to_pylist(), both["source"].to_pylist()
         refuse_repeated(list(zip(ids, sources, strict=True)))
+        refuse_common(table["document"].to_pylist(), test_only["document"].to_pylist())
+        same = _same_documents(both)
+        table, test_only = _renamed(table, same), _renamed(test_only, same)
+        facts: dict[str, Any] = {"joined_documents": sum(n != s for n, s in same.items())}
         known = _roles(store, previous) if previous else {}
         documents = table["document"].to_pylist()
-        roles = assign_roles(documents, config, seed, fold, {d: r for d, (r, _) in known.items()})
-        refuse_common(roles, test_only["document"].to_pylist())
-        role_column = pa.array([roles[name] for name in table["document"].to_pylist()])
-        facts: dict[str, Any] = {}
+        repeated = set(documents) & set(test_only["document"].to_pylist())
+        facts["documents_held_out_too"] = len(repeated)
+        roles = assign_roles(
+            [name for name in documents if name not in repeated],
+            config,
+            seed,
+            fold,
+            {d: r for d, (r, _) in known.items()},
+        ) | dict.fromkeys(repeated, UNUSED)
+        role_column = pa.array([roles[name] for name in documents])
         if previous:
             seen = set().union(*(rows for _, rows in known.values()))
             facts["new_rows"] = sum(row not in seen for row in _contents(table))
@@ -157,6 +173,24 @@ def split_adaptation(
         | ({"previous": previous.key} if previous else {}),
         build,
     )
+
+
+def _same_documents(rows: pa.Table) -> dict[str, str]:
+    """Return for each document the first one that it is the same as, by its rows' contents."""
+    examples = table_to_examples(rows)
+    # captions are often the same: of a picture its file decides
+    contents = [
+        example_text(e) if e.image is None else hashlib.sha256(e.image).hexdigest()
+        for e in examples
+    ]
+    return same_documents([e.document for e in examples], contents, _NEARLY)
+
+
+def _renamed(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """Return rows whose documents have other names."""
+    column = rows.schema.get_field_index("document")
+    renamed = pa.array([names[name] for name in rows["document"].to_pylist()], pa.string())
+    return rows.set_column(column, rows.schema.field("document"), renamed)
 
 
 def _roles(store: ArtifactStore, split: ArtifactRef) -> dict[str, tuple[str, set[str]]]:

@@ -24,7 +24,7 @@ from flows.running.own_process import AT_ONCE
 def main() -> None:
     """Run the command; errors that a person can act on are printed without a traceback."""
     try:
-        app()
+        app(prog_name="albat")  # however it was started: completion asks by this name
     except Interrupted:
         typer.secho("stopped: run the same command again to go on", fg="yellow", err=True)
         sys.exit(130)

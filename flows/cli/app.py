@@ -1,5 +1,6 @@
 """The command's application, and the options that its commands share."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,12 +14,30 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Find, in a backbone's own pretraining data, the examples that help your small "
     "adaptation set; fine-tune on the weighted mixture; learn what it was worth.\n\n"
     "Start with **albat demo**, then **albat init** and **albat check**. Everything that is "
     "computed is kept and found again: a command that was stopped goes on where it was.",
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"albat {version('albat')}")
+        raise typer.Exit
+
+
+@app.callback()
+def whole_command(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say which version this is.", callback=_say_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
+
 
 ALL, STAGES, LOOK = "The whole chain", "One stage, with what it needs", "Look and prepare"
 ADAPTERS = "Finished adapters"

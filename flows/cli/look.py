@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from albat_core.errors import ConfigError
 from albat_core.progress import reporting_to
 from flows.cli.app import LOOK, ConfigPath, Device, Root, app, load, overrides
 from flows.running.own_process import prepare_environment, stop_on_ctrl_c
@@ -17,26 +16,23 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel=LOOK)
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("albat.yaml"),
+    minimal: Annotated[
+        bool, typer.Option("--minimal", help="Only what must be set, without the defaults.")
+    ] = False,
+    image: Annotated[
+        bool, typer.Option("--image", help="For pictures and a text-to-image model.")
+    ] = False,
 ) -> None:
     """Write a commented starter configuration."""
     prepare_environment()
-    from flows.config import starter_config
     from flows.console import console
+    from flows.starting import SCHEMA, write_starter
 
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(starter_config())
-    except FileExistsError as error:
-        raise ConfigError(
-            "the file is there already", where=str(path), remedy="name another"
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"expected a place that can be written ({error.strerror})",
-            where=str(path),
-            remedy="name a file in a folder that is there",
-        ) from error
-    console.print(f"wrote [cyan]{path}[/]; set its paths, then run [bold]albat check {path}[/]")
+    write_starter(path, minimal=minimal, image=image)
+    console.print(
+        f"wrote [cyan]{path}[/], and [cyan]{path.with_name(SCHEMA)}[/] for editors; set its paths, "
+        f"then run [bold]albat check {path}[/]"
+    )
 
 
 @app.command(rich_help_panel=LOOK)

@@ -13,6 +13,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core.errors import ConfigError
+from flows.local import showing
 from flows.local.processes import (
     HOST,
     StartError,
@@ -139,6 +140,7 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
     server: psutil.Popen | None = None
     environment = _environment(folder, wanted)
     if wanted.own_server:
+        (folder / "pages").mkdir(exist_ok=True)
         with listen(port) as listening:
             address = f"http://{HOST}:{listening.getsockname()[1]}"
             environment["PREFECT_API_URL"] = f"{address}/api"
@@ -221,6 +223,7 @@ def _environment(folder: Path, wanted: Up) -> dict[str, str]:
     spare_loopback(environment)
     if wanted.own_server:
         environment["PREFECT_HOME"] = str(folder / "prefect")
+        environment[showing.SETTING] = str(folder / "pages")
     return environment | {
         "PREFECT_API_URL": wanted.api,
         "PREFECT_WORKER_QUERY_SECONDS": _LOOK_SECONDS,

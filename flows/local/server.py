@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
+from flows.local import showing
+
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
 
 class OwnServer(SubprocessASGIServer):
@@ -58,8 +61,21 @@ def serve_on(listening: socket.socket) -> None:
 def _server(**options: Any) -> "uvicorn.Server":
     import uvicorn
 
-    app = "prefect.server.api.server:create_app"
-    return uvicorn.Server(uvicorn.Config(app, factory=True, lifespan="on", **options))
+    return uvicorn.Server(
+        uvicorn.Config("flows.local.server:served", factory=True, lifespan="on", **options)
+    )
+
+
+def served() -> "FastAPI":
+    """Return Prefect's server, with the pages of runs where `albat up` has a folder of them."""
+    from prefect.server.api.server import create_app
+
+    app = create_app()
+    if folder := os.environ.get(showing.SETTING):
+        app.router.routes.insert(
+            0, showing.pages_in(folder)
+        )  # before Prefect's own, which take all
+    return app
 
 
 if __name__ == "__main__":

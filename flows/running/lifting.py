@@ -14,11 +14,14 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def as_flow(function: Callable[Given, Result]) -> Flow[Given, Result]:
+def as_flow(
+    function: Callable[Given, Result], run_name: str = "{config.name}"
+) -> Flow[Given, Result]:
     """Make a function a flow of its name; it keeps its signature.
 
     Args:
-        function: has a parameter ``config`` whose name its runs are given.
+        function: what its runs do.
+        run_name: what they are called, by the function's parameters.
     """
 
     @functools.wraps(function)
@@ -30,7 +33,5 @@ def as_flow(function: Callable[Given, Result]) -> Flow[Given, Result]:
             return failed(error)
 
     name = function.__name__
-    made: Flow[Given, Result] = flow(
-        name=name, flow_run_name="{config.name}", persist_result=False
-    )(run)
+    made: Flow[Given, Result] = flow(name=name, flow_run_name=run_name, persist_result=False)(run)
     return made

@@ -149,3 +149,33 @@ def test_settings_that_changed() -> None:
         "corpus.0.path": ("a", "b"),
     }
     assert changed_settings(first, {"seed": 0})["mixture.rows"] == (5, None)
+
+
+def test_two_spellings_of_a_path_are_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+
+    def settings(path: object, template: str = "x") -> dict:
+        source = {"path": path, "template": template}
+        return {"backbone": {"path": "model"}, "corpus": [source], "adaptation": [source]}
+
+    one = settings("data/a.jsonl")
+    for path in (
+        f"{tmp_path}/data/a.jsonl",
+        "data/../data/./a.jsonl",
+        f"file://{tmp_path}/data/a.jsonl",
+        "link/a.jsonl",
+        ["data/a.jsonl"],
+    ):
+        assert changed_settings(one, settings(path)) == {}, path
+    assert set(changed_settings(one, settings("data/b.jsonl"))) == {
+        "corpus.0.path",
+        "adaptation.0.path",
+    }
+    assert set(changed_settings(one, settings("data/a.jsonl", "./x"))) == {
+        "corpus.0.template",
+        "adaptation.0.template",
+    }

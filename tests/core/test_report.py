@@ -9,12 +9,17 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from albat_core.records.losses import LOSS_SCHEMA, LOSSES
 from albat_core.records.mixtures import RowChanges
+from albat_core.records.runs import ArmRun
 from albat_core.report import drawing, figures, gathering, page, selection_figures, wording
 from albat_core.report.content import (
     NATS,
@@ -37,6 +42,7 @@ from albat_core.report.content import (
 )
 from albat_core.report.drawing import NARROW, WIDE
 from albat_core.report.gathering import headline
+from albat_core.store.artifacts import ArtifactStore, Built
 
 SCRIPT = '<script>alert("x")</script>'
 
@@ -89,12 +95,16 @@ def around(value: float, by: float) -> Interval:
     return Interval(value=value, low=value - by, high=value + by)
 
 
+OVER_RANDOM = {"untouched": -0.93, "adaptation_only": -0.15, "albat": 0.09}
+
+
 def arm(name: str, label: str, loss: float, gain: float | None, **more: Any) -> Arm:
     return Arm(
         name=name,
         label=label,
         loss=around(loss, 0.05),
         gain=None if gain is None else around(gain, 0.019),
+        over_random=around(OVER_RANDOM[name], 0.015) if name in OVER_RANDOM else None,
         perplexity=2.718281828**loss,
         documents=312,
         units=98_211,
@@ -137,8 +147,8 @@ def sample(**changes: Any) -> ReportContent:
         title="Cancer questions",
         created="2026-03-14 09:26 UTC",
         headline="ALBAT reaches 2.520 nats per token on the held-out documents, 0.240 lower than "
-        "with adaptation data only (95% interval 0.221 to 0.259). The same number of random "
-        "corpus rows reaches 2.610.",
+        "with adaptation data only (95% interval 0.221 to 0.259) and 0.090 lower than with as "
+        "many random corpus rows (95% interval 0.075 to 0.105).",
         arms=(
             arm("untouched", "Untouched", 3.54, -0.78),
             arm(
@@ -329,6 +339,7 @@ def test_every_arm_stands_in_the_table_with_its_interval(html: str, content: Rep
         assert wording.fixed(arm_.loss.value) in row
         assert f"{arm_.loss.low:.3f} to {arm_.loss.high:.3f}" in row
     assert "+0.240" in rows[3] and "0.221 to 0.259" in rows[3] and "12.4" in rows[3]
+    assert "+0.090 0.075 to 0.105" in rows[3] and "−0.150 −0.165 to −0.135" in rows[1]
     assert "214 + 1,738" in rows[3] and "300 of 400" in rows[3] and "6 min 56 s" in rows[3]
     assert "lowest loss" in rows[3] and not any("lowest loss" in row for row in rows[:3])
     assert "−0.780" in rows[0]
@@ -668,6 +679,83 @@ def test_the_headline_writes_numbers_as_the_table_does(content: ReportContent) -
     close = content.arms[3].model_copy(update={"gain": nil})
     said = headline([content.arms[1], close], "nats per token")
     assert "adaptation data only (0.000, 95% interval −0.010 to 0.000)" in said
+
+
+def against(content: ReportContent, gain: float, over_random: float, **more: Any) -> list[Arm]:
+    """The arms, of which ALBAT came to these gains."""
+    gains = {"gain": around(gain, 0.02), "over_random": around(over_random, 0.015)}
+    return [*content.arms[:3], content.arms[3].model_copy(update=gains | more)]
+
+
+def test_the_headline_says_when_random_rows_won_or_nothing_was_mixed_in(
+    content: ReportContent,
+) -> None:
+    lost = headline(against(content, 0.06, -0.09), NATS)
+    assert lost.startswith("Random rows did better than selected ones: ALBAT reaches 2.520")
+    assert "0.090 higher than with as many random corpus rows (95% interval 0.075 to 0.105)" in lost
+    assert "do not mix" not in lost
+    tied = headline(against(content, 0.15, 0.004), NATS)
+    assert "no clear difference from as many random corpus rows (+0.004, 95%" in tied
+    harmful = [a for a in against(content, -0.1, 0.05) if a.name != "random"]
+    assert headline(harmful, NATS).endswith(
+        "(95% interval 0.035 to 0.065): do not mix this corpus in."
+    )
+    nothing = headline(against(content, 0.0, 0.0, backbone_rows=0), NATS)
+    assert nothing.startswith("Nothing was mixed in") and "2.520 nats per token" in nothing
+    alone = content.arms[3].model_copy(update={"gain": None})
+    assert "(95% interval 0.075 to 0.105); no arm with" in headline([alone], NATS)
+
+
+@pytest.mark.parametrize(("documents", "told"), [(1, "1 document is"), (9, "only 9"), (10, "")])
+def test_few_held_out_documents_are_cautioned_about(
+    content: ReportContent, documents: int, told: str
+) -> None:
+    few = tuple(a.model_copy(update={"documents": documents}) for a in content.arms)
+    caution = wording.caution(few)
+    assert (caution is None) == (not told)
+    words = text_of(page.render(sample(arms=few)))
+    assert (f"Caution: {told}" in words) if told else ("Caution" not in words)
+
+
+def test_arms_are_compared_with_random_rows_by_document(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    units = [10, 30, 20]
+    totals = {"random": [30.0, 90.0, 50.0], "albat": [28.0, 81.0, 51.0]}
+
+    def evaluated(arm: str) -> ArmRun:
+        def build(folder: Path) -> Built:
+            documents = ["a", "b", "c"]
+            columns = [documents, documents, totals[arm], units]
+            pq.write_table(pa.table(columns, schema=LOSS_SCHEMA), folder / LOSSES)
+            return Built(rows=3, facts={"unit": NATS})
+
+        ref = store.produce("evaluation", 1, {"arm": arm}, {}, build)
+        return ArmRun(name=arm, label=arm, adapter=None, evaluation=ref)
+
+    random_, albat = gathering.compare_arms(store, [evaluated("random"), evaluated("albat")], 0)
+    assert random_.over_random is None and albat.gain is None and albat.over_random is not None
+    assert albat.over_random.value == pytest.approx((2 + 9 - 1) / 60)
+    # the extremes of three documents drawn with replacement: thrice the best, thrice the worst
+    assert albat.over_random.low >= -1 / 20 and albat.over_random.high <= 9 / 30
+    assert albat.over_random.low < albat.over_random.value < albat.over_random.high
+
+
+def test_learning_curves_are_drawn_at_the_scale_of_what_is_learned() -> None:
+    def heights(first: float, best: int) -> tuple[float, str]:
+        losses = [first, 2.7, 2.6]
+        points = [CurvePoint(step=10 * n, validation=v) for n, v in enumerate(losses)]
+        one = Curve(arm="albat", label="ALBAT", best_step=best, points=tuple(points))
+        drawn = figures.curves([one], NATS, WIDE)
+        assert drawn is not None
+        path = re.search(r'd="(M [^"]*)" [^>]*stroke: var\(--arm-albat\)', drawn)
+        assert path
+        at = [float(y) for y in re.findall(r"[ML] [\d.-]+ ([\d.-]+)", path[1])]
+        return at[2] - at[1], text_of(drawn)
+
+    learned, words = heights(9.0, 20)
+    assert learned > 200 and "untouched 9.000 ▴" in words  # of the 300 pixels that the axes have
+    squeezed, words = heights(2.5, 0)  # its best step is shown
+    assert squeezed < learned and "▴" not in words
 
 
 def test_the_best_arm_is_not_the_reference_with_more_data(content: ReportContent) -> None:

@@ -23,6 +23,7 @@ from tests.core.row_files import refused, rows_of, write_csv, write_jsonl, write
         ({"answer_template": "none", "prompt_template": "{a}"}, "names no column"),
         ({"token": "sks", "template": "a {breed} dog"}, "no template has"),
         ({"image_column": "i", "messages_column": "m"}, "messages_column is not for pictures"),
+        ({"tools_column": "t"}, "tools_column is for chats"),
         (
             {"format": "images", "prompt_template": "p", "answer_template": "{a}"},
             "prompt_template is not for pictures",
@@ -91,10 +92,15 @@ def test_templates(tmp_path: Path) -> None:
 
 
 def test_messages_in_every_shape_they_come_in(tmp_path: Path) -> None:
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "name": "x"}]
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": null}'}}
+    chat = [
+        {"role": "user", "content": "Hi", "name": "x"},
+        {"role": "assistant", "tool_calls": [call], "reasoning_content": "Hm", "weight": 0},
+        {"role": "tool", "content": "1", "tool_call_id": "7"},
+        {"role": "assistant", "content": "Ho"},
+    ]
     rows = [{"chat": chat}, {"chat": None}, {"chat": []}, {"chat": [{**chat[0], "content": " "}]}]
     texts = [{"chat": json.dumps(row["chat"])} for row in rows]
-    expected = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"})
     for path in (
         write_jsonl(tmp_path / "a.jsonl", rows),
         write_jsonl(tmp_path / "b.jsonl", texts),
@@ -102,8 +108,21 @@ def test_messages_in_every_shape_they_come_in(tmp_path: Path) -> None:
         write_parquet(tmp_path / "d.parquet", rows),
     ):
         got = rows_of(path, messages_column="chat")
-        assert [e.messages for e in got] == [expected, None, None, None], path.name
+        assert [e.messages for e in got] == [tuple(chat), None, None, None], path.name
         assert all(e.text is None and e.prompt is None for e in got)
+
+
+def test_null_is_what_it_says_in_json_and_nothing_in_a_table(tmp_path: Path) -> None:
+    call = {"function": {"name": "f", "arguments": {"x": 1, "y": None}}}
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    rows = [{"chat": chat, "tools": [{"name": "f", "default": None}]}]
+    fields = {"messages_column": "chat", "tools_column": "tools"}
+    (lines,) = rows_of(write_jsonl(tmp_path / "a.jsonl", rows), **fields)
+    assert lines.messages == tuple(chat)
+    assert json.loads(lines.tools) == rows[0]["tools"]
+    (table,) = rows_of(write_parquet(tmp_path / "a.parquet", rows), **fields)
+    assert table.messages[1]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    assert json.loads(table.tools) == [{"name": "f"}]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +145,27 @@ def test_messages_in_every_shape_they_come_in(tmp_path: Path) -> None:
             "message 1 whose content is NoneType",
         ),
         ({"m": [{"role": "", "content": "a"}]}, {"messages_column": "m"}, "blank role"),
+        ({"m": [{"role": "user", "text": "a"}]}, {"messages_column": "m"}, "0 with role, text"),
+        (
+            {"m": [{"role": "assistant", "content": "a", "weight": 0.5}]},
+            {"messages_column": "m"},
+            "expected 0 or 1 as the weight of message 0, got 0.5",
+        ),
+        (
+            {"m": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+            {"messages_column": "m"},
+            "got function_call in message 0",
+        ),
+        (
+            {"m": [{"role": "user", "content": [{"type": "image"}]}]},
+            {"messages_column": "m"},
+            "parts of text in message 0, got one of type image",
+        ),
+        (
+            {"m": [{"role": "user", "content": "a"}], "t": "f"},
+            {"messages_column": "m", "tools_column": "t"},
+            "expected a list of tools, each an object, got text that is not JSON",
+        ),
         ({"m": '[{"role": "u", "content": "\\ud800"}]'}, {"messages_column": "m"}, "surrogate"),
     ],
 )

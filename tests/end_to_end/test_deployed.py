@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,19 @@ from tests.waiting import PATIENCE, wait_until
 pytestmark = [pytest.mark.end_to_end, needs_rclone]
 ROOT = Path(__file__).parents[2]
 HOME = f"s3://{BUCKET}/toy"
-FLOWS = {"albat", "embed", "select", "mix", "finetune", "evaluate", "watch-adaptation", "reselect"}
-HEARTBEAT, BEGUN = "prefect.flow-run.heartbeat", "prefect.flow-run.Running"
+FLOWS = {
+    "albat",
+    "from_file",
+    "embed",
+    "select",
+    "mix",
+    "finetune",
+    "evaluate",
+    "watch-adaptation",
+    "reselect",
+}
+HEARTBEAT = "prefect.flow-run.heartbeat"
+STATES = [f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "Completed")]
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -211,12 +222,13 @@ def test_an_automation_of_an_older_version_is_brought_up_to_date(deployed: Deplo
 
 def test_only_a_run_that_fell_silent_has_crashed(deployed: Deployed) -> None:
     for within in (20, 80, 320):  # Prefect takes 10 and more
+        (back, done, silent), has_heard = heard_of_once(deployed, within)
         began = time.monotonic()
-        back, done, silent = heard_of_once(deployed, within)
         for run_id, name in ((back, "SCHEDULED"), (done, "COMPLETED")):
             told = deployed.post(f"/flow_runs/{run_id}/set_state", state={"type": name})
             told.raise_for_status()
-        if time.monotonic() - began < within / 2:  # else they fell silent themselves
+        has_heard(8)
+        if time.monotonic() - began < within / 2:  # else they may have seemed silent, too
             break
     wait_until(lambda: deployed.get(f"/flow_runs/{silent}")["state_type"] == "CRASHED", 0.3)
     states = [deployed.get(f"/flow_runs/{run_id}")["state_type"] for run_id in (back, done)]
@@ -263,8 +275,11 @@ def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3
     assert marked(mark) == []
 
 
-def heard_of_once(deployed: Deployed, within: int) -> list[str]:
-    """Begin three runs, each heard of once, that have crashed after so many seconds of silence."""
+def heard_of_once(deployed: Deployed, within: int) -> tuple[list[str], Callable[[int], None]]:
+    """Begin three runs, each heard of once, that have crashed after so many seconds of silence.
+
+    What is given with them waits until what decides on them has heard so many events.
+    """
     flow = deployed.get("/deployments/name/evaluate/evaluate")["flow_id"]
     ids = [deployed.post("/flow_runs/", flow_id=flow).json()["id"] for _ in range(3)]
     those = {"prefect.resource.id": [*map(resource, ids)]}
@@ -273,7 +288,7 @@ def heard_of_once(deployed: Deployed, within: int) -> list[str]:
     deployed.post("/automations/", **quick).raise_for_status()
     # tells when what decides on automations has heard of all three
     witness = quick | {"name": f"heard of, within {within}", "actions": [{"type": "do-nothing"}]}
-    of_witness = {"posture": "Reactive", "after": [], "expect": [BEGUN, HEARTBEAT], "within": 0}
+    of_witness = {"posture": "Reactive", "after": [], "expect": [*STATES, HEARTBEAT], "within": 0}
     witness["trigger"] = quick["trigger"] | of_witness
     made = deployed.post("/automations/", **witness).raise_for_status().json()["id"]
     heard = {
@@ -291,7 +306,7 @@ def heard_of_once(deployed: Deployed, within: int) -> list[str]:
     has_heard(3)  # or what follows on it would be kept back until it comes
     asyncio.run(heartbeats(deployed.state.api, ids))
     has_heard(6)  # events of states come another way, and would overtake them
-    return ids
+    return ids, has_heard
 
 
 def resource(run_id: str) -> str:

@@ -14,6 +14,7 @@ import yaml
 from albat_core.records.splits import TEST, TRAIN, read_role
 from albat_core.records.vectors import load_queries
 from albat_core.runs.chain import Chain
+from flows.albat import from_file
 from tests.end_to_end.conftest import Albat, Run, Start
 from tests.toys import rewrite, topic_rows, write_jsonl, write_run
 from tests.waiting import wait_until
@@ -49,6 +50,16 @@ def again(start: Start, before: Run) -> Run:
 def flags(run: Run, label: str) -> list[bool]:
     """Return which artifacts of a stage were found finished."""
     return [ref.reused for ref in run.refs(label)]
+
+
+def test_a_run_is_started_by_the_path_of_its_file(prefect_server: str, tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    result = from_file(str(path), up_to="embed")
+    assert result.artifact.stage == "queries"
+    path.write_text("sede: 1")
+    state = from_file(str(path), return_state=True)
+    assert state.is_failed()
+    assert "unknown key 'sede'; did you mean 'seed'?" in str(state.message)
 
 
 def test_first_run_computes_every_stage(first: Run) -> None:

@@ -17,9 +17,10 @@ from albat_core.report.wording import decision, told
 from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Registry
 from albat_core.runs.reselection import Acted, Watches
-from albat_core.stages.report import PAGE, RESULTS
+from albat_core.stages.report import EARLIER, PAGE, RESULTS
 from albat_core.store.artifacts import ArtifactStore
 from flows import watching
+from flows.albat import albat
 from flows.config import load_config
 from flows.watching import changed_state, reselect, watch_adaptation
 from tests.toys import topic_rows, write_jsonl, write_run
@@ -61,6 +62,30 @@ def test_each_state_of_the_data_is_acted_on_once(prefect_server: str, tmp_path: 
     assert (changes.adaptation, changes.backbone) == (rows[ADAPTATION], rows[BACKBONE])
     assert changes.alpha == (first.alpha, after.alpha)
     assert changes.worth
+
+
+def test_watching_starts_from_the_finished_run_of_that_name(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    run = watched(tmp_path, threshold=0.0)
+    store = ArtifactStore(run.runtime.root)
+    output = tmp_path / "runs" / "toy"
+    albat(run)
+    [first] = Registry(store).entries("toy")
+    report = (output / PAGE).read_text()
+    assert watch_adaptation(config=run) == []  # all of it was done
+    write_rows(run, 4)  # before a look that has anything to do
+    assert watch_adaptation(run.runtime.root) == ["toy"]
+    changes = ReportContent.model_validate_json((output / RESULTS).read_bytes()).changes
+    assert changes is not None
+    assert len(changes.adaptation.entered) > 0
+    assert changes.adaptation.left == ()  # no document has another role than before
+    kept = {page.read_text() for page in (output / EARLIER).iterdir()}
+    assert kept == {report, (output / PAGE).read_text()}
+    assert len(kept) == 2
+    assert any(
+        p.name.endswith(f"{first.adapter.key[:8]}.html") for p in (output / EARLIER).iterdir()
+    )
 
 
 def test_too_small_a_change_is_selected_and_not_trained(

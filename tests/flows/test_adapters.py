@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from albat_core.report.content import Interval
 from albat_core.runs.registry import Registry
 from albat_core.store.artifacts import ArtifactStore
 from tests.core.test_registry import GAIN, entry, mixture
@@ -32,11 +33,32 @@ def test_adapters_are_listed_with_their_results_and_aliases(
     lines = albat("list", "--root", tmp_path).out.splitlines()
     [first] = [line for line in lines if names[0] in line]
     [second] = [line for line in lines if names[1] in line]
-    assert "+0.2000" in first
-    assert "cancer@production" in first
+    assert "0.2000  +0.2000 [+0.1000, +0.3000]" in first
+    assert first.rstrip().endswith("@production")
     assert "not evaluated" in second
     assert "production" not in second
     assert lines.index(first) < lines.index(second)
+
+
+def test_the_list_can_be_read_at_80_columns(
+    albat: Albat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.console.console.width", 80)
+    store = ArtifactStore(str(tmp_path))
+    small = Interval(value=0.00031, low=0.00029, high=0.00033)
+    loss = Interval(value=0.08342, low=0.081, high=0.085)
+    run = "the-second-name-of-a-dog"
+    made = Registry(store).register(entry(store, 1, run=run, loss=loss, gain=small))
+    Registry(store).promote(made.name)
+    out = albat("list", "--root", tmp_path).out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    for said in ("0.08342", "+0.00031 [+0.00029, +0.00033]", "0.30", "2026-01-01"):
+        assert said in out, said
+    heading, *lines = out.splitlines()
+    for name, end, whole in (("adapter", "made", made.name), ("alias", None, "@production")):
+        start, stop = heading.index(name), heading.index(end) if end else None
+        assert "".join(line[start:stop].strip() for line in lines) == whole
 
 
 def test_a_difference_names_settings_and_rows(

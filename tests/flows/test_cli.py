@@ -1,6 +1,7 @@
 """The `albat` command: what it prints, where, and how it ends."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from flows.config import starter_config
+from flows.console import in_words
 from tests.flows.conftest import Albat
 from tests.toys import topic_rows, write_jsonl
 
@@ -37,6 +39,19 @@ def test_help_lists_every_command(albat: Albat) -> None:
     assert said.code == 0
     for name, summary in COMMANDS.items():
         assert any(name in line and summary in line for line in said.out.splitlines()), name
+
+
+def test_the_version_is_said(albat: Albat) -> None:
+    said = albat("--version")
+    assert (said.code, said.out) == (0, f"albat {version('albat')}\n")
+
+
+def test_the_shell_is_told_what_can_follow(albat: Albat, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--install-completion" in albat("--help").out
+    asked = {"_ALBAT_COMPLETE": "complete_bash", "COMP_WORDS": "albat init --m", "COMP_CWORD": "2"}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    assert albat().out.split() == ["--minimal"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -73,7 +88,9 @@ def test_init_writes_a_file_once(albat: Albat, tmp_path: Path) -> None:
     said = albat("init", path)
     assert said.code == 0
     assert f"albat check {path}" in said.out
-    assert path.read_text() == starter_config()
+    first, _, rest = path.read_text().partition("\n")
+    assert first == "# yaml-language-server: $schema=albat.schema.json"
+    assert rest == starter_config()
     path.write_text("mine: 1")
     again = albat("init", path)
     assert again.code == 1
@@ -236,10 +253,9 @@ def test_show_tells_what_an_artifact_is(
     for expected in (
         str(ref),
         str(store.folder(ref)),
-        manifest.created,
-        "config.knob",
+        f"{manifest.created[:10]} {manifest.created[11:16]} UTC",
+        "knob",
         "0.5",
-        "input.input",
         "abc",
         "[bold]toy[/]",
         "rows.txt",
@@ -248,6 +264,44 @@ def test_show_tells_what_an_artifact_is(
     ):
         assert expected in said.out, expected
     assert "digests are as" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("value", "exact", "said"),
+    [
+        (5.862708317414495, False, "5.86"),
+        (0.0001, True, "0.0001"),
+        (8192, True, "8192"),
+        (45310, False, "45,310"),
+        (None, False, "none"),
+        ((), True, "none"),
+        (False, True, "no"),
+        ([0.12345, 0.6], False, "0.123, 0.600"),
+        (list(range(20)), True, "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"),
+        ("auto", True, "auto"),
+    ],
+)
+def test_values_are_shown_in_words(value: object, exact: bool, said: str) -> None:
+    assert in_words(value, exact=exact) == said
+
+
+def test_show_names_settings_as_in_a_configuration_and_facts_in_words(
+    albat: Albat, tmp_path: Path
+) -> None:
+    store = ArtifactStore(str(tmp_path))
+    config = {"adapter": {"kind": "lora", "text_encoder": False}, "rank_agreement": 0.9}
+    facts = {"best_step": 12, "validation_loss": 5.862708317414495, "train": {"rows": 1234}}
+    ref = store.produce("toy", 3, config, {}, lambda _: Built(facts=facts))
+    lines = [line.split() for line in albat("show", ref, "--root", tmp_path).out.splitlines()]
+    for line in (
+        "adapter.kind lora",
+        "adapter.text_encoder no",
+        "rank_agreement 0.9",
+        "best step 12",
+        "validation loss 5.86",
+        "train, rows 1,234",
+    ):
+        assert line.split() in lines, line
 
 
 def test_digests_are_whole_in_a_narrow_terminal(

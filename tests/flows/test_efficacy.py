@@ -8,8 +8,9 @@ import yaml
 
 from albat_core.benchmark.arms import LABELS, measure_situation
 from albat_core.benchmark.config import EfficacyConfig
-from albat_core.benchmark.table import RESULTS, TABLE, data_multiplier, tabulate
+from albat_core.benchmark.table import RESULTS, TABLE, Row, data_multiplier, table, tabulate
 from albat_core.errors import ConfigError
+from albat_core.report.content import Interval
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_efficacy
 from tests.toys import write_run
@@ -130,6 +131,41 @@ def test_a_curve_that_rises_is_made_falling() -> None:
     shares = np.array([0.1, 0.2, 0.4, 1.0])
     assert data_multiplier(shares, np.array([3.0, 3.1, 2.0, 2.0]), 2.0) == pytest.approx(4.0)
     assert data_multiplier(shares, np.array([3.0, 3.1, 3.2, 3.0]), 3.5) == 1.0
+    flat = np.array([3.0, 2.5, 2.0, 2.0])
+    assert data_multiplier(shares, flat, 1.9) == 10.0  # beyond the curve, not where it grew flat
+
+
+@pytest.mark.parametrize(
+    ("values", "most", "told"),
+    [
+        ((10.0, 10.0, 10.0), 10.0, "> 10"),
+        ((10.0, 3.5, 10.0), 10.0, "> 10 (3.5 to > 10)"),
+        ((4.0, 2.0, 10.0), 10.0, "4.0 (2.0 to > 10)"),
+        ((4.0, 2.0, 9.0), 12.5, "4.0 (2.0 to 9.0)"),
+        ((12.5, 9.0, 12.5), 12.5, "> 12.5 (9.0 to > 12.5)"),
+        ((10.0, 10.0, 10.0), None, "10.0"),  # the curve's own last point
+        ((1.0, 1.0, 1.0), 1.0, "> 1"),  # nothing to measure by
+    ],
+)
+def test_a_multiplier_beyond_the_curve_is_written_as_more(
+    values: tuple[float, float, float], most: float | None, told: str
+) -> None:
+    value, low, high = values
+    nil = Interval(value=0, low=0, high=0)
+    multiplier = Interval(value=value, low=low, high=high)
+    row = Row(
+        situation="plants",
+        arm="albat",
+        loss=nil,
+        gain=nil,
+        multiplier=multiplier,
+        most=most,
+        alphas=(0.5,),
+        best_steps=(1,),
+        passes=1,
+        seconds=1,
+    )
+    assert table([row]).splitlines()[-1].split(" | ")[3] == told
 
 
 @pytest.mark.parametrize(

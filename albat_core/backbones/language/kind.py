@@ -33,11 +33,13 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
     def identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``."""
-        return {"max_length": config.max_length}
+        return self.input_identity(config)
 
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
-        """See ``Kind``."""
-        return {"max_length": config.max_length}
+        """See ``Kind``; the date that templates are told, where it is another than the default."""
+        day, usual = config.chat_date, BackboneConfig.model_fields["chat_date"].default
+        told = {} if day == usual else {"chat_date": day.isoformat()}
+        return {"max_length": config.max_length, **told}
 
     def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
         """See ``Kind``: pieces of at most ``max_length`` tokens."""

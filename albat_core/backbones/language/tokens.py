@@ -1,5 +1,6 @@
 """Texts, prompts with answers and chats as tokens, and cut to what a language model takes."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from albat_core.backbones.folder import (
     refuse_other_kind,
     unreadable,
 )
+from albat_core.backbones.language.chats import ChatRenderer
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
@@ -37,16 +39,17 @@ class TextEncoder:
             )
         except (OSError, ValueError, KeyError) as error:
             raise unreadable("tokenizer", folder, error) from error
+        self.where = str(folder)
+        self.max_length = config.max_length
         if not self.tokenizer.is_fast:
             raise BackboneError(
                 "expected a tokenizer that maps tokens to characters, got a slow one",
                 where=str(folder),
                 remedy="save the model with a fast tokenizer (tokenizer.json)",
             )
-        self.where = str(folder)
-        self.max_length = config.max_length
         self._stretch = _LETTERS_A_TOKEN * config.max_length
-        self._specials = len(self.tokenizer("")["input_ids"]) + 1  # and the end of the text
+        self._chats = ChatRenderer(self.tokenizer, self.where, config.chat_date)
+        self._specials = len(self._encoded("")[0]) + 1  # and the end of the text
 
     def beginnings(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the tokens from which to write on, one or more for each prompt.
@@ -58,10 +61,8 @@ class TextEncoder:
         return [self._beginning(prompt) for prompt in prompts]
 
     def _beginning(self, prompt: str) -> list[int]:
-        ids = list(self.tokenizer(prompt)["input_ids"])
+        ids, _ = self._encoded(prompt)
         first, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if len(ids) > 1 and ids[-1] == end:  # some tokenizers end every text
-            ids.pop()
         if not ids:
             ids = [token for token in (first, end) if token is not None][:1]
         if not ids:
@@ -88,13 +89,9 @@ class TextEncoder:
         if example.messages is not None:
             return self._chat_tokens(example)
         text = example.text or ""
-        encoded = self.tokenizer(text, return_offsets_mapping=example.prompt is not None)
-        ids = list(encoded["input_ids"])
-        if example.prompt is None:
-            mask = [True] * len(ids)
-        else:
-            starts_at = len(example.prompt)
-            mask = [end > starts_at for _, end in encoded["offset_mapping"]]
+        ids, ends = self._encoded(text)
+        starts_at = -1 if example.prompt is None else len(example.prompt)
+        mask = [end > starts_at for end in ends]
         end_of_text = self.tokenizer.eos_token_id
         if not example.continues and end_of_text is not None and ids[-1:] != [end_of_text]:
             ids.append(end_of_text)
@@ -102,39 +99,29 @@ class TextEncoder:
         mask[:1] = [False] * len(mask[:1])
         return ids, mask
 
+    def _encoded(self, text: str) -> tuple[list[int], list[int]]:
+        """Return a text's tokens and the character behind each, begun as the tokenizer does.
+
+        It is not ended, though some tokenizers do that, and begun once, though the text may begin
+        with the token that begins it.
+        """
+        encoded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+        added, end_of_text = encoded["special_tokens_mask"], self.tokenizer.eos_token_id
+        if len(ids) > 1 and ids[-1] == end_of_text and added[-1]:
+            del ids[-1:], ends[-1:]
+        if len(ids) > 1 and added[0] and ids[1] == ids[0] == self.tokenizer.bos_token_id:
+            del ids[:1], ends[:1]
+        return ids, ends
+
     def _chat_tokens(self, example: Example) -> tuple[list[int], list[bool]]:
-        messages = list(example.messages or ())
-        if not self.tokenizer.chat_template:
-            raise BackboneError(
-                "expected a chat template for rows of messages, the tokenizer has none",
-                where=self.where,
-                remedy="use a chat model, or template / prompt_template columns instead",
-            )
-        ids: list[int] = []
-        mask: list[bool] = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            asked = self._render(messages[:turn], generation=True)
-            answered = self._render(messages[: turn + 1], generation=False)
-            if answered[: len(asked)] != asked or asked[: len(ids)] != ids:
-                raise BackboneError(
-                    "expected a chat template that only appends as a chat goes on",
-                    where=f"{self.where}, example {example.example_id}",
-                    remedy="use prompt_template and answer_template instead of messages",
-                )
-            mask += [False] * (len(asked) - len(ids)) + [True] * (len(answered) - len(asked))
-            ids = answered
+        spoken = self._chats.spoken(example)
+        ids, mask = spoken.ids, spoken.mask
+        end_of_text = self.tokenizer.eos_token_id
+        if not spoken.ended and end_of_text is not None:
+            ids, mask = [*ids, end_of_text], [*mask, True]
         mask[:1] = [False] * len(mask[:1])
         return ids, mask
-
-    def _render(self, messages: list[dict[str, str]], *, generation: bool) -> list[int]:
-        if not messages:
-            return []
-        rendered = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=generation, return_dict=True
-        )
-        return list(rendered["input_ids"])
 
     def pieces(self, example: Example) -> list[Example]:
         """Cut an example into ones of at most ``max_length`` tokens; itself where it fits.
@@ -244,14 +231,16 @@ class TextEncoder:
         return begin - 1 if text[begin - 1] == " " else begin
 
     def _shorter_chat(self, example: Example) -> list[Example]:
-        messages = list(example.messages or ())
-        while messages:
-            messages.pop()
-            if messages and messages[-1]["role"] == "assistant":
-                shorter = replace(
-                    example, example_id=f"{example.example_id}#0", messages=tuple(messages)
-                )
-                ids, mask = self.tokens(shorter)
-                if len(ids) <= self.max_length and any(mask):
-                    return [shorter]
-        return []
+        messages = example.messages or ()
+
+        def first(count: int) -> Example:
+            name = f"{example.example_id}#0"
+            return replace(example, example_id=name, messages=messages[:count])
+
+        counts = [n for n in range(1, len(messages)) if messages[n - 1]["role"] == "assistant"]
+        # chats grow with their messages: few of the beginnings need to be looked at
+        fitting = bisect_left(
+            counts, True, key=lambda count: len(self.tokens(first(count))[0]) > self.max_length
+        )
+        shorter = [first(count) for count in counts[:fitting][-1:]]
+        return [row for row in shorter if any(self.tokens(row)[1])]

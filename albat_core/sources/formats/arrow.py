@@ -23,6 +23,7 @@ class Arrow(FileFormat):
 
     name: ClassVar[str] = "dataset"
     endings: ClassVar[tuple[str, ...]] = (".arrow",)
+    filled: ClassVar[bool] = True
 
     def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
         """See ``FileFormat``."""

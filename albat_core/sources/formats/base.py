@@ -41,6 +41,8 @@ class FileFormat(Protocol):
     """Whether a file of it may be compressed as a whole."""
     one_row: ClassVar[bool] = False
     """Whether a file is one row, which is its own document and may be blank."""
+    filled: ClassVar[bool] = False
+    """Whether all rows have one type, so that a key which a row has not comes as null."""
     pictures: ClassVar[bool] = False
     """Whether its rows have a column `image` by themselves."""
 

@@ -22,6 +22,7 @@ class Parquet(FileFormat):
 
     name: ClassVar[str] = "parquet"
     endings: ClassVar[tuple[str, ...]] = (".parquet",)
+    filled: ClassVar[bool] = True
 
     def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
         """See ``FileFormat``."""

@@ -1,0 +1,399 @@
+"""Chats as a chat template writes them, and where in that the assistant speaks.
+
+One mechanism serves all templates, those with ``{% generation %}`` marks too: what an answer's
+neighbourhood renders to is compared with the whole, beginning where a changed message shows.
+Nothing has to be a prefix of anything, so templates may rewrite earlier turns.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import takewhile
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from albat_core.errors import BackboneError, InputError
+from albat_core.records.examples import Example
+
+Messages = list[dict[str, Any]]
+Render = Callable[..., str]  # of messages, prompt=whether the next answer's header follows
+
+_PROBE = "\ue0f1"  # a character that no chat has
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
+_MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A chat as text, and what of it is the assistant's.
+
+    Args:
+        ids: its tokens.
+        mask: for each, whether it carries loss.
+        ended: the template wrote an end behind the last answer.
+    """
+
+    ids: list[int]
+    mask: list[bool]
+    ended: bool
+
+
+def dated(template: str, day: date) -> str:
+    """Return a template in which today is always that day, as transformers lets none be passed."""
+    if "strftime_now" not in template:
+        return template
+    written = {f"%-{c}": str(int(day.strftime(f"%{c}"))) for c in "dmHIMSj"}
+    written |= {f"%{c}": day.strftime(f"%{c}") for c in _DIRECTIVES} | {"%%": "%"}
+    changes = "".join(f" | replace({old!r}, {new!r})" for old, new in written.items())
+    return f"{{% macro strftime_now(format) %}}{{{{ format{changes} }}}}{{% endmacro +%}}{template}"
+
+
+class ChatRenderer:
+    """Writes chats by a tokenizer's template.
+
+    Args:
+        tokenizer: of transformers, a fast one.
+        where: its folder, for errors.
+        day: what templates are told is today.
+    """
+
+    def __init__(self, tokenizer: Any, where: str, day: date) -> None:
+        self._tokenizer = tokenizer
+        self._where = where
+        self._day = day
+        special = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
+        self._special = frozenset(special)
+        self._unit = re.compile("|".join([*map(re.escape, special), "."]), re.DOTALL)
+        self._headers: dict[bool, tuple[str, bool]] = {}
+
+    def spoken(self, example: Example) -> Spoken:
+        """Return a chat's tokens up to the last answer that carries loss.
+
+        Raises:
+            BackboneError: the tokenizer has no chat template.
+            InputError: its template refuses the chat; it says which message.
+        """
+        messages = list(example.messages or ())
+        if not self._tokenizer.chat_template:
+            raise BackboneError(
+                "expected a chat template for rows of messages, the tokenizer has none",
+                where=self._where,
+                remedy="use a chat model, or template / prompt_template columns instead",
+            )
+        turns = [n for n, message in enumerate(messages) if _learnt(message)]
+        if not turns:
+            return Spoken([], [], ended=True)
+        tools = _tools(example)
+        template = dated(self._tokenizer.get_chat_template(tools=tools), self._day)
+
+        def apply(some: Messages, *, prompt: bool = False, **how: Any) -> Any:
+            return self._tokenizer.apply_chat_template(
+                some, tools=tools, chat_template=template, add_generation_prompt=prompt, **how
+            )
+
+        def render(some: Messages, *, prompt: bool = False) -> str:
+            return str(apply(some, prompt=prompt, tokenize=False))
+
+        messages, whole = self._whole(messages[: turns[-1] + 1], render, example.example_id)
+        spans = [self._span(whole, messages, turn, render) for turn in turns]
+        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        mask = [any(b > start and a < end for start, end in spans) for a, b in offsets]
+        if _MARKED.search(template):
+            marked = apply(messages, return_dict=True, return_assistant_tokens_mask=True)
+            mask = _within(mask, marked["assistant_masks"])
+        return Spoken(ids, mask, self._ended(whole, messages, render))
+
+    def _whole(self, messages: Messages, render: Render, name: str) -> tuple[Messages, str]:
+        """Return a chat in the shape that its template takes, and its text."""
+        first: Exception | None = None
+        for arguments in (_as_object, _as_json):  # most templates print objects
+            shape = _with_arguments(messages, arguments)
+            try:
+                whole = render(shape)
+            except _REFUSALS as error:
+                first = first or error
+                continue
+            _refuse_lost_calls(whole, shape, render, name)
+            return shape, whole
+        taken = (n for n in range(len(messages), 0, -1) if _tried(render, messages[:n]) is not None)
+        turn = next(taken, 0)
+        role = messages[turn]["role"]
+        raise InputError(
+            f"expected a chat that the chat template takes, it refuses message {turn}, of role "
+            f"{role!r} ({str(first).strip() or type(first).__name__})",
+            where=f"example {name}",
+            remedy=f"change or leave out that message: say, a {role} message that the template "
+            "does not know can stand at the head of the user's",
+        ) from first
+
+    def _span(self, whole: str, messages: Messages, turn: int, render: Render) -> tuple[int, int]:
+        """Return where in the whole text the assistant speaks in a turn, from and to."""
+        header, asks = self._header(messages, render)
+        before = _tried(render, messages[:turn], prompt=asks)
+        before = before if before is None or asks else before + header
+        said = _tried(render, messages[: turn + 1])
+        if before and said and said.startswith(before) and whole.startswith(said):
+            start, end = len(before), len(said)
+        else:
+            start = self._start(whole, messages, turn, render, before, header, asks)
+            end = max(start, self._end(whole, messages, turn, render, said))
+        if header.strip() and whole.startswith(
+            header, start, end
+        ):  # not asked for behind a tool's answer
+            start += len(header)
+        spoken = whole[start:end].rstrip(" ")  # a space behind an end token is the next turn's
+        return start, start + len(spoken) if spoken.endswith(tuple(self._special)) else end
+
+    def _start(
+        self,
+        whole: str,
+        messages: Messages,
+        turn: int,
+        render: Render,
+        before: str | None,
+        header: str,
+        asks: bool,
+    ) -> int:
+        """Return where the header ends that the template writes to have the turn answered."""
+        content = _shows(whole, messages, turn, render, first=True)
+        if content is None:  # dropped with the reasoning that it begins with
+            content = _shows(whole, messages, turn, render)
+        content = len(whole) if content is None else content
+        earlier, after = self._last_shown(whole, messages, turn, render)
+        place = whole.find(header, after, content + len(header)) if header.strip() else -1
+        if place >= 0:
+            return place + len(header)
+        if before is not None and earlier is not None:  # a part of the header was rewritten
+            asked = (_tried(render, m, prompt=asks) for m in _changed(messages[:turn], earlier))
+            ending = commonly(before, asked)
+            if ending is not None:
+                same = self._common(whole[after:], before[ending:])
+                end = after + len(same)
+                return end if same == before[ending:] else min(end, content)
+        units = self._units(header)
+        for count in range(len(units), 0, -1):
+            part = "".join(units[:count])
+            place = whole.rfind(part, after, content)
+            if place >= 0:
+                return place + len(part)
+        return len(whole[:content].rstrip(" "))
+
+    @staticmethod
+    def _last_shown(
+        whole: str, messages: Messages, turn: int, render: Render
+    ) -> tuple[int | None, int]:
+        """Return the last message before a turn that shows in the text, and where it ends."""
+        for earlier in range(turn - 1, -1, -1):
+            shown = _shows(whole, messages, earlier, render)
+            if shown is not None:
+                return earlier, shown
+        return None, 0
+
+    def _end(
+        self, whole: str, messages: Messages, turn: int, render: Render, said: str | None
+    ) -> int:
+        """Return where the turn's end of turn ends, with the line break that belongs to it."""
+        shown = _shows(whole, messages, turn, render)
+        if shown is None:
+            return 0
+        if said is None:
+            rest = self._units(whole[shown:])
+            quiet = list(takewhile(lambda unit: unit not in self._special, rest))
+            if len(quiet) == len(rest):
+                return len(whole)
+            after = rest[len(quiet) :]
+            broken = len(after) > 1 and after[1] == "\n"
+            return shown + len("".join(quiet)) + len(after[0]) + broken
+        alone = _shows(said, messages[: turn + 1], turn, render)
+        tail = said[len(said) if alone is None else alone :]
+        same = self._common(whole[shown:], tail)
+        if tail.strip() and not same.strip():  # a last turn is ended by another token
+            following = self._units(whole[shown : shown + 200])[:1]
+            same = following[0] if following and following[0] in self._special else same
+        return shown + len(same)
+
+    def _ended(self, whole: str, messages: Messages, render: Render) -> bool:
+        """Tell whether the template wrote anything behind the last answer."""
+        if whole.rstrip().endswith(tuple(self._special)):
+            return True
+        shown = _shows(whole, messages, len(messages) - 1, render)
+        return shown is None or bool(whole[shown:].strip())
+
+    def _header(self, messages: Messages, render: Render) -> tuple[str, bool]:
+        """Return what stands before an answer, and whether the template writes it when asked."""
+        parts = any(isinstance(message.get("content"), list) for message in messages)
+        if parts not in self._headers:
+            asking = [{"role": "user", "content": _content("a", parts)}]
+            answer = {"role": "assistant", "content": _content(_PROBE, parts)}
+            plain, asked = _tried(render, asking), _tried(render, asking, prompt=True)
+            header = (asked or "")[len(self._common(asked or "", plain or "")) :]
+            asks = bool(header)
+            if not asks:
+                answered = _tried(render, [*asking, answer]) or ""
+                header = answered[len(self._common(answered, plain or "")) :]
+                header = header.partition(_PROBE)[0].rstrip(" ")
+            self._headers[parts] = header, asks
+        return self._headers[parts]
+
+    def _units(self, text: str) -> list[str]:
+        """Return a text as special tokens and characters."""
+        return self._unit.findall(text)
+
+    def _common(self, one: str, other: str) -> str:
+        """Return how two texts begin alike, no special token cut in two."""
+        same = alike(one, other)
+        for text in (one, other):
+            for cut in self._unit.finditer(text, max(0, same - 100), same + 100):
+                if cut.start() < same < cut.end():
+                    same = cut.start()
+        return one[:same]
+
+
+def _learnt(message: dict[str, Any]) -> bool:
+    return bool(message["role"] == "assistant" and message.get("weight", 1))
+
+
+def _tools(example: Example) -> list[Any] | None:
+    """Return the tools of a chat: the row's, or those that stand in a message."""
+    if example.tools is not None:
+        return list(json.loads(example.tools)) or None
+    for message in example.messages or ():
+        tools = message.get("tools")
+        if isinstance(tools, list) and tools:
+            return tools
+    return None
+
+
+def _as_object(arguments: Any) -> Any:
+    """Return a call's arguments as an object, where they are JSON of one."""
+    try:
+        parsed = json.loads(arguments)
+    except (TypeError, ValueError):
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
+
+
+def _as_json(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _with_arguments(messages: Messages, arguments: Callable[[Any], Any]) -> Messages:
+    """Return messages with the arguments of their calls in another shape."""
+
+    def reshaped(call: Any) -> Any:
+        if not isinstance(call, dict):
+            return call
+        if isinstance(call.get("function"), dict):
+            return {**call, "function": reshaped(call["function"])}
+        return {**call, "arguments": arguments(call["arguments"])} if "arguments" in call else call
+
+    return [
+        {**message, "tool_calls": [reshaped(call) for call in message["tool_calls"]]}
+        if isinstance(message.get("tool_calls"), list)
+        else message
+        for message in messages
+    ]
+
+
+def _refuse_lost_calls(whole: str, messages: Messages, render: Render, name: str) -> None:
+    """Raise where the template leaves out a call: an answer that says nothing would be learnt."""
+    for turn, message in enumerate(messages):
+        if not message.get("tool_calls") or message["role"] != "assistant":
+            continue
+        changed = [_tried(render, some) for some in list(_changed(messages, turn))[1:]]
+        if changed and all(other in (None, whole) for other in changed):
+            raise InputError(
+                f"expected a chat template that writes tool_calls, it leaves out those of message "
+                f"{turn}",
+                where=f"example {name}",
+                remedy="use a model whose template has them, or write the calls into the content",
+            )
+
+
+def _tried(render: Render, messages: Messages, *, prompt: bool = False) -> str | None:
+    """Return a part of a chat as text; None where the template refuses it."""
+    try:
+        return render(messages, prompt=prompt)
+    except _REFUSALS:
+        return None
+
+
+def _shows(
+    text: str, messages: Messages, turn: int, render: Render, *, first: bool = False
+) -> int | None:
+    """Return where a change at the end (``first``: beginning) of a message shows in its text."""
+    changed = (_tried(render, some) for some in _changed(messages, turn, first=first))
+    return commonly(text, changed)
+
+
+def commonly(text: str, changed: Iterator[str | None]) -> int | None:
+    """Return where the first text that was changed differs; None where none was."""
+    other = next((other for other in changed if other is not None and other != text), None)
+    return None if other is None else alike(text, other)
+
+
+def alike(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _changed(messages: Messages, turn: int, *, first: bool = False) -> Iterator[Messages]:
+    """Yield chats with one message changed: its content, or else its last call's name."""
+    message = messages[turn]
+    others = messages[:turn], messages[turn + 1 :]
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        place = 0 if first else len(content) - 1
+        text = _joined(content[place]["text"], first)
+        content = [*content[:place], {**content[place], "text": text}, *content[place + 1 :]]
+    else:
+        content = _joined(content, first)
+    yield [*others[0], {**message, "content": content}, *others[1]]
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and calls and isinstance(calls[-1], dict):
+        call = calls[-1]
+        inner = call.get("function")
+        owner = inner if isinstance(inner, dict) else call
+        owner = {**owner, "name": _joined(str(owner.get("name", "")), first)}
+        call = {**call, "function": owner} if isinstance(inner, dict) else owner
+        yield [*others[0], {**message, "tool_calls": [*calls[:-1], call]}, *others[1]]
+
+
+def _joined(text: str, first: bool) -> str:
+    return _PROBE + text if first else text + _PROBE
+
+
+def _content(text: str, parts: bool) -> Any:
+    return [{"type": "text", "text": text}] if parts else text
+
+
+def _within(mask: Sequence[bool], marked: Sequence[int]) -> list[bool]:
+    """Return which tokens of answers the template marks, each answer's end included.
+
+    Args:
+        mask: (t,) tokens of answers.
+        marked: (t,) tokens between the template's marks.
+    """
+    kept = [bool(spoken and mark) for spoken, mark in zip(mask, marked, strict=True)]
+    for place in range(1, len(kept)):  # behind its last mark an answer has only its end
+        follows = mask[place] and kept[place - 1] and not marked[place]
+        kept[place] = kept[place] or (follows and not _marked_again(mask, marked, place))
+    return kept
+
+
+def _marked_again(mask: Sequence[bool], marked: Sequence[int], place: int) -> bool:
+    """Tell whether the answer has a mark from a token on."""
+    rest = takewhile(lambda pair: pair[0], zip(mask[place:], marked[place:], strict=True))
+    return any(mark for _, mark in rest)

@@ -1,0 +1,135 @@
+"""Chats in a row's column, as lists or as JSON of them: nothing that they say is left out."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from albat_core.errors import InputError
+
+Message = dict[str, Any]
+
+_SAYING = frozenset({"content", "tool_calls", "reasoning_content", "reasoning", "thinking"})
+
+
+def read_messages(value: Any, where: str, *, filled: bool) -> tuple[Message, ...] | None:
+    """Return a column's chat, with every key that has a value; None where it has nothing to say.
+
+    Args:
+        value: of the column.
+        where: the row's place, "file:row".
+        filled: keys that a message has not come as null, see ``FileFormat``.
+
+    Raises:
+        InputError: it is no list of messages, or one of them has what cannot be used.
+    """
+    value = _parsed(value, where, filled, _misshapen)
+    if value in (None, []):
+        return None
+    if not isinstance(value, list):
+        raise _misshapen(type(value).__name__, where)
+    messages = tuple(_message(message, turn, where) for turn, message in enumerate(value))
+    return messages if any(_says(message) for message in messages) else None
+
+
+def read_tools(value: Any, where: str, *, filled: bool) -> str | None:
+    """Return a column's tools as JSON of a list; None where there are none.
+
+    Raises:
+        InputError: it is no list.
+    """
+    value = _parsed(value, where, filled, _no_tools)
+    if value in (None, []):
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise _no_tools(type(value).__name__, where)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _parsed(value: Any, where: str, filled: bool, refused: Callable[[str, str], InputError]) -> Any:
+    if not isinstance(value, str):
+        return None if _null(value) else _without_nulls(value) if filled else value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise refused(f"text that is not JSON ({error})", where) from error
+
+
+def _message(message: Any, turn: int, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise _misshapen(f"{type(message).__name__} as message {turn}", where)
+    if "function_call" in message and not _null(message["function_call"]):
+        raise InputError(
+            f"expected calls as tool_calls, got function_call in message {turn}",
+            where=where,
+            remedy='write it as "tool_calls": [{"type": "function", "function": {...}}]',
+        )
+    kept = {key: value for key, value in message.items() if not _null(value)}
+    if "content" in message and not _SAYING & kept.keys():
+        raise _misshapen(
+            f"message {turn} whose content is {type(message['content']).__name__}", where
+        )
+    if "role" not in kept or not _SAYING & kept.keys():
+        raise _misshapen(f"message {turn} with {', '.join(message) or 'nothing'}", where)
+    if not isinstance(kept["role"], str):
+        raise _misshapen(f"message {turn} whose role is {type(kept['role']).__name__}", where)
+    if not kept["role"].strip():
+        raise _misshapen(f"message {turn} with a blank role", where)
+    _refuse_content(kept.get("content", ""), turn, where)
+    if (weight := kept.get("weight", 1)) not in (0, 1):
+        raise InputError(
+            f"expected 0 or 1 as the weight of message {turn}, got {weight!r}",
+            where=where,
+            remedy="write 0 for a turn that is not to be learnt, or drop the key",
+        )
+    return kept
+
+
+def _refuse_content(content: Any, turn: int, where: str) -> None:
+    """Raise where a content is neither text nor a list of parts that are."""
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list) or not content:
+        raise _misshapen(f"message {turn} whose content is {type(content).__name__}", where)
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise InputError(
+                f"expected parts of text in message {turn}, got one of type {kind}",
+                where=where,
+                remedy="leave such parts out: a language model reads text",
+            )
+
+
+def _says(message: Message) -> bool:
+    content = message.get("content")
+    blank = content is None or (isinstance(content, str) and not content.strip())
+    return not blank or bool(message.get("tool_calls") or message.get("reasoning_content"))
+
+
+def _null(value: Any) -> bool:
+    return value is None or value != value  # noqa: PLR0124 - NaN
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys that a table adds where only other rows have them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if not _null(each)}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _misshapen(found: str, where: str) -> InputError:
+    return InputError(
+        f"expected a list of messages, each with role and content as text, got {found}",
+        where=where,
+        remedy='write it as [{"role": "user", "content": "..."}, ...]',
+    )
+
+
+def _no_tools(found: str, where: str) -> InputError:
+    return InputError(
+        f"expected a list of tools, each an object, got {found}",
+        where=where,
+        remedy='write it as [{"type": "function", "function": {...}}, ...], or drop tools_column',
+    )
