@@ -182,10 +182,10 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
         cut += bool(pieces) and not whole
     limit = row_limit(config.backbone).amount if cut or unfit else ""
     if cut:
-        notes.append(f"of {tried} rows tried, {cut} are cut: they are over {limit}")
+        notes.append(f"of {tried} rows tried, {cut} cut: over {limit}")
     if unfit:
         notes.append(
-            f"of {tried} rows tried, {unfit} are skipped: their prompts leave no room for an "
+            f"of {tried} rows tried, {unfit} skipped: prompts leave no room for an "
             f"answer in {limit}"
         )
 

@@ -31,7 +31,7 @@ class Look:
         counts: of the rows and files that were looked at, and what is the matter with them.
         blank: by column, the rows that are skipped for want of it.
         empty: by column, the rows whose template has it empty.
-        names: of files without rows, of files that are one document, and endings left out.
+        names: of files without rows, that are one document, or are left out.
     """
 
     problems: list[AlbatError] = field(default_factory=list)
@@ -49,11 +49,11 @@ class Look:
             looked += f" (the first {HEAD} of a file, fewer where they hold pictures)"
             said.append(f"what lies behind the {looked} shows in the run")
         if c["null"]:
-            said.append(f"of {looked}, {c['null']} are skipped: {_by_column(self.blank)}")
+            said.append(f"of {looked}, {c['null']} skipped: {_by_column(self.blank)}")
         if c["uncaptioned"]:
-            said.append(f"of {looked}, {c['uncaptioned']} are skipped: pictures without a caption")
+            said.append(f"of {looked}, {c['uncaptioned']} skipped: pictures without a caption")
         if c["damaged"]:
-            said.append(f"of {looked}, {c['damaged']} are skipped: their pictures cannot be read")
+            said.append(f"of {looked}, {c['damaged']} skipped: their pictures cannot be read")
         if self.empty:
             said.append(f"of {looked}, some have an empty field: {_by_column(self.empty)}")
         if c["printed"]:
@@ -144,8 +144,8 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
                 remedy="name another column, or print it in a template",
             )
         )
-    if not problems and (endings := left_out(source, files)):
-        look.names[f"endings left out, as format is {source.format}"] = endings
+    if not problems and (others := left_out(source, files)):
+        look.names[f"files left out, as format is {source.format}"] = others
     return look
 
 
@@ -166,10 +166,10 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
         counts["rows"] += 1
         _refuse_repeated(row, config, ids)
         if lacking := row.lacks(config):
-            counts[lacking] += 1
-            look.blank.update(row.blank)
             if config.on_null == "refuse":
                 raise null_row(lacking, row, config)
+            counts[lacking] += 1
+            look.blank.update(row.blank)
             continue
         look.empty.update(row.blank)
         counts["printed"] += row.printed

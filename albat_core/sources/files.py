@@ -330,19 +330,17 @@ def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:
 
 
 def left_out(source: SourceConfig, files: Iterable[InputFile]) -> list[str]:
-    """Return endings of files in a source's folders that are not of the format that it sets."""
+    """Return names of files in a source's folders that are not of the format that it sets."""
     if source.format in ("auto", Arrow.name):
         return []
     used = {uri for file in files for uri in file.uris}
-    used |= {
-        uri for file in files for one in file.beside for uri in (one.caption, one.table) if uri
-    }
+    beside = [one for file in files for one in file.beside]
+    used |= {uri for one in beside for uri in (one.caption, one.table) if uri}
     listed = {uri for path in source.paths for uri in storage.list_files(_root(path))}
-    others = [u for u in sorted(listed - used) if not _LITTER.search(u)]
-    counts = Counter(base_name(uri)[1] or base_name(uri)[0] for uri in others)
+    others = [uri for uri in sorted(listed - used) if not _LITTER.search(uri)]
     if source.image_column:  # a table names them
-        counts = Counter({end: n for end, n in counts.items() if end not in Images.endings})
-    return [f"{ending} ({number} files)" for ending, number in counts.items()]
+        others = [uri for uri in others if format_of(uri) != Images.name]
+    return [uri.rpartition("/")[2] for uri in others]
 
 
 def _root(path: str) -> str:

@@ -21,7 +21,7 @@ def test_it_tells_once_what_the_run_would_skip(tmp_path: Path) -> None:
     look = look_at(source)
     assert look.problems == []
     assert look.notes() == [
-        "of 15 rows looked at, 6 are skipped: 'a' is null or blank in 6",
+        "of 15 rows looked at, 6 skipped: 'a' is null or blank in 6",
         "of 15 rows looked at, some have an empty field: 'i' is null or blank in 9",
         "files without rows: 1 (9.jsonl)",
     ]
@@ -89,9 +89,9 @@ def test_every_ending_of_pictures_is_read_by_pillow(tmp_path: Path, ending: str)
     assert len(look.rows) == 1
 
 
-def test_endings_that_are_left_out_are_named(tmp_path: Path) -> None:
+def test_files_that_are_left_out_are_named(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png"])
     for name in ("b.heic", "c.heic", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"x")
     look = look_at(SourceConfig(path=str(tmp_path), format="images", template="a dog"))
-    assert look.notes() == ["endings left out, as format is images: 1 (.heic (2 files))"]
+    assert look.notes() == ["files left out, as format is images: 2 (b.heic, c.heic)"]

@@ -643,8 +643,8 @@ def test_a_check_tells_what_a_run_would_skip_and_cut(tmp_path: Path) -> None:
     rewrite(path, {"corpus": "corpus.jsonl"})
     assert find_mistakes(load_config(str(path)), tell=told.append) == []
     assert [note.removeprefix(f"corpus ({tmp_path}/corpus.jsonl): ") for note in told] == [
-        "of 22 rows looked at, 1 are skipped: 'text' is null or blank in 1",
-        "of 21 rows tried, 1 are cut: they are over 64 tokens (backbone.max_length)",
+        "of 22 rows looked at, 1 skipped: 'text' is null or blank in 1",
+        "of 21 rows tried, 1 cut: over 64 tokens (backbone.max_length)",
     ]
 
 

@@ -50,8 +50,8 @@ class CaptionFitter:
         for prompt in prompts:
             if not self.fits(prompt):
                 raise InputError(
-                    f"expected a prompt of at most {self.longest} tokens, which is what the text "
-                    "encoder reads, this one is longer",
+                    "expected a prompt that the text encoder reads whole (at most "
+                    f"{self.longest} tokens), this one is longer",
                     where=f"prompt {prompt[:60]!r}",
                     remedy="shorten it",
                 )
