@@ -15,6 +15,15 @@ from albat_core.store.stage import Runtime
 Vectors = NDArray[np.float32]
 
 
+def check_faiss() -> None:
+    """Look whether FAISS is there.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    _faiss()
+
+
 def _faiss() -> Any:
     try:
         import faiss

@@ -1,7 +1,7 @@
 """Looks at a configuration and its inputs, in seconds, for all mistakes at once."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
 from typing import Any, ParamSpec
 
 from albat_core.backbones import (
@@ -10,26 +10,41 @@ from albat_core.backbones import (
     check_prompts,
     encoder_identity,
     open_splitter,
+    row_limit,
 )
 from albat_core.devices import resolve_device
-from albat_core.errors import AlbatError, ConfigError
+from albat_core.errors import AlbatError, ConfigError, InputError
 from albat_core.records.examples import Example
 from albat_core.runs.config import RunConfig
-from albat_core.sources.checks import check_source
+from albat_core.search import check_faiss
+from albat_core.sources.checks import PICTURES_LOOKED_AT, Look, look_at
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_problems
-from albat_core.sources.formats.base import HEAD
 from albat_core.sources.rows import is_used, read_rows
+from albat_core.stages.shard import overlong
 from albat_core.stages.split import assign_roles, refuse_common, refuse_no_test, refuse_repeated
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
 from flows.config import load_config, load_sound_part
 
 Given = ParamSpec("Given")
+Tell = Callable[[str], object]
+_LETTERS_CUT = 200_000  # of a source, before anything is computed
 
 
-def check_file(path: str, overrides: dict[str, Any] | None = None) -> list[AlbatError]:
+def _untold(_note: str) -> None:
+    """Take what nobody asked to be told."""
+
+
+def check_file(
+    path: str, overrides: dict[str, Any] | None = None, tell: Tell = _untold
+) -> list[AlbatError]:
     """Return every mistake in a configuration file, and in the inputs of its sound sections.
+
+    Args:
+        path: the file.
+        overrides: values of ``runtime`` that replace the file's.
+        tell: told what the run would skip or change.
 
     Raises:
         ConfigError: nothing in the file can be read.
@@ -38,22 +53,26 @@ def check_file(path: str, overrides: dict[str, Any] | None = None) -> list[Albat
         config = load_config(path, overrides)
     except ConfigError as error:
         sound, unsound = load_sound_part(path, overrides)
-        return [error, *find_mistakes(sound, unsound)]
-    return find_mistakes(config)
+        return [error, *find_mistakes(sound, unsound, tell)]
+    return find_mistakes(config, tell=tell)
 
 
-def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[AlbatError]:
+def find_mistakes(
+    config: RunConfig, unsound: Collection[str] = (), tell: Tell = _untold
+) -> list[AlbatError]:
     """Return everything found that would stop the run, before anything is computed.
 
     Args:
         config: of the run.
         unsound: its sections that are not to be looked at.
+        tell: told what the run would skip or change, from the rows looked at.
     """
     found: list[AlbatError] = []
     if "runtime" not in unsound:
         found += _caught(resolve_device, config.runtime)
         found += _caught(storage.check_writable, config.runtime.root)
         found += _runner_problems(config.runtime)
+    found += _caught(check_faiss)
     if "output" not in unsound:
         found += _caught(storage.check_writable, config.output)
     no_backbone: list[AlbatError] = []
@@ -66,14 +85,18 @@ def find_mistakes(config: RunConfig, unsound: Collection[str] = ()) -> list[Alba
             problems = _caught(encoder_identity, encoder, config.runtime)
             found += [_in_role(place, error) for error in problems]
     spoilt = set(unsound)
+    ids: dict[str, dict[str, str]] = {"corpus": {}, "adaptation": {}}
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
-            problems = check_source(source)
+            look = look_at(source, ids["corpus" if role == "corpus" else "adaptation"])
+            problems, notes = look.problems, look.notes()
             if not problems and not no_backbone and "backbone" not in unsound:
-                problems = _caught(_check_cut, source, config)
+                problems = _caught(_check_cut, look, source, config, notes)
             if problems:
                 spoilt.add(role)
             found += [_in_role(role, error) for error in problems]
+            for note in notes:
+                tell(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
@@ -90,11 +113,11 @@ def _runner_problems(runtime: Runtime) -> list[AlbatError]:
 def _demands(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:
     """Return what is asked of a sound backbone that it cannot do."""
     found: list[AlbatError] = []
-    adapters = {"surrogate": config.surrogate.adapter, "finetune": config.finetune.adapter}
-    for section, adapter in adapters.items():
-        if section not in unsound and adapter.target_modules != "auto":
-            problems = _caught(check_adapter, config.backbone, adapter)
-            found += [_in_role(section, error) for error in problems]
+    sections = [name for name in ("finetune", "surrogate") if name not in unsound]
+    adapters = {getattr(config, name).adapter: name for name in sections}  # often the same
+    for adapter, section in adapters.items():
+        problems = _caught(check_adapter, config.backbone, adapter)
+        found += [_in_role(section, error) for error in problems]
     asked = {"samples": config.samples.all_prompts, "generated": config.generated.prompts}
     for section, prompts in asked.items():
         if prompts and section not in unsound:
@@ -134,13 +157,37 @@ def _rows(sources: Sequence[SourceConfig]) -> Iterator[Example]:
             yield from (row for row in read_rows(file) if is_used(row, source))
 
 
-def _check_cut(source: SourceConfig, config: RunConfig) -> None:
-    """Cut a row as the run will: chats need a template of the tokenizer's."""
-    for file in find_problems(source)[0][:1]:
-        for row in islice(read_rows(file), HEAD):
-            if row.text is not None or row.messages is not None:
-                open_splitter(config.backbone)(row)
-                return
+def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[str]) -> None:
+    """Cut rows as the run will: chats need a template of the tokenizer's; add to ``notes``."""
+    split = open_splitter(config.backbone)
+    cut = unfit = tried = letters = 0
+    for row in look.rows:
+        if letters > _LETTERS_CUT or (row.picture is not None and tried == PICTURES_LOOKED_AT):
+            break
+        tried += 1
+        letters += len(row.example.text or "")
+        try:
+            example = row.whole()
+            if example.text and len(example.text) > _LETTERS_CUT:  # a book is cut anyway
+                example = replace(example, text=example.text[:_LETTERS_CUT])
+            pieces = split(example)
+        except InputError as error:
+            if row.picture is None or source.on_damaged == "refuse":
+                raise InputError(error.message, row.place, error.remedy) from error
+            continue
+        whole = [piece.example_id for piece in pieces] == [row.example.example_id]
+        if not whole and source.overlong == "refuse":
+            raise overlong(row, row_limit(config.backbone))
+        unfit += not pieces
+        cut += bool(pieces) and not whole
+    limit = row_limit(config.backbone).amount if cut or unfit else ""
+    if cut:
+        notes.append(f"of {tried} rows tried, {cut} are cut: they are over {limit}")
+    if unfit:
+        notes.append(
+            f"of {tried} rows tried, {unfit} are skipped: their prompts leave no room for an "
+            f"answer in {limit}"
+        )
 
 
 def _check_split(config: RunConfig) -> None:

@@ -1,10 +1,7 @@
 """The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
 import contextlib
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from albat_core.benchmark.config import EfficacyConfig
 from albat_core.errors import ConfigError
-from albat_core.runs.config import RENAMED, RunConfig
+from albat_core.runs.config import RunConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
+from albat_core.store.patterns import escape, is_pattern
+from flows.mistakes import explained, model_of, one_line, orphans, repeated_keys
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -32,7 +31,8 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
         ConfigError: every mistake in the file, each with its line.
     """
     node, values = _read(path)
-    mistakes = _repeated_keys(node)
+    alone = orphans(storage.read_bytes(path).decode())
+    mistakes = repeated_keys(node) | alone
     values = _without_empty(RunConfig, values)
     runtime = values.get("runtime", {})
     if overrides and isinstance(runtime, dict):
@@ -40,7 +40,8 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        mistakes |= _explained(node, error)
+        lines = {line for line, _ in alone}
+        mistakes |= {at: text for at, text in explained(node, error).items() if at[0] not in lines}
     if mistakes:
         raise ConfigError(
             f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n"
@@ -62,18 +63,22 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
         ConfigError: every mistake in the file.
     """
     values = _read(path)[1]
-    shared = values.pop("run", None) or {}
+    shared = _settings(values.pop("run", None), "run", path)
+    named = _settings(values.pop("situations", None), "situations", path)
     situations = []
-    for name, its in (values.pop("situations", None) or {}).items():
-        run = _merged(shared, its or {}) | {"name": name}
-        run["runtime"] = run.get("runtime", {}) | (overrides or {})
-        situations.append({"name": name, "run": run})
+    for name, its in named.items():
+        place = f"situations.{name}"
+        run = _merged(shared, _settings(its, place, path)) | {"name": name}
+        run["runtime"] = _settings(run.get("runtime"), f"{place}.runtime", path) | (overrides or {})
+        situations.append({"name": name, "run": _without_empty(RunConfig, run)})
     try:
         config = EfficacyConfig.model_validate(values | {"situations": situations})
     except ValidationError as error:
+        said = {".".join(map(str, e["loc"])): e["msg"] for e in error.errors()}
+        cause = [name for name in said if not any(n.startswith(f"{name}.") for n in said)]
         raise ConfigError(
-            f"{error.error_count()} mistakes:\n"
-            + "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()),
+            f"{len(cause)} mistake{'s' if len(cause) > 1 else ''}:\n"
+            + "\n".join(f"  {name}: {said[name]}" for name in cause),
             where=path,
             remedy="mend them; `run` and each of `situations` have the keys of a run",
         ) from error
@@ -83,10 +88,30 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
     return config.model_copy(update={"situations": tuple(anchored)})
 
 
+def _settings(value: Any, place: str, path: str) -> dict[str, Any]:
+    """Return a section of settings; none where all of it is commented out.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{place}: expected keys with values, got {type(value).__name__}",
+            where=path,
+            remedy="write `run:` with settings for all below it, and `situations:` with a name for "
+            "each and below that its own settings",
+        )
+    return value
+
+
 def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Return settings where the second's replace the first's, within sections too."""
     merged = dict(first)
     for name, value in second.items():
+        if value is None and isinstance(merged.get(name), dict):
+            continue  # a section with everything in it commented out
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = _merged(merged[name], value) if both else value
     return merged
@@ -121,14 +146,16 @@ def load_sound_part(
 
 def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
     """Return a YAML file as nodes, which know their lines, and as values."""
+    text = ""
     try:
         text = storage.read_bytes(path).decode()
         node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ConfigError("expected UTF-8 text", where=path, remedy="save it as UTF-8") from error
     except (yaml.YAMLError, ValueError) as error:
+        said = "; ".join(f"line {line}: {why}" for (line, _), why in sorted(orphans(text).items()))
         raise ConfigError(
-            f"expected YAML: {error}", where=path, remedy="mend the line named"
+            f"expected YAML: {error}", where=path, remedy=said or "mend the line named"
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -145,129 +172,16 @@ def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
     return node, values
 
 
-Place = tuple[int, str]
-"""Line and name of a field."""
-
-
-def _repeated_keys(node: yaml.Node, above: str = "") -> dict[Place, str]:
-    """Return what is said twice: YAML would silently take the last."""
-    found: dict[Place, str] = {}
-    if isinstance(node, yaml.SequenceNode):
-        for number, inner in enumerate(node.value):
-            found |= _repeated_keys(inner, f"{above}{number}.")
-    elif isinstance(node, yaml.MappingNode):
-        lines: dict[Any, int] = {}
-        for key, inner in node.value:
-            name, line = f"{above}{key.value}", key.start_mark.line + 1
-            if key.value in lines:
-                found[line, name] = f"{name!r} is there already, in line {lines[key.value]}"
-            lines[key.value] = line
-            found |= _repeated_keys(inner, f"{name}.")
-    return found
-
-
 def _without_empty(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
     """Leave out sections with nothing in them (all commented out): their defaults hold."""
     kept = {}
     for name, value in values.items():
         field = model.model_fields.get(name)
-        inner = _model_of(field.annotation) if field else None
+        inner = model_of(field.annotation) if field else None
         if inner is not None and value is None:
             continue
         kept[name] = _without_empty(inner, value) if inner and isinstance(value, dict) else value
     return kept
-
-
-def _explained(node: yaml.Node, error: ValidationError) -> dict[Place, str]:
-    """Return what pydantic found, without what follows from other mistakes.
-
-    Of a union it tells of every branch, and of a list without a good item that it is too short.
-    """
-    found: dict[Place, str] = {}
-    for each in error.errors():
-        place, text = _explain(node, each)
-        found.setdefault(place, text)
-    names = [name for _, name in found]
-    return {
-        (line, name): text
-        for (line, name), text in found.items()
-        if not any(other.startswith(f"{name}.") for other in names)
-    }
-
-
-def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
-    """Return where a mistake is and its description."""
-    line, location = _located(node, error["loc"])
-    field = ".".join(map(str, location))
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(RunConfig, location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
-        meant = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        text = f"unknown key {field!r}; {meant}"
-        if field in RENAMED:
-            text = f"{field!r} is now {RENAMED[field]!r}"
-    elif error["type"] == "missing":
-        text = f"{field!r} is missing; {_description(location)}"
-    else:
-        got, said = error["input"], error["msg"].removeprefix("Value error, ")
-        shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) else ""
-        text = f"{field!r}: {said[0].lower()}{said[1:]}{shown}"
-    return (line, field), text
-
-
-def _located(node: yaml.Node, location: Sequence[str | int]) -> tuple[int, list[str | int]]:
-    """Return the line of a place and its path in the file.
-
-    What pydantic put between is left out: a union's branch, the index of a single source.
-    """
-    line = node.start_mark.line + 1
-    written: list[str | int] = []
-    for place, part in enumerate(location):
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if pair is None:
-                if part in _fields_at(RunConfig, written):
-                    return line, [*written, *location[place:]]  # it is missing
-                continue
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif (
-            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
-        ):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            continue
-        written.append(part)
-    return line, written
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the model that a field holds, alone or in a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (tuple, types.UnionType, typing.Union):
-        found = (_model_of(a) for a in typing.get_args(annotation))
-        return next((m for m in found if m is not None), None)
-    return None
-
-
-def _fields_at(model: type[BaseModel], location: list[str | int]) -> list[str]:
-    for part in location:
-        field = model.model_fields.get(str(part))
-        inner = _model_of(field.annotation) if field else None
-        model = inner or model
-    return list(model.model_fields)
-
-
-def _description(location: list[str | int]) -> str:
-    model: type[BaseModel] = RunConfig
-    text = ""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            text = _one_line(field.description)
-            model = _model_of(field.annotation) or model
-    return text
 
 
 def _anchored(config: RunConfig, path: str) -> RunConfig:
@@ -282,8 +196,15 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
             return name
         return storage.join(folder, name) if storage.is_remote(folder) else str(Path(folder, name))
 
+    def files(name: str) -> str:
+        """Anchor files; what is a glob's in the folder's own name is not meant as one."""
+        there = anchor(name)
+        if there == name or not is_pattern(name) or storage.exists(there):
+            return there
+        return anchor(name).replace(folder, escape(folder), 1)
+
     def source(one: SourceConfig) -> SourceConfig:
-        paths = tuple(anchor(p) for p in one.paths)
+        paths = tuple(files(p) for p in one.paths)
         return one.model_copy(update={"path": paths[0] if len(paths) == 1 else paths})
 
     def model(name: str | None) -> str | None:
@@ -342,8 +263,8 @@ def starter_config(values: Mapping[str, str] = _STARTER_VALUES) -> str:
         "",
     ]
     for name, field in RunConfig.model_fields.items():
-        lines.append(f"# {_one_line(field.description)}")
-        inner = _model_of(field.annotation)
+        lines.append(f"# {one_line(field.description)}")
+        inner = model_of(field.annotation)
         if inner is None:
             lines.append(_entry(name, field.default))
         elif field.default == () and name not in _STARTER_SECTIONS:
@@ -360,8 +281,8 @@ def _section(
 ) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
-        lines.append(f"{indent}# {_one_line(field.description)}")
-        inner, place = _model_of(field.annotation), f"{path}.{name}"
+        lines.append(f"{indent}# {one_line(field.description)}")
+        inner, place = model_of(field.annotation), f"{path}.{name}"
         value = getattr(defaults, name, field.default)
         if place in values:
             lines.append(f'{indent}{name}: "{values[place]}"')
@@ -371,10 +292,6 @@ def _section(
         else:
             lines.append(f"{indent}#{_entry(name, value)}")
     return lines
-
-
-def _one_line(description: str | None) -> str:
-    return (description or "").replace("\n", " ")
 
 
 def _entry(name: str, value: Any) -> str:

@@ -143,6 +143,11 @@ def show_error(error: AlbatError) -> None:
         errors.print(f"  [cyan]→ {escape(error.remedy)}[/]")
 
 
+def show_note(note: str) -> None:
+    """Print what is no mistake, but easily overlooked."""
+    console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
 def _shown(interval: Interval, digits: int, number: Callable[[float, int], str] = fixed) -> str:
     low, high = number(interval.low, digits), number(interval.high, digits)
     return f"{number(interval.value, digits)} [dim]\\[{low}, {high}][/]"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed
+from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed, RowLimit
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
-from albat_core.backbones.folder import backbone_folder, folder_fingerprint, model_folder
+from albat_core.backbones.folder import backbone_folder, folder_fingerprint, hub_id, model_folder
 from albat_core.backbones.language.kind import LanguageKind
 from albat_core.devices import lent_device, resolve_device
 from albat_core.records.examples import Example
@@ -79,9 +80,11 @@ def adapter_card(config: BackboneConfig, facts: Mapping[str, Any]) -> str:
         facts: what the adapter's manifest says of its training.
     """
     kind = kind_of(config)
+    published = hub_id(config.path)  # where there is none, a path would be of this machine alone
+    path = published or f"path/to/{PurePath(config.path).name}"
+    base_model = f"base_model: {published}\n" if published else ""
     return f"""---
-base_model: {config.path}
-library_name: {kind.library}
+{base_model}library_name: {kind.library}
 tags: [lora, albat]
 ---
 # LoRA adapter
@@ -91,7 +94,7 @@ the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["b
 {facts["steps"]}, validation loss {facts["validation_loss"]:.4f} ({kind.loss_unit}).
 
 ```python
-{kind.loading.format(path=config.path)}
+{kind.loading.format(path=path)}
 ```
 """
 
@@ -100,6 +103,11 @@ the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["b
 def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
     """Return what cuts rows to the backbone's size; no weights are loaded."""
     return kind_of(config).splitter(config)
+
+
+def row_limit(config: BackboneConfig) -> RowLimit:
+    """Return how much of a row a backbone takes; no weights are loaded."""
+    return kind_of(config).limit(config)
 
 
 @contextmanager

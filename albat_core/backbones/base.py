@@ -179,6 +179,19 @@ class Backbone(Embedder, Protocol):
         """Compute activations again in the backward pass rather than keep them: less memory."""
 
 
+@dataclass(frozen=True)
+class RowLimit:
+    """How much of a row a backbone takes.
+
+    Args:
+        amount: in words, with its unit and what sets it.
+        remedy: what to do about a row that is longer.
+    """
+
+    amount: str
+    remedy: str
+
+
 class Kind(Protocol):
     """A kind of backbone: what is known of all of them, and of one before its weights are loaded.
 
@@ -210,6 +223,10 @@ class Kind(Protocol):
 
     def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
         """Return what cuts rows to the backbone's size; no weights are loaded."""
+        ...
+
+    def limit(self, config: BackboneConfig) -> RowLimit:
+        """Return how much of a row is taken; no weights are loaded."""
         ...
 
     def load(

@@ -16,6 +16,9 @@ PIPELINE_INDEX = "model_index.json"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+_OTHER_WEIGHTS = ("*.bin", "*.pt*", "*.ckpt", "*.gguf", "*.onnx")
+_SINGLE_FILES = (".safetensors", ".ckpt")
+_LFS = b"version https://git-lfs.github.com/spec/"
 _VARIANTS = ("*.fp16.*", "*.bf16.*", "*non_ema*", "*.onnx*")  # the same weights, otherwise
 
 
@@ -32,27 +35,127 @@ def model_folder(path: str, revision: str | None = None) -> Path:
     """
     folder = Path(path).expanduser()
     if storage.is_remote(path):
+        _refuse_single_file(path)
         name = storage.tree_fingerprint(path)[:16]
         folder = transfer.download(path, storage.fetched_folder("backbones", name))
     elif not folder.is_dir():
+        _refuse_single_file(path)
         folder = _from_hub(path, revision)
     if not any((folder / marker).is_file() for marker in (MODEL_CONFIG, PIPELINE_INDEX)):
+        for file in () if any(folder.glob("*.json")) else sorted(folder.glob("*")):
+            _refuse_single_file(str(file))
         raise BackboneError(
             f"expected a model folder, found neither {MODEL_CONFIG} nor {PIPELINE_INDEX}",
             where=str(folder),
             remedy="name the folder that save_pretrained wrote",
         )
     rooms = _rooms(folder)
+    for room in rooms:
+        _refuse_quantized(room / MODEL_CONFIG)
     if not any(file for room in rooms for file in room.glob("*.safetensors")):
-        pickled = sorted(
-            p.name for room in rooms for end in ("*.bin", "*.pt*") for p in room.glob(end)
-        )
+        pickled = sorted(p.name for room in rooms for end in _OTHER_WEIGHTS for p in room.glob(end))
         raise BackboneError(
             f"expected weights as *.safetensors, found {', '.join(pickled) or 'none'}",
             where=str(folder),
-            remedy="save the model with safe_serialization=True: pickled weights are never read",
+            remedy="save the model with safe_serialization=True: pickled weights are never read, "
+            "nor such of other programs (GGUF, ONNX)",
         )
     return folder
+
+
+def _refuse_single_file(path: str) -> None:
+    """Refuse a checkpoint that is one file, as user interfaces for pictures load it."""
+    if not path.lower().endswith(_SINGLE_FILES):
+        return
+    name = path.rpartition("/")[2]
+    raise BackboneError(
+        "expected a model folder, got a checkpoint in one file",
+        where=path,
+        remedy=f'turn it into a folder once, in Python: `StableDiffusionPipeline.from_single_file("'
+        f'{name}").save_pretrained("folder")` (of diffusers; StableDiffusionXLPipeline or '
+        "FluxPipeline for those), then name that folder",
+    )
+
+
+def _refuse_quantized(description: Path) -> None:
+    """Refuse a model whose description says that its weights are quantized."""
+    try:
+        said = json.loads(description.read_text()) if description.is_file() else {}
+    except ValueError:
+        return  # told by what reads it
+    quantized = said.get("quantization_config") or said.get("quantization")  # the latter: MLX
+    if quantized:
+        method = quantized.get("quant_method", "") if isinstance(quantized, dict) else quantized
+        raise BackboneError(
+            f"expected weights in full precision, found a quantized checkpoint ({method or 'MLX'})",
+            where=str(description.parent),
+            remedy="name the model that it was made from: adapters and gradients need its weights",
+        )
+
+
+def refuse_incomplete(folder: Path) -> None:
+    """Look whether a backbone's files are all there and whole, by their beginnings.
+
+    Raises:
+        BackboneError: a file is missing, a pointer of Git LFS in its place, or truncated.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for room in _rooms(folder):
+        for path in sorted({p for end in (*_DESCRIPTION, *_WEIGHTS) for p in room.glob(end)}):
+            with path.open("rb") as file:
+                if file.read(len(_LFS)) == _LFS:
+                    raise BackboneError(
+                        f"expected {path.name}, found a pointer of Git LFS in its place",
+                        where=str(path),
+                        remedy="fetch the files themselves: `git lfs pull` in the folder's clone",
+                    )
+            if path.suffix != ".safetensors":
+                continue
+            try:
+                with safe_open(path, "np"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise BackboneError(
+                    f"expected whole weights, the file is damaged or truncated ({error})",
+                    where=str(path),
+                    remedy="copy or download it again",
+                ) from error
+        _refuse_missing_shards(room)
+
+
+def _refuse_missing_shards(room: Path) -> None:
+    for index in sorted(room.glob("*.safetensors.index.json")):
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise unreadable("list of weights", index, error) from error
+        missing = sorted(name for name in named if not (room / name).is_file())
+        if len(missing) == len(named) and any(room.glob("*.safetensors")):
+            continue  # a variant that was not fetched
+        if missing:
+            raise BackboneError(
+                f"expected the {len(named)} files of weights that {index.name} names, "
+                f"{len(missing)} are missing: {', '.join(missing[:3])}"
+                f"{' and more' if len(missing) > 3 else ''}",
+                where=str(room),
+                remedy="copy or download the model again",
+            )
+
+
+def hub_id(path: str) -> str | None:
+    """Return the id that a model has on the hub; None for a folder that is not of the hub's cache.
+
+    Args:
+        path: as configured: local folder, address in a store, or hub id.
+    """
+    if storage.is_remote(path):
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    return "/".join(cached.split("--")[1:]) if cached else None
 
 
 def refuse_other_kind(folder: Path, expected: str, kind: str) -> None:

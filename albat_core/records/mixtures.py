@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.records.examples import (
     EXAMPLE_SCHEMA,
+    PICTURE_COLUMNS,
     Example,
     table_to_examples,
 )
@@ -20,7 +21,8 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "mixture"
 ADAPTATION, BACKBONE = "adaptation", "backbone"
-
+TEXTS, PROMPTS, CHATS = "texts", "prompts", "chats"
+"""Layouts of rows without pictures, whose columns are those that TRL trains on."""
 
 _MESSAGES = pa.field("messages", pa.list_(pa.json_()))  # `datasets` gives them as dicts
 
@@ -33,6 +35,55 @@ MIXTURE_SCHEMA = (
     .append(pa.field("similarity", pa.float32()))
 )
 """The mixture: adaptation and backbone rows; weights sum to 1 over all, to alpha over backbone."""
+
+
+def laid_out(table: pa.Table, first: int = 0) -> dict[str, pa.Table]:
+    """Return rows without pictures as TRL takes them, by layout.
+
+    ``texts``: ``text``. ``prompts``: ``prompt`` and ``completion``; where some rows have a prompt,
+    the others have an empty one, and ``prompted`` tells them apart. ``chats``: ``messages``. In
+    each, ``row`` is the place in the mixture.
+
+    Args:
+        table: of ``MIXTURE_SCHEMA``.
+        first: place of its first row.
+    """
+    places = pa.array(range(first, first + table.num_rows), pa.int64())
+    table = table.append_column("row", places)
+    is_chat = pc.is_valid(table["messages"])
+    chats = _without_empty(table.filter(is_chat))
+    written = _without_empty(table.filter(pc.invert(is_chat)))
+    name = PROMPTS if "prompt" in written.column_names else TEXTS
+    if name == PROMPTS:
+        texts, prompts = written["text"], written["prompt"]
+        pairs = zip(texts.to_pylist(), prompts.to_pylist(), strict=True)
+        completions = pa.array([text[len(prompt or "") :] for text, prompt in pairs], pa.string())
+        names = written.column_names
+        written = (
+            written.set_column(names.index("text"), "prompt", pc.fill_null(prompts, ""))
+            .set_column(names.index("prompt"), "completion", completions)
+            .append_column("prompted", pc.is_valid(prompts))
+        )
+    return {n: rows for n, rows in ((name, written), (CHATS, chats)) if rows.num_rows}
+
+
+def _without_empty(table: pa.Table) -> pa.Table:
+    """Return a table without those columns of ``EXAMPLE_SCHEMA`` that no row has."""
+    nulls = [n for n in EXAMPLE_SCHEMA.names if table[n].null_count == table.num_rows]
+    return table.drop_columns(nulls)
+
+
+def _restored(table: pa.Table) -> pa.Table:
+    """Return rows of a layout with the columns of ``EXAMPLE_SCHEMA``."""
+    if "completion" in table.column_names:
+        text = pc.binary_join_element_wise(table["prompt"], table["completion"], "")
+        prompt = pc.if_else(table["prompted"], table["prompt"], pa.scalar(None, pa.string()))
+        place = table.column_names.index("prompt")
+        table = table.set_column(place, "prompt", prompt).append_column("text", text)
+    for field in EXAMPLE_SCHEMA:
+        if field.name not in {*table.column_names, *PICTURE_COLUMNS}:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 @dataclass(frozen=True)
@@ -52,6 +103,10 @@ class Mixture:
     alpha: float
 
 
+def _files(store: ArtifactStore, ref: ArtifactRef) -> list[Path]:
+    return sorted((store.folder(ref) / "data").rglob("*.parquet"))
+
+
 def _read_file(path: Path) -> Iterator[pa.Table]:
     """Yield a file's rows, a row group at a time."""
     with pq.ParquetFile(path) as file:
@@ -65,13 +120,17 @@ def _read_file(path: Path) -> Iterator[pa.Table]:
 
 def read_mixture(store: ArtifactStore, ref: ArtifactRef) -> Mixture:
     """Return a mixture with its weights brought back to those of the objective's two sums."""
-    files = sorted((store.folder(ref) / "data").glob("*.parquet"))
     examples: list[Example] = []
+    places: list[int] = []
     described = []
-    for table in (table for file in files for table in _read_file(file)):
-        examples += table_to_examples(table)
+    for table in (table for file in _files(store, ref) for table in _read_file(file)):
+        there = range(len(examples), len(examples) + table.num_rows)
+        places += table["row"].to_pylist() if "row" in table.column_names else there
+        examples += table_to_examples(_restored(table))
         described.append(table.select(["role", "weight"]))
-    table = pa.concat_tables(described)
+    order = np.argsort(places)
+    examples = [examples[n] for n in order]
+    table = pa.concat_tables(described).take(order)
     role = table["role"].to_numpy(zero_copy_only=False)
     weights = table["weight"].to_numpy()[role == BACKBONE]
     alpha = float(store.manifest(ref).facts["alpha"])
@@ -89,8 +148,7 @@ def described_rows(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
     Columns: ``example_id``, ``source``, ``role`` and ``weight``.
     """
     columns = ["example_id", "source", "role", "weight"]
-    files = sorted((store.folder(ref) / "data").glob("*.parquet"))
-    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    return pa.concat_tables([pq.read_table(f, columns=columns) for f in _files(store, ref)])
 
 
 class RowChanges(BaseModel):

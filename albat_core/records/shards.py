@@ -1,6 +1,6 @@
 """Rows of the sharded corpus, read where they lie."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ _NOTES = {
     "uncaptioned_rows": "with a picture but no caption, skipped",
     "damaged_rows": "whose picture cannot be read, skipped",
     "split_rows": "longer than the backbone takes, cut",
+    "printed_rows": "with a number as text, taken as it is printed",
     "unfit_rows": "whose prompt leaves no room for an answer, skipped",
 }
 
@@ -27,8 +28,13 @@ _NOTES = {
 def row_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return what became of rows that were not taken as they are, from shards' facts."""
     counts = {name: sum(f.get(name, 0) for f in facts) for name in _NOTES}
-    return tuple(
-        f"{n:,} row{'s' if n > 1 else ''} {_NOTES[name]}" for name, n in counts.items() if n
+    blank: Counter[str] = Counter()
+    for each in facts:
+        blank.update(each.get("blank_columns", {}))
+    columns = ", ".join(f"{name!r} in {n:,}" for name, n in blank.items())
+    return (
+        *(f"{n:,} row{'s' if n > 1 else ''} {_NOTES[name]}" for name, n in counts.items() if n),
+        *([f"columns that were null or blank in rows skipped: {columns}"] if columns else []),
     )
 
 

@@ -1,5 +1,6 @@
 """The configuration of a run: the stages' own models, side by side."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -179,4 +180,4 @@ class RunConfig(StageConfig):
     @field_validator("corpus", "adaptation", "heldout", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, dict | SourceConfig) else value
+        return (value,) if isinstance(value, str | Path | dict | SourceConfig) else value

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain, islice
 
 from albat_core.backbones import precomputes
 from albat_core.records.selections import Selected
@@ -16,7 +17,7 @@ from albat_core.stages.embed import embed_part, embed_queries
 from albat_core.stages.encode import encode_part
 from albat_core.stages.generate import generate_rows
 from albat_core.stages.index import build_index
-from albat_core.stages.shard import list_parts, make_shards
+from albat_core.stages.shard import list_parts, make_shards, refuse_barren
 from albat_core.stages.split import split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
@@ -208,8 +209,8 @@ class Inputs:
 
     def _shards(self, step: str, sources: Sequence[SourceConfig]) -> list[ArtifactRef]:
         c = self._config
-        files = [file for source in sources for file in self._steps.call(find_files, source=source)]
-        return self._steps.results(
+        files = [self._steps.call(find_files, source=source) for source in sources]
+        shards = self._steps.results(
             [
                 self._steps.submit(
                     step,
@@ -219,6 +220,10 @@ class Inputs:
                     config=c.shards,
                     runtime=c.runtime,
                 )
-                for file in files
+                for file in chain.from_iterable(files)
             ]
         )
+        rest = iter(shards)
+        for source, its in zip(sources, files, strict=True):
+            refuse_barren(self._store, source, list(islice(rest, len(its))))
+        return shards

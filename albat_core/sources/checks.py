@@ -2,17 +2,74 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 
 from albat_core.errors import AlbatError, InputError
 from albat_core.pictures import check_picture
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile, find_problems
-from albat_core.sources.formats import FORMATS
+from albat_core.sources.files import InputFile, find_problems, left_out
 from albat_core.sources.formats.base import HEAD
+from albat_core.sources.formats.images import Images
+from albat_core.sources.formats.text import Text
 from albat_core.sources.rows import PlacedRow, placed_rows, untold
 
-_PICTURES_LOOKED_AT = 8  # of a file, before anything is computed
+PICTURES_LOOKED_AT = 8
+"""Pictures of a file that are opened before anything is computed."""
+_ROWS_KEPT = 200  # of a source, to be cut as the run will
+_IDS_KEPT = 200_000  # to find ones that repeat
+_NAMED = 3  # files or endings
+
+
+@dataclass
+class Look:
+    """What a look at a source found.
+
+    Args:
+        problems: what stops the run.
+        rows: some rows that have text, and pictures where there should be.
+        counts: of the rows and files that were looked at, and what is the matter with them.
+        blank: by column, the rows that are skipped for want of it.
+        empty: by column, the rows whose template has it empty.
+        names: of files without rows, of files that are one document, and endings left out.
+    """
+
+    problems: list[AlbatError] = field(default_factory=list)
+    rows: list[PlacedRow] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    blank: Counter[str] = field(default_factory=Counter)
+    empty: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """Return what the run would do with rows and files that is easily overlooked."""
+        c, said = self.counts, []
+        looked = f"{c['rows']:,} rows looked at"
+        if c["unseen"]:
+            looked += f" (the first {HEAD} of a file, fewer where they hold pictures)"
+            said.append(f"what lies behind the {looked} shows in the run")
+        if c["null"]:
+            said.append(f"of {looked}, {c['null']} are skipped: {_by_column(self.blank)}")
+        if c["uncaptioned"]:
+            said.append(f"of {looked}, {c['uncaptioned']} are skipped: pictures without a caption")
+        if c["damaged"]:
+            said.append(f"of {looked}, {c['damaged']} are skipped: their pictures cannot be read")
+        if self.empty:
+            said.append(f"of {looked}, some have an empty field: {_by_column(self.empty)}")
+        if c["printed"]:
+            said.append(f"of {looked}, {c['printed']} have a number as text")
+        for what, names in self.names.items():
+            said.append(f"{what}: {len(names)} ({_some(names)})")
+        return said
+
+
+def _by_column(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name!r} is null or blank in {n}" for name, n in counts.items())
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def null_row(lacking: str, row: PlacedRow, config: SourceConfig) -> InputError:
@@ -23,53 +80,129 @@ def null_row(lacking: str, row: PlacedRow, config: SourceConfig) -> InputError:
         expected = "expected a picture, the row has none"
     else:
         expected = "expected text, the row's is null or blank"
+    if row.blank:
+        expected += f" (column {', '.join(map(repr, row.blank))})"
     return InputError(expected, where=row.where, remedy="fill it, or set on_null to skip")
 
 
-def refuse_empty(file: InputFile, counts: Mapping[str, int]) -> None:
-    """Raise where a file gave no example; a text file may be blank, as a row may be."""
-    skipped = counts["null"] + counts["uncaptioned"] + counts["damaged"]
-    if FORMATS[file.format].one_row and skipped == counts["rows"]:
-        return
-    pictures = ""
-    if file.config.image_column:
-        pictures = f", {counts['uncaptioned']} without caption, {counts['damaged']} damaged"
-    raise InputError(
-        f"expected rows with text, got {counts['rows']} rows, {counts['null']} of them null or "
-        f"blank{pictures} and {counts['unfit']} with no room for what is learned",
-        where=file.uris[0],
-        remedy="check that the columns are the right ones, or take the file out",
+def no_rows(
+    source: SourceConfig, counts: Mapping[str, int], blank: Mapping[str, int]
+) -> InputError:
+    """Return the error for a source of which no row can be used.
+
+    Args:
+        source: which.
+        counts: ``rows`` and, of these, ``null``, ``uncaptioned``, ``damaged``, ``unfit``.
+        blank: by column, the rows that are skipped for want of it.
+    """
+    where, rows = ", ".join(source.paths), counts["rows"]
+    if rows and counts["uncaptioned"] == rows:
+        return InputError(
+            f"expected captions, none of the {rows} pictures has one",
+            where=where,
+            remedy="write each in a .txt of the picture's name beside it; or all in a "
+            "metadata.jsonl beside them, with file_name and text; or give one for all, as in "
+            '`template: "a photo of {token} dog"` with `token: sks`',
+        )
+    reasons = {
+        "null": f"null or blank ({', '.join(f'{c!r} in {n}' for c, n in blank.items())})",
+        "uncaptioned": "without caption",
+        "damaged": "damaged",
+        "unfit": "with no room for what is learned",
+    }
+    said = [f"{counts[why]} of them {reason}" for why, reason in reasons.items() if counts[why]]
+    return InputError(
+        f"expected rows with text, got {rows} rows" + "".join(f", {each}" for each in said),
+        where=where,
+        remedy="check that path and columns are the right ones",
     )
+
+
+def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
+    """Return what is found in a source, from a look at the head of each file.
+
+    Args:
+        source: which.
+        seen: ids met so far, each with its place; filled. None: of this source alone.
+    """
+    files, problems = find_problems(source)
+    look = Look(problems, names={})
+    ids: dict[str, str] = {} if seen is None else seen
+    for file in files:
+        try:
+            _look_at_file(file, look, ids)
+        except AlbatError as error:
+            look.problems.append(error)
+    usable = look.counts["rows"] - look.counts["null"] - look.counts["uncaptioned"]
+    if files and not look.problems and not usable and not look.counts["unseen"]:
+        look.problems.append(no_rows(source, look.counts, look.blank))
+    if usable and look.counts["printed"] == usable:
+        look.problems.append(
+            InputError(
+                f"expected text in column {source.text_column or 'text'!r}, every row has a number",
+                where=", ".join(source.paths),
+                remedy="name another column, or print it in a template",
+            )
+        )
+    if not problems and (endings := left_out(source, files)):
+        look.names[f"endings left out, as format is {source.format}"] = endings
+    return look
 
 
 def check_source(source: SourceConfig) -> list[AlbatError]:
     """Return every problem found in a source, from a look at the head of each file."""
-    files, problems = find_problems(source)
-    texts, unseen = 0, False
-    for file in files:
-        counts: Counter[str] = Counter()
-        head = _PICTURES_LOOKED_AT if file.config.image_column else HEAD
-        try:
-            for row in islice(placed_rows(file, untold), head):
-                counts["rows"] += 1
-                lacking = row.lacks(file.config)
-                counts["null"] += lacking is not None
-                if lacking and source.on_null == "refuse":
-                    raise null_row(lacking, row, file.config)
-                if row.picture is not None and source.on_damaged == "refuse":
-                    check_picture(row.whole().image or b"", row.place)
-            if counts["rows"] == counts["null"] and counts["rows"] < head:
-                refuse_empty(file, counts)
-        except AlbatError as error:
-            problems.append(error)
-        texts += counts["rows"] - counts["null"]
-        unseen = unseen or counts["rows"] == head
-    if files and not problems and not texts and not unseen:
-        problems.append(
-            InputError(
-                "expected text, every file is blank",
-                where=", ".join(source.paths),
-                remedy="check the path",
-            )
+    return look_at(source).problems
+
+
+def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
+    """Add what the head of a file shows."""
+    config, opened, rows = file.config, 0, 0
+    counts = look.counts
+    inside = config.image_column and file.format != Images.name  # rows hold whole pictures
+    many = file.format == Images.name and counts["rows"] >= HEAD  # each caption is a file
+    head = PICTURES_LOOKED_AT if inside or many else HEAD
+    for row in islice(placed_rows(file, untold), head):
+        rows += 1
+        counts["rows"] += 1
+        _refuse_repeated(row, config, ids)
+        if lacking := row.lacks(config):
+            counts[lacking] += 1
+            look.blank.update(row.blank)
+            if config.on_null == "refuse":
+                raise null_row(lacking, row, config)
+            continue
+        look.empty.update(row.blank)
+        counts["printed"] += row.printed
+        if row.picture is not None and opened < PICTURES_LOOKED_AT:
+            opened += 1
+            try:
+                check_picture(row.whole().image or b"", row.place)
+            except InputError:
+                if config.on_damaged == "refuse":
+                    raise
+                counts["damaged"] += 1
+                continue
+        if len(look.rows) < _ROWS_KEPT:
+            look.rows.append(row)
+    counts["unseen"] += rows == head
+    whole = file.format == Text.name and not config.delimiter
+    if not rows:
+        look.names.setdefault("files without rows", []).extend(file.names)
+    elif whole:
+        what = "files that are one document each, unless delimiter says what stands between them"
+        look.names.setdefault(what, []).extend(file.names)
+
+
+def _refuse_repeated(row: PlacedRow, config: SourceConfig, ids: dict[str, str]) -> None:
+    """Raise where another row has the id; files of one source often count from 0 each."""
+    known = ids.get(row.example.example_id)
+    if known is not None and known != row.where:
+        raise InputError(
+            f"expected each id once, {row.example.example_id!r} is also in {known}",
+            where=row.where,
+            remedy="make the ids unique, or drop id_column: rows are then named by file and row"
+            if config.id_column
+            else "give each source a name: it begins the ids that are made of file names",
         )
-    return problems
+    if len(ids) < _IDS_KEPT:
+        ids[row.example.example_id] = row.where

@@ -1,18 +1,21 @@
 """Sources of rows: how one is configured, and how its rows become examples."""
 
 from functools import lru_cache
+from pathlib import Path
 from string import Formatter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from albat_core.sources.formats import FORMATS, FormatName
+from albat_core.sources.formats.text import Text
 from albat_core.store.stage import StageConfig
 
 Column = Annotated[str, Field(min_length=1)]
 TOKEN = "token"  # noqa: S105 - what a template calls the rare word
 
-_TEMPLATES = ("prompt_template", "answer_template", "template")
+TEMPLATES = ("prompt_template", "answer_template", "template")
+"""Fields that make a text of columns."""
 
 
 class SourceConfig(StageConfig):
@@ -29,14 +32,17 @@ class SourceConfig(StageConfig):
     """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
     picture files, captions beside them in `.txt` of the same name or in `metadata.jsonl` or
     `metadata.csv` by `file_name`; `webdataset` is tar archives."""
+    delimiter: str | None = Field(None, min_length=1)
+    """What stands between the documents of a text file, as in `"\\n---\\n"` for lines of three
+    dashes. Default: a file is one document."""
     name: str | None = Field(None, min_length=1)
     """Label of the source, and the beginning of ids made from file names. Default: the file's
     name without endings, or the folder's for text and saved datasets."""
     id_column: Column | None = None
     """Column with each row's unique id, text or number. Default: "file:row", rows from 0."""
     document_column: Column | None = None
-    """Column naming what a row is part of; splits and `share` keep documents whole. Default, and
-    where null: the row itself."""
+    """Column naming what a row is part of; splits and `share` keep documents whole; 7 and 7.0 are
+    one. Default, and where null: the row itself."""
     source_column: Column | None = None
     """Column with each row's source. Default, and where null: `name`."""
     text_column: Column | None = None
@@ -45,8 +51,8 @@ class SourceConfig(StageConfig):
     """Column with a picture: its file's bytes, {bytes, path}, or the path of a file, relative to
     the row's file. Default: `image` for `images` and `webdataset`, else none."""
     template: str | None = None
-    """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`. With pictures it may
-    name none: all have the same caption."""
+    """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`; null is empty. With
+    pictures it may name none: all have the same caption."""
     token: str | None = Field(None, min_length=1)
     """What `{token}` stands for in a template: the rare word of DreamBooth prompts, as in `"a photo
     of {token} dog"`."""
@@ -67,10 +73,15 @@ class SourceConfig(StageConfig):
     overlong: Literal["split", "refuse"] = "split"
     """What to do with rows over the backbone's max_length: cut into pieces, or raise an error."""
     on_null: Literal["skip", "refuse"] = "skip"
-    """What to do with rows whose text or picture is null or blank: skip and count, or raise an
-    error."""
+    """What to do with rows whose text or picture is null or blank, of templates all columns: skip
+    and count, or raise an error."""
     on_damaged: Literal["refuse", "skip"] = "refuse"
     """What to do with pictures that cannot be read: raise an error, or skip and count."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": str(value)} if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -89,7 +100,7 @@ class SourceConfig(StageConfig):
         if self.tools_column and not self.messages_column:
             problems.append("tools_column is for chats: give messages_column too")
         tokens = 0
-        for field in _TEMPLATES:
+        for field in TEMPLATES:
             template = getattr(self, field)
             if template is None:
                 continue
@@ -114,16 +125,18 @@ class SourceConfig(StageConfig):
     def misfits(self, form: str) -> list[str]:
         """Return what is wrong with the source for files of that format."""
         problems = []
+        if self.delimiter is not None and form != Text.name:
+            problems.append("delimiter is for text files: other rows say what is a document")
         if self.image_column or FORMATS[form].pictures:
             for field in ("prompt_template", "messages_column"):
                 if getattr(self, field) is not None:
                     problems.append(f"{field} is not for pictures: give text_column or template")
-        elif self.template is not None and not self._named("template"):
+        elif self.template is not None and not self.template_columns("template"):
             problems.append(f"template {self.template!r} names no column: write {{column}}")
         return problems
 
-    def _named(self, field: str) -> list[str]:
-        """Return the columns that a template names, in order."""
+    def template_columns(self, field: str) -> list[str]:
+        """Return the columns that one of ``TEMPLATES`` names, in order; none if it is not set."""
         try:
             parts = template_parts(getattr(self, field) or "")
         except ValueError:
@@ -140,8 +153,8 @@ class SourceConfig(StageConfig):
     def columns(self) -> dict[str, str]:
         """Columns that are read, each with the field that names it."""
         wanted: dict[str, str] = {}
-        for field in _TEMPLATES:
-            wanted |= dict.fromkeys(self._named(field), field)
+        for field in TEMPLATES:
+            wanted |= dict.fromkeys(self.template_columns(field), field)
         for field in ("messages_column", "tools_column", "text_column"):
             if column := getattr(self, field):
                 wanted[column] = field

@@ -1,8 +1,8 @@
 """The files of a source: found, named for ids, and put together into what is read as one."""
 
-import glob
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +22,15 @@ from albat_core.sources.picture_folders import Beside, row_of, without_descripti
 from albat_core.sources.picture_paths import paths_fingerprint
 from albat_core.sources.readers import readable, stream_rows
 from albat_core.store import storage
+from albat_core.store.patterns import above_glob, braced, is_pattern
 from albat_core.store.stage import canonical_json
 
 _SMALL_FOLDER = {Text.name: 64}  # up to so many files are entries of their own
 _GROUP_ENDS = 64  # one file in so many ends a group
 _GROUP_LIMIT = 512  # files
 _MANY = 256  # files that take a while to look at
+_LITTER = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|Thumbs\.db|ehthumbs\.db|desktop\.ini)$", re.I)
+"""What file managers leave in folders."""
 _SIDECARS = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 
@@ -140,11 +143,14 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
         InputError: it is missing, holds nothing to read or files of unknown format.
     """
     place = storage.filesystem(path)[1]
-    root = path if storage.is_remote(path) else place
+    root = _root(path)
     there = storage.exists(root)
-    if not there and not glob.has_magic(root):
+    if not there and not is_pattern(root):
         raise _missing(root)
-    uris = storage.list_files(root)
+    for each in () if there else braced(root):  # a file that is written out is not left out unsaid
+        if not is_pattern(each) and not storage.exists(each):
+            raise _missing(each)
+    uris = [u for u in storage.list_files(root) if not _LITTER.search(u)]
     if not uris:
         raise InputError(
             "expected files, found none",
@@ -152,7 +158,7 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
             remedy="check the path; names that begin with . or _ are passed over",
         )
     alone = there and uris == [root]
-    base = place.rstrip("/") if there else _above_glob(place)
+    base = place.rstrip("/") if there else above_glob(place)
     if alone:
         named = {root.rpartition("/")[2]: root}
     else:
@@ -179,13 +185,6 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
 
 def _plain(uri: str) -> str:
     return uri.split("://", 1)[-1]
-
-
-def _above_glob(pattern: str) -> str:
-    """Return the folder above the first part of a pattern that may match several names."""
-    parts = pattern.split("/")
-    magic = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return "/".join(parts[:magic])
 
 
 def _missing(root: str) -> InputError:
@@ -328,6 +327,26 @@ def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:
                 group = []
         if group:
             yield group
+
+
+def left_out(source: SourceConfig, files: Iterable[InputFile]) -> list[str]:
+    """Return endings of files in a source's folders that are not of the format that it sets."""
+    if source.format in ("auto", Arrow.name):
+        return []
+    used = {uri for file in files for uri in file.uris}
+    used |= {
+        uri for file in files for one in file.beside for uri in (one.caption, one.table) if uri
+    }
+    listed = {uri for path in source.paths for uri in storage.list_files(_root(path))}
+    others = [u for u in sorted(listed - used) if not _LITTER.search(u)]
+    counts = Counter(base_name(uri)[1] or base_name(uri)[0] for uri in others)
+    if source.image_column:  # a table names them
+        counts = Counter({end: n for end, n in counts.items() if end not in Images.endings})
+    return [f"{ending} ({number} files)" for ending, number in counts.items()]
+
+
+def _root(path: str) -> str:
+    return path if storage.is_remote(path) else storage.filesystem(path)[1]
 
 
 def find_problems(source: SourceConfig) -> tuple[list[InputFile], list[AlbatError]]:

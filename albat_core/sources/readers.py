@@ -2,10 +2,13 @@
 
 import gzip
 import lzma
+import math
 import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.sources.formats import FORMATS
@@ -14,7 +17,7 @@ from albat_core.store import storage
 
 
 def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iterator[Row]:
-    """Yield a file's rows in order, each with the wanted columns only.
+    """Yield a file's rows in order, each with the wanted columns only; NaN is null.
 
     Args:
         uri: the file, compressed where its name says so.
@@ -33,7 +36,8 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
     reader = FORMATS[form]
     with readable(uri), storage.open_binary(uri, decompress=reader.packable) as file:
         try:
-            yield from reader.read(file, uri, columns, advance)
+            for row in reader.read(file, uri, columns, advance):
+                yield {name: _known(value) for name, value in row.items()}
         except damage as error:
             if _of_storage(error, uri):
                 raise
@@ -42,6 +46,11 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
                 where=uri,
                 remedy="write or copy it again",
             ) from error
+
+
+def _known(value: Any) -> Any:
+    """Return a value, None for NaN: pandas writes what is missing so."""
+    return None if isinstance(value, float | Decimal) and math.isnan(value) else value
 
 
 def _of_storage(error: Exception, uri: str) -> bool:

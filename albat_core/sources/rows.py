@@ -1,22 +1,26 @@
 """Rows of an input file as examples, each with its place; pictures are fetched only when asked."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from numbers import Number
 from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.records.examples import Example
 from albat_core.sources.chats import read_messages, read_tools
-from albat_core.sources.config import TOKEN, SourceConfig, template_parts
+from albat_core.sources.config import TEMPLATES, TOKEN, SourceConfig, template_parts
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import FORMATS
 from albat_core.sources.formats.base import Advance, Row
 from albat_core.sources.formats.images import Images
-from albat_core.sources.picture_folders import read_picture_row
+from albat_core.sources.picture_folders import KEY, read_picture_row
 from albat_core.sources.picture_paths import Picture, load_picture, picture_of
 from albat_core.sources.readers import stream_rows
+
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,16 @@ class PlacedRow:
         where: its place, "file:row", rows from 0.
         example: with neither text nor messages where they are null or blank.
         picture: its file or the address of that; None where the row has none.
+        blank: columns that are null or blank: those for want of which the row has no text or
+            picture, else those that stand empty in a template.
+        printed: whether the text was a number, which stands as it is printed.
     """
 
     where: str
     example: Example
     picture: Picture | None
+    blank: tuple[str, ...] = ()
+    printed: bool = False
 
     @property
     def place(self) -> str:
@@ -74,24 +83,57 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
     """
     config, column = file.config, file.config.image_column
     for number_of_file, (uri, name) in enumerate(zip(file.uris, file.names, strict=True)):
-        document = name if FORMATS[file.format].one_row else ""
+        whole = FORMATS[file.format].one_row and not file.config.delimiter
+        document = name if whole else ""
         for number, row in enumerate(_rows(file, number_of_file, advance)):
             where = f"{uri}:{number}"
             filled = FORMATS[file.format].filled
             names = (f"{name}:{number}", document, file.label)
             example = as_example(row, config, *names, where, filled=filled)
             picture = picture_of(row[column], uri, where) if column else None
-            yield PlacedRow(where, example, picture)
+            blank = _blank_columns(row, config, used=bool(example.text or example.messages))
+            if column and picture is None:
+                blank = (*blank, column)
+            printed = isinstance(row.get(_text_column(config)), Number)
+            yield PlacedRow(where, example, picture, blank, printed)
+
+
+def _text_column(config: SourceConfig) -> str:
+    """Return the column that is the text by itself, "" where templates or chats make it."""
+    if config.messages_column or config.template is not None or config.answer_template is not None:
+        return ""
+    return config.text_column or "text"
+
+
+def _blank_columns(row: Row, config: SourceConfig, *, used: bool) -> tuple[str, ...]:
+    """Return the columns that a text wants; of a row that is not used, the cause: a whole field."""
+    fields = [[column for column in (config.messages_column or _text_column(config),) if column]]
+    fields += [config.template_columns(field) for field in TEMPLATES]
+    found: dict[str, None] = {}
+    for columns in fields:
+        blank = [column for column in columns if _blank(row[column])]
+        if used or len(blank) == len(columns):
+            found |= dict.fromkeys(blank)
+    return tuple(found)
 
 
 def _rows(file: InputFile, number: int, advance: Advance) -> Iterator[Row]:
     """Yield the rows of one of the files that are read as one."""
     uri, columns = file.uris[number], file.config.columns
     if file.format != Images.name:
-        yield from stream_rows(uri, file.format, columns, advance)
+        rows = stream_rows(uri, file.format, columns, advance)
+        yield from rows if file.config.delimiter is None else _documents(rows, file.config)
         return
     yield read_picture_row(uri, file.beside[number], columns)
     advance(1)
+
+
+def _documents(rows: Iterable[Row], config: SourceConfig) -> Iterator[Row]:
+    """Yield the documents of text files, but blank ones; ends of lines are as the delimiter's."""
+    delimiter = (config.delimiter or "").replace("\r\n", "\n")
+    for row in rows:
+        text = row["text"].replace("\r\n", "\n")
+        yield from ({"text": part} for part in text.split(delimiter) if part.strip())
 
 
 def as_example(
@@ -125,6 +167,7 @@ def as_example(
         example_id = _label(row, config.id_column, "id_column", where)
     if config.document_column and not _blank(row[config.document_column]):
         document = _label(row, config.document_column, "document_column", where)
+        document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
     if config.source_column and not _blank(row[config.source_column]):
         source = _label(row, config.source_column, "source_column", where)
     names = (example_id, document or example_id, source)
@@ -149,17 +192,15 @@ def _content(row: Row, config: SourceConfig, where: str) -> tuple[str | None, st
         return prompt + answer, prompt
     if config.template is not None:
         return _fill(config.template, row, config, where), None
-    column = config.text_column or "text"
+    column = _text_column(config)
     text = row[column]
-    if _blank(text):
-        return None, None
-    if not isinstance(text, str):
+    if not _blank(text) and not isinstance(text, str | Number):
         raise InputError(
             f"expected text in column {column!r}, got {type(text).__name__}",
             where=where,
             remedy="write the column as text, or print it in a template",
         )
-    return text, None
+    return (None if _blank(text) else str(text)), None
 
 
 def _blank(value: Any) -> bool:
@@ -167,7 +208,7 @@ def _blank(value: Any) -> bool:
 
 
 def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | None:
-    """Return a template with a row's values; None where one is null or all are blank."""
+    """Return a template with a row's values, "" for null; None where all are null or blank."""
     text, blank, columns = "", True, 0
     for literal, column in template_parts(template):
         text += literal
@@ -178,29 +219,35 @@ def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | No
             continue
         value = row[column]
         if value is None:
-            return None
-        if not isinstance(value, str | int | float):
+            value = ""
+        if not isinstance(value, str | Number):
             raise InputError(
                 f"expected text or a number in column {column!r}, got {type(value).__name__}",
                 where=where,
                 remedy="leave it out of the template, or write the column as text",
             )
-        columns += 1
-        blank = blank and _blank(value)
+        if column != KEY or not config.image_column:  # a file's name says nothing of the picture
+            columns += 1
+            blank = blank and _blank(value)
         text += str(value)
     return None if columns and blank else text
 
 
 def _label(row: Row, column: str, field: str, where: str) -> str:
     value = row[column]
-    if not isinstance(value, str | int | float) or isinstance(value, bool) or _blank(value):
+    if not isinstance(value, str | Number) or isinstance(value, bool) or _blank(value):
         found = "a blank" if isinstance(value, str) else "null" if value is None else repr(value)
         raise InputError(
             f"expected text or a number in {field} {column!r}, got {found}",
             where=where,
             remedy=f"fill the column, or drop {field}",
         )
-    return str(value)
+    return _printed(value)
+
+
+def _printed(value: object) -> str:
+    """Return a value as text; a whole number is written alike where pandas made a float of it."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _refuse_surrogates(example: Example, where: str) -> None:

@@ -1,7 +1,7 @@
 """The weighted mixture as sharded Parquet with a dataset card, written and read."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,12 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from albat_core.records.examples import (
-    PICTURE_COLUMNS,
-    Example,
-    examples_to_table,
+from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.mixtures import (
+    ADAPTATION,
+    BACKBONE,
+    CHATS,
+    MIXTURE_SCHEMA,
+    PROMPTS,
+    STAGE,
+    TEXTS,
+    laid_out,
 )
-from albat_core.records.mixtures import ADAPTATION, BACKBONE, MIXTURE_SCHEMA, STAGE
 from albat_core.records.selections import read_selection
 from albat_core.records.shards import read_examples
 from albat_core.records.splits import TRAIN, read_role, role_digest
@@ -27,6 +32,14 @@ STAGE_VERSION = 3
 _FILE_BYTES = 512 << 20  # of pictures in a file
 _PICTURES_AT_ONCE = 64  # selected rows that are in memory together
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `datasets` has them
+_CAPTIONS = "captions"  # the layout of rows with pictures
+_LAYOUTS = {
+    TEXTS: "`text` (loss on all of it);",
+    PROMPTS: "`prompt` (without loss; empty and not `prompted`: a text) and `completion`;",
+    CHATS: "`messages` (loss on the assistant's turns);",
+    _CAPTIONS: "`image` (PNG; `text` is its caption) with `frame` (height and width before\n"
+    "resizing, top and left of the cut in the resized picture, in pixels);",
+}
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
@@ -82,7 +95,7 @@ def write_mixture(
             "adaptation_rows": len(own),
             "backbone_rows": table.num_rows - len(own),
         }
-        (folder / "README.md").write_text(_card(table, facts, files.pictures))
+        (folder / "README.md").write_text(_card(table, facts, files.layouts))
         return Built(rows=table.num_rows, facts=facts)
 
     return store.produce(
@@ -139,37 +152,64 @@ def _has_pictures(table: pa.Table) -> bool:
 
 
 class _Files:
-    """Writes the mixture's files; without the columns of pictures where there are none."""
+    """Writes the mixture's files, in a folder for each layout where there are several."""
 
     def __init__(self, folder: Path, rows: int) -> None:
-        self.pictures = False
+        self.layouts: list[str] = []
+        self._pictures = False
         self._folder = folder
         self._rows = rows
-        self._paths: list[Path] = []
-        self._writer: pq.ParquetWriter | None = None
-        self._room = [0, 0]  # rows and bytes that the open file still takes
+        self._parts: dict[str, _Part] = {}
         self._described: list[pa.Table] = []
-        folder.mkdir(parents=True)
 
     def add(self, table: pa.Table) -> None:
         """Write a table's rows; the first one decides whether there are pictures."""
-        if not self._described:
-            self.pictures = _has_pictures(table)
+        if not self._parts:
+            self._pictures = _has_pictures(table)
+        first = sum(part.num_rows for part in self._described)
         self._described.append(table.select(["role", "source", "weight"]))
-        table = _published(table) if self.pictures else table.drop_columns([*PICTURE_COLUMNS])
+        parts = {_CAPTIONS: _published(table)} if self._pictures else laid_out(table, first)
+        for name, rows in parts.items():
+            if name not in self._parts:
+                most = _FILE_BYTES if self._pictures else None
+                self._parts[name] = _Part(self._folder / name, self._rows, most)
+            self._parts[name].add(rows)
+
+    def close(self) -> pa.Table:
+        """Name the files by their number; return role, source and weight of all rows."""
+        self.layouts = sorted(self._parts)
+        for name, part in self._parts.items():
+            part.close(self._folder if len(self._parts) == 1 else self._folder / name)
+        return pa.concat_tables(self._described)
+
+
+class _Part:
+    """Writes the files of one layout, each of so many rows and about so many bytes at most."""
+
+    def __init__(self, folder: Path, rows: int, most_bytes: int | None) -> None:
+        self._folder = folder
+        self._rows = rows
+        self._bytes = most_bytes
+        self._paths: list[Path] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._room = [0, 0]  # rows and bytes that the open file still takes
+        folder.mkdir(parents=True)
+
+    def add(self, table: pa.Table) -> None:
+        """Write a table's rows."""
         group = row_group_rows(table)
         while table.num_rows:
             if self._writer is None:
                 path = self._folder / f"{len(self._paths)}.parquet"
                 self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
                 self._paths.append(path)
-                self._room = [self._rows, _FILE_BYTES]
+                self._room = [self._rows, self._bytes or 0]
             rows = table.slice(0, self._room[0])
-            if self.pictures:
+            if self._bytes:
                 rows = rows.slice(0, max(self._room[1] * rows.num_rows // rows.nbytes, 1))
             self._writer.write_table(rows, row_group_size=group)
             self._room = [self._room[0] - rows.num_rows, self._room[1] - rows.nbytes]
-            if self._room[0] == 0 or (self.pictures and self._room[1] <= 0):
+            if self._room[0] == 0 or (self._bytes and self._room[1] <= 0):
                 self._end()
             table = table.slice(rows.num_rows)
 
@@ -178,12 +218,13 @@ class _Files:
             self._writer.close()
             self._writer = None
 
-    def close(self) -> pa.Table:
-        """Name the files by their number; return role, source and weight of all rows."""
+    def close(self, folder: Path) -> None:
+        """Bring the files to where they stay, named by their number."""
         self._end()
         for number, path in enumerate(self._paths):
-            path.rename(self._folder / f"train-{number:05d}-of-{len(self._paths):05d}.parquet")
-        return pa.concat_tables(self._described)
+            path.rename(folder / f"train-{number:05d}-of-{len(self._paths):05d}.parquet")
+        if folder != self._folder:
+            self._folder.rmdir()
 
 
 def _published(table: pa.Table) -> pa.Table:
@@ -200,13 +241,13 @@ def _published(table: pa.Table) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": json.dumps(_FEATURES)})
 
 
-def _card(table: pa.Table, facts: dict[str, float], pictures: bool) -> str:
+def _card(table: pa.Table, facts: dict[str, float], layouts: Sequence[str]) -> str:
     """Return the dataset card.
 
     Args:
         table: role, source and weight of all rows.
         facts: of the manifest.
-        pictures: there are some.
+        layouts: those that there are rows of.
     """
     sources = table.group_by(["role", "source"]).aggregate([("weight", "sum"), ("weight", "count")])
     rows = sorted(sources.to_pylist(), key=lambda r: (r["role"], -r["weight_sum"]))
@@ -214,18 +255,18 @@ def _card(table: pa.Table, facts: dict[str, float], pictures: bool) -> str:
         f"| {r['role']} | {r['source']} | {r['weight_count']} | {r['weight_sum']:.4f} |"
         for r in rows
     )
-    shown = (
-        "`image` (PNG; `text` is its caption) with `frame` (height and width before\n"
-        "resizing, top and left of the cut in the resized picture, in pixels);\n"
-        if pictures
-        else ""
+    folders = {name: f"{name}/" for name in layouts} if len(layouts) > 1 else {"default": ""}
+    configs = "\n".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: data/{folder}*.parquet"
+        for name, folder in folders.items()
     )
+    shown = "\n".join(_LAYOUTS[name] for name in layouts)
+    recipe, place = "", ""
+    if _CAPTIONS not in layouts:
+        recipe, place = _recipe(layouts), "`row` (place in the mixture);\n"
     return f"""---
 configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*.parquet
+{configs}
 ---
 # Weighted mixture
 
@@ -236,12 +277,67 @@ from the backbone's corpus, alpha = {facts["alpha"]:.3f}.
 |---|---|---|---|
 {lines}
 
-Columns: `example_id`, `document`, `source`; `text` (the whole training text) with `prompt` (its
-beginning, without loss; null: loss on all of it), or `messages` (loss on the assistant's turns);
-`continues` (the text goes on in the next row: no end-of-text token); {shown}`role` (`adaptation` or
+Columns: `example_id`, `document`, `source`;
+{shown}
+{place}`continues` (the text goes on in the next row: no end-of-text token); `role` (`adaptation` or
 `backbone`); `weight` (factor of the row's mean loss in the objective; sums to 1 over all rows and
 to alpha over the backbone's); `score` (higher is better); `nearest_example_id` and `similarity`
 (the nearest adaptation example, cosine in the whitened embedding space).
-
+{recipe}
 The rows keep the licence of where they come from.
+"""
+
+
+def _recipe(layouts: Sequence[str]) -> str:
+    """Return how TRL trains on the mixture by its weights."""
+    if len(layouts) == 1:
+        only = ", assistant_only_loss=True" if CHATS in layouts else ""
+        opened, imported = "folder", "load_dataset"
+        load = f"""rows = load_dataset(folder, split="train")
+args = SFTConfig(**settings{only})
+rows = SFTTrainer(model, args, train_dataset=rows).train_dataset"""
+    else:
+        opened, imported = f'folder, "{layouts[0]}"', "concatenate_datasets, load_dataset"
+        load = f'''parts = []
+for name in {json.dumps(layouts)}:  # rows of different columns: tokenized apart, trained together
+    rows = load_dataset(folder, name, split="train")
+    args = SFTConfig(**settings, assistant_only_loss=name == "{CHATS}")
+    parts.append(SFTTrainer(model, args, train_dataset=rows).train_dataset)
+rows = concatenate_datasets(
+    [part.select_columns(["input_ids", "labels", "weight"]) for part in parts]
+)'''
+    return f"""
+It trains in [TRL](https://huggingface.co/docs/trl) as it is, without the weights:
+`SFTTrainer(model, train_dataset=load_dataset({opened}, split="train"))`. With them, rows are
+drawn as often as their weight says, and each counts by its mean loss:
+
+```python
+import numpy as np
+import torch
+from datasets import {imported}
+from trl import SFTConfig, SFTTrainer
+
+model, folder = "path/to/backbone", "path/to/this/folder"
+steps, batch = 100, 8
+settings = {{"max_length": None, "bf16": torch.cuda.is_available()}}
+
+{load}
+
+class MeanOfRows(SFTTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        logits = outputs.logits[:, :-1].float().transpose(1, 2)
+        each = torch.nn.functional.cross_entropy(logits, labels[:, 1:], reduction="none")
+        loss = (each.sum(dim=1) / (labels[:, 1:] != -100).sum(dim=1)).mean()
+        return (loss, outputs) if return_outputs else loss
+
+weights = np.array(rows["weight"])
+drawn = np.random.default_rng(0).choice(len(rows), steps * batch, p=weights / weights.sum())
+args = SFTConfig(max_steps=steps, per_device_train_batch_size=batch, **settings)
+trainer = MeanOfRows(model, args, train_dataset=rows.select(drawn))
+trainer.train()
+```
+
+TRL ends every text, those that continue too.
 """

@@ -11,18 +11,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from albat_core.backbones import input_fingerprint, open_splitter
+from albat_core.backbones import input_fingerprint, open_splitter, row_limit
+from albat_core.backbones.base import RowLimit
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import InputError
 from albat_core.progress import track
 from albat_core.records.examples import Example, examples_to_table
 from albat_core.records.shards import Part, parts_of
 from albat_core.records.tables import read_table, write_table
-from albat_core.sources.checks import null_row, refuse_empty
+from albat_core.sources.checks import no_rows, null_row
+from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import COMPRESSED
 from albat_core.sources.formats.images import Images
-from albat_core.sources.rows import document_hash, in_share, placed_rows, untold
+from albat_core.sources.rows import PlacedRow, document_hash, in_share, placed_rows, untold
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
@@ -51,16 +53,17 @@ def make_shards(
     The manifest's facts: ``files``; ``rows`` read, of which ``null_rows`` (``null_ids``) had no
     text, or no picture where there should be one, ``uncaptioned_rows`` a picture but no text,
     ``damaged_rows`` a picture that cannot be read, ``left_out_rows`` were not in the share and
-    ``unfit_rows`` could not be cut; ``split_rows`` were cut; ``documents`` and examples by
+    ``unfit_rows`` could not be cut; ``blank_columns``, for want of which rows were skipped;
+    ``split_rows`` were cut, ``printed_rows`` had a number as text; ``documents`` and examples by
     ``sources`` in ``parts``.
 
     Raises:
-        InputError: the file or a row cannot be used, no row can, or an id occurs twice.
+        InputError: the file or a row cannot be used, or an id occurs twice.
     """
 
     def build(folder: Path) -> Built:
         shards = _Shards(folder, config.rows)
-        facts = _cut(file, open_splitter(backbone_config), backbone_config.max_length, shards)
+        facts = _cut(file, open_splitter(backbone_config), backbone_config, shards)
         shards.close()
         if (repeated := shards.repeated_id()) is not None:
             raise _repeated_within(file, repeated)
@@ -122,11 +125,12 @@ class _Shards:
 def _cut(
     file: InputFile,
     split: Callable[[Example], list[Example]],
-    max_length: int,
+    backbone_config: BackboneConfig,
     shards: _Shards,
 ) -> dict[str, Any]:
     """Add the pieces of a file's rows to ``shards``; return what was counted."""
     counts: Counter[str] = Counter()
+    blank: Counter[str] = Counter()
     ids: dict[str, list[str]] = {why: [] for why in _SKIPPED}
     documents = array("Q")
     total, unit = len(file.uris), "pictures"
@@ -149,6 +153,7 @@ def _cut(
                 if file.config.on_null == "refuse":
                     raise null_row(lacking, placed, file.config)
                 skip(lacking, placed.example)
+                blank.update(placed.blank)
                 continue
             document = document_hash(placed.example.document)
             if not in_share(document, file.config):
@@ -163,27 +168,32 @@ def _cut(
                 continue
             whole = [piece.example_id for piece in pieces] == [placed.example.example_id]
             if not whole and file.config.overlong == "refuse":
-                raise InputError(
-                    f"expected a row that fits in {max_length} tokens whole, it does not",
-                    where=placed.where,
-                    remedy="shorten it, raise backbone.max_length or set overlong to split",
-                )
+                raise overlong(placed, row_limit(backbone_config))
             if not pieces:
                 skip("unfit", placed.example)
                 continue
             counts["split"] += not whole
+            counts["printed"] += placed.printed
             documents.append(document)
             for piece in pieces:
                 shards.add(piece)
-    if not shards.examples and not counts["left_out"]:
-        refuse_empty(file, counts)
     return {
         "files": list(file.uris),
         "rows": counts["rows"],
         "documents": len(np.unique(np.asarray(documents))),
-        **{f"{name}_rows": counts[name] for name in (*_SKIPPED, "left_out", "split")},
+        **{f"{name}_rows": counts[name] for name in (*_SKIPPED, "left_out", "split", "printed")},
         **{f"{name}_ids": first for name, first in ids.items()},
+        "blank_columns": dict(sorted(blank.items())),
     }
+
+
+def overlong(row: PlacedRow, limit: RowLimit) -> InputError:
+    """Return the error for a row that would have to be cut."""
+    return InputError(
+        f"expected a row that fits whole in {limit.amount}, it does not",
+        where=row.place,
+        remedy=f"{limit.remedy}, or set overlong to split",
+    )
 
 
 def _repeated(hashes: npt.NDArray[np.int64]) -> set[int]:
@@ -249,9 +259,33 @@ def refuse_duplicates(store: ArtifactStore, refs: Sequence[ArtifactRef]) -> None
         raise InputError(
             f"expected each id once, {example_id!r} is also in {first}",
             where=second,
-            remedy="make the ids unique; where file names make them, give each source a name, "
-            "and take out files that are named twice",
+            remedy="make the ids unique, or drop id_column: rows are then named by file and row; "
+            "where file names make them, give each source a name",
         )
+
+
+def refuse_barren(store: ArtifactStore, source: SourceConfig, refs: Sequence[ArtifactRef]) -> None:
+    """Check that a source gave examples; one of its files may have none.
+
+    Args:
+        store: where the shards are.
+        source: which.
+        refs: artifacts of ``make_shards``, of its files.
+
+    Raises:
+        InputError: it gave none, and not for its share.
+    """
+    counts: Counter[str] = Counter()
+    blank: Counter[str] = Counter()
+    for ref in refs:
+        manifest = store.manifest(ref)
+        counts["examples"] += manifest.rows
+        counts["rows"] += manifest.facts["rows"]
+        for name in (*_SKIPPED, "left_out"):
+            counts[name] += manifest.facts[f"{name}_rows"]
+        blank.update(manifest.facts["blank_columns"])
+    if not counts["examples"] and not counts["left_out"]:
+        raise no_rows(source, counts, blank)
 
 
 def list_parts(shards: Sequence[ArtifactRef], runtime: Runtime) -> list[Part]:

@@ -80,8 +80,9 @@ def assign_roles(
             f"expected at least {config.folds} documents to train and validate on "
             f"(split.folds), got {before + len(used)} of {len(present)}",
             where="adaptation",
-            remedy="give more documents, or lower split.folds, split.test or raise split.use; "
-            "rows of one document count once (document_column)",
+            remedy=(f"set split.folds to {there}, or " if (there := before + len(used)) > 1 else "")
+            + "give more documents, or raise split.use where it is below 1; rows of one document "
+            "count once (document_column)",
         )
     roles = kept | dict.fromkeys(ranked[:tests], TEST)
     roles |= dict.fromkeys(rest[len(used) :], UNUSED)
@@ -229,7 +230,8 @@ def refuse_repeated(names: Sequence[tuple[str, str]]) -> None:
             f"expected each id once, {repeated[0]!r} and {len(repeated) - 1} more "
             f"occur several times, in {' and '.join(sources)}",
             where="adaptation and heldout",
-            remedy="make the ids unique; where file names make them, give each source a name",
+            remedy="make the ids unique, or drop id_column: rows are then named by file and row; "
+            "where file names make them, give each source a name",
         )
 
 

@@ -1,7 +1,6 @@
 """Files, local or remote: the one place that knows URI schemes (fsspec)."""
 
 import errno
-import glob
 import hashlib
 import os
 import shutil
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.utils import glob_translate
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.progress import track_long
+from albat_core.store.patterns import braced, globbed, is_pattern, walked
 
 _BLOCK = 4 << 20
 _TAKES_SECONDS = 1 << 30  # bytes whose digest a person waits for
@@ -49,6 +50,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """
     options = _S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
     try:
+        if "::" in uri and uri.count("://") < 2:  # in a name; fsspec would take it as a chain
+            fs = fsspec.filesystem(uri.partition("://")[0] if "://" in uri else "file", **options)
+            return fs, str(fs._strip_protocol(uri))
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise InputError(
@@ -210,19 +214,20 @@ def write_bytes(uri: str, content: bytes) -> None:
 def list_files(uri: str) -> list[str]:
     """Return the files that ``uri`` names, sorted: itself, a folder's (recursively) or a glob's.
 
-    In folders, names that start with a dot or an underscore are passed over, as readers of data
-    sets do; a glob says itself what it means.
+    Links to folders are followed. In folders, names that start with a dot or an underscore are
+    passed over, as readers of data sets do; a glob, also with `{a,b}` or `{00..12}`, says itself.
     """
     fs, path = filesystem(uri)
     scheme = uri.split("://", 1)[0] + "://" if is_remote(uri) else ""
     with explained(uri):
-        pattern = glob.has_magic(path) and not fs.exists(path)  # a name may have [ in it
+        pattern = is_pattern(path) and not fs.exists(path)  # a name may have [ in it
         if pattern:
-            found = [name for name in fs.glob(path) if not fs.isdir(name)]
+            every = (fs.glob(p) if scheme else globbed(p, glob_translate) for p in braced(path))
+            found = list({name for names in every for name in names if not fs.isdir(name)})
         elif fs.isfile(path):
             return [uri]
         else:
-            found = fs.find(path)
+            found = fs.find(path) if scheme else walked(path)
         hidden = (".", "_")
         base = len(path.rstrip("/"))
         return sorted(

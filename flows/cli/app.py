@@ -77,8 +77,9 @@ def refuse_mistakes(run: "RunConfig") -> None:
         ConfigError: names every mistake found.
     """
     from flows.checks import find_mistakes
+    from flows.console import show_note
 
-    if mistakes := find_mistakes(run):
+    if mistakes := find_mistakes(run, tell=show_note):
         raise ConfigError(
             f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
             + "\n\n".join(str(m) for m in mistakes)

@@ -47,10 +47,10 @@ def check(
     """Look for all mistakes in a configuration and its inputs, in seconds."""
     prepare_environment()
     from flows.checks import check_file
-    from flows.console import console, show_error
+    from flows.console import console, show_error, show_note
 
     with console.status("checking"):
-        mistakes = check_file(config, overrides(root, device))
+        mistakes = check_file(config, overrides(root, device), show_note)
     for mistake in mistakes:
         show_error(mistake)
     if mistakes:

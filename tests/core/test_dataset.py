@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from albat_core.records.examples import PICTURE_COLUMNS
+from albat_core.records.examples import EXAMPLE_SCHEMA
 from albat_core.records.mixtures import MIXTURE_SCHEMA, read_mixture
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT
 from albat_core.records.selections import read_selection
@@ -20,7 +20,10 @@ def test_opens_with_datasets_and_weights_are_those_of_the_objective(
     datasets = pytest.importorskip("datasets")
     folder = store.folder(chain.mixture(ALBAT))
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
-    assert rows.column_names == [n for n in MIXTURE_SCHEMA.names if n not in PICTURE_COLUMNS]
+    mixture = read_mixture(store, chain.mixture(ALBAT))
+    examples = mixture.adaptation + mixture.backbone
+    absent = {n for n in EXAMPLE_SCHEMA.names if all(getattr(e, n) is None for e in examples)}
+    assert rows.column_names == [*(n for n in MIXTURE_SCHEMA.names if n not in absent), "row"]
     own = [w for w, role in zip(rows["weight"], rows["role"], strict=True) if role == "adaptation"]
     other = [w for w, role in zip(rows["weight"], rows["role"], strict=True) if role == "backbone"]
     assert sum(own) == pytest.approx(0.5)

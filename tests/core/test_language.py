@@ -512,7 +512,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "found none"),
     "a tensor missing": (lose_a_tensor, "none for model.layers.1.mlp.up_proj.weight"),
     "a tensor of another shape": (reshape_a_tensor, "expected a model"),
-    "weights cut short": (cut_the_weights_short, "expected a model"),
+    "weights cut short": (cut_the_weights_short, "expected whole weights"),
     "no config": (lambda f: (f / "config.json").unlink(), "found neither config.json"),
     "config that is no JSON": (lambda f: (f / "config.json").write_text("{"), "expected a"),
     "unknown architecture": (change_config(model_type="unknown"), "expected a"),
@@ -668,3 +668,21 @@ def test_divergence_teaches_the_adapter_alone_and_leaves_the_mode_as_it_was(
     backbone.training(False)
     backbone.losses_with_divergence([encoded])
     assert not backbone._model.training
+
+
+def test_a_long_text_is_cut_by_stretches_as_it_is_whole(tmp_path: Path) -> None:
+    config = BackboneConfig(path=str(save_backbone(tmp_path / "b")), max_length=16)
+    encoder, whole = TextEncoder(config), TextEncoder(config)
+    text = " ".join([*sentences("plants", 300, 3), "x" * 4000, *sentences("ships", 100, 4)])
+    read: list[int] = []
+    offsets = encoder._offsets
+    encoder._offsets = lambda part: read.append(len(part)) or offsets(part)  # type: ignore[method-assign]
+    whole._stretch = len(text)
+    example = Example("a", "a", "s", text=text)
+    pieces = encoder.pieces(example)
+    assert pieces == whole.pieces(example)
+    assert max(read) <= 4 * encoder._stretch < len(text) / 4
+    spaces = replace(example, text="leaf" + " " * 5000)
+    assert all(len(encoder.tokens(piece)[0]) <= 16 for piece in encoder.pieces(spaces))
+    answered = replace(example, prompt=text[:20])
+    assert encoder.pieces(answered) == whole.pieces(answered)

@@ -29,6 +29,7 @@ from albat_core.sources.config import SourceConfig
 from albat_core.stages import mix as dataset
 from albat_core.stages import shard as corpus
 from albat_core.stages.mix import MixtureConfig, write_mixture
+from albat_core.stages.shard import refuse_barren
 from albat_core.stages.split import SplitConfig, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -140,8 +141,10 @@ def test_shards_hold_pictures_cut_to_size(tmp_path: Path, shard: Sharder) -> Non
 def test_files_without_a_usable_picture(tmp_path: Path, shard: Sharder) -> None:
     archive = tmp_path / "s.tar"
     archive.write_bytes(tar_of({"0.jpg": BAD, "0.txt": b"t", "1.png": encoded(pattern(9, 9))}))
-    said = refused(lambda: shard(archive, on_damaged="skip"))
-    assert "got 2 rows, 0 of them null or blank, 1 without caption, 1 damaged" in said
+    source = SourceConfig(path=str(archive), on_damaged="skip")
+    refs = [shard.make(only(source))]
+    said = refused(lambda: refuse_barren(shard.store, source, refs))
+    assert "got 2 rows, 1 of them without caption, 1 of them damaged" in said
     folder = tmp_path / "p"
     write_pictures(folder, ["a.png"])
     assert shard(folder)[1] == []  # one picture of many may have no caption

@@ -429,7 +429,7 @@ def test_check_looks_at_the_first_pictures(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("albat_core.pictures.prepare_picture", None)  # nothing is decoded
     assert check_source(source) == []
     (error,) = check_source(SourceConfig(path=str(folder)))
-    assert "every file is blank" in str(error)
+    assert "expected captions, none of the 2 pictures has one" in str(error)
     refusing = SourceConfig(path=str(folder), on_null="refuse")
     assert "expected a caption" in str(check_source(refusing)[0])
     (folder / "b.png").write_bytes(b"<html>")

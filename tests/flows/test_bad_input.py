@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,18 +194,21 @@ CASES = {
         ("text_column names column 'txt'", "it has 'id', 'doc', 'text'", "did you mean 'text'?"),
     ),
     "empty file": Case(
-        as_corpus("rows.jsonl", b""), InputError, ("rows.jsonl: expected rows with text, got 0",)
+        as_corpus("rows.jsonl", b""),
+        InputError,
+        ("rows.jsonl: expected rows with text, got 0",),
+        left={SHARDS},
     ),
     "no text in any row": Case(
         as_corpus("rows.jsonl", lines({"text": None}, {"text": "  "})),
         InputError,
-        ("got 2 rows, 2 of them null or blank",),
+        ("got 2 rows, 2 of them null or blank ('text' in 2)",),
+        left={SHARDS},
     ),
     "blank text file": Case(
         as_corpus("note.txt", b" \n"),
         InputError,
-        ("expected",),
-        stage="index",
+        ("expected rows with text, got 1 rows",),
         left={SHARDS},
     ),
     "not JSON": Case(
@@ -245,8 +249,7 @@ CASES = {
     "overlong refused": Case(
         as_corpus("rows.jsonl", lines({"text": "leaf " * 500}), overlong="refuse"),
         InputError,
-        ("rows.jsonl:0: expected a row that fits in 64 tokens", "set overlong to split"),
-        early=False,
+        ("rows.jsonl:0: expected a row that fits whole in 64 tokens", "set overlong to split"),
     ),
     "id twice in a file": Case(
         as_corpus(
@@ -256,20 +259,18 @@ CASES = {
         ),
         InputError,
         ("rows.jsonl:2: expected each id once, '1' is also in", "rows.jsonl:0"),
-        early=False,
     ),
     "id twice across files": Case(
         repeat_across_files,
         InputError,
-        ("ships.jsonl: expected each id once, 'plants-0-0' is also in", "plants.jsonl"),
+        ("ships.jsonl", "expected each id once, 'plants-0-0' is also in", "drop id_column"),
         stage="embeddings",
         left={SHARDS},
-        early=False,
     ),
     "id twice in the adaptation set": Case(
         repeat_in_adaptation,
         InputError,
-        ("expected each id once, 'plants-1-3'", "adaptation and more"),
+        ("expected each id once, 'plants-1-3'", "make the ids unique"),
         stage="adaptation",
         left={SHARDS},
     ),
@@ -278,12 +279,14 @@ CASES = {
         InputError,
         ("adaptation.jsonl: expected rows with text, got 0 rows",),
         stage="adaptation",
+        left={SHARDS},
     ),
     "adaptation set without text": Case(
         as_adaptation([{"text": ""}] * 9),
         InputError,
         ("got 9 rows, 9 of them null or blank",),
         stage="adaptation",
+        left={SHARDS},
     ),
     "fewer documents than folds": Case(
         as_adaptation(
@@ -630,3 +633,32 @@ def test_output_that_cannot_be_written(finished: tuple[RunConfig, Chain], tmp_pa
     chain = Chain(blocked)
     refused(chain.export, AlbatError, "taken/runs/toy", "expected a folder that can be written")
     assert (tmp_path / "taken").read_text() == ""
+
+
+def test_a_check_tells_what_a_run_would_skip_and_cut(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    rows = [{"text": None}, {"text": "leaf root " * 300}, *topic_rows("plants", 20)]
+    write_jsonl(tmp_path / "corpus.jsonl", rows)
+    told: list[str] = []
+    rewrite(path, {"corpus": "corpus.jsonl"})
+    assert find_mistakes(load_config(str(path)), tell=told.append) == []
+    assert [note.removeprefix(f"corpus ({tmp_path}/corpus.jsonl): ") for note in told] == [
+        "of 22 rows looked at, 1 are skipped: 'text' is null or blank in 1",
+        "of 21 rows tried, 1 are cut: they are over 64 tokens (backbone.max_length)",
+    ]
+
+
+def test_a_missing_faiss_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_run(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    (mistake,) = find_mistakes(load_config(str(path)))
+    assert "FAISS is needed and not installed" in str(mistake)
+
+
+def test_few_photographs_are_told_the_split_that_takes_them(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    write_jsonl(tmp_path / "few.jsonl", topic_rows("plants", 3))
+    changes = {"adaptation": {"path": "few.jsonl"}, "split": {}}
+    (mistake,) = find_mistakes(load_config(str(rewrite(path, changes))))
+    assert "set split.folds to 2" in mistake.remedy
+    assert find_mistakes(load_config(str(rewrite(path, {"split": {"folds": 2}})))) == []

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from albat_core.errors import ConfigError
 from albat_core.runs.config import RunConfig
+from albat_core.store import storage
 from flows.config import load_config, starter_config
 
 LEAST = {"backbone": {"path": "b"}, "corpus": {"path": "c"}, "adaptation": {"path": "a"}}
@@ -130,7 +131,7 @@ runtime: {device: tpu}
         ({"corpus": {"path": 5}}, "'corpus.path': "),  # one mistake, not one for each branch
         ({"corpus": []}, "'corpus': "),
         ({"corpus": {"path": " "}}, "'corpus': path names nothing"),
-        ({"corpus": "c"}, "'corpus': input should be a valid tuple, got 'c'"),
+        ({"corpus": 3}, "'corpus': input should be a valid tuple, got 3"),
         ({"split": {"folds": 1}}, "'split.folds': input should be greater than or equal to 2"),
         ({"split": {"test": True, "folds": [3]}}, "'split.folds': input should be a valid integer"),
         ({"finetune": 3}, "'finetune': input should be a valid dictionary"),
@@ -327,3 +328,38 @@ def test_keys_of_before_are_refused_with_their_new_names(
     tmp_path: Path, old: dict[str, Any], expected: str
 ) -> None:
     assert any(expected in line for line in mistakes(tmp_path, LEAST | old))
+
+
+def test_a_path_alone_is_a_source(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, LEAST | {"corpus": "c.txt", "adaptation": ["a", "b"]}))
+    assert [source.paths for source in config.corpus] == [(str(tmp_path / "c.txt"),)]
+    assert [source.paths for source in config.adaptation] == [
+        (str(tmp_path / "a"),),
+        (str(tmp_path / "b"),),
+    ]
+    assert RunConfig(**LEAST | {"corpus": tmp_path}).corpus[0].path == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x[1]", "y{a,b}", "z*"])
+def test_a_glob_beside_a_file_whose_folder_looks_like_one(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "c1.jsonl").write_text("")
+    config = load_config(write(folder, LEAST | {"corpus": {"path": "c*.jsonl"}}))
+    assert storage.list_files(config.corpus[0].paths[0]) == [str(folder / "c1.jsonl")]
+
+
+def test_a_key_uncommented_without_its_section(tmp_path: Path) -> None:
+    whole = starter_config()
+    head, _, tail = whole.partition("#surrogate:")
+    section = "surrogate:" + tail
+    key = section.replace("  #learning_rate", "  learning_rate", 1)
+    (said,) = mistakes(tmp_path, head + "#" + key)
+    assert re.search(r"'learning_rate': uncomment `surrogate:` \(line \d+\) above it too", said)
+    load_config(write(tmp_path, head + key))
+    deep = section.replace("    #rank", "    rank", 1)
+    (said,) = mistakes(tmp_path, head + "#" + deep)
+    assert "uncomment `surrogate:`" in said
+    assert "and `adapter:`" in said
+    with pytest.raises(ConfigError, match="line 3: 'steps': uncomment `surrogate:`"):
+        load_config(write(tmp_path, "name: x\n#surrogate:\n  steps: 3\n"))

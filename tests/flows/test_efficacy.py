@@ -166,3 +166,31 @@ def test_a_multiplier_beyond_the_curve_is_written_as_more(
         seconds=1,
     )
     assert table([row]).splitlines()[-1].split(" | ")[3] == told
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("run: hello\nsituations: {a: {}}\n", "run: expected keys with values, got str"),
+        ("situations: [a, b]\n", "situations: expected keys with values, got list"),
+        ("situations: {a: [1]}\n", "situations.a: expected keys with values, got list"),
+        ("run: {runtime: [1]}\nsituations: {a: }\n", "a.runtime: expected keys with values"),
+    ],
+)
+def test_sections_of_another_shape_are_told(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_efficacy(str(path), {"device": "cpu"})
+    assert said in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_an_empty_runtime_is_its_defaults(tmp_path: Path) -> None:
+    run = "{backbone: {path: b}, corpus: c, adaptation: a, runtime: {workers: 3}}"
+    path = tmp_path / "b.yaml"
+    path.write_text(f"run: {run}\nsituations: {{a: {{runtime: }}}}\n")
+    (situation,) = load_efficacy(str(path), {"device": "cpu"}).situations
+    assert (situation.run.runtime.workers, situation.run.runtime.device) == (3, "cpu")
+    path.write_text(f"run: {run.replace('{workers: 3}', '')}\nsituations: {{a: }}\n")
+    assert len(load_efficacy(str(path)).situations) == 1

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from albat_core.backbones.adapters import AdapterConfig, peft_config
 from albat_core.backbones.base import trained_layers
 from albat_core.backbones.diffusion.families.base import Family
+from albat_core.backbones.diffusion.kohya import Layers, original_module
 from albat_core.backbones.folder import unreadable
 from albat_core.errors import BackboneError
 from albat_core.seeding import derive_seed
@@ -50,7 +51,7 @@ class PipelineAdapter:
         """Attach a new adapter; B is zero, A is drawn from ``seed``.
 
         Raises:
-            BackboneError: ``target_modules`` match nothing.
+            BackboneError: ``target_modules`` match nothing, or what has no name when saved.
         """
         targets = config.target_modules
         chosen = self._family.attention if targets == "auto" else targets
@@ -60,21 +61,26 @@ class PipelineAdapter:
                 self._family.denoiser.add_adapter(peft_config(config, chosen))
             except ValueError as error:
                 self._family.denoiser._hf_peft_config_loaded = False  # diffusers sets it too early
-                raise self._no_target(targets) from error
+                raise self._no_target(targets, error) from error
             for name, encoder in self._family.encoders.items() if config.text_encoder else ():
                 torch.manual_seed(derive_seed(seed, "adapter of", name))
                 encoder.add_adapter(peft_config(config, _TEXT_TARGETS))
+        self._family.kohya_layers(self._layers(), 1.0)  # refused now, not after the training
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
 
-    def _no_target(self, targets: object) -> BackboneError:
+    def _no_target(self, targets: object, error: ValueError) -> BackboneError:
+        from peft.utils.error import NoMatchingPeftModuleError
+
+        none = isinstance(error, NoMatchingPeftModuleError)
+        found = "no layer" if none else f"what peft does not adapt ({error})"
         names = {
             ".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.rpartition(".")[2]
             for name, module in self._family.denoiser.named_modules()
             if isinstance(module, torch.nn.Linear)
         }
         return BackboneError(
-            f"adapter.target_modules={targets!r} match no layer",
+            f"adapter.target_modules={targets!r} match {found}",
             where=self._where,
             remedy=f"choose from {', '.join(sorted(names))}, or auto",
         )
@@ -106,31 +112,44 @@ class PipelineAdapter:
         Raises:
             BackboneError: none is attached.
         """
-        from peft import get_peft_model_state_dict
-
         modules = self._modules()
         if not modules:
             raise BackboneError("expected an adapter to save, none is attached", where=self._where)
-        layers, metadata = {}, {}
+        metadata = {}
         for name, module in modules.items():
             config = module.peft_config["default"]
+            config.base_model_name_or_path = None  # transformers notes the folder on this machine
             if isinstance(config.target_modules, set):  # else each process has another order
                 config.target_modules = sorted(config.target_modules)
-            layers[f"{name}_lora_layers"] = {
-                key: value.detach().cpu().contiguous()
-                for key, value in get_peft_model_state_dict(module).items()
-            }
             metadata[f"{name}_lora_adapter_metadata"] = config.to_dict()
+        layers = {
+            name: {key: value.cpu().contiguous() for key, value in its.items()}
+            for name, its in self._layers().items()
+        }
         self._family.pipeline.save_lora_weights(
-            folder, weight_name=WEIGHTS, safe_serialization=True, **layers, **metadata
+            folder,
+            weight_name=WEIGHTS,
+            safe_serialization=True,
+            **{f"{name}_lora_layers": its for name, its in layers.items()},
+            **metadata,
         )
         its = next(iter(modules.values())).peft_config["default"]
         # kohya's programs divide by the rank, whatever peft does
         scale = its.lora_alpha * (its.r**0.5 if its.use_rslora else 1)
-        by_component = {name.removesuffix("_lora_layers"): rows for name, rows in layers.items()}
         save_file(
-            self._family.kohya_layers(by_component, scale), folder / KOHYA_WEIGHTS, {"format": "pt"}
+            self._family.kohya_layers(layers, scale), folder / KOHYA_WEIGHTS, {"format": "pt"}
         )
+
+    def _layers(self) -> dict[str, Layers]:
+        """Return the adapter's state by component, text encoders' as CLIP's checkpoints name it."""
+        from peft import get_peft_model_state_dict
+
+        found = {}
+        for component, module in self._modules().items():
+            state = get_peft_model_state_dict(module)
+            named = original_module if component in self._family.encoders else str
+            found[component] = {named(key): value.detach() for key, value in state.items()}
+        return found
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return what is trained, by name."""

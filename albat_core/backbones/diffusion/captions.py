@@ -33,6 +33,11 @@ class CaptionFitter:
                 raise unreadable("tokenizer", folder / name, error) from error
             self._tokenizers.append(tokenizer)
 
+    @property
+    def longest(self) -> int:
+        """Tokens that the text encoder which reads most takes, the ends of the text included."""
+        return max(min(int(t.model_max_length), _LONGEST) for t in self._tokenizers)
+
     def fits(self, caption: str) -> bool:
         """Tell whether at least one text encoder reads all of a caption."""
         return any(
@@ -45,7 +50,8 @@ class CaptionFitter:
         for prompt in prompts:
             if not self.fits(prompt):
                 raise InputError(
-                    "expected a prompt that the text encoder reads whole, this one is longer",
+                    f"expected a prompt of at most {self.longest} tokens, which is what the text "
+                    "encoder reads, this one is longer",
                     where=f"prompt {prompt[:60]!r}",
                     remedy="shorten it",
                 )

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Backbone, Kind
+from albat_core.backbones.base import Backbone, Kind, RowLimit
 from albat_core.backbones.config import BackboneConfig
-from albat_core.backbones.folder import backbone_folder
+from albat_core.backbones.folder import backbone_folder, refuse_incomplete
 from albat_core.records.examples import Example
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
 
         return RowPreparation(_captions(config), config)
 
+    def limit(self, config: BackboneConfig) -> RowLimit:
+        """See ``Kind``: what the text encoder reads of a caption."""
+        return RowLimit(
+            f"{_captions(config).longest} tokens, as much as the text encoder reads of a caption",
+            "shorten the caption",
+        )
+
     def load(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> Backbone:
@@ -55,10 +62,11 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         return DiffusionBackbone(config, device, dtype, fingerprint)
 
     def check(self, config: BackboneConfig) -> None:
-        """See ``Kind``: the family is known, and pictures of the size configured can be encoded."""
+        """See ``Kind``: files are whole, the family known, and pictures have a size that fits."""
         from albat_core.backbones.diffusion.families import find_family, refuse_indivisible
 
         folder = backbone_folder(config)
+        refuse_incomplete(folder)
         refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
         _captions(config)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Backbone, Kind
+from albat_core.backbones.base import Backbone, Kind, RowLimit
 from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.folder import backbone_folder, refuse_incomplete
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 
@@ -46,6 +47,13 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
         return TextEncoder(config).pieces
 
+    def limit(self, config: BackboneConfig) -> RowLimit:
+        """See ``Kind``: ``max_length``."""
+        return RowLimit(
+            f"{config.max_length} tokens (backbone.max_length)",
+            "shorten it, raise backbone.max_length",
+        )
+
     def load(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> Backbone:
@@ -56,10 +64,11 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         return LanguageBackbone(config, device, dtype, fingerprint)
 
     def check(self, config: BackboneConfig) -> None:
-        """See ``Kind``: tokenizer and model fit together, and ``max_length`` the model."""
+        """See ``Kind``: files are whole, tokenizer, model and ``max_length`` fit together."""
         from albat_core.backbones.language.model import described
         from albat_core.backbones.language.tokens import TextEncoder
 
+        refuse_incomplete(backbone_folder(config))
         encoder = TextEncoder(config)
         text_config = described(config).get_text_config()
         vocabulary = text_config.vocab_size

@@ -1,5 +1,6 @@
 """Causal language models (transformers) as backbones, with LoRA adapters (peft)."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -9,7 +10,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from albat_core.backbones.adapters import AdapterConfig, check_note, peft_config, write_note
+from albat_core.backbones.adapters import (
+    AdapterConfig,
+    check_note,
+    peft_config,
+    write_note,
+)
 from albat_core.backbones.base import (
     Encoded,
     FixedNoise,
@@ -19,7 +25,7 @@ from albat_core.backbones.base import (
     trained_layers,
 )
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
-from albat_core.backbones.folder import backbone_folder, unreadable
+from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
 from albat_core.backbones.language.likelihood import token_divergence, token_losses
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_texts
@@ -41,7 +47,7 @@ class LanguageBackbone:
         # a CPU multiplies in bfloat16 fast only forwards: there the weights stay in float32
         self._autocast = dtype == torch.bfloat16 and device.type == "cpu"
         self._weights_dtype = torch.float32 if self._autocast else dtype
-        self._path = config.path
+        self._path, self._revision = config.path, config.revision
         self._encoder = TextEncoder(config)
         self._model = self._load(config).to(device).eval()
         self._model.requires_grad_(requires_grad=False)
@@ -69,6 +75,7 @@ class LanguageBackbone:
                 where=str(folder),
                 remedy="the folder is incomplete or of another architecture: save it again",
             )
+        model.name_or_path = hub_id(self._path)  # peft notes it where it has no other name
         return model
 
     def pieces(self, example: Example) -> list[Example]:
@@ -180,15 +187,21 @@ class LanguageBackbone:
         self._adapted.eval()
 
     def save_adapter(self, folder: Path) -> None:
-        """Save the adapter as ``PeftModel.from_pretrained`` reads it."""
+        """Save the adapter as ``PeftModel.from_pretrained`` reads it, and the tokenizer with it."""
         if self._adapted is None:
             raise BackboneError("expected an adapter to save, none is attached", where=self._path)
         for config in self._adapted.peft_config.values():
-            config.base_model_name_or_path = self._path  # not the folder it was fetched to
+            # a folder of this machine would be none elsewhere
+            config.base_model_name_or_path = hub_id(self._path)
+            config.revision = self._revision
             if isinstance(config.target_modules, set):  # else each process has another order
                 config.target_modules = sorted(config.target_modules)
         # no embedding is trained, and to find out peft would look for the backbone on the hub
         self._adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(
+            missing_ok=True
+        )  # peft's form to fill in, which names the folder loaded
+        self._encoder.tokenizer.save_pretrained(folder)
         write_note(folder, self.fingerprint)
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -208,12 +221,8 @@ class LanguageBackbone:
     def detach_adapter(self) -> None:
         """Give the layers back as they were."""
         if self._adapted is not None:
-            self._model = self._adapted.unload()
-            # peft leaves its mark on the model, and warns of a second adapter where it finds it
-            if hasattr(self._model, "peft_config"):
-                del self._model.peft_config
+            self._model = _released(self._adapted).eval()
             self._adapted = None
-            self._model.eval()
 
     def training(self, on: bool) -> None:
         """Switch dropout on or off."""
@@ -234,17 +243,42 @@ def described(config: BackboneConfig) -> Any:
     """Return the model's description.
 
     Raises:
-        BackboneError: it cannot be read.
+        BackboneError: it cannot be read, or is of no causal language model.
     """
     from transformers import AutoConfig
 
     folder = backbone_folder(config)
     try:
-        return AutoConfig.from_pretrained(
+        description = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise unreadable("model", folder, error) from error
+    if not _is_causal(description):
+        names = getattr(description, "architectures", None) or [type(description).__name__]
+        raise BackboneError(
+            f"expected a causal language model, got {', '.join(names)}, which does not write a "
+            "text from left to right",
+            where=str(folder),
+            remedy="name a decoder, such as models of the GPT, Llama or Qwen families",
+        )
+    return description
+
+
+def _is_causal(description: Any) -> bool:
+    """Tell whether a model is made to predict the next token; some classes can be both."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
+
+    if "AutoModelForCausalLM" in (getattr(description, "auto_map", None) or {}):
+        return True
+    kind = type(description)
+    said = getattr(description, "is_decoder", False) or getattr(description, "causal", False)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(description, "is_encoder_decoder", False):
+        return False
+    return bool(said) or kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def hollow(config: BackboneConfig) -> Any:
@@ -269,20 +303,58 @@ def attached(model: Any, config: AdapterConfig, where: str) -> Any:
     """Return the model with a LoRA adapter.
 
     Raises:
-        BackboneError: ``target_modules`` match nothing.
+        BackboneError: ``target_modules`` match nothing, what peft does not adapt, or tied weights.
     """
     from peft import get_peft_model
+    from peft.utils.error import NoMatchingPeftModuleError
 
     targets = "all-linear" if config.target_modules == "auto" else config.target_modules
     try:
-        return get_peft_model(model, peft_config(config, targets, task_type="CAUSAL_LM"))
+        adapted = get_peft_model(model, peft_config(config, targets, task_type="CAUSAL_LM"))
     except ValueError as error:
         names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
+        if isinstance(error, NoMatchingPeftModuleError):
+            raise BackboneError(
+                f"adapter.target_modules={targets!r} match no layer",
+                where=where,
+                remedy=f"choose from {', '.join(names)}, or all-linear",
+            ) from error
         raise BackboneError(
-            f"adapter.target_modules={targets!r} match no layer",
+            f"expected a model that peft adapts in {targets!r} ({error})",
             where=where,
-            remedy=f"choose from {', '.join(names)}, or all-linear",
+            remedy=f"set adapter.target_modules to others of {', '.join(names)}",
         ) from error
+    if tied := _tied_targets(adapted):
+        _released(adapted)
+        raise BackboneError(
+            f"expected targets with weights of their own, those of {', '.join(tied)} are tied: "
+            "merged, an adapter of one would change the other too",
+            where=where,
+            remedy="leave out of adapter.target_modules the layers that embed and predict tokens",
+        )
+    return adapted
+
+
+def _tied_targets(adapted: Any) -> list[str]:
+    """Return the adapted layers whose weights another layer has too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    uses = Counter(id(p) for _, p in adapted.named_parameters(remove_duplicate=False))
+    return [
+        name.removeprefix("base_model.model.")
+        for name, layer in adapted.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+        and any(uses[id(p)] > 1 for p in layer.get_base_layer().parameters())
+    ]
+
+
+def _released(adapted: Any) -> Any:
+    """Return the model that an adapter was attached to, as it was."""
+    model = adapted.unload()
+    # peft leaves its mark on the model, and warns of a second adapter where it finds it
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -18,6 +18,8 @@ from albat_core.backbones.language.chats import ChatRenderer
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
+_LETTERS_A_TOKEN = 64
+"""A text of so many for each token that fits is surely cut: by stretches, which takes no memory."""
 _SHORTEST_ANSWER = 4  # tokens of answer that must fit behind a prompt
 
 
@@ -45,6 +47,7 @@ class TextEncoder:
                 where=str(folder),
                 remedy="save the model with a fast tokenizer (tokenizer.json)",
             )
+        self._stretch = _LETTERS_A_TOKEN * config.max_length
         self._chats = ChatRenderer(self.tokenizer, self.where, config.chat_date)
         self._specials = len(self._encoded("")[0]) + 1  # and the end of the text
 
@@ -137,15 +140,17 @@ class TextEncoder:
                 where=f"example {example.example_id}",
                 remedy="set backbone.kind: diffusion, or drop image_column",
             )
-        ids, mask = self.tokens(example)
-        if not any(mask):
-            return []
-        if len(ids) <= self.max_length:
-            return [example]
-        if example.messages is not None:
-            return self._shorter_chat(example)
         text = example.text or ""
-        spans = self._spans(text)
+        spans = self._spans(text) if len(text) > self._stretch else []
+        if len(spans) < 2:
+            ids, mask = self.tokens(example)
+            if not any(mask):
+                return []
+            if len(ids) <= self.max_length:
+                return [example]
+            if example.messages is not None:
+                return self._shorter_chat(example)
+            spans = self._spans(text)
         if example.prompt is not None:
             first_end = spans[0][1]
             answer_tokens = sum(self.tokens(replace(example, text=text[:first_end]))[1])
@@ -171,7 +176,21 @@ class TextEncoder:
         return len(ids) <= self.max_length and any(mask)
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Return the character spans of consecutive pieces."""
+        """Return the character spans of consecutive pieces; long texts are cut by stretches."""
+        spans: list[tuple[int, int]] = []
+        start, size = 0, self._stretch
+        while start + size < len(text):
+            found = self._spans_of_stretch(text[start : start + size])
+            if len(found) < 3:
+                size *= 2
+                continue
+            # a stretch may end inside a word, which shifts the end of the last piece but one
+            spans += [(start + a, start + b) for a, b in found[:-2]]
+            start, size = start + found[-2][0], self._stretch
+        return spans + [(start + a, start + b) for a, b in self._spans_of_stretch(text[start:])]
+
+    def _spans_of_stretch(self, text: str) -> list[tuple[int, int]]:
+        """Return the character spans of consecutive pieces, all tokens at once in memory."""
         room = self.max_length - self._specials
         offsets = self._offsets(text)
         spans, first, start = [], 0, 0
@@ -186,7 +205,7 @@ class TextEncoder:
             spans.append((start, end))
             first, start = last, end
         if spans and len(self._offsets(text[start:])) > room:
-            return spans + [(start + a, start + b) for a, b in self._spans(text[start:])]
+            return spans + [(start + a, start + b) for a, b in self._spans_of_stretch(text[start:])]
         return [*spans, (start, len(text))]
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:

@@ -1,7 +1,9 @@
 """CSV: a header, and a row a record."""
 
 import csv
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 from typing import IO, ClassVar
 
 from albat_core.errors import InputError
@@ -14,11 +16,18 @@ from albat_core.sources.formats.base import (
     refuse_missing,
 )
 
+_DELIMITERS = (",", ";", "\t", "|")
+"""What spreadsheets set fields apart with, the usual first."""
+
 csv.field_size_limit(1 << 27)  # a field may be a book; the default refuses 128 KiB
 
 
 class CsvTable(FileFormat):
-    """Fields set apart by commas, below a header that names them."""
+    """Fields set apart by commas, below a header that names them.
+
+    Where the header shows it, fields are set apart by semicolons, tabs or bars, as spreadsheets of
+    some countries write them. A field that is `nan` is null.
+    """
 
     name: ClassVar[str] = "csv"
     endings: ClassVar[tuple[str, ...]] = (".csv",)
@@ -26,7 +35,13 @@ class CsvTable(FileFormat):
 
     def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
         """See ``FileFormat``."""
-        reader = csv.reader(decoded_lines(file, uri, "CSV", advance), strict=True)
+        lines = decoded_lines(file, uri, "CSV", advance)
+        top = list(itertools.islice(lines, 2))
+        if top and (said := re.fullmatch(r"sep=(.)\s*", top[0], re.IGNORECASE)):  # Excel's
+            delimiter, top = said[1], top[1:]
+        else:
+            delimiter = _delimiter(top)
+        reader = csv.reader(itertools.chain(top, lines), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
             if columns is None:
@@ -47,13 +62,33 @@ class CsvTable(FileFormat):
                         f"expected the header's {len(header)} fields, the row that ends in line "
                         f"{reader.line_num} has {len(fields)}",
                         where=uri,
-                        remedy="quote fields that hold commas, and double the quotes in them",
+                        remedy=f"quote fields that hold {delimiter!r}, and double the quotes in "
+                        "them",
                     )
                 if fields:  # else an empty line
-                    yield {n: fields[i] if i < len(fields) else None for n, i in positions}
+                    yield {n: _value(fields, i) for n, i in positions}
         except csv.Error as error:
             raise InputError(
                 f"line {reader.line_num} is not CSV ({error})",
                 where=uri,
-                remedy="quote fields that hold commas or line ends, and double the quotes in them",
+                remedy=f"quote fields that hold {delimiter!r} or line ends; double quotes in them",
             ) from error
+
+
+def _delimiter(top: Sequence[str]) -> str:
+    """Return what sets the fields apart: the comma, unless only another cuts the first lines."""
+
+    def fields(delimiter: str) -> int:
+        """Return how many fields the header has; 1 where the line below is not cut too."""
+        counts = [len(row) for row in csv.reader(top, delimiter=delimiter) if row]
+        return counts[0] if min(counts, default=1) > 1 else 1
+
+    if not top or len(next(csv.reader(top[:1]))) > 1:
+        return ","
+    return max(_DELIMITERS, key=fields)
+
+
+def _value(fields: Sequence[str], place: int) -> str | None:
+    """Return a field, None where the row is too short or a number was missing when written."""
+    value = fields[place] if place < len(fields) else None
+    return None if value is not None and value.strip().lower() == "nan" else value

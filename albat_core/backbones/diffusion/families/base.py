@@ -93,8 +93,11 @@ class Family(Protocol):
 
         Args:
             components: peft's state by component: ``<module>.lora_A.weight`` (r, in) and
-                ``<module>.lora_B.weight`` (out, r).
+                ``<module>.lora_B.weight`` (out, r); text encoders as CLIP's checkpoints have them.
             lora_alpha: B A is multiplied by lora_alpha / r.
+
+        Raises:
+            BackboneError: a module has no name that the programs know.
         """
         ...
 

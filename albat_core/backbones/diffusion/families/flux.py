@@ -17,6 +17,7 @@ from albat_core.backbones.diffusion.kohya import (
     Factors,
     Layers,
     paired_factors,
+    refuse_unnamed,
     renamed_layer,
     renamed_layers,
 )
@@ -139,6 +140,7 @@ def _transformer_layers(pairs: Factors, alpha: float) -> Layers:
     Factors of layers that are fused stand beside each other: A below A, and B block-diagonal, so
     the rank grows with their number and alpha with it.
     """
+    refuse_unnamed(module for module in pairs if not _is_named(module))
     blocks: dict[tuple[str, str], Factors] = {}
     for module, factors in pairs.items():
         kind, number, inner = module.split(".", 2)
@@ -157,13 +159,28 @@ def _transformer_layers(pairs: Factors, alpha: float) -> Layers:
     return found
 
 
+def _is_named(module: str) -> bool:
+    """Tell whether the module is in a block: diffusers leaves out others without a word."""
+    kind, _, rest = module.partition(".")
+    if kind not in _BLOCKS:
+        return False
+    theirs, names = _BLOCKS[kind]
+    inner = rest.partition(".")[2]
+    return inner in names or any(inner in parts for parts in _FUSED[theirs].values())
+
+
 def _fused(inner: Factors, parts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the factors of several layers as those of one; zeros for layers not adapted."""
     down, up = next(inner[part] for part in parts if part in inner)
-    there = next(u.shape[0] for part, (_, u) in inner.items() if part in parts[:3])
+    ratios = [_MLP_RATIO if part == "proj_mlp" else 1 for part in parts]
+    unit = next(
+        inner[part][1].shape[0] // ratio
+        for part, ratio in zip(parts, ratios, strict=True)
+        if part in inner
+    )
     downs, ups = [], []
-    for part in parts:
-        width = there * (_MLP_RATIO if part == "proj_mlp" else 1)
+    for part, ratio in zip(parts, ratios, strict=True):
+        width = unit * ratio
         missing = (torch.zeros_like(down), up.new_zeros(width, up.shape[1]))
         one, other = inner.get(part, missing)
         downs.append(one)

@@ -7,7 +7,7 @@ import torch
 
 from albat_core.backbones.diffusion.families.base import Condition, read_config, text_width
 from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
-from albat_core.backbones.diffusion.kohya import Layers, renamed_layers
+from albat_core.backbones.diffusion.kohya import Layers, renamed_layers, unet_modules
 
 
 class SDXL(StableDiffusion):
@@ -59,4 +59,5 @@ class SDXL(StableDiffusion):
             "text_encoder": "lora_te1",
             "text_encoder_2": "lora_te2",
         }
-        return renamed_layers(components, prefixes, lora_alpha)
+        named = {**components, "unet": unet_modules(components.get("unet", {}))}
+        return renamed_layers(named, prefixes, lora_alpha)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from albat_core.backbones.diffusion.families.base import Condition, Family, read_config, text_width
-from albat_core.backbones.diffusion.kohya import Layers, renamed_layers
+from albat_core.backbones.diffusion.kohya import Layers, renamed_layers, unet_modules
 
 
 class StableDiffusion(Family):
@@ -60,4 +60,5 @@ class StableDiffusion(Family):
     def kohya_layers(cls, components: Mapping[str, Layers], lora_alpha: float) -> Layers:
         """See ``Family``."""
         prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
-        return renamed_layers(components, prefixes, lora_alpha)
+        named = {**components, "unet": unet_modules(components.get("unet", {}))}
+        return renamed_layers(named, prefixes, lora_alpha)

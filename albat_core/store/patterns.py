@@ -1,0 +1,72 @@
+"""Globs, and the files below a folder of this machine, links followed."""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_BRACES = re.compile(r"(?<!\[)\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
+
+
+def is_pattern(path: str) -> bool:
+    """Tell whether a path is a glob: it has *, ?, [, or braces with a comma or two dots."""
+    return glob.has_magic(path) or bool(_BRACES.search(path))
+
+
+def above_glob(pattern: str) -> str:
+    """Return the folder above the first part of a pattern that may match several names."""
+    literal = re.match(r"(\[[*?\[{]\]|[^*?\[{])*", pattern)
+    assert literal is not None
+    return re.sub(r"\[(.)\]", r"\1", literal[0]).rpartition("/")[0]
+
+
+def escape(path: str) -> str:
+    """Return the glob that names just this path."""
+    return glob.escape(path).replace("{", "[{]")
+
+
+def braced(pattern: str) -> list[str]:
+    """Return what a shell makes of `{a,b}` and `{000..012}`: one pattern for each."""
+    found = _BRACES.search(pattern)
+    if not found:
+        return [pattern]
+    first, comma, _ = found[1].partition(",")
+    if comma:
+        choices = found[1].split(",")
+    else:
+        first, last = found[1].split("..")
+        low, high = sorted((int(first), int(last)))
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        choices = [f"{number:0{width}}" for number in range(low, high + 1)]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [each for c in choices for each in braced(f"{before}{c}{after}")]
+
+
+def globbed(pattern: str, translate: Callable[[str], str]) -> Iterable[str]:
+    """Return what a glob of this machine names, links to folders followed.
+
+    Args:
+        pattern: without braces.
+        translate: gives the regular expression that a glob with `**` means.
+    """
+    if "**" not in pattern:
+        return glob.iglob(pattern, include_hidden=True)  # noqa: PTH207 - keeps the path's spelling
+    return filter(re.compile(translate(pattern)).match, walked(above_glob(pattern) or "."))
+
+
+def walked(folder: str) -> list[str]:
+    """Return the files below a local folder; links are followed, and no folder is read twice."""
+    found: list[str] = []
+    known = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder.rstrip("/") or "/", followlinks=True):
+        found += [f"{place}/{name}" for name in names]
+        inner = {name: os.path.realpath(f"{place}/{name}") for name in folders}
+        # folders that are here themselves come before links to them
+        order = sorted(folders, key=lambda n: (Path(place, n).is_symlink(), n))
+        folders.clear()
+        for name in order:
+            if inner[name] not in known:
+                known.add(inner[name])
+                folders.append(name)
+    return found

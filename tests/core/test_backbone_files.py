@@ -1,0 +1,114 @@
+"""A backbone's files, looked at before a run, as tools leave them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
+
+from albat_core.backbones import check_adapter, check_backbone
+from albat_core.backbones.adapters import AdapterConfig
+from albat_core.backbones.config import BackboneConfig
+from albat_core.errors import BackboneError
+from albat_core.store.stage import Runtime
+from tests.toys import save_backbone
+
+CPU = Runtime(device="cpu")
+
+
+def said_of(folder: Path) -> str:
+    with pytest.raises(BackboneError) as caught:
+        check_backbone(BackboneConfig(path=str(folder), max_length=64), CPU)
+    assert caught.value.where
+    assert caught.value.remedy
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_backbone(tmp_path / "model")
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    check_backbone(BackboneConfig(path=str(folder), max_length=64), CPU)
+    shards[1].unlink()
+    assert f"1 are missing: {shards[1].name}" in said_of(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_told(folder: Path, name: str) -> None:
+    (folder / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
+    )
+    assert f"expected {name}, found a pointer of Git LFS" in said_of(folder)
+    assert "git lfs pull" in said_of(folder)
+
+
+def test_truncated_weights_are_told(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "damaged or truncated" in said_of(folder)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"quantization": {"group_size": 64, "bits": 4}},
+    ],
+)
+def test_quantized_checkpoints_are_refused(folder: Path, said: dict) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    assert "quantized checkpoint" in said_of(folder)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_an_encoder_is_no_language_backbone(folder: Path, *, decoder: bool) -> None:
+    small = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    bert = BertConfig(num_attention_heads=2, is_decoder=decoder, **small)
+    BertLMHeadModel(bert).save_pretrained(folder)
+    config = BackboneConfig(path=str(folder), max_length=64)
+    if decoder:
+        check_backbone(config, CPU)
+        return
+    assert "expected a causal language model, got BertLMHeadModel" in said_of(folder)
+    distil = DistilBertConfig(vocab_size=400, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    DistilBertForMaskedLM(distil).save_pretrained(folder)
+    assert "got DistilBertForMaskedLM" in said_of(folder)
+
+
+def test_what_peft_refuses_is_said_in_its_words(folder: Path) -> None:
+    mamba = MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with torch.random.fork_rng():
+        MambaForCausalLM(mamba).save_pretrained(folder)
+    config = BackboneConfig(path=str(folder), max_length=64)
+    with pytest.raises(BackboneError, match="incompatible with Mamba-based models"):
+        check_adapter(config, AdapterConfig())
+    check_adapter(config, AdapterConfig(target_modules=("in_proj", "x_proj")))
+
+
+def test_a_checkpoint_in_one_file_is_told_how_to_turn_into_a_folder(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    assert hasattr(StableDiffusionPipeline, "from_single_file")
+    file = tmp_path / "dream.safetensors"
+    file.write_bytes(b"\0" * 16)
+    for path in (file, tmp_path):
+        said = said_of(path)
+        assert "got a checkpoint in one file" in said
+        assert 'StableDiffusionPipeline.from_single_file("dream.safetensors")' in said

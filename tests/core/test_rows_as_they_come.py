@@ -1,0 +1,152 @@
+"""Rows as pandas, spreadsheets and exports write them; pandas says what is null and what is cut."""
+
+import io
+import subprocess
+from decimal import Decimal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import find_files
+from albat_core.sources.rows import placed_rows, untold
+from tests.core.row_files import refused, rows_of, write_jsonl
+
+NAN = float("nan")
+TABLE = pd.DataFrame(
+    {"q": ["a", "b", "c"], "a": ["x", NAN, "z"], "page": [7.0, NAN, 8.0], "n": [1.5, NAN, NAN]}
+)
+
+
+def written(folder: Path, form: str) -> Path:
+    """Write the table as pandas does."""
+    path = folder / f"t.{form}"
+    if form == "jsonl":  # json.dumps, which pandas' users call, writes NaN
+        return write_jsonl(path, TABLE.to_dict("records"))
+    TABLE.to_parquet(path) if form == "parquet" else TABLE.to_csv(path, index=False, na_rep="nan")
+    return path
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_nan_is_null(tmp_path: Path, form: str) -> None:
+    path = written(tmp_path, form)
+    missing = TABLE["a"].isna()
+    fields = {"prompt_template": "Q: {q} A: ", "answer_template": "{a}", "document_column": "page"}
+    rows = rows_of(path, **fields)
+    assert [row.text is None for row in rows] == list(missing)
+    assert [row.document for row in rows] == ["7", f"t.{form}:1", "8"]
+    assert [row.text for row in rows_of(path, text_column="a")] == ["x", None, "z"]
+    assert "got null" in refused(lambda: rows_of(path, text_column="q", id_column="n"))
+    assert "nan" not in " ".join(row.text for row in rows_of(path, template="{q}{a}{n}"))
+
+
+def test_an_empty_optional_field_is_empty(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Do.", "input": None, "output": "Done."},
+        {"instruction": "Do.", "input": "It", "output": "Done."},
+        {"instruction": "Do.", "input": "It", "output": None},
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    fields = {"prompt_template": "{instruction}\n{input}\n", "answer_template": "{output}"}
+    assert [row.text for row in rows_of(path, **fields)] == ["Do.\n\nDone.", "Do.\nIt\nDone.", None]
+    (file,) = find_files(SourceConfig(path=str(path), **fields))
+    assert [row.blank for row in placed_rows(file, untold)] == [("input",), (), ("output",)]
+
+
+def test_seven_is_one_document_however_it_is_written(tmp_path: Path) -> None:
+    rows = [{"text": "a", "page": page} for page in (7, 7.0, "7", "7.0", "7.5", "7a")]
+    decimals = pd.DataFrame({"text": ["a"], "page": [Decimal("7.00")]})
+    decimals.to_parquet(tmp_path / "d.parquet")
+    (row,) = rows_of(tmp_path / "d.parquet", template="{page}", document_column="page")
+    assert (row.document, row.text) == ("7", "7.00")
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    documents = [row.document for row in rows_of(path, document_column="page")]
+    assert documents == ["7", "7", "7", "7", "7.5", "7a"]
+
+
+def test_a_number_among_texts_is_printed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "r.jsonl", [{"text": "a"}, {"text": 12}, {"text": ["b"]}])
+    assert "got list" in refused(lambda: rows_of(path))
+    path = write_jsonl(tmp_path / "s.jsonl", [{"text": "a"}, {"text": 12}])
+    assert [row.text for row in rows_of(path)] == ["a", "12"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_of_a_table_is_found(tmp_path: Path, delimiter: str) -> None:
+    table = pd.DataFrame({"id": ["1", "2"], "text": ["a, b; c", 'say "d" | e'], "n": ["1,5", "2"]})
+    path = tmp_path / "t.csv"
+    table.to_csv(path, index=False, sep=delimiter)
+    as_pandas = pd.read_csv(path, sep=delimiter, dtype=str)
+    rows = rows_of(path, template="{id}/{text}/{n}")
+    assert [row.text for row in rows] == [f"{r.id}/{r.text}/{r.n}" for r in as_pandas.itertuples()]
+    said = refused(lambda: rows_of(path, text_column=f"id{delimiter}text"))
+    assert "it has 'id', 'text', 'n'" in said
+    path.write_text(f"sep={delimiter}\n{path.read_text()}")
+    assert len(rows_of(path)) == 2
+
+
+def test_one_column_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    table = pd.DataFrame({"what; text": ["a", "b; c"]})
+    table.to_csv(path, index=False)
+    expected = pd.read_csv(io.StringIO(path.read_text()))["what; text"]
+    assert [row.text for row in rows_of(path, text_column="what; text")] == list(expected)
+
+
+def test_text_files_are_cut_at_a_delimiter(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"one\r\ntwo\r\n---\r\nthree\n---\n \n---\n")
+    rows = rows_of(path, delimiter="\n---\n")
+    assert [(row.document, row.text) for row in rows] == [
+        ("t.txt:0", "one\ntwo"),
+        ("t.txt:1", "three"),
+    ]
+    assert [row.document for row in rows_of(path)] == ["t.txt"]
+    table = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}])
+    assert "delimiter is for text files" in refused(lambda: rows_of(table, delimiter="x"))
+
+
+def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "elsewhere" / "deep" / "a.jsonl", [{"text": "a"}])
+    write_jsonl(tmp_path / "corpus" / "b.jsonl", [{"text": "b"}])
+    (tmp_path / "corpus" / "more").symlink_to("../elsewhere")
+    (tmp_path / "corpus" / "again").symlink_to(tmp_path / "corpus")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "corpus")
+    expected = {("b.jsonl:0", "b"), ("more/deep/a.jsonl:0", "a")}
+    for path in ("corpus", "corpus/**/*.jsonl"):
+        found = {(row.example_id, row.text) for row in rows_of(tmp_path / path)}
+        assert found == expected
+    assert len(rows_of(tmp_path / "corpus" / "*" / "deep" / "*.jsonl")) == 1
+
+
+@pytest.mark.parametrize("pattern", ["{a,b}.jsonl", "{a,sub/c}.jsonl", "n{08..11}.jsonl"])
+def test_braces_are_a_shells(tmp_path: Path, pattern: str) -> None:
+    for name in ("a", "b", "sub/c", "n08", "n9", "n09", "n10", "n11", "n12"):
+        write_jsonl(tmp_path / "f[1]" / f"{name}.jsonl", [{"text": name}])
+    folder = tmp_path / "f[1]"
+    shell = ["bash", "-c", f"printf '%s\\n' {pattern}"]
+    said = subprocess.run(shell, check=True, cwd=folder, text=True, capture_output=True)
+    names = sorted(name.removesuffix(".jsonl") for name in said.stdout.split())
+    escaped = str(tmp_path / "f[[]1]" / pattern)
+    assert sorted(row.text for row in rows_of(escaped)) == names
+
+
+def test_what_file_managers_leave_is_passed_over(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    for name in ("Thumbs.db", ".DS_Store", "._a.jsonl", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"\0")
+    assert len(rows_of(tmp_path)) == len(rows_of(tmp_path / "*")) == 1
+
+
+def test_two_colons_are_part_of_a_name(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "part::1.jsonl", [{"text": "a"}])
+    assert [row.text for row in rows_of(path)] == ["a"]
+    assert len(rows_of(tmp_path / "part::*.jsonl")) == 1
+
+
+def test_a_file_that_braces_write_out_is_missed(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "n08.jsonl", [{"text": "a"}])
+    said = refused(lambda: rows_of(tmp_path / "n{08..09}.jsonl"))
+    assert f"{tmp_path}/n09.jsonl: expected a file" in said
+    assert len(rows_of(tmp_path / "n{08..09}*.jsonl")) == 1
