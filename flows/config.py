@@ -14,7 +14,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
 from albat_core.store.patterns import escape, is_pattern
-from flows.mistakes import explained, model_of, one_line, orphans, repeated_keys
+from flows.mistakes import explained, model_of, new_name, one_line, orphans, repeated_keys
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -74,7 +74,7 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
     try:
         config = EfficacyConfig.model_validate(values | {"situations": situations})
     except ValidationError as error:
-        said = {".".join(map(str, e["loc"])): e["msg"] for e in error.errors()}
+        said = {".".join(map(str, e["loc"])): new_name(e) or e["msg"] for e in error.errors()}
         cause = [name for name in said if not any(n.startswith(f"{name}.") for n in said)]
         raise ConfigError(
             f"{len(cause)} mistake{'s' if len(cause) > 1 else ''}:\n"
@@ -286,7 +286,7 @@ def _section(
         value = getattr(defaults, name, field.default)
         if place in values:
             lines.append(f'{indent}{name}: "{values[place]}"')
-        elif inner is not None:
+        elif inner is not None and inner.model_fields:
             lines.append(f"{indent}#{name}:")
             lines += _section(inner, value, place, f"{indent}  ", values)
         else:
@@ -296,5 +296,7 @@ def _section(
 
 def _entry(name: str, value: Any) -> str:
     plain = list(value) if isinstance(value, tuple) else value
+    if isinstance(plain, BaseModel):
+        plain = plain.model_dump(mode="json")
     written = yaml.safe_dump([plain], default_flow_style=True, allow_unicode=True, width=1000)
     return f"{name}: {written.strip()[1:-1]}"

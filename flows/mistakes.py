@@ -62,8 +62,7 @@ def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
         close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
         meant = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         text = f"unknown key {field!r}; {meant}"
-        if field in RENAMED:
-            text = f"{field!r} is now {RENAMED[field]!r}"
+        text = new_name(error) or text
     elif error["type"] == "missing":
         text = f"{field!r} is missing; {_description(location)}"
     else:
@@ -71,6 +70,15 @@ def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
         shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) else ""
         text = f"{field!r}: {said[0].lower()}{said[1:]}{shown}"
     return (line, field), text
+
+
+def new_name(error: Any) -> str | None:
+    """Return what an unknown key of a run or a benchmark is called now; None where nothing is."""
+    location = [str(part) for part in error["loc"]]
+    field = ".".join(location[location.index("run") + 1 :] if "run" in location else location)
+    if error["type"] != "extra_forbidden" or field not in RENAMED:
+        return None
+    return f"{field!r} is now {RENAMED[field]!r}"
 
 
 def _located(node: yaml.Node, location: Sequence[str | int]) -> tuple[int, list[str | int]]:

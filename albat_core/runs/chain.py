@@ -100,9 +100,8 @@ class Chain:
         config = self.config.surrogate
         if kept := self.config.scoring.scorer.surrogate_checkpoints:
             config = config.model_copy(update={"checkpoints": kept})
-        start = self._earlier.surrogate if self._earlier else None
-        if start is not None and self.inputs.new_share >= _MOSTLY_NEW:
-            start = None
+        anew = self.inputs.new_share >= _MOSTLY_NEW
+        start = self._earlier.surrogate if self._earlier and not anew else None
         if start is not None:
             reached = steps_in_all(self._store, start)
             config = continued(config, reached, self.inputs.new_share)

@@ -296,6 +296,7 @@ def test_starter_config_shows_every_field_and_true_defaults(tmp_path: Path) -> N
         given = getattr(every, name)
         if isinstance(given, BaseModel):
             assert set(value) == set(type(given).model_fields), name
+            assert None not in [value[key] for key in ("scorer",) if key in value], name
     for name in RunConfig.model_fields:
         assert re.search(rf"^#?{name}:", text, re.MULTILINE), name
 

@@ -61,6 +61,16 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         load_efficacy(str(path))
 
 
+def test_keys_of_before_are_told_their_new_names(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(
+        "run: {adaptation: {path: a}, backbone: {path: x}, corpus: {path: y}}\n"
+        "situations: {a: {mixture: {rows: 20}}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"'mixture\.rows' is now 'selection\.rows'"):
+        load_efficacy(str(path))
+
+
 @pytest.fixture(scope="module")
 def results(config: EfficacyConfig) -> list:
     return [
