@@ -36,7 +36,8 @@ _CAPTIONS = "captions"  # the layout of rows with pictures
 _LAYOUTS = {
     TEXTS: "`text` (loss on all of it);",
     PROMPTS: "`prompt` (without loss; empty and not `prompted`: a text) and `completion`;",
-    CHATS: "`messages` (loss on the assistant's turns);",
+    CHATS: "`messages` (loss on the assistant's turns, on none with `weight` 0), and\n"
+    "`tools` (JSON) where some have any;",
     _CAPTIONS: "`image` (PNG; `text` is its caption) with `frame` (height and width before\n"
     "resizing, top and left of the cut in the resized picture, in pixels);",
 }

@@ -7,22 +7,26 @@ Nothing has to be a prefix of anything, so templates may rewrite earlier turns.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
+from albat_core.backbones.language.probing import (
+    PROBE,
+    REFUSALS,
+    Messages,
+    Render,
+    alike,
+    changes,
+    differs,
+    shows,
+    tried,
+)
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
-Messages = list[dict[str, Any]]
-Render = Callable[..., str]  # of messages, prompt=whether the next answer's header follows
-
-_PROBE = "\ue0f1"  # a character that no chat has
-_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
@@ -115,12 +119,12 @@ class ChatRenderer:
             shape = _with_arguments(messages, arguments)
             try:
                 whole = render(shape)
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 first = first or error
                 continue
             _refuse_lost_calls(whole, shape, render, name)
             return shape, whole
-        taken = (n for n in range(len(messages), 0, -1) if _tried(render, messages[:n]) is not None)
+        taken = (n for n in range(len(messages), 0, -1) if tried(render, messages[:n]) is not None)
         turn = next(taken, 0)
         role = messages[turn]["role"]
         raise InputError(
@@ -134,9 +138,9 @@ class ChatRenderer:
     def _span(self, whole: str, messages: Messages, turn: int, render: Render) -> tuple[int, int]:
         """Return where in the whole text the assistant speaks in a turn, from and to."""
         header, asks = self._header(messages, render)
-        before = _tried(render, messages[:turn], prompt=asks)
+        before = tried(render, messages[:turn], prompt=asks)
         before = before if before is None or asks else before + header
-        said = _tried(render, messages[: turn + 1])
+        said = tried(render, messages[: turn + 1])
         if before and said and said.startswith(before) and whole.startswith(said):
             start, end = len(before), len(said)
         else:
@@ -160,17 +164,17 @@ class ChatRenderer:
         asks: bool,
     ) -> int:
         """Return where the header ends that the template writes to have the turn answered."""
-        content = _shows(whole, messages, turn, render, first=True)
+        content = shows(whole, messages, turn, render, first=True)
         if content is None:  # dropped with the reasoning that it begins with
-            content = _shows(whole, messages, turn, render)
+            content = shows(whole, messages, turn, render)
         content = len(whole) if content is None else content
         earlier, after = self._last_shown(whole, messages, turn, render)
         place = whole.find(header, after, content + len(header)) if header.strip() else -1
         if place >= 0:
             return place + len(header)
         if before is not None and earlier is not None:  # a part of the header was rewritten
-            asked = (_tried(render, m, prompt=asks) for m in _changed(messages[:turn], earlier))
-            ending = commonly(before, asked)
+            asked = (tried(render, m, prompt=asks) for m in changes(messages[:turn], earlier))
+            ending = differs(before, asked)
             if ending is not None:
                 same = self._common(whole[after:], before[ending:])
                 end = after + len(same)
@@ -189,7 +193,7 @@ class ChatRenderer:
     ) -> tuple[int | None, int]:
         """Return the last message before a turn that shows in the text, and where it ends."""
         for earlier in range(turn - 1, -1, -1):
-            shown = _shows(whole, messages, earlier, render)
+            shown = shows(whole, messages, earlier, render)
             if shown is not None:
                 return earlier, shown
         return None, 0
@@ -198,7 +202,7 @@ class ChatRenderer:
         self, whole: str, messages: Messages, turn: int, render: Render, said: str | None
     ) -> int:
         """Return where the turn's end of turn ends, with the line break that belongs to it."""
-        shown = _shows(whole, messages, turn, render)
+        shown = shows(whole, messages, turn, render)
         if shown is None:
             return 0
         if said is None:
@@ -209,7 +213,7 @@ class ChatRenderer:
             after = rest[len(quiet) :]
             broken = len(after) > 1 and after[1] == "\n"
             return shown + len("".join(quiet)) + len(after[0]) + broken
-        alone = _shows(said, messages[: turn + 1], turn, render)
+        alone = shows(said, messages[: turn + 1], turn, render)
         tail = said[len(said) if alone is None else alone :]
         same = self._common(whole[shown:], tail)
         if tail.strip() and not same.strip():  # a last turn is ended by another token
@@ -221,7 +225,7 @@ class ChatRenderer:
         """Tell whether the template wrote anything behind the last answer."""
         if whole.rstrip().endswith(tuple(self._special)):
             return True
-        shown = _shows(whole, messages, len(messages) - 1, render)
+        shown = shows(whole, messages, len(messages) - 1, render)
         return shown is None or bool(whole[shown:].strip())
 
     def _header(self, messages: Messages, render: Render) -> tuple[str, bool]:
@@ -229,14 +233,14 @@ class ChatRenderer:
         parts = any(isinstance(message.get("content"), list) for message in messages)
         if parts not in self._headers:
             asking = [{"role": "user", "content": _content("a", parts)}]
-            answer = {"role": "assistant", "content": _content(_PROBE, parts)}
-            plain, asked = _tried(render, asking), _tried(render, asking, prompt=True)
+            answer = {"role": "assistant", "content": _content(PROBE, parts)}
+            plain, asked = tried(render, asking), tried(render, asking, prompt=True)
             header = (asked or "")[len(self._common(asked or "", plain or "")) :]
             asks = bool(header)
             if not asks:
-                answered = _tried(render, [*asking, answer]) or ""
+                answered = tried(render, [*asking, answer]) or ""
                 header = answered[len(self._common(answered, plain or "")) :]
-                header = header.partition(_PROBE)[0].rstrip(" ")
+                header = header.partition(PROBE)[0].rstrip(" ")
             self._headers[parts] = header, asks
         return self._headers[parts]
 
@@ -305,7 +309,7 @@ def _refuse_lost_calls(whole: str, messages: Messages, render: Render, name: str
     for turn, message in enumerate(messages):
         if not message.get("tool_calls") or message["role"] != "assistant":
             continue
-        changed = [_tried(render, some) for some in list(_changed(messages, turn))[1:]]
+        changed = [tried(render, some) for some in list(changes(messages, turn))[1:]]
         if changed and all(other in (None, whole) for other in changed):
             raise InputError(
                 f"expected a chat template that writes tool_calls, it leaves out those of message "
@@ -313,66 +317,6 @@ def _refuse_lost_calls(whole: str, messages: Messages, render: Render, name: str
                 where=f"example {name}",
                 remedy="use a model whose template has them, or write the calls into the content",
             )
-
-
-def _tried(render: Render, messages: Messages, *, prompt: bool = False) -> str | None:
-    """Return a part of a chat as text; None where the template refuses it."""
-    try:
-        return render(messages, prompt=prompt)
-    except _REFUSALS:
-        return None
-
-
-def _shows(
-    text: str, messages: Messages, turn: int, render: Render, *, first: bool = False
-) -> int | None:
-    """Return where a change at the end (``first``: beginning) of a message shows in its text."""
-    changed = (_tried(render, some) for some in _changed(messages, turn, first=first))
-    return commonly(text, changed)
-
-
-def commonly(text: str, changed: Iterator[str | None]) -> int | None:
-    """Return where the first text that was changed differs; None where none was."""
-    other = next((other for other in changed if other is not None and other != text), None)
-    return None if other is None else alike(text, other)
-
-
-def alike(one: str, other: str) -> int:
-    """Return how many characters two texts begin with in common."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _changed(messages: Messages, turn: int, *, first: bool = False) -> Iterator[Messages]:
-    """Yield chats with one message changed: its content, or else its last call's name."""
-    message = messages[turn]
-    others = messages[:turn], messages[turn + 1 :]
-    content = message.get("content") or ""
-    if isinstance(content, list):
-        place = 0 if first else len(content) - 1
-        text = _joined(content[place]["text"], first)
-        content = [*content[:place], {**content[place], "text": text}, *content[place + 1 :]]
-    else:
-        content = _joined(content, first)
-    yield [*others[0], {**message, "content": content}, *others[1]]
-    calls = message.get("tool_calls")
-    if isinstance(calls, list) and calls and isinstance(calls[-1], dict):
-        call = calls[-1]
-        inner = call.get("function")
-        owner = inner if isinstance(inner, dict) else call
-        owner = {**owner, "name": _joined(str(owner.get("name", "")), first)}
-        call = {**call, "function": owner} if isinstance(inner, dict) else owner
-        yield [*others[0], {**message, "tool_calls": [*calls[:-1], call]}, *others[1]]
-
-
-def _joined(text: str, first: bool) -> str:
-    return _PROBE + text if first else text + _PROBE
 
 
 def _content(text: str, parts: bool) -> Any:
