@@ -82,7 +82,7 @@ def assign_roles(
             where="adaptation",
             remedy=(f"set split.folds to {there}, or " if (there := before + len(used)) > 1 else "")
             + "give more documents, or raise split.use where it is below 1; rows of one document "
-            "count once (document_column)",
+            "(document_column) and documents that repeat one another count once",
         )
     roles = kept | dict.fromkeys(ranked[:tests], TEST)
     roles |= dict.fromkeys(rest[len(used) :], UNUSED)

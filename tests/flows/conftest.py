@@ -35,6 +35,8 @@ def albat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """Run the command as the terminal does, wide enough that no line is folded."""
     before = dict(os.environ)
     monkeypatch.setenv("COLUMNS", "400")
+    for console in ("console", "errors"):  # made with what COLUMNS was then, if any
+        monkeypatch.setattr(f"flows.console.{console}.width", 400)
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["albat", *map(str, arguments)])

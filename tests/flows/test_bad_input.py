@@ -290,12 +290,20 @@ CASES = {
     ),
     "fewer documents than folds": Case(
         as_adaptation(
-            [{"text": "leaf root", "doc": n % 3} for n in range(9)], document_column="doc"
+            [{"text": f"leaf root {n % 3}", "doc": n % 3} for n in range(9)], document_column="doc"
         ),
         InputError,
         ("expected at least 3 documents to train and validate on (split.folds), got 2 of 3",),
         stage="adaptation",
         left={SHARDS},
+    ),
+    "documents that repeat one another": Case(
+        as_adaptation([{"text": "leaf root", "doc": n} for n in range(9)], document_column="doc"),
+        InputError,
+        ("got 0 of 1", "documents that repeat one another count once"),
+        stage="adaptation",
+        left={SHARDS},
+        early=False,
     ),
     "held-out documents that are trained on": Case(
         overlap,
