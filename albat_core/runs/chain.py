@@ -216,8 +216,9 @@ class Chain:
             runtime=self._runtime,
         )
         kept = self._decontaminated("leave held-out rows out of random ones", drawn)
+        like = self.selection
         return self._steps.run(
-            "take random rows", select_all, candidates=kept, runtime=self._runtime
+            "take random rows", select_all, candidates=kept, like=like, runtime=self._runtime
         )
 
     @cached_property
@@ -297,12 +298,9 @@ class Chain:
 
     def export(self) -> dict[str, str]:
         """Put report, adapter and mixture where the run's output is wanted; return their paths."""
+        run, report = self.artifacts, self.report
         return self._steps.call(
-            export_run,
-            run=self.artifacts,
-            report=self.report,
-            output=self._output,
-            runtime=self._runtime,
+            export_run, run=run, report=report, output=self._output, runtime=self._runtime
         )
 
     @property

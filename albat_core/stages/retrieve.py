@@ -191,9 +191,12 @@ def _refuse_mismatch(store: ArtifactStore, index: ArtifactRef, queries: Artifact
 def draw_candidates(
     index_ref: ArtifactRef, selection_ref: ArtifactRef, seed: int, runtime: Runtime
 ) -> ArtifactRef:
-    """Draw as many corpus examples evenly at random as a selection has, for the random baseline."""
+    """Draw corpus examples evenly at random, in random order, for the random baseline.
+
+    Twice as many as a selection has, so that as many are left when copies are left out.
+    """
     store = ArtifactStore(runtime.root)
-    count = store.manifest(selection_ref).rows
+    count = 2 * store.manifest(selection_ref).rows
 
     def build(folder: Path) -> Built:
         corpus = load_index(store, index_ref, runtime)

@@ -162,17 +162,27 @@ def select(
     return store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
 
 
-def select_all(candidates: ArtifactRef, runtime: Runtime) -> ArtifactRef:
-    """Take every candidate with the same weight, for the random baseline."""
+def select_all(
+    candidates: ArtifactRef, runtime: Runtime, like: ArtifactRef | None = None
+) -> ArtifactRef:
+    """Take every candidate with the same weight, for baselines.
+
+    Args:
+        candidates: what to take.
+        runtime: where.
+        like: take the first candidates only, as many as this selection has.
+    """
     store = ArtifactStore(runtime.root)
+    rows = store.manifest(like).rows if like else None
 
     def build(folder: Path) -> Built:
-        table = read_candidates(store, candidates)
+        table = read_candidates(store, candidates)[:rows]
         for field in list(SCORE_SCHEMA)[len(CANDIDATE_SCHEMA) :]:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return _write(table, np.full(table.num_rows, 1 / table.num_rows), {}, folder)
 
-    return store.produce(STAGE, STAGE_VERSION, {}, {"candidates": candidates.key}, build)
+    settings = {"rows": rows} if rows else {}
+    return store.produce(STAGE, STAGE_VERSION, settings, {"candidates": candidates.key}, build)
 
 
 def _write(chosen: pa.Table, weights: Floats, facts: dict[str, float], folder: Path) -> Built:

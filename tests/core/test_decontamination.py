@@ -313,6 +313,16 @@ def test_what_stays_is_as_it_was_and_read_as_candidates(planted: Planted) -> Non
     assert planted.store.manifest(chosen).rows == after.num_rows
 
 
+def test_a_baseline_has_as_many_rows_as_the_selection_it_is_compared_with(
+    planted: Planted,
+) -> None:
+    few = select_all(planted.decontaminate(ngram=6), planted.runtime)
+    before = read_table(planted.store.folder(planted.candidates) / CANDIDATES)
+    assert planted.store.manifest(few).rows < before.num_rows
+    chosen = select_all(planted.candidates, planted.runtime, like=few)
+    assert planted.store.manifest(chosen).rows == planted.store.manifest(few).rows
+
+
 def candidates(planted: Planted, examples: list[Example]) -> ArtifactRef:
     return take_candidates(shards_of(examples, planted.runtime), planted.runtime)
 
