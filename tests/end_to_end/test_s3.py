@@ -81,7 +81,7 @@ def test_results_are_in_the_bucket(first: Run, bucket: s3fs.S3FileSystem) -> Non
     for file in manifest.files:
         assert storage.digest(f"{first.result.places['adapter']}/{file.path}") == file.sha256
     settings = json.loads(bucket.cat(f"{first.result.places['adapter']}/adapter_config.json"))
-    assert settings["base_model_name_or_path"] == f"{HOME}/backbone"
+    assert settings["base_model_name_or_path"] is None  # peft would not find it there
     exported = bucket.find(f"{first.result.places['mixture']}/data")
     assert [Path(name).name for name in exported] == ["train-00000-of-00001.parquet"]
     assert first.labels - first.computed == {"fine-tune: Adaptation data only"}
