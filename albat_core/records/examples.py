@@ -77,6 +77,16 @@ def example_text(example: Example) -> str:
     return example.text or ""
 
 
+def example_content(example: Example) -> str:
+    """Return what makes a row the same as another: its text, of a picture its file's digest.
+
+    Captions are often the same, so that of a picture its file decides.
+    """
+    if example.image is None:
+        return example_text(example)
+    return hashlib.sha256(example.image).hexdigest()
+
+
 def message_text(message: dict[str, Any]) -> str:
     """Return what a turn of a chat says: its reasoning, its content, its calls as JSON."""
     content = message.get("content") or ""

@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.measures.copies import copies_of, first_copies
+from albat_core.measures.copies import Mask, copies_of, first_copies
 from albat_core.records.candidates import (
     NEIGHBOUR_SCHEMA,
     STAGE,
@@ -21,7 +20,7 @@ from albat_core.records.candidates import (
     read_neighbours,
     write_candidates,
 )
-from albat_core.records.examples import Example, example_text
+from albat_core.records.examples import Example, example_content, example_text
 from albat_core.records.indexes import CorpusIndex, load_index
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role, role_digest
 from albat_core.records.vectors import load_queries
@@ -35,8 +34,6 @@ _SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
 _FIRST_SEARCH = 32  # neighbours of a held-out row
 _QUERIES = 64  # searched at once; each may have the whole corpus as neighbours
 _ROUNDING = 1e-5  # of a float32 dot product, so that a similarity of 1 finds equal vectors
-
-Mask = NDArray[np.bool_]
 
 
 class DecontaminationConfig(StageConfig):
@@ -201,8 +198,8 @@ def decontaminate(
                 own = alike(queries, config.similarity)
         again = np.zeros(table.num_rows, dtype=np.bool_)
         if config.copies is not None:
-            contents = [_content(row) for block in pool.blocks() for row in block]
-            own |= copies_of(contents, [_content(row) for row in trained], config.copies)
+            contents = [example_content(row) for block in pool.blocks() for row in block]
+            own |= copies_of(contents, [example_content(row) for row in trained], config.copies)
             left = np.flatnonzero(~(repeated | similar | own))
             first = first_copies([contents[place] for place in left], config.copies)
             again[left] = first != np.arange(len(left))
@@ -264,11 +261,6 @@ def _repeats_words(
 def _compared_text(example: Example) -> str:
     """Return an example's text; none of a picture, since captions are often the same."""
     return example_text(example) if example.image is None else ""
-
-
-def _content(example: Example) -> str:
-    """Return what makes a row the same as another: its text, of a picture its file's digest."""
-    return example_text(example) if example.image is None else sha256(example.image).hexdigest()
 
 
 def _among(candidates: pa.Table, corpus: CorpusIndex, positions: NDArray[np.int64]) -> Mask:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from albat_core.errors import InputError
 from albat_core.measures.copies import same_documents
-from albat_core.records.examples import EXAMPLE_SCHEMA, example_text, table_to_examples
+from albat_core.records.examples import EXAMPLE_SCHEMA, example_content, table_to_examples
 from albat_core.records.shards import Part, parts_of
 from albat_core.records.splits import ROLES, STAGE, TEST, TRAIN, UNUSED, VALIDATION
 from albat_core.records.tables import read_table, write_table
@@ -178,11 +178,7 @@ def split_adaptation(
 def _same_documents(rows: pa.Table) -> dict[str, str]:
     """Return for each document the first one that it is the same as, by its rows' contents."""
     examples = table_to_examples(rows)
-    # captions are often the same: of a picture its file decides
-    contents = [
-        example_text(e) if e.image is None else hashlib.sha256(e.image).hexdigest()
-        for e in examples
-    ]
+    contents = [example_content(e) for e in examples]
     return same_documents([e.document for e in examples], contents, _NEARLY)
 
 
