@@ -181,8 +181,16 @@ def decontaminate(
         heldout = [e for role in _HELD_OUT for e in read_role(store, adaptation, role)]
         trained = read_role(store, adaptation, TRAIN)
         pictures = any(example.image is not None for example in trained)
-        repeated = _repeats_words(pool, heldout, config)
-        similar, own = (np.zeros(table.num_rows, dtype=np.bool_) for _ in range(2))
+        sought = [_compared_text(row) for row in heldout]
+        texts, contents, documents = [], [], []
+        if any(sought) or config.copies is not None:  # else the files of pictures are not read
+            for block in pool.blocks():
+                texts += [_compared_text(row) for row in block]
+                contents += [example_content(row) for row in block]
+                documents += [row.document for row in block]
+        repeated, similar, own, again = np.zeros((4, table.num_rows), dtype=np.bool_)
+        if any(sought):
+            repeated = shared_ngram_rows(texts, documents, sought, config.ngram, config.common)
         if config.similarity is not None:
             # on the CPU: on a GPU, FAISS finds no more than 2048 neighbours
             corpus = load_index(store, index, runtime.model_copy(update={"device": "cpu"}))
@@ -196,9 +204,7 @@ def decontaminate(
                 similar = alike(heldout_queries, config.similarity)
             if queries is not None and pictures:
                 own = alike(queries, config.similarity)
-        again = np.zeros(table.num_rows, dtype=np.bool_)
         if config.copies is not None:
-            contents = [example_content(row) for block in pool.blocks() for row in block]
             own |= copies_of(contents, [example_content(row) for row in trained], config.copies)
             left = np.flatnonzero(~(repeated | similar | own))
             first = first_copies([contents[place] for place in left], config.copies)
@@ -242,20 +248,6 @@ def decontaminate(
         },
         build,
     )
-
-
-def _repeats_words(
-    candidates: Candidates, heldout: Sequence[Example], config: DecontaminationConfig
-) -> Mask:
-    """Tell which candidates share words with a held-out row (n,)."""
-    sought = [_compared_text(example) for example in heldout]
-    if not any(sought):  # of pictures: their files need not be read
-        return np.zeros(len(candidates), dtype=np.bool_)
-    texts, documents = [], []
-    for block in candidates.blocks():
-        texts += [_compared_text(example) for example in block]
-        documents += [example.document for example in block]
-    return shared_ngram_rows(texts, documents, sought, config.ngram, config.common)
 
 
 def _compared_text(example: Example) -> str:
