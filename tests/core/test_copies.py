@@ -1,10 +1,12 @@
 """Copies: what counts as the same, and what is only alike."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from albat_core.measures.copies import copies_of, first_copies, same_documents, word_runs
+from albat_core.records.examples import Example, example_content
 
 WORDS = [f"word{n}" for n in range(400)]
 
@@ -71,3 +73,10 @@ def test_documents_are_the_same_by_most_of_their_words() -> None:
     texts = [text(1), boiler, text(2), boiler, text(1), edited(text(2), 60), text(3)]
     same = same_documents(documents, texts, 0.8)
     assert same == {"a": "a", "b": "b", "c": "a", "d": "b", "e": "e"}
+
+
+def test_a_picture_is_its_file_whatever_its_caption() -> None:
+    dog = Example("a", "a", "s", text="a dog", image=b"one")
+    assert example_content(dog) == example_content(replace(dog, text="a cat"))
+    assert example_content(dog) != example_content(replace(dog, image=b"two"))
+    assert example_content(replace(dog, image=None)) == "a dog"
