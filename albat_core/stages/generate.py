@@ -17,7 +17,7 @@ from albat_core.seeding import derive_seed
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 SOURCE = "generated"
 _AT_ONCE = 64  # rows made between two looks at whether to stop
 
@@ -70,8 +70,8 @@ def generate_rows(
                 some = prompts[start : start + _AT_ONCE]
                 draws = derive_seed(seed, "rows from", start)
                 made = _named(backbone.generate(some, config.sampling, draws), start)
-                # what was written may have more tokens when it is read: the rest is of no use
-                kept = [piece for example in made for piece in backbone.pieces(example)[:1]]
+                # what was written may have more tokens when it is read
+                kept = [piece for example in made for piece in backbone.pieces(example)]
                 if kept:
                     name = f"part-{len(parts):05d}.parquet"
                     write_table(examples_to_table(kept), folder / name)

@@ -278,6 +278,39 @@ def test_pieces_cut_at_spaces_have_the_tokens_of_the_whole(
     assert min(len(encoder.tokens(p)[0]) for p in pieces[:-1]) > 64 / 2
 
 
+@pytest.mark.parametrize("max_length", [16, 64])
+def test_the_last_piece_is_no_scrap(backbone_config: BackboneConfig, max_length: int) -> None:
+    small = encoder_of(backbone_config, max_length)
+    room = max_length - small._specials
+    prompt = " ".join(TOPICS["stars"][:2])
+    for words in range(room + 1, 3 * room):  # a remainder of every size
+        text = " ".join(["leaf"] * words)
+        answered = example(f"{prompt} {text}", prompt=prompt)
+        for row in (example(text), answered):
+            pieces = small.pieces(row)
+            assert "".join(p.text or "" for p in pieces) == row.text
+            sizes = [len(small._offsets(p.text or "")) for p in pieces]
+            assert len(pieces) > 1
+            assert room / 4 <= min(sizes) <= max(sizes) <= room
+        assert pieces[0].prompt == prompt
+        assert sum(small.tokens(pieces[0])[1]) >= 4
+
+
+def test_a_short_rest_leaves_the_prompt_with_the_first_of_its_answer(
+    backbone_config: BackboneConfig,
+) -> None:
+    small = encoder_of(backbone_config, 16)
+    for words in range(1, 14):
+        prompt = " ".join(["seed"] * words)
+        row = example(f"{prompt} {' '.join(['leaf'] * 14)}", prompt=prompt)
+        pieces = small.pieces(row)
+        if not pieces:
+            continue
+        assert "".join(p.text or "" for p in pieces) == row.text
+        assert (pieces[0].text or "").startswith(f"{prompt} leaf leaf leaf")
+        assert max(len(small.tokens(p)[0]) for p in pieces) <= 16
+
+
 def test_what_fits_is_left_as_it_is(encoder: TextEncoder, backbone_config: BackboneConfig) -> None:
     row = example("leaf root")
     assert encoder.pieces(row) == [row]

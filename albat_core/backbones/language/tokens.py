@@ -21,6 +21,8 @@ from albat_core.records.examples import Example
 _LETTERS_A_TOKEN = 64
 """A text of so many for each token that fits is surely cut: by stretches, which takes no memory."""
 _SHORTEST_ANSWER = 4  # tokens of answer that must fit behind a prompt
+_LEAST_SHARE = 0.25
+"""Of a full piece that the last one has at least: a mean loss over a few tokens says nothing."""
 
 
 class TextEncoder:
@@ -126,8 +128,9 @@ class TextEncoder:
     def pieces(self, example: Example) -> list[Example]:
         """Cut an example into ones of at most ``max_length`` tokens; itself where it fits.
 
-        Text is cut between words. A prompt/answer row keeps its prompt in front of the answer's
-        first part; what is left of the answer follows as text. A chat loses its last turns.
+        Text is cut between words; a last piece of a few tokens shares with the one before. A
+        prompt/answer row keeps its prompt in front of the answer's first part; what is left of the
+        answer follows as text. A chat loses its last turns.
         Nothing is returned where a prompt leaves no room for an answer. A lone token or character
         between two cuts is left out where nothing can be learned from it.
 
@@ -156,6 +159,7 @@ class TextEncoder:
             answer_tokens = sum(self.tokens(replace(example, text=text[:first_end]))[1])
             if first_end <= len(example.prompt) or answer_tokens < _SHORTEST_ANSWER:
                 return []
+        spans = self._levelled(text, spans, len(example.prompt or ""))
         pieces = [
             replace(
                 example,
@@ -207,6 +211,30 @@ class TextEncoder:
         if spans and len(self._offsets(text[start:])) > room:
             return spans + [(start + a, start + b) for a, b in self._spans_of_stretch(text[start:])]
         return [*spans, (start, len(text))]
+
+    def _levelled(
+        self, text: str, spans: list[tuple[int, int]], prompt: int
+    ) -> list[tuple[int, int]]:
+        """Return spans of which the last is no scrap: where it is, the last two share their tokens.
+
+        Args:
+            text: that is cut.
+            spans: of consecutive pieces, at least two.
+            prompt: characters that stay together, with some tokens of answer.
+        """
+        start, end = spans[-2][0], spans[-1][1]
+        room = self.max_length - self._specials
+        if len(self._offsets(text[slice(*spans[-1])])) >= _LEAST_SHARE * room:
+            return spans
+        both = text[start:end]
+        offsets = self._offsets(both)
+        answer = sum(start + begin < prompt for begin, _ in offsets)  # its first token
+        first = answer + _SHORTEST_ANSWER if answer else 0
+        middle = min(max(len(offsets) // 2, first), len(offsets) - 1)
+        at = start + self._end(both, offsets[self._word_start(both, offsets, middle, first)][0])
+        halves = [(start, at), (at, end)]
+        fits = all(a < b and len(self._offsets(text[a:b])) <= room for a, b in halves)
+        return [*spans[:-2], *halves] if fits and at < spans[-1][0] else spans
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the character span of each token."""
