@@ -69,12 +69,15 @@ class Advantages:
     Args:
         untouched: mean loss of the backbone.
         adapted: mean loss with the adapter.
-        error: standard error of the mean difference, over the example's units.
+        squares: sum of squared deviations of its units' differences from their mean, u - 1 times
+            their variance.
+        units: u, int64 >= 1.
     """
 
     untouched: Floats
     adapted: Floats
-    error: Floats
+    squares: Floats
+    units: NDArray[np.int64]
 
 
 def advantages(
@@ -87,8 +90,8 @@ def advantages(
     """Measure each example's mean loss without and with the attached adapter.
 
     Both passes share their batches and their noise, so that what these add to a loss cancels in
-    the difference. Its standard error is that of a mean of u differences, sd / sqrt(u): of tokens,
-    or of noise levels; levels are stratified, so there it is an upper bound.
+    the difference. Noise levels are strata of a sample: there neighbours tell the variance, half of
+    the mean square of their differences (Wolter, Introduction to Variance Estimation, 2007, 8.2).
 
     Args:
         backbone: with an adapter.
@@ -99,7 +102,8 @@ def advantages(
     """
     import torch
 
-    untouched, adapted, error = (np.zeros(len(encoded)) for _ in range(3))
+    untouched, adapted, squares = (np.zeros(len(encoded)) for _ in range(3))
+    units = np.zeros(len(encoded), dtype=np.int64)
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
         for positions in length_batches([e.length for e in encoded], batch_tokens):
             batch = [encoded[i] for i in positions]
@@ -108,12 +112,13 @@ def advantages(
             after = backbone.losses(batch, noise)
             untouched[positions] = before.mean.double().cpu().numpy()
             adapted[positions] = after.mean.double().cpu().numpy()
-            difference = torch.where(before.mask, before.each - after.each, 0.0).double()
-            units = before.units.double()
-            spread = torch.where(
-                before.mask, difference - (difference.sum(1) / units)[:, None], 0.0
-            )
-            variance = spread.square().sum(1) / (units - 1).clamp(min=1)
-            error[positions] = (variance / units).sqrt().cpu().numpy()
+            units[positions] = before.units.cpu().numpy()
+            each = torch.where(before.mask, before.each - after.each, 0.0).double()
+            if backbone.noisy:
+                found = each.diff(dim=1).square().sum(1) / 2
+            else:
+                mean = each.sum(1) / before.units
+                found = torch.where(before.mask, each - mean[:, None], 0.0).square().sum(1)
+            squares[positions] = found.cpu().numpy()
             advance(len(positions))
-    return Advantages(untouched, adapted, error)
+    return Advantages(untouched, adapted, squares, units)

@@ -15,8 +15,8 @@ SCORE_SCHEMA = (
     .append(pa.field("score", pa.float32()))
     .append(pa.field("score_error", pa.float32()))
 )
-"""Candidates with what a scorer found: losses per unit; scores, higher is better, with their
-standard error."""
+"""Candidates with what a scorer found: losses per unit; scores, higher is better, that allow for
+their standard errors (``scoring.discount``); and these, of scores as measured."""
 
 
 def read_scores(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from albat_core.backbones.base import Backbone, FixedNoise, forward_units
+from albat_core.measures.discounts import standard_errors
 from albat_core.measures.losses import advantages
 from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example
@@ -37,13 +38,14 @@ class Advantage(Scorer):
             encoded = given.backbone.encode(examples)
             given.passes += 2 * forward_units(given.backbone, encoded, given.noise)
             found = advantages(given.backbone, encoded, given.batch_tokens, given.noise, LABEL)
-            blocks.append((found.untouched, found.adapted, found.error))
-        untouched, adapted, error = (np.concatenate(column) for column in zip(*blocks, strict=True))
+            blocks.append((found.untouched, found.adapted, found.squares, found.units))
+        columns = zip(*blocks, strict=True)
+        untouched, adapted, squares, units = (np.concatenate(column) for column in columns)
         return {
             "loss_backbone": untouched,
             "loss_surrogate": adapted,
             "score": untouched - adapted,
-            "score_error": error,
+            "score_error": standard_errors(squares, units),
         }
 
 

@@ -12,7 +12,7 @@ from albat_core.scorers.base import Scores, rank_correlation
 from albat_core.seeding import numpy_generator
 
 _SAMPLE = 256  # of the candidates that have a score, on which surrogates are compared
-_COLUMNS = ("loss_backbone", "loss_surrogate", "score", "score_error")
+_COLUMNS = ("loss_backbone", "loss_surrogate", "score_error")
 
 
 def score_what_is_new(
@@ -76,4 +76,6 @@ def _earlier_columns(
     for name in _COLUMNS:
         columns[name] = np.full(len(places), np.nan)
         columns[name][there] = earlier[name].to_numpy()[found[there]]
+    # as measured: what is kept was discounted among other rows
+    columns["score"] = columns["loss_backbone"] - columns["loss_surrogate"]
     return columns, there

@@ -12,6 +12,7 @@ from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
+from albat_core.measures.discounts import Discount, discounted
 from albat_core.records.candidates import Candidates, read_candidates
 from albat_core.records.encodings import Encodings
 from albat_core.records.scores import SCORE_SCHEMA, SCORES, STAGE, read_scores
@@ -26,7 +27,7 @@ from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _SAMPLE = 128  # candidates on which the number of noise levels is chosen
 
 
@@ -34,6 +35,10 @@ class ScoringConfig(StageConfig):
     """How candidates are scored."""
 
     scorer: AnyScorer = Field(Advantage(), description=scorer_meanings())
+    discount: Discount = "shrinkage"
+    """How a score allows for its standard error, so that rows of a few tokens do not rank first by
+    chance: `shrinkage`: it is drawn to the mean as far as its error is large beside what rows
+    differ by; `bound`: less the error; `none`. Scores without an error are as they are."""
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in a batch, padding included; of pictures, positions of their latents."""
     noise_levels: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = "auto"
@@ -112,6 +117,9 @@ def score_candidates(
                 where=f"example {table['example_id'][worst].as_py()}",
                 remedy="lower surrogate.learning_rate, or set backbone.dtype to float32",
             )
+        if "score_error" in columns:
+            errors = columns["score_error"]
+            columns["score"] = discounted(columns["score"], errors, config.discount)
         write_table(_with_scores(table, columns), folder / SCORES)
         score = columns["score"]
         return Built(

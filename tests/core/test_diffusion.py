@@ -25,6 +25,7 @@ from albat_core.backbones.diffusion.families.base import Condition
 from albat_core.backbones.diffusion.model import DiffusionBackbone
 from albat_core.backbones.diffusion.noise import Noised
 from albat_core.errors import AlbatError, BackboneError, InputError
+from albat_core.measures.discounts import standard_errors
 from albat_core.measures.losses import advantages
 from albat_core.pictures import picture_pixels
 from albat_core.records.examples import Example
@@ -223,29 +224,27 @@ def test_both_passes_of_an_advantage_share_their_noise(sd: BackboneConfig) -> No
         moved(backbone, 0.02)
         little = advantages(backbone, encoded, 8192, NOISE)
     assert np.array_equal(nothing.untouched, nothing.adapted)
-    assert not nothing.error.any()
+    assert not nothing.squares.any()
     difference = little.untouched - little.adapted
     with open_backbone(sd, CPU) as backbone:
         encoded = backbone.encode(cut(backbone, 6))
         with torch.inference_mode():
             each = backbone.losses(encoded, NOISE).each
     spread = float(each.std(dim=1).mean()) / NOISE.levels**0.5
-    assert (little.error < spread / 3).all()  # far less than the error of either loss
+    error = standard_errors(little.squares, little.units)
+    assert (error < spread / 3).all()  # far less than the error of either loss
     assert difference.any()
 
 
-def test_the_standard_error_is_that_of_a_mean_of_differences(sd: BackboneConfig) -> None:
+def test_the_standard_error_is_how_much_other_noise_would_change(sd: BackboneConfig) -> None:
     with open_backbone(sd, CPU) as backbone:
-        encoded = backbone.encode(cut(backbone, 3))
+        encoded = backbone.encode(cut(backbone, 6))
         backbone.attach_adapter(AdapterConfig(rank=2), 0)
         moved(backbone)
-        found = advantages(backbone, encoded, 8192, NOISE)
-        with torch.inference_mode():
-            after = backbone.losses(encoded, NOISE).each
-            with backbone.adapter_disabled():
-                before = backbone.losses(encoded, NOISE).each
-    expected = (before - after).double().std(dim=1, unbiased=True) / NOISE.levels**0.5
-    assert found.error == pytest.approx(expected.numpy(), rel=1e-4)
+        found = [advantages(backbone, encoded, 8192, FixedNoise(8, n)) for n in range(40)]
+    spread = np.std([a.untouched - a.adapted for a in found], axis=0, ddof=1)
+    errors = np.mean([standard_errors(a.squares, a.units) for a in found], axis=0)
+    assert 0.8 < np.median(errors / spread) < 1.6
 
 
 def test_min_snr_weighs_losses_and_noise_offset_only_training(

@@ -217,7 +217,9 @@ def test_scores_are_kept_where_both_surrogates_rank_alike(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, alike: bool
 ) -> None:
     monkeypatch.setattr(known, "_SAMPLE", 8)
-    scoring = run.scoring.model_copy(update={"rank_agreement": 0.01 if alike else 0.999999})
+    scoring = run.scoring.model_copy(
+        update={"rank_agreement": 0.01 if alike else 0.999999, "discount": "none"}
+    )
     run = run.model_copy(update={"scoring": scoring})
     first = Chain(run)
     selected = first.selected

@@ -8,6 +8,7 @@ import pytest
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import adapted
 from albat_core.errors import ConfigError
+from albat_core.measures.discounts import discounted
 from albat_core.records.candidates import CANDIDATES
 from albat_core.records.scores import SCORES
 from albat_core.records.shards import read_examples
@@ -39,7 +40,9 @@ def test_advantage_is_what_the_surrogate_gains_per_token(
             losses.append([float(one.mean.detach()) for one in one_by_one])
     np.testing.assert_allclose(table["loss_backbone"], losses[0], atol=1e-4)
     np.testing.assert_allclose(table["loss_surrogate"], losses[1], atol=1e-4)
-    np.testing.assert_allclose(table["score"], np.subtract(*losses), atol=1e-4)
+    measured, errors = np.subtract(*losses), np.array(table["score_error"])
+    np.testing.assert_allclose(table["score"], discounted(measured, errors, "shrinkage"), atol=1e-4)
+    assert (np.abs(table["score"] - measured) > 1e-3).any()
     assert np.std(table["score"]) > 1e-3
 
 
