@@ -1,7 +1,7 @@
 """The configuration file: what is taken, what is refused, and how mistakes are told."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from albat_core.benchmark.config import EfficacyConfig
 from albat_core.errors import ConfigError
 from albat_core.runs.config import RunConfig
 from albat_core.store import storage
-from flows.config import load_config, starter_config
+from flows.config import load_config, load_efficacy, starter_config
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 LEAST = {"backbone": {"path": "b"}, "corpus": {"path": "c"}, "adaptation": {"path": "a"}}
 
 
@@ -364,3 +366,11 @@ def test_a_key_uncommented_without_its_section(tmp_path: Path) -> None:
     assert "and `adapter:`" in said
     with pytest.raises(ConfigError, match="line 3: 'steps': uncomment `surrogate:`"):
         load_config(write(tmp_path, "name: x\n#surrogate:\n  steps: 3\n"))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.yaml")), ids=lambda p: p.stem)
+def test_the_examples_can_be_read(path: Path) -> None:
+    load: Callable[[str], RunConfig | EfficacyConfig] = load_config
+    if path.parent.name == "efficacy":
+        load = load_efficacy
+    assert load(str(path)).name
