@@ -14,7 +14,7 @@ TASK ?= text
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 \
 	--dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy try-production clean
+.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-calibration try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,14 @@ ifdef LARGE
 	$(BIN)/albat bench efficacy examples/efficacy/text-large.yaml --out docs
 else
 	$(BIN)/albat bench efficacy examples/efficacy/$(TASK).yaml --out docs
+endif
+
+bench-calibration: .venv/ready ## Hold what is said beforehand against what it was worth, on all examples (QUICK=1: on one).
+ifdef QUICK
+	$(BIN)/albat bench calibration examples/efficacy/general.yaml --seed 0 --out docs
+else
+	$(BIN)/albat bench calibration $(addprefix examples/,efficacy/general.yaml \
+		efficacy/text.yaml efficacy/image.yaml text/demo.yaml) --size 0.5 --size 2 --out docs
 endif
 
 try-production: .venv/ready ## Run once on a Prefect server with PostgreSQL and a password (CRASH=1: and kill a worker).

@@ -1,14 +1,15 @@
 """The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
 import contextlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from albat_core.benchmark.config import EfficacyConfig
+from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig, Situation
 from albat_core.errors import ConfigError
 from albat_core.runs.config import RunConfig
 from albat_core.sources.config import SourceConfig
@@ -86,6 +87,44 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
         each.model_copy(update={"run": _anchored(each.run, path)}) for each in config.situations
     ]
     return config.model_copy(update={"situations": tuple(anchored)})
+
+
+def load_calibration(
+    paths: Sequence[str], settings: dict[str, Any], overrides: dict[str, Any] | None = None
+) -> CalibrationConfig:
+    """Return a calibration on runs, or on all situations of benchmarks.
+
+    Args:
+        paths: YAML files, local or remote; a benchmark's names ``situations``.
+        settings: of the calibration.
+        overrides: values of ``runtime`` that replace the files'.
+
+    Raises:
+        ConfigError: every mistake in a file, or a task has the name of another.
+    """
+    tasks: list[Situation] = []
+    for path in paths:
+        if "situations" in _read(path)[1]:
+            benchmark = load_efficacy(path, overrides)
+            tasks += [
+                each.model_copy(update={"name": f"{benchmark.name}, {each.name}"})
+                for each in benchmark.situations
+            ]
+        else:
+            run = load_config(path, overrides)
+            tasks.append(Situation(name=run.name, run=run))
+    names = Counter(task.name for task in tasks)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(
+            f"expected tasks with names of their own, got {', '.join(repeated)} several times",
+            where=", ".join(paths),
+            remedy="change `name` of a run or of a benchmark",
+        )
+    try:
+        return CalibrationConfig.model_validate(settings | {"situations": tasks})
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(said, where="options", remedy="see --help") from error
 
 
 def _settings(value: Any, place: str, path: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The efficacy benchmark as a flow: tasks and seeds in processes of their own, then the table."""
+"""Benchmarks as flows: tasks and seeds in processes of their own, then the table."""
 
 from datetime import date
 
 from albat_core.benchmark.arms import measure_situation
-from albat_core.benchmark.config import EfficacyConfig
+from albat_core.benchmark.calibration import calibrate, tabulate_cases
+from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig
 from albat_core.benchmark.table import TABLE, tabulate
 from albat_core.report.gathering import machine
 from albat_core.store import storage
@@ -32,15 +33,39 @@ def efficacy(config: EfficacyConfig) -> FlowResult:
     return FlowResult(artifact=table, stages=())
 
 
-def export_table(result: FlowResult, config: EfficacyConfig, command: str, out: str) -> str:
-    """Write a benchmark's table below a folder, and say how it was measured; return its place."""
+@as_flow
+def calibration(config: CalibrationConfig) -> FlowResult:
+    """Hold what is said of tasks beforehand, and by their runs, against what it was worth.
+
+    Args:
+        config: on which tasks, seeds and sizes.
+    """
+    runtime = config.situations[0].run.runtime
+    with tasks_in_processes(config.parallel) as execute:
+        measured = [
+            execute(calibrate, situation=each, sizes=config.sizes, seed=seed)
+            for seed in config.seeds
+            for each in config.situations
+        ]
+        cases = [case for its in measured for case in its.result()]
+        table = execute(tabulate_cases, cases=cases, runtime=runtime).result()
+    return FlowResult(artifact=table, stages=())
+
+
+def export_table(
+    result: FlowResult,
+    config: EfficacyConfig | CalibrationConfig,
+    title: str,
+    command: str,
+    place: str,
+) -> str:
+    """Write a benchmark's table as Markdown, and say how it was measured; return its place."""
     store = ArtifactStore(config.situations[0].run.runtime.root)
     folder = store.folder(result.artifact)
-    head = f"""# Efficacy: {config.name}
+    head = f"""# {title}
 
 `{command}`, {date.today().isoformat()}, {machine()}; seeds {", ".join(map(str, config.seeds))}.
 
 """
-    place = storage.join(out, f"efficacy-{config.name}.md")
     storage.write_bytes(place, (head + (folder / TABLE).read_text("utf-8")).encode())
     return place

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import Task
 
-from albat_core.benchmark import arms, table
+from albat_core.benchmark import arms, calibration, table
 from albat_core.devices import resolve_device
 from albat_core.runs import registry
 from albat_core.sources import files
@@ -52,6 +52,9 @@ _ON_DEVICE = {
     arms.measure_situation: lift(
         arms.measure_situation, "measure", "measure {situation.name}, seed {seed}"
     ),
+    calibration.calibrate: lift(
+        calibration.calibrate, "calibrate", "calibrate {situation.name}, seed {seed}"
+    ),
     sample.draw_samples: lift(sample.draw_samples, "sample", "sample: {label}"),
     fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
 }
@@ -66,6 +69,7 @@ _ELSEWHERE = {
     select.select_all: lift(select.select_all, "take all random candidates"),
     mix.write_mixture: lift(mix.write_mixture, "write mixture", "write mixture: {label}"),
     table.tabulate: lift(table.tabulate, "write the table"),
+    calibration.tabulate_cases: lift(calibration.tabulate_cases, "write the table of calibration"),
     report.write_report: lift(report.write_report, "write the report"),
     report.export_run: lift(report.export_run, "export"),
     compare.compare_selections: lift(compare.compare_selections, "compare selections"),

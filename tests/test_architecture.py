@@ -55,7 +55,8 @@ HOMES = {
     "matplotlib": {"albat_core/report/drawing.py"},
     "PIL": {"albat_core/pictures.py"},
     "typer": {
-        f"flows/cli/{n}.py" for n in ("__init__", "adapters", "app", "look", "production", "runs")
+        f"flows/cli/{n}.py"
+        for n in ("__init__", "adapters", "app", "benchmarks", "look", "production", "runs")
     },
     "psutil": {"flows/local/processes.py", "flows/local/production.py"},
     "rich": {"flows/console.py"},

@@ -1,5 +1,7 @@
 """What the efficacy benchmark compares, on which tasks."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
 from albat_core.runs.config import RunConfig
@@ -50,3 +52,16 @@ class EfficacyConfig(StageConfig):
         if again := sorted({name for name in names if names.count(name) > 1 or name == "random"}):
             raise ValueError(f"each scorer once, and random is there anyway: {', '.join(again)}")
         return value
+
+
+class CalibrationConfig(StageConfig):
+    """On which tasks, seeds and sizes what is said beforehand is held against what it was worth."""
+
+    situations: tuple[Situation, ...] = Field(min_length=1)
+    """The tasks."""
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Each draws adaptation documents, initialization and batches anew."""
+    sizes: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    """Sizes of the adaptation set, over the task's own `split.use`."""
+    parallel: int = Field(2, ge=1)
+    """Tasks and seeds that run at once, each in a process of its own."""

@@ -150,9 +150,9 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
             Row(
                 situation=its[0].situation,
                 arm=arm,
-                loss=_value(losses[arm]),
-                gain=_value(losses[ADAPTATION_ONLY] - losses[arm]),
-                multiplier=_value(np.array(worth)),
+                loss=drawn_interval(losses[arm]),
+                gain=drawn_interval(losses[ADAPTATION_ONLY] - losses[arm]),
+                multiplier=drawn_interval(np.array(worth)),
                 most=None if arm in arms else float(shares[-1] / shares[0]),
                 alphas=tuple(r.alpha for r in its),
                 best_steps=tuple(r.best_step for r in its),
@@ -163,8 +163,8 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
     return rows
 
 
-def _value(found: Floats) -> Interval:
-    """Return the first, which is measured on everything, with the interval of the others."""
+def drawn_interval(found: Floats) -> Interval:
+    """Return the first, which is measured on everything, with the 95% interval of the others."""
     low, high = np.quantile(found[1:], [0.025, 0.975])
     return Interval(value=float(found[0]), low=float(low), high=float(high))
 
@@ -222,19 +222,25 @@ def _line(row: Row) -> str:
     if len(set(row.alphas)) == 1 and mixed:
         alpha = f"{row.alphas[0]:.2f}"
     return (
-        f"| {label} | {_shown(row.loss, '.3f')} | {_shown(row.gain, '+.3f')} "
-        f"| {_times(row)} | {alpha} | {row.passes:.1f} |"
+        f"| {label} | {shown(row.loss, '.3f')} | {shown(row.gain, '+.3f')} "
+        f"| {times(row.multiplier, row.most)} | {alpha} | {row.passes:.1f} |"
     )
 
 
-def _times(row: Row) -> str:
-    """Return a multiplier; one that lies beyond the curve is written as more than its end."""
+def times(multiplier: Interval, most: float | None) -> str:
+    """Return a multiplier; one that lies beyond the curve is written as more than its end.
+
+    Args:
+        multiplier: measured.
+        most: end of the curve; None for a point of it.
+    """
     value, low, high = (
-        f"> {row.most:.3g}" if row.most is not None and number >= row.most else f"{number:.1f}"
-        for number in (row.multiplier.value, row.multiplier.low, row.multiplier.high)
+        f"> {most:.3g}" if most is not None and number >= most else f"{number:.1f}"
+        for number in (multiplier.value, multiplier.low, multiplier.high)
     )
     return value if low == value == high else f"{value} ({low} to {high})"
 
 
-def _shown(value: Interval, form: str) -> str:
+def shown(value: Interval, form: str) -> str:
+    """Return a value with its interval, each in this form."""
     return f"{value.value:{form}} ({value.low:{form}} to {value.high:{form}})"

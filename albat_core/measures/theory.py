@@ -11,6 +11,8 @@ the theory of arXiv 2402.04376 and 2309.14563)
 Nothing here knows of models: vectors are gradients in any coordinates.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,15 +43,29 @@ class Terms:
         corpus = self.corpus_variance + self.bias
         return ((1 - alpha) ** 2 * self.target_variance + alpha**2 * corpus) / 2
 
+    def moved(self, factor: float) -> Terms:
+        """Return the terms with V_T / (V_w + B) ``factor`` > 0 times as large."""
+        return Terms(self.target_variance, self.corpus_variance / factor, self.bias / factor)
+
     @property
     def alpha(self) -> float:
         """alpha* = V_T / (V_T + V_w + B), at which R is least; in [0, 1]; 0 where all are 0."""
         whole = self.target_variance + self.corpus_variance + self.bias
         return self.target_variance / whole if whole > 0 else 0.0
 
+    def worth(self, alpha: float) -> float:
+        """R(0) / R(alpha): how many times the adaptation data mixing at alpha in [0, 1] is worth.
+
+        Below 1 where it costs; 1 where nothing is lost without it; infinite where nothing is with.
+        """
+        without, mixed = self.excess_risk(0.0), self.excess_risk(alpha)
+        if mixed > 0:
+            return without / mixed
+        return np.inf if without > 0 else 1.0
+
     @property
     def multiplier(self) -> float:
-        """R(0) / R(alpha*) = 1 + V_T / (V_w + B): how many times the adaptation data it is worth.
+        """R(0) / R(alpha*) = 1 + V_T / (V_w + B): what mixing is worth at its best.
 
         At least 1; infinite where the corpus costs nothing.
         """
@@ -141,7 +157,8 @@ class Estimate:
     Args:
         terms: V_T, V_w and B, up to a common factor.
         alpha: low and high of alpha*, in [0, 1].
-        multiplier: low and high of the effective data multiplier, >= 1.
+        multiplier: low and high of what mixing is worth at the alpha that is mixed with; below 1
+            where it may cost.
     """
 
     terms: Terms
@@ -156,6 +173,8 @@ def estimate_terms(
     seed: int,
     draws: int = 2000,
     more_rows: float = 1.0,
+    highest: float = 1.0,
+    doubt: float = 0.0,
 ) -> Estimate:
     """Estimate the terms by cross-fitting: held-out examples are none that were trained on.
 
@@ -167,7 +186,9 @@ def estimate_terms(
 
     and V_w = tr(H^-1 S_w) / ESS. So alpha* is the mixture of the two mean gradients that comes
     nearest the held-out one, and a factor that H is known up to cancels in it. Negative estimates
-    are 0. Intervals are percentiles of a bootstrap over the held-out documents.
+    are 0. Intervals are percentiles of a bootstrap over the held-out documents, of which each draw
+    of V_T / (V_w + B) is moved by a factor exp(doubt z), z standard normal: what the theory itself
+    is off by.
 
     Args:
         folds: at least one.
@@ -177,6 +198,9 @@ def estimate_terms(
         draws: bootstrap samples.
         more_rows: how many times as many rows will be trained on as the adapters of the folds were:
             V_T goes with 1 / n.
+        highest: mixing weight at most, in (0, 1].
+        doubt: standard deviation of log V_T / (V_w + B) about the truth, were documents without
+            end.
     """
     whitening = metric_root(
         np.concatenate([g for fold in folds for g in (fold.corpus, fold.heldout)]), damping
@@ -201,12 +225,17 @@ def estimate_terms(
         return Terms(target / more_rows, corpus_variance, max(length - target, 0.0))
 
     generator = numpy_generator(seed, "terms")
-    found = [terms(generator.integers(len(pull), size=len(pull))) for _ in range(draws)]
+    best = terms(np.arange(len(pull)))
+    mixed = min(best.alpha, highest)
+    factors = np.exp(doubt * numpy_generator(seed, "doubt").normal(size=draws))
+    found = [
+        terms(generator.integers(len(pull), size=len(pull))).moved(factor) for factor in factors
+    ]
     low_high = [0.025, 0.975]
     alphas = np.quantile([t.alpha for t in found], low_high)
-    multipliers = np.quantile([t.multiplier for t in found], low_high)
+    multipliers = np.quantile([t.worth(mixed) for t in found], low_high)
     return Estimate(
-        terms=terms(np.arange(len(pull))),
+        terms=best,
         alpha=(float(alphas[0]), float(alphas[1])),
         multiplier=(float(multipliers[0]), float(multipliers[1])),
     )

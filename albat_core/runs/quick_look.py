@@ -8,10 +8,11 @@ PART = 0.1
 
 
 def quick_look(config: RunConfig) -> RunConfig:
-    """Return a run that reaches a verdict in about a tenth of the time, and trains nothing.
+    """Return a run that reaches a verdict sooner, and trains nothing.
 
-    It searches a tenth of each corpus source for a tenth of the rows, the nearest ones, and looks
-    at gradients of the untouched backbone. Rows count as what they stand for.
+    How long that takes, and how often it is right, is in docs/calibration.md. It searches a tenth
+    of each corpus source for a tenth of the rows, the nearest ones, and looks at gradients of the
+    untouched backbone. Rows count as what they stand for.
     """
     rows = max(round(config.selection.rows * PART), 16)
     return config.model_copy(

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from albat_core.measures.gradients import AdapterGradients
 
 STAGE = "estimate"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
+DOUBT = {"surrogates": 0.8, "start": 1.2}
+"""Standard deviation of log V_T / (V_w + B) about what was measured: docs/calibration.md."""
 LEAST = 0.02
 """A mixing weight below this is not worth the rows: do not mix."""
 _PARTS = 8  # of the documents, where gradients are those of a new adapter
@@ -122,8 +124,17 @@ def estimate_worth(
                 backbone.attach_adapter(adapter, derive_seed(seed, "adapter"))
                 found = _at_start(gradients, own, rows, seed)
         ess = effective_sample_size(weights) * config.stands_for
-        estimate = estimate_terms(found, ess, config.damping, seed, more_rows=more_rows)
-        facts = _facts(estimate, kind_of(backbone_config).highest_alpha)
+        highest = kind_of(backbone_config).highest_alpha
+        estimate = estimate_terms(
+            found,
+            ess,
+            config.damping,
+            seed,
+            more_rows=more_rows,
+            highest=highest,
+            doubt=DOUBT[config.at],
+        )
+        facts = _facts(estimate, highest)
         return Built(rows=len(rows), facts=facts | {"passes": gradients.passes})
 
     return store.produce(
@@ -267,7 +278,7 @@ def _facts(estimate: Estimate, highest: float) -> dict[str, Any]:
         "alpha": alpha,
         "alpha_estimate": terms.alpha,
         "alpha_interval": list(estimate.alpha),
-        "multiplier": terms.multiplier if alpha else 1.0,
+        "multiplier": terms.worth(alpha),
         "multiplier_interval": list(estimate.multiplier),
         "target_variance": terms.target_variance,
         "corpus_variance": terms.corpus_variance,

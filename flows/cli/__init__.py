@@ -11,6 +11,9 @@ from flows.cli import runs  # noqa: F401 - commands are listed in the order of t
 from flows.cli import look  # noqa: F401
 
 # isort: split
+from flows.cli import benchmarks  # noqa: F401
+
+# isort: split
 from flows.cli import adapters  # noqa: F401
 
 # isort: split

@@ -15,9 +15,7 @@ from flows.cli.app import (
     Root,
     Verbose,
     app,
-    bench,
     load,
-    overrides,
     refuse_mistakes,
 )
 from flows.running.own_process import embedded_server, prepare_environment, stop_on_ctrl_c
@@ -142,29 +140,3 @@ def evaluate(
 ) -> None:
     """Compare all arms on the held-out documents."""
     _run("evaluate", config, root, device, verbose)
-
-
-@bench.command()
-def efficacy(
-    config: ConfigPath,
-    out: Annotated[str, typer.Option(help="Folder that the table is written to.")] = "runs",
-    root: Root = None,
-    device: Device = None,
-    verbose: Verbose = False,
-) -> None:
-    """Compare every scorer and every fair baseline, on several tasks and seeds."""
-    prepare_environment(verbose)
-    from flows.config import load_efficacy
-    from flows.console import console, show_places
-
-    benchmark = load_efficacy(config, overrides(root, device))
-    with embedded_server() as server_answers:
-        with console.status("checking inputs, starting Prefect"):
-            for situation in benchmark.situations:
-                refuse_mistakes(situation.run)
-            from flows.efficacy import efficacy as started
-            from flows.efficacy import export_table
-
-            server_answers()
-        result = started(benchmark)
-    show_places({"table": export_table(result, benchmark, f"albat bench efficacy {config}", out)})

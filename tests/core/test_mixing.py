@@ -126,11 +126,18 @@ FACTS = {
 
 def test_the_verdict_in_words() -> None:
     assert verdict(FACTS) == (
-        "Worth 3.1 times your data (95% interval 2.2 to over 100): mix with alpha = 0.52 "
-        "(95% interval 0.41 to 0.60)."
+        "Likely to pay: worth 3.1 times your data (95% interval 2.2 to over 100), mixed with "
+        "alpha = 0.52 (95% interval 0.41 to 0.60)."
+    )
+    unclear = FACTS | {"multiplier": 1.3, "multiplier_interval": [0.8, 1.9]}
+    assert verdict(unclear) == (
+        "Unclear whether it pays: worth 1.3 times your data (95% interval 0.8 to 1.9), mixed with "
+        "alpha = 0.52 (95% interval 0.41 to 0.60). Below 1 it costs."
     )
     nothing = FACTS | {"alpha": 0.0, "alpha_estimate": 0.02, "alpha_interval": [0.0, 0.08]}
-    assert verdict(nothing).startswith("Do not mix: this corpus does not pay (best alpha 0.02")
+    assert verdict(nothing) == (
+        "Unlikely to pay, do not mix: the best alpha is 0.02 (95% interval 0.00 to 0.08)."
+    )
 
 
 def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:

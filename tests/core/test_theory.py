@@ -128,6 +128,20 @@ def test_a_corpus_that_costs_nothing_and_a_target_without_need() -> None:
     assert Terms(0.2, 0.0, 0.0).multiplier == np.inf
 
 
+def test_worth_is_less_beside_the_best_weight_and_below_1_beyond_twice_it() -> None:
+    terms = Terms(0.3, 0.05, 0.15)  # alpha* = 0.6
+    assert terms.worth(terms.alpha) == pytest.approx(terms.multiplier)
+    assert terms.worth(0.0) == 1
+    assert terms.worth(0.3) == pytest.approx(terms.worth(0.9))  # as far from it
+    assert 1 < terms.worth(0.3) < terms.multiplier
+    small = terms.moved(0.2)  # alpha* = 0.23
+    assert small.alpha == pytest.approx(0.3 / (0.3 + 5 * 0.2))
+    assert small.worth(2 * small.alpha) == pytest.approx(1)
+    assert small.worth(0.6) < 1
+    assert Terms(0.2, 0.0, 0.0).worth(1.0) == np.inf
+    assert Terms(0.0, 0.0, 0.0).worth(0.5) == 1
+
+
 def test_root_of_the_metric_makes_gradients_white() -> None:
     generator = np.random.default_rng(2)
     gradients = generator.normal(size=(5_000, 6)) @ generator.normal(size=(6, 6))
@@ -217,6 +231,21 @@ def test_the_interval_covers_what_is_true() -> None:
         low, high = estimate_terms(folds, M, 1e-6, number, draws=300).alpha
         inside += low <= terms.alpha <= high
     assert inside >= 48  # 95% of 60 is 57; few documents make intervals a little short
+
+
+def test_doubt_widens_the_interval_by_as_much() -> None:
+    folds, _ = folds_of_regression(0.5, 400, np.random.default_rng(6))
+
+    def width(doubt: float) -> tuple[float, float]:
+        found = estimate_terms(folds, M, 1e-6, 0, doubt=doubt)
+        odds = np.log(np.array(found.alpha) / (1 - np.array(found.alpha)))
+        return float(np.diff(odds)[0]), found.multiplier[0]
+
+    (sure, likely), (unsure, unclear) = width(0.0), width(1.5)
+    assert unsure == pytest.approx(np.hypot(sure, 2 * 1.96 * 1.5), rel=0.1)
+    assert unclear < 1 < likely
+    capped = estimate_terms(folds, M, 1e-6, 0, highest=0.2)
+    assert capped.multiplier[1] < 1 / 0.8**2  # a fifth of the objective cannot be worth more
 
 
 def test_a_corpus_that_pulls_the_wrong_way_is_not_mixed_in() -> None:
