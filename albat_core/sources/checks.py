@@ -22,7 +22,7 @@ PICTURES_LOOKED_AT = 8
 _ROWS_KEPT = 200  # of a source, to be cut as the run will
 _IDS_KEPT = 200_000  # to find ones that repeat
 _NAMED = 3  # files or endings
-_LETTERS_JUDGED = 1_000_000  # of a source, by its filters: a second or two
+_LETTERS_JUDGED = 500_000  # of a source, by its filters: about a second
 
 
 @dataclass
@@ -195,8 +195,8 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
             counts[lacking] += 1
             look.blank.update(row.blank)
             continue
-        if config.filters and counts["letters"] < _LETTERS_JUDGED:
-            text = example_text(row.example)
+        text = example_text(row.example) if config.filters else ""
+        if config.filters and counts["letters"] + len(text) <= _LETTERS_JUDGED:
             counts["judged"] += 1
             counts["letters"] += len(text)
             if reason := left_out_for(text):

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from types import GenericAlias
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -20,8 +20,6 @@ from pydantic import (
 
 from albat_core.errors import MissingDependencyError
 from albat_core.store.stage import StageConfig
-
-FilterName = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
 
 FILTERS: Mapping[str, str] = {
     "gopher_quality": "GopherQualityFilter",
@@ -46,8 +44,8 @@ class Filter(StageConfig):
         ValueError: no filter has the name or takes the parameters, or the library is missing.
     """
 
-    name: FilterName
-    """Which filter."""
+    name: str
+    """Which of ``FILTERS``."""
     parameters: dict[str, Any]
     """Parameters that are not at the library's defaults, JSON values."""
 

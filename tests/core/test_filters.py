@@ -269,6 +269,7 @@ def test_settings_are_written_as_they_are_read() -> None:
     source = chosen(*written)
     assert source.model_dump(mode="json")["filters"] == written
     assert SourceConfig.model_validate(source.model_dump(mode="json")) == source
+    assert chosen(*source.filters) == source
     assert pickle.loads(pickle.dumps(source)) == source  # to processes of a cluster
     assert len({source, chosen(*written), chosen("c4")}) == 2  # steps of a run are looked up by it
     assert SourceConfig(path="a", filters=None) == SourceConfig(path="a")
