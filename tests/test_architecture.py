@@ -37,6 +37,7 @@ MOST_ROOMS = 22
 LONG_FILE = 400
 
 HOMES = {
+    "datatrove": {"albat_core/sources/filters.py"},
     "faiss": {"albat_core/search.py"},
     "fsspec": {"albat_core/store/storage.py"},
     "s3fs": set[str](),

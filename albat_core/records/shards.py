@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
+from albat_core.records.filtered import by_reason
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "shards"
@@ -29,11 +30,19 @@ def row_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return what became of rows that were not taken as they are, from shards' facts."""
     counts = {name: sum(f.get(name, 0) for f in facts) for name in _NOTES}
     blank: Counter[str] = Counter()
+    filtered: Counter[str] = Counter()
     for each in facts:
         blank.update(each.get("blank_columns", {}))
+        filtered.update(each.get("filtered_reasons", {}))
+    left_out = filtered.total()
     columns = ", ".join(f"{name!r} in {n:,}" for name, n in blank.items())
     return (
         *(f"{n:,} row{'s' if n > 1 else ''} {_NOTES[name]}" for name, n in counts.items() if n),
+        *(
+            [f"{left_out:,} row{'s' if left_out > 1 else ''} left out: {by_reason(filtered)}"]
+            if left_out
+            else []
+        ),
         *([f"columns that were null or blank in rows skipped: {columns}"] if columns else []),
     )
 

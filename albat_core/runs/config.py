@@ -135,6 +135,13 @@ class RunConfig(StageConfig):
             raise ValueError("name at least one source, or generated.prompts where there is none")
         return value
 
+    @field_validator("adaptation", "heldout")
+    @classmethod
+    def _own_rows_are_kept(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        if any(source.filters for source in value):
+            raise ValueError("filters are for the corpus; no rule leaves out your own rows")
+        return value
+
     @field_validator("proxy")
     @classmethod
     def _prompts_for_proxy(cls, value: ProxyConfig, others: ValidationInfo) -> ProxyConfig:

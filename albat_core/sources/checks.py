@@ -7,8 +7,11 @@ from itertools import islice
 
 from albat_core.errors import AlbatError, InputError
 from albat_core.pictures import check_picture
+from albat_core.records.examples import example_text
+from albat_core.records.filtered import by_reason
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, find_problems, left_out
+from albat_core.sources.filters import judge
 from albat_core.sources.formats.base import HEAD
 from albat_core.sources.formats.images import Images
 from albat_core.sources.formats.text import Text
@@ -19,6 +22,7 @@ PICTURES_LOOKED_AT = 8
 _ROWS_KEPT = 200  # of a source, to be cut as the run will
 _IDS_KEPT = 200_000  # to find ones that repeat
 _NAMED = 3  # files or endings
+_LETTERS_JUDGED = 500_000  # of a source, by its filters: about a second
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Look:
         counts: of the rows and files that were looked at, and what is the matter with them.
         blank: by column, the rows that are skipped for want of it.
         empty: by column, the rows whose template has it empty.
+        filtered: by reason, the rows that filters leave out.
         names: of files without rows, that are one document, or are left out.
     """
 
@@ -39,6 +44,7 @@ class Look:
     counts: Counter[str] = field(default_factory=Counter)
     blank: Counter[str] = field(default_factory=Counter)
     empty: Counter[str] = field(default_factory=Counter)
+    filtered: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
@@ -54,6 +60,11 @@ class Look:
             said.append(f"of {looked}, {c['uncaptioned']} skipped: pictures without a caption")
         if c["damaged"]:
             said.append(f"of {looked}, {c['damaged']} skipped: their pictures cannot be read")
+        if self.filtered:
+            said.append(
+                f"of {c['judged']} rows that filters looked at, {self.filtered.total()} left out: "
+                f"{by_reason(self.filtered)}"
+            )
         if self.empty:
             said.append(f"of {looked}, some have an empty field: {_by_column(self.empty)}")
         if c["printed"]:
@@ -86,14 +97,19 @@ def null_row(lacking: str, row: PlacedRow, config: SourceConfig) -> InputError:
 
 
 def no_rows(
-    source: SourceConfig, counts: Mapping[str, int], blank: Mapping[str, int]
+    source: SourceConfig,
+    counts: Mapping[str, int],
+    blank: Mapping[str, int],
+    filtered: Mapping[str, int],
 ) -> InputError:
     """Return the error for a source of which no row can be used.
 
     Args:
         source: which.
-        counts: ``rows`` and, of these, ``null``, ``uncaptioned``, ``damaged``, ``unfit``.
+        counts: ``rows`` and, of these, ``null``, ``uncaptioned``, ``damaged``, ``unfit``, and
+            those ``left_out`` of its share.
         blank: by column, the rows that are skipped for want of it.
+        filtered: by reason, the rows that its filters leave out.
     """
     where, rows = ", ".join(source.paths), counts["rows"]
     if rows and counts["uncaptioned"] == rows:
@@ -109,12 +125,19 @@ def no_rows(
         "uncaptioned": "without caption",
         "damaged": "damaged",
         "unfit": "with no room for what is learned",
+        "left_out": "not in its share",
     }
     said = [f"{counts[why]} of them {reason}" for why, reason in reasons.items() if counts[why]]
+    expected, remedy = "rows with text", "check that path and columns are the right ones"
+    if filtered:
+        said.append(f"{sum(filtered.values())} of them left out by filters: {by_reason(filtered)}")
+        expected = "rows that its filters keep"
+        remedy = "take filters out, or give them parameters that suit such rows, as in "
+        remedy += "`{name: gopher_quality, min_doc_words: 5}`"
     return InputError(
-        f"expected rows with text, got {rows} rows" + "".join(f", {each}" for each in said),
+        f"expected {expected}, got {rows} rows" + "".join(f", {each}" for each in said),
         where=where,
-        remedy="check that path and columns are the right ones",
+        remedy=remedy,
     )
 
 
@@ -134,8 +157,9 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
         except AlbatError as error:
             look.problems.append(error)
     usable = look.counts["rows"] - look.counts["null"] - look.counts["uncaptioned"]
+    usable -= look.filtered.total()
     if files and not look.problems and not usable and not look.counts["unseen"]:
-        look.problems.append(no_rows(source, look.counts, look.blank))
+        look.problems.append(no_rows(source, look.counts, look.blank, look.filtered))
     if usable and look.counts["printed"] == usable:
         look.problems.append(
             InputError(
@@ -157,7 +181,7 @@ def check_source(source: SourceConfig) -> list[AlbatError]:
 def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
     """Add what the head of a file shows."""
     config, opened, rows = file.config, 0, 0
-    counts = look.counts
+    counts, left_out_for = look.counts, judge(config.filters)
     inside = config.image_column and file.format != Images.name  # rows hold whole pictures
     many = file.format == Images.name and counts["rows"] >= HEAD  # each caption is a file
     head = PICTURES_LOOKED_AT if inside or many else HEAD
@@ -171,6 +195,13 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
             counts[lacking] += 1
             look.blank.update(row.blank)
             continue
+        text = example_text(row.example) if config.filters else ""
+        if config.filters and counts["letters"] + len(text) <= _LETTERS_JUDGED:
+            counts["judged"] += 1
+            counts["letters"] += len(text)
+            if reason := left_out_for(text):
+                look.filtered[reason] += 1
+                continue
         look.empty.update(row.blank)
         counts["printed"] += row.printed
         if row.picture is not None and opened < PICTURES_LOOKED_AT:

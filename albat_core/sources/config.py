@@ -5,8 +5,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from albat_core.sources.filters import AnyFilter
 from albat_core.sources.formats import FORMATS, FormatName
 from albat_core.sources.formats.text import Text
 from albat_core.store.stage import StageConfig
@@ -70,6 +71,11 @@ class SourceConfig(StageConfig):
     share: float = Field(1.0, gt=0, le=1)
     """Share of the documents used, in (0, 1]; drawn by a hash of the document's name, so a
     document stays in as others are added and as the share grows."""
+    filters: tuple[AnyFilter, ...] = ()
+    """Rules of datatrove by which rows of a corpus of texts are left out and counted:
+    `gopher_quality`, `gopher_repetition`, `c4` and `fineweb`, each alone or with its own
+    parameters, as in `{name: gopher_quality, min_doc_words: 20}`. They look at whole rows, before
+    they are cut: the rules are for documents. Needs `albat[filters]`."""
     overlong: Literal["split", "refuse"] = "split"
     """What to do with rows over the backbone's max_length: cut into pieces, or raise an error."""
     on_null: Literal["skip", "refuse"] = "skip"
@@ -82,6 +88,11 @@ class SourceConfig(StageConfig):
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
         return {"path": str(value)} if isinstance(value, str | Path) else value
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _none_named(cls, value: Any) -> Any:
+        return () if value is None else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -131,6 +142,8 @@ class SourceConfig(StageConfig):
             for field in ("prompt_template", "messages_column"):
                 if getattr(self, field) is not None:
                     problems.append(f"{field} is not for pictures: give text_column or template")
+            if self.filters:
+                problems.append("filters are for texts, of which captions are too short: drop them")
         elif self.template is not None and not self.template_columns("template"):
             problems.append(f"template {self.template!r} names no column: write {{column}}")
         return problems

@@ -16,12 +16,13 @@ from albat_core.backbones.base import RowLimit
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import InputError
 from albat_core.progress import track
-from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.examples import Example, example_text, examples_to_table
 from albat_core.records.shards import Part, parts_of
 from albat_core.records.tables import read_table, write_table
 from albat_core.sources.checks import no_rows, null_row
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile
+from albat_core.sources.filters import judge, library_versions
 from albat_core.sources.formats import COMPRESSED
 from albat_core.sources.formats.images import Images
 from albat_core.sources.rows import PlacedRow, document_hash, in_share, placed_rows, untold
@@ -32,7 +33,7 @@ from albat_core.store.stage import Runtime, StageConfig
 STAGE = "shards"
 STAGE_VERSION = 5  # bump when equal inputs would give different output
 
-_SKIPPED = ("null", "uncaptioned", "damaged", "unfit")  # reasons
+_SKIPPED = ("null", "uncaptioned", "damaged", "filtered", "unfit")  # reasons
 _IDS_KEPT = 5  # ids of skipped rows that the manifest names
 _PART_BYTES = 64 << 20  # of pictures in a part file
 _USUAL_RATIO = 4  # text takes about so much more space than its compressed file
@@ -53,13 +54,22 @@ def make_shards(
     The manifest's facts: ``files``; ``rows`` read, of which ``null_rows`` (``null_ids``) had no
     text, or no picture where there should be one, ``uncaptioned_rows`` a picture but no text,
     ``damaged_rows`` a picture that cannot be read, ``left_out_rows`` were not in the share and
-    ``unfit_rows`` could not be cut; ``blank_columns``, for want of which rows were skipped;
+    ``unfit_rows`` could not be cut; ``filtered_rows`` were left out whole by filters, counted in
+    ``filtered_reasons``; ``blank_columns``, for want of which rows were skipped;
     ``split_rows`` were cut, ``printed_rows`` had a number as text; ``documents`` and examples by
     ``sources`` in ``parts``.
 
     Raises:
         InputError: the file or a row cannot be used, or an id occurs twice.
+        MissingDependencyError: filters are set, and their library is not installed.
     """
+    settings = {
+        "source": file.config.settings(without={"path"}),
+        "shards": config.settings(),
+        "max_length": backbone_config.max_length,
+    }
+    if file.config.filters:
+        settings["rules"] = library_versions()  # another version may judge otherwise
 
     def build(folder: Path) -> Built:
         shards = _Shards(folder, config.rows)
@@ -73,11 +83,7 @@ def make_shards(
     return ArtifactStore(runtime.root).produce(
         STAGE,
         STAGE_VERSION,
-        {
-            "source": file.config.settings(without={"path"}),
-            "shards": config.settings(),
-            "max_length": backbone_config.max_length,
-        },
+        settings,
         {"file": file.fingerprint, "backbone": input_fingerprint(backbone_config)},
         build,
     )
@@ -131,6 +137,8 @@ def _cut(
     """Add the pieces of a file's rows to ``shards``; return what was counted."""
     counts: Counter[str] = Counter()
     blank: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    left_out_for = judge(file.config.filters)
     ids: dict[str, list[str]] = {why: [] for why in _SKIPPED}
     documents = array("Q")
     total, unit = len(file.uris), "pictures"
@@ -159,6 +167,10 @@ def _cut(
             if not in_share(document, file.config):
                 counts["left_out"] += 1
                 continue
+            if reason := left_out_for(example_text(placed.example)):
+                skip("filtered", placed.example)
+                reasons[reason] += 1
+                continue
             try:
                 pieces = split(placed.whole())
             except InputError as error:
@@ -184,6 +196,7 @@ def _cut(
         **{f"{name}_rows": counts[name] for name in (*_SKIPPED, "left_out", "split", "printed")},
         **{f"{name}_ids": first for name, first in ids.items()},
         "blank_columns": dict(sorted(blank.items())),
+        "filtered_reasons": dict(sorted(reasons.items())),
     }
 
 
@@ -273,19 +286,21 @@ def refuse_barren(store: ArtifactStore, source: SourceConfig, refs: Sequence[Art
         refs: artifacts of ``make_shards``, of its files.
 
     Raises:
-        InputError: it gave none, and not for its share.
+        InputError: it gave none, and not for its share alone.
     """
     counts: Counter[str] = Counter()
     blank: Counter[str] = Counter()
+    filtered: Counter[str] = Counter()
     for ref in refs:
         manifest = store.manifest(ref)
         counts["examples"] += manifest.rows
         counts["rows"] += manifest.facts["rows"]
         for name in (*_SKIPPED, "left_out"):
-            counts[name] += manifest.facts[f"{name}_rows"]
+            counts[name] += manifest.facts.get(f"{name}_rows", 0)
         blank.update(manifest.facts["blank_columns"])
-    if not counts["examples"] and not counts["left_out"]:
-        raise no_rows(source, counts, blank)
+        filtered.update(manifest.facts.get("filtered_reasons", {}))  # older shards have none
+    if not counts["examples"] and (filtered or not counts["left_out"]):
+        raise no_rows(source, counts, blank, filtered)
 
 
 def list_parts(shards: Sequence[ArtifactRef], runtime: Runtime) -> list[Part]:

@@ -12,7 +12,7 @@ STAGES = sorted(
     for path in (ROOT / "albat_core" / "stages").glob("*.py")
     if path.stem != "__init__"
 )
-MODELS = ("torch", "transformers", "diffusers", "peft", "faiss", "matplotlib", "scipy")
+MODELS = ("torch", "transformers", "diffusers", "peft", "faiss", "matplotlib", "scipy", "datatrove")
 
 
 def imported(code: str) -> set[str]:

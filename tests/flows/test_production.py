@@ -141,6 +141,21 @@ def test_what_may_be_none_is_accepted_so(toy: Path) -> None:
     assert validate({"config": config | {"seed": None}}, schema)
 
 
+def test_filters_are_taken_from_the_form(toy: Path) -> None:
+    schema = parameter_schema(whole_chain).model_dump_for_openapi()
+    shown = schema["definitions"]["SourceConfig"]["properties"]["filters"]
+    assert (shown["type"], shown["default"], shown["title"]) == ("array", [], "Filters")
+    assert [choice["title"] for choice in shown["items"]["anyOf"]] == [
+        "name",
+        "name with parameters",
+    ]
+    config = load_config(str(toy)).model_dump(mode="json")
+    chosen = ["fineweb", {"name": "gopher_quality", "min_doc_words": 5}]
+    for filters, sound in ((chosen, True), (["gopher"], False)):
+        source = config["corpus"][0] | {"filters": filters}
+        assert (not validate({"config": config | {"corpus": [source]}}, schema)) is sound
+
+
 def test_the_form_describes_and_fills_every_field() -> None:
     models = parameter_schema(whole_chain).model_dump()["definitions"]
     assert len(models) > 20

@@ -64,6 +64,13 @@ def test_the_shipped_configurations_fit_the_schema(
         ({"scoring": {"scorer": {"name": "length_of_all"}}}, False),
         ({"scoring": {"scorer": "random"}}, True),
         ({"scoring": {"scorer": {"name": "gradient", "dimension": 64}}}, True),
+        (
+            {"corpus": {"path": "c", "filters": ["c4", {"name": "fineweb", "language": "deu"}]}},
+            True,
+        ),
+        ({"corpus": {"path": "c", "filters": None}}, True),
+        ({"corpus": {"path": "c", "filters": ["gopher"]}}, False),
+        ({"corpus": {"path": "c", "filters": [{"min_doc_words": 5}]}}, False),
         ({"seed": None}, False),
         ({"seed": -1}, False),
         ({"sede": 1}, False),
