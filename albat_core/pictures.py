@@ -29,6 +29,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FIELDS = 8  # a side; more find fewer copies of small pictures as JPEG, fewer join other drawings
 _DRAFT = 2  # JPEG may be decoded at a smaller scale, to so many times the size that is wanted
 
 
@@ -95,6 +96,19 @@ def picture_pixels(png: bytes) -> NDArray[np.uint8]:
     """Return the pixels of a picture that was prepared: (height, width, 3) RGB in [0, 255]."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
         return np.array(picture.convert("RGB"))
+
+
+def picture_colours(png: bytes) -> NDArray[np.uint8]:
+    """Return the mean colours of 8 x 8 fields of a picture that was prepared.
+
+    Saving a picture again changes all of them a little; another drawing changes one of them much.
+
+    Returns:
+        (192,) in [0, 255]: fields by row and column, RGB of each.
+    """
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        small = picture.convert("RGB").resize((_FIELDS, _FIELDS), Image.Resampling.BOX)
+        return np.array(small).reshape(-1)
 
 
 def png_file(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,4 +1,4 @@
-"""Copies: rows whose words are the same as another's, or nearly so."""
+"""Copies: rows whose words or colours are the same as another's, or nearly so."""
 
 import re
 import unicodedata
@@ -106,6 +106,33 @@ def first_copies(texts: Sequence[str], share: float) -> NDArray[np.int64]:
             firsts[place] = runs
         else:
             found[place] = first
+    return found
+
+
+def first_pictures(colours: NDArray[np.uint8], difference: float) -> NDArray[np.int64]:
+    """Return for each picture the first one that it nearly repeats, itself where there is none.
+
+    Two pictures nearly repeat each other where no colour of any field differs by more than
+    ``difference``: the largest one tells, since what sets a drawing apart may be small, while
+    saving it again changes all of it a little. What repeats a copy alone is none, so that a row of
+    small changes does not join its ends. All pairs are compared (k-d tree), never held at once.
+
+    Args:
+        colours: (n, d) as ``pictures.picture_colours`` gives them.
+        difference: most of a colour's range, in [0, 1].
+
+    Returns:
+        (n,) int64, each at most its own place; of a first one its own place.
+    """
+    from scipy.spatial import KDTree
+
+    found = np.arange(len(colours))
+    tree = KDTree(colours)
+    for place in range(len(colours)):
+        if found[place] == place:
+            near = np.array(tree.query_ball_point(colours[place], 255 * difference, p=np.inf))
+            later = near[near > place]
+            found[later[found[later] == later]] = place
     return found
 
 

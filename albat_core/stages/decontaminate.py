@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.measures.copies import Mask, copies_of, first_copies
+from albat_core.measures.copies import Mask, copies_of, first_copies, first_pictures
+from albat_core.pictures import picture_colours
+from albat_core.progress import track
 from albat_core.records.candidates import (
     NEIGHBOUR_SCHEMA,
     STAGE,
@@ -28,7 +30,7 @@ from albat_core.search import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _HELD_OUT = (TEST, VALIDATION)
 _SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
 _FIRST_SEARCH = 32  # neighbours of a held-out row
@@ -53,7 +55,12 @@ class DecontaminationConfig(StageConfig):
     copies: float | None = Field(0.8, gt=0, le=1)
     """Share of its runs of five words from which on a candidate repeats a row that is trained on,
     as a whole or as a part, or nearly another candidate, in (0, 1]; pictures have to be the same
-    file. None: such copies stay."""
+    file, or see `pictures`. None: such copies stay, whatever `pictures` says."""
+    pictures: float | None = Field(0.04, ge=0, le=1)
+    """Largest difference of a colour, in any of 8 x 8 fields, up to which a picture nearly repeats
+    another candidate, as a share of its range, in [0, 1]: a picture saved again, smaller or a
+    little brighter is a copy, one with another skin tone or shape is none. None: pictures have to
+    be the same file."""
 
 
 def shared_ngram_rows(
@@ -182,12 +189,20 @@ def decontaminate(
         trained = read_role(store, adaptation, TRAIN)
         pictures = any(example.image is not None for example in trained)
         sought = [_compared_text(row) for row in heldout]
-        texts, contents, documents = [], [], []
+        texts: list[str] = []
+        contents: list[str] = []
+        documents: list[str] = []
+        colours: dict[int, NDArray[np.uint8]] = {}  # of pictures, by place
         if any(sought) or config.copies is not None:  # else the files of pictures are not read
-            for block in pool.blocks():
-                texts += [_compared_text(row) for row in block]
-                contents += [example_content(row) for row in block]
-                documents += [row.document for row in block]
+            with track("read candidates", table.num_rows, "rows") as advance:
+                for block in pool.blocks():
+                    if config.copies is not None and config.pictures is not None:
+                        shown = ((n, row.image) for n, row in enumerate(block, start=len(texts)))
+                        colours |= {n: picture_colours(png) for n, png in shown if png is not None}
+                    texts += [_compared_text(row) for row in block]
+                    contents += [example_content(row) for row in block]
+                    documents += [row.document for row in block]
+                    advance(len(block))
         repeated, similar, own, again = np.zeros((4, table.num_rows), dtype=np.bool_)
         if any(sought):
             repeated = shared_ngram_rows(texts, documents, sought, config.ngram, config.common)
@@ -209,6 +224,10 @@ def decontaminate(
             left = np.flatnonzero(~(repeated | similar | own))
             first = first_copies([contents[place] for place in left], config.copies)
             again[left] = first != np.arange(len(left))
+            seen = [place for place in left.tolist() if place in colours]
+            if seen and config.pictures is not None:
+                alone = first_pictures(np.stack([colours[p] for p in seen]), config.pictures)
+                again[seen] = alone != np.arange(len(seen))
         excluded = repeated | similar | own | again
         if excluded.all():
             raise InputError(

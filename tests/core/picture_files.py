@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 def pattern(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -42,3 +42,19 @@ def tar_of(members: dict[str, bytes]) -> bytes:
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return file.getvalue()
+
+
+def drawing(face: str = "gold", *, smile: bool = True, side: int = 128) -> Image.Image:
+    """Return a figure on a hill; its small face has a colour, and smiles or does not."""
+    picture = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(picture)
+
+    def box(*corners: float) -> tuple[float, ...]:
+        return tuple(side * corner for corner in corners)
+
+    draw.ellipse(box(-0.2, 0.7, 1.2, 1.6), fill="seagreen")
+    draw.rectangle(box(0.4, 0.42, 0.6, 0.8), fill="navy")
+    draw.ellipse(box(0.38, 0.2, 0.62, 0.44), fill=face)
+    mouth = box(0.42, 0.26, 0.58, 0.4)
+    draw.chord(mouth, *((0, 180) if smile else (180, 360)), fill="black")
+    return picture

@@ -3,10 +3,21 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
-from albat_core.measures.copies import copies_of, first_copies, same_documents, word_runs
+from albat_core.measures.copies import (
+    copies_of,
+    first_copies,
+    first_pictures,
+    same_documents,
+    word_runs,
+)
+from albat_core.pictures import PictureConfig, picture_colours, prepare_picture
 from albat_core.records.examples import Example, example_content
+from tests.core.picture_files import drawing, encoded
 
 WORDS = [f"word{n}" for n in range(400)]
 
@@ -80,3 +91,73 @@ def test_a_picture_is_its_file_whatever_its_caption() -> None:
     assert example_content(dog) == example_content(replace(dog, text="a cat"))
     assert example_content(dog) != example_content(replace(dog, image=b"two"))
     assert example_content(replace(dog, image=None)) == "a dog"
+
+
+def colours(*files: bytes) -> NDArray[np.uint8]:
+    config = PictureConfig(resolution=64)
+    return np.stack([picture_colours(prepare_picture(file, config, "")[0]) for file in files])
+
+
+def saved_again(picture: Image.Image) -> list[bytes]:
+    """Another format, quality, size, brightness, and other metadata."""
+    brighter = np.clip(np.array(picture) * 1.03, 0, 255).astype(np.uint8)
+    return [
+        encoded(picture, "JPEG", quality=85),
+        encoded(picture, "JPEG", quality=85, comment=b"another"),
+        encoded(picture, "WEBP", quality=85),
+        encoded(picture.resize((115, 115)), "PNG"),
+        encoded(picture.resize((115, 115)).resize((128, 128)), "PNG"),
+        encoded(brighter),
+    ]
+
+
+def test_a_picture_that_is_saved_again_is_a_copy() -> None:
+    whole = drawing()
+    found = first_pictures(colours(encoded(whole), *saved_again(whole)), 0.04)
+    assert found.tolist() == [0] * 7
+
+
+def test_a_drawing_that_differs_in_a_small_thing_is_no_copy() -> None:
+    """Skin tones, smiles: most of the picture is the same."""
+    files = [
+        encoded(drawing(face=face, smile=s)) for face in ("gold", "peru") for s in (True, False)
+    ]
+    mean = np.abs(np.diff(colours(*files[:2]).astype(int), axis=0)).mean() / 255
+    assert mean < 0.01  # so that the mean would not tell
+    assert first_pictures(colours(*files), 0.04).tolist() == [0, 1, 2, 3]
+
+
+def test_colours_are_the_means_of_fields() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 48, 3), dtype=np.uint8)
+    means = pixels.reshape(8, 3, 8, 6, 3).mean(axis=(1, 3))
+    # rounded for each of both directions
+    assert np.abs(picture_colours(encoded(pixels)) - means.reshape(-1)).max() <= 1
+
+
+def test_a_picture_is_left_out_for_one_that_stays_alone() -> None:
+    steps = np.array([[0] * 192, [9] * 192, [18] * 192, [27] * 192, [9] * 192], np.uint8)
+    assert first_pictures(steps, 0.04).tolist() == [0, 0, 2, 2, 0]
+
+
+def test_the_largest_difference_tells_to_the_limit() -> None:
+    pictures = np.zeros((4, 192), np.uint8)
+    pictures[1:, 100] = [51, 52, 255]
+    assert first_pictures(pictures, 0.2).tolist() == [0, 0, 2, 3]
+    assert first_pictures(pictures[[3, 1, 3]], 0.0).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("difference", [0.05, 0.1, 0.3])
+def test_first_pictures_are_those_of_comparing_each_with_each(difference: float) -> None:
+    generator = np.random.default_rng(3)
+    some = generator.integers(0, 256, (40, 192))
+    shifts = generator.integers(-40, 41, (400, 1)) + generator.integers(-3, 4, (400, 192))
+    pictures = np.clip(some[generator.integers(0, 40, 400)] + shifts, 0, 255).astype(np.uint8)
+    kept: list[int] = []
+    expected = []
+    for place, one in enumerate(pictures.astype(int)):
+        near = (k for k in kept if np.abs(one - pictures[k]).max() <= 255 * difference)
+        expected.append(next(near, place))
+        if expected[-1] == place:
+            kept.append(place)
+    assert 40 <= len(kept) < 400
+    assert first_pictures(pictures, difference).tolist() == expected

@@ -13,10 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from albat_core.backbones import open_backbone
 from albat_core.errors import InputError
-from albat_core.records.candidates import CANDIDATE_SCHEMA, CANDIDATES, NEIGHBOUR_SCHEMA, NEIGHBOURS
+from albat_core.pictures import PictureConfig, prepare_picture
+from albat_core.records.candidates import (
+    CANDIDATE_SCHEMA,
+    CANDIDATES,
+    NEIGHBOUR_SCHEMA,
+    NEIGHBOURS,
+    read_candidates,
+)
 from albat_core.records.examples import Example
 from albat_core.records.indexes import load_index
 from albat_core.records.shards import read_examples
@@ -39,6 +47,7 @@ from albat_core.stages.split import SplitConfig, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from flows.config import load_config
+from tests.core.picture_files import drawing, encoded
 from tests.core.test_ngram import shards_of
 from tests.toys import topic_rows, write_jsonl, write_run
 
@@ -124,6 +133,12 @@ def test_rows_found_are_those_that_hold_a_held_out_run(n: int) -> None:
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def png(picture: Image.Image | bytes) -> bytes:
+    """Return a picture as shards have it."""
+    file = picture if isinstance(picture, bytes) else encoded(picture)
+    return prepare_picture(file, PictureConfig(resolution=64), "")[0]
 
 
 def flat(vectors: NDArray[np.float32]) -> VectorIndex:
@@ -258,6 +273,35 @@ def test_a_line_that_is_there_often_is_a_candidate_once(planted: Planted) -> Non
     assert planted.store.manifest(ref).facts["excluded_repeated"] == 20
 
 
+def test_a_picture_that_is_saved_again_is_a_candidate_once(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts between pictures, several blocks, pictures that stay beside those left out."""
+    monkeypatch.setattr("albat_core.records.candidates._BLOCK", 3)
+    pictures = {
+        "first": png(drawing()),
+        "same": png(drawing()),
+        "jpeg": png(encoded(drawing(), "JPEG", quality=85)),
+        "other": png(drawing("peru")),
+        "small": png(drawing("peru").resize((57, 57))),
+    }
+    rows = [Example(n, n, "s", text="a figure", image=image) for n, image in pictures.items()]
+    texts = [Example(f"t{n}", f"t{n}", "s", text=drawn(WORDS, 40, n)) for n in (90, 91)]
+    some = candidates(planted, [texts[0], *rows[:2], texts[1], *rows[2:]])
+
+    def kept(**knobs: object) -> tuple[list[str], int]:
+        ref = planted.decontaminate(some, ngram=50, similarity=None, **knobs)
+        names = planted.table(ref)["example_id"]
+        return names, planted.store.manifest(ref).facts["excluded_repeated"]
+
+    assert kept(copies=0.8) == (["t90", "first", "t91", "other"], 3)
+    assert kept(copies=0.8, pictures=None) == (
+        ["t90", "first", "t91", "jpeg", "other", "small"],
+        1,
+    )
+    assert kept(copies=None)[1] == 0
+
+
 @pytest.mark.parametrize("similarity", [0.3, 0.7, 1.0])
 def test_rows_that_are_alike_are_those_of_the_exact_cosines(
     planted: Planted, similarity: float
@@ -358,6 +402,30 @@ def test_captions_of_pictures_are_not_compared(planted: Planted, runtime: Runtim
     written = split_adaptation([shards_of(captions, runtime)], [], SplitConfig(folds=2), 0, runtime)
     out = decontaminate(text, *unread, written, config, runtime)
     assert ArtifactStore(runtime.root).manifest(out).facts["excluded"] > 0
+
+
+def test_a_near_copy_of_a_candidate_that_is_left_out_stays(
+    planted: Planted, runtime: Runtime
+) -> None:
+    """Whether it copies a row that is trained on, the embeddings tell."""
+    faces = ("gold", "peru", "white", "black", "pink")
+    rows = [Example(f, f, "s", text="a figure", image=png(drawing(f))) for f in faces]
+    adaptation = split_adaptation([shards_of(rows, runtime)], [], SplitConfig(folds=2), 0, runtime)
+    store = ArtifactStore(runtime.root)
+    own = read_role(store, adaptation, TRAIN)[0]
+    jpeg = png(encoded(drawing(own.document), "JPEG", quality=85))
+    some = [replace(own, example_id="own"), replace(own, example_id="jpeg", image=jpeg)]
+    ref = decontaminate(
+        take_candidates(shards_of(some, runtime), runtime),
+        None,
+        planted.chain.inputs.index,
+        adaptation,
+        DecontaminationConfig(similarity=None),
+        runtime,
+    )
+    assert read_candidates(store, ref)["example_id"].to_pylist() == ["jpeg"]
+    facts = store.manifest(ref).facts
+    assert (facts["excluded_trained"], facts["excluded_repeated"]) == (1, 0)
 
 
 def test_nothing_left_is_refused(planted: Planted) -> None:
