@@ -1,5 +1,7 @@
-"""How well scores that allow for their errors choose rows: chosen by half of the tokens, the other
-half says what they are worth. `python -m bench.discounts CONFIG...` of runs with texts.
+"""How well scores that allow for their errors choose rows.
+
+Rows are chosen by half of their tokens, and the other half says what they are worth. Of runs with
+texts: ``python -m bench.discounts CONFIG...``
 """
 
 import sys

@@ -270,4 +270,5 @@ def _foretold(case: Case) -> bool:
 
 def _kept(case: Case) -> bool:
     low, high = case.computed.multiplier_interval
-    return low <= case.measured.value <= high
+    beyond = case.measured.value >= case.most  # of the curve: it is that much or more
+    return low <= case.measured.value <= high or (beyond and high >= case.most)
