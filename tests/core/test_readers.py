@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from albat_core.records.examples import Example
+from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.rows import read_rows
 from tests.core.row_files import ROWS, only, refused, rows_of, write_csv, write_jsonl, write_parquet
@@ -193,6 +194,28 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
         assert str(path) in message
         for word in said:
             assert word in message, (name, message)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+"""As the specification of Git LFS has it."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.txt", "a.md", "a.csv", "a.jsonl", "a.parquet", "a.arrow", "a.tar", "a.jsonl.gz", "a.png"],
+)
+def test_a_pointer_of_git_lfs_is_no_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    source = SourceConfig(path=str(tmp_path / name), template="a dog" if "png" in name else None)
+    (problem,) = check_source(source)
+    assert str(tmp_path / name) in str(problem)
+    assert "pointer of Git LFS" in str(problem)
+    assert "git lfs pull" in str(problem)
+
+
+def test_a_text_about_git_lfs_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(POINTER + b"is what a pointer looks like. " * 50)
+    assert len(rows_of(tmp_path / "a.txt")) == 1
 
 
 def test_texts_that_begin_like_another_format_are_read(tmp_path: Path) -> None:
