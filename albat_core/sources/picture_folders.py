@@ -202,7 +202,7 @@ def read_picture_row(uri: str, beside: Beside, columns: Mapping[str, str]) -> Ro
         found = row_of(beside)
         row = json.loads(found) if found else {}
         there += _table(beside.table, beside.version).columns
-    refuse_missing(columns, there, beside.table or uri)
+    refuse_missing(columns, dict.fromkeys(there), beside.table or uri)
     if "text" in columns and row.get("text") is None and beside.caption:
         row |= next(stream_rows(beside.caption, Text.name, {"text": ""}, lambda _: None))
     row |= {"image": uri, KEY: beside.key or uri.rpartition("/")[2]}

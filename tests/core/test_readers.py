@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -177,7 +178,9 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[bytes, dict, list[str]]]:
         "d.jsonl.bz2": (b'{"text": "a"}\n', {}, ["damaged"]),
         "a.csv": (b"text,n\na,1\nb,2,3\n", {}, ["2 fields", "line 3 has 3"]),
         "b.csv": (b'text\n"a\n', {}, ["not CSV"]),
-        "c.csv": (b"text,text\na,b\n", {}, ["header has 2"]),
+        "c.csv": (b"text,text\na,b\n", {}, ["the file has 2"]),
+        "f.csv": (b"text,n\ra,1\rb,2\r", {}, ["carriage returns", "CSV UTF-8"]),
+        "g.csv": (b"text\ra\r\nb\r\n", {}, ["not CSV"]),
         "d.csv": (b"text\na\0\n", {}, ["NUL"]),
         "e.csv": (b"text\nb\xff\n", {}, ["0xff", "line 2"]),
         "a.txt": (b"ab\xe4", {}, ["0xe4", "byte 2"]),
@@ -222,6 +225,23 @@ def test_texts_that_begin_like_another_format_are_read(tmp_path: Path) -> None:
     for name in ("PAR1", "BZh", "ARROW1"):
         (tmp_path / "a.txt").write_text(f"{name} is how it begins")
         assert rows_of(tmp_path / "a.txt")[0].text == f"{name} is how it begins"
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "arrow"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, ending: str) -> None:
+    left = pa.table({"id": [1, 2], "text": ["a", "b"]})
+    table = left.join(pa.table({"id": [1, 2], "text": ["c", "d"]}), keys="id")
+    assert table.column_names == ["id", "text", "text"]  # as a join of pyarrow leaves them
+    path = tmp_path / f"r.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    elif ending == "csv":
+        pacsv.write_csv(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    assert "expected one column 'text', the file has 2" in refused(lambda: rows_of(path))
+    assert [row.text for row in rows_of(path, template="{id}")] == ["1", "2"]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "arrow"])

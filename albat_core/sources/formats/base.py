@@ -2,6 +2,7 @@
 
 import difflib
 import io
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any, ClassVar, Protocol
 
@@ -73,8 +74,16 @@ def kind_of(head: bytes) -> str:
 
 
 def refuse_missing(wanted: Mapping[str, str], there: Collection[str], where: str) -> None:
-    """Raise an InputError that names the wanted columns that are not there, if any."""
-    missing = [name for name in wanted if name not in there]
+    """Raise an InputError that names the wanted columns that are not there, or there twice."""
+    counts = Counter(list(there))
+    for name in wanted:
+        if counts[name] > 1:
+            raise InputError(
+                f"expected one column {name!r}, the file has {counts[name]}",
+                where=where,
+                remedy="rename one of them",
+            )
+    missing = [name for name in wanted if name not in counts]
     if not missing:
         return
     asked = " and ".join(f"{wanted[name]} names column {name!r}" for name in missing)
