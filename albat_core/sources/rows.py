@@ -21,6 +21,9 @@ from albat_core.sources.picture_paths import Picture, load_picture, picture_of
 from albat_core.sources.readers import stream_rows
 
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
+_FLOAT = re.compile(r"^-?\d+(\.\d+)?(e\+\d+)?$", re.IGNORECASE)
+_EXACT = 2**53
+"""From here on a float stands for several whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def _content(row: Row, config: SourceConfig, where: str) -> tuple[str | None, st
         raise InputError(
             f"expected text in column {column!r}, got {type(text).__name__}",
             where=where,
-            remedy="write the column as text, or print it in a template",
+            remedy="write the column as text, or name another",
         )
     return (None if _blank(text) else str(text)), None
 
@@ -242,7 +245,21 @@ def _label(row: Row, column: str, field: str, where: str) -> str:
             where=where,
             remedy=f"fill the column, or drop {field}",
         )
+    if _rounded(value):
+        raise InputError(
+            f"expected whole names in {field} {column!r}, got {value}, to which others are rounded",
+            where=where,
+            remedy="write the column anew as whole numbers or text: pandas and spreadsheets make "
+            "floats of long numbers (pandas: dtype Int64 or str)",
+        )
     return _printed(value)
+
+
+def _rounded(value: str | Number) -> bool:
+    """Tell whether a number is a float that several whole numbers are rounded to."""
+    if isinstance(value, str) and not value.strip("-").isdecimal() and _FLOAT.match(value):
+        value = float(value)
+    return isinstance(value, float) and abs(value) >= _EXACT
 
 
 def _printed(value: object) -> str:
