@@ -30,8 +30,8 @@ class SourceConfig(StageConfig):
     """Files, folders or globs, local or `s3://`; folders are read with all below them."""
     format: FormatName = "auto"
     """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
-    picture files, captions beside them in `.txt` of the same name or in `metadata.jsonl` or
-    `metadata.csv` by `file_name`; `webdataset` is tar archives."""
+    picture files, captions beside them in `.txt` or `.caption` of the same name or in
+    `metadata.jsonl` or `metadata.csv` by `file_name`; `webdataset` is tar archives."""
     delimiter: str | None = Field(None, min_length=1)
     """What stands between the documents of a text file, as in `"\\n---\\n"` for lines of three
     dashes. Default: a file is one document."""
