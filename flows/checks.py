@@ -185,8 +185,8 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
         notes.append(f"of {tried} rows tried, {cut} cut: over {limit}")
     if unfit:
         notes.append(
-            f"of {tried} rows tried, {unfit} skipped: prompts leave no room for an "
-            f"answer in {limit}"
+            f"of {tried} rows tried, {unfit} skipped: no answer to learn, or no room for one in "
+            f"{limit}"
         )
 
 

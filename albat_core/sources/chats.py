@@ -8,11 +8,14 @@ from albat_core.errors import InputError
 
 Message = dict[str, Any]
 
+ANSWERS = "assistant"
+"""The role of what is learnt."""
+
 _SAYING = frozenset({"content", "tool_calls", "reasoning_content", "reasoning", "thinking"})
 
 
 def read_messages(value: Any, where: str, *, filled: bool) -> tuple[Message, ...] | None:
-    """Return a column's chat, with every key that has a value; None where it has nothing to say.
+    """Return a column's chat, with every key that has a value; None where no answer says anything.
 
     Args:
         value: of the column.
@@ -28,7 +31,8 @@ def read_messages(value: Any, where: str, *, filled: bool) -> tuple[Message, ...
     if not isinstance(value, list):
         raise _misshapen(type(value).__name__, where)
     messages = tuple(_message(message, turn, where) for turn, message in enumerate(value))
-    return messages if any(_says(message) for message in messages) else None
+    answers = [m for m in messages if m["role"] == ANSWERS and m.get("weight", 1)]
+    return messages if any(map(_says, answers or messages)) else None
 
 
 def read_tools(value: Any, where: str, *, filled: bool) -> str | None:
@@ -103,9 +107,10 @@ def _refuse_content(content: Any, turn: int, where: str) -> None:
 
 
 def _says(message: Message) -> bool:
-    content = message.get("content")
-    blank = content is None or (isinstance(content, str) and not content.strip())
-    return not blank or bool(message.get("tool_calls") or message.get("reasoning_content"))
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    return bool(content.strip()) or any(message.get(key) for key in _SAYING - {"content"})
 
 
 def _null(value: Any) -> bool:

@@ -7,6 +7,7 @@ from itertools import islice
 
 from albat_core.errors import AlbatError, InputError
 from albat_core.pictures import check_picture
+from albat_core.sources.chats import ANSWERS
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, find_problems, left_out
 from albat_core.sources.formats.base import HEAD
@@ -32,6 +33,7 @@ class Look:
         blank: by column, the rows that are skipped for want of it.
         empty: by column, the rows whose template has it empty.
         names: of files without rows, that are one document, or are left out.
+        roles: of the messages of chats.
     """
 
     problems: list[AlbatError] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Look:
     blank: Counter[str] = field(default_factory=Counter)
     empty: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=dict)
+    roles: dict[str, None] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Return what the run would do with rows and files that is easily overlooked."""
@@ -108,7 +111,7 @@ def no_rows(
         "null": f"null or blank ({', '.join(f'{c!r} in {n}' for c, n in blank.items())})",
         "uncaptioned": "without caption",
         "damaged": "damaged",
-        "unfit": "with no room for what is learned",
+        "unfit": "with no answer to learn, or no room for one",
     }
     said = [f"{counts[why]} of them {reason}" for why, reason in reasons.items() if counts[why]]
     return InputError(
@@ -144,6 +147,15 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
                 remedy="name another column, or print it in a template",
             )
         )
+    if look.roles and ANSWERS not in look.roles:
+        look.problems.append(
+            InputError(
+                f"expected messages of role {ANSWERS!r}, which are what is learnt, got only "
+                f"{', '.join(map(repr, look.roles))}",
+                where=", ".join(source.paths),
+                remedy=f"call the one who answers {ANSWERS!r}, as chat templates do",
+            )
+        )
     if not problems and (others := left_out(source, files)):
         look.names[f"files left out, as format is {source.format}"] = others
     return look
@@ -172,6 +184,7 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
             look.blank.update(row.blank)
             continue
         look.empty.update(row.blank)
+        look.roles |= dict.fromkeys(each["role"] for each in row.example.messages or ())
         counts["printed"] += row.printed
         if row.picture is not None and opened < PICTURES_LOOKED_AT:
             opened += 1

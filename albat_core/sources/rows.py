@@ -110,7 +110,9 @@ def _text_column(config: SourceConfig) -> str:
 
 def _blank_columns(row: Row, config: SourceConfig, *, used: bool) -> tuple[str, ...]:
     """Return the columns that a text wants; of a row that is not used, the cause: a whole field."""
-    fields = [[column for column in (config.messages_column or _text_column(config),) if column]]
+    if config.messages_column:
+        return () if used else (config.messages_column,)  # of which no answer says anything
+    fields = [[column for column in (_text_column(config),) if column]]
     fields += [config.template_columns(field) for field in TEMPLATES]
     found: dict[str, None] = {}
     for columns in fields:

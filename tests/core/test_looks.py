@@ -61,6 +61,25 @@ def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
     assert "every row has a number" in str(error)
 
 
+@pytest.mark.parametrize("role", ["gpt", "model", "Assistant"])
+def test_chats_without_an_assistant_are_told_the_roles_that_they_have(
+    tmp_path: Path, role: str
+) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": role, "content": "b"}]
+    path = write_jsonl(tmp_path / "r.jsonl", [{"messages": chat}] * 3)
+    source = SourceConfig(path=str(path), messages_column="messages")
+    (error,) = look_at(source).problems
+    assert "expected messages of role 'assistant'" in str(error)
+    assert f"got only 'user', '{role}'" in str(error)
+    other = [chat[0], {**chat[1], "role": "assistant"}]
+    blank = [chat[0], {"role": "assistant", "content": ""}]
+    write_jsonl(path, [{"messages": each} for each in (chat, other, blank)])
+    look = look_at(source)
+    assert look.problems == []
+    said = "of 3 rows looked at, 1 skipped: 'messages' is null or blank in 1"
+    assert look.notes() == [said]
+
+
 def test_pictures_without_captions_are_told_three_ways_that_work(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     write_pictures(folder, [f"{i:02}.png" for i in range(12)])
