@@ -14,7 +14,7 @@ from albat_core.backbones import (
 )
 from albat_core.devices import resolve_device
 from albat_core.errors import AlbatError, ConfigError, InputError
-from albat_core.records.examples import Example
+from albat_core.records.examples import Example, example_content
 from albat_core.runs.config import RunConfig
 from albat_core.search import check_faiss
 from albat_core.sources.checks import PICTURES_LOOKED_AT, Look, look_at
@@ -22,7 +22,13 @@ from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_problems
 from albat_core.sources.rows import is_used, read_rows
 from albat_core.stages.shard import overlong
-from albat_core.stages.split import assign_roles, refuse_common, refuse_no_test, refuse_repeated
+from albat_core.stages.split import (
+    assign_roles,
+    refuse_common,
+    refuse_no_test,
+    refuse_repeated,
+    same_contents,
+)
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
 from flows.config import load_config, load_sound_part
@@ -30,6 +36,7 @@ from flows.config import load_config, load_sound_part
 Given = ParamSpec("Given")
 Tell = Callable[[str], object]
 _LETTERS_CUT = 200_000  # of a source, before anything is computed
+_COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
 
 def _untold(_note: str) -> None:
@@ -193,12 +200,17 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
 def _check_split(config: RunConfig) -> None:
     """Divide the adaptation documents as the run will."""
     own, other = (
-        [(r.example_id, r.source, r.document) for r in _rows(sources)]
+        [(r.example_id, r.source, r.document, example_content(r)) for r in _rows(sources)]
         for sources in (config.adaptation, config.heldout)
     )
     refuse_repeated([row[:2] for row in own + other])
-    documents = [document for _, _, document in own]
     test = 0.0 if config.heldout else config.split.test
-    roles = assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)
-    refuse_common(roles, [document for _, _, document in other])
+    documents = [document for *_, document, _ in own]
+    refuse_common(documents, [document for *_, document, _ in other])
+    if 0 < len(own) + len(other) <= _COMPARED:  # of more, enough will be left
+        *_, every, contents = zip(*other, *own, strict=True)
+        same = same_contents(every, contents)
+        held = {same[document] for *_, document, _ in other}
+        documents = [same[name] for name in documents if same[name] not in held]
+    assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)
     refuse_no_test(len(other) if config.heldout else test)
