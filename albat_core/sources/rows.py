@@ -259,9 +259,10 @@ def _label(row: Row, column: str, field: str, where: str) -> str:
 
 def _rounded(value: str | Number) -> bool:
     """Tell whether a number is a float that several whole numbers are rounded to."""
+    number: object = value
     if isinstance(value, str) and not value.strip("-").isdecimal() and _FLOAT.match(value):
-        value = float(value)
-    return isinstance(value, float) and abs(value) >= _EXACT
+        number = float(value)
+    return isinstance(number, float) and abs(number) >= _EXACT
 
 
 def _printed(value: object) -> str:
