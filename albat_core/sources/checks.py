@@ -1,7 +1,8 @@
 """A look at a source before anything is computed."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -20,6 +21,15 @@ PICTURES_LOOKED_AT = 8
 _ROWS_KEPT = 200  # of a source, to be cut as the run will
 _IDS_KEPT = 200_000  # to find ones that repeat
 _NAMED = 3  # files or endings
+_SPLITS = {
+    split: re.compile(rf"(^|[-._ 0-9/])({words})([-._ 0-9/]|$)", re.IGNORECASE)
+    for split, words in {
+        "train": "train|training",
+        "validation": "validation|valid|val|dev",
+        "test": "test|testing|eval|evaluation",
+    }.items()
+}
+"""What names of files and folders mean to `datasets`."""
 
 
 @dataclass
@@ -156,9 +166,23 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
                 remedy=f"call the one who answers {ANSWERS!r}, as chat templates do",
             )
         )
+    look.names |= _several_splits(files)
     if not problems and (others := left_out(source, files)):
         look.names[f"files left out, as format is {source.format}"] = others
     return look
+
+
+def _several_splits(files: Sequence[InputFile]) -> dict[str, list[str]]:
+    """Return the files of each split, where a source has more than one and reads all alike."""
+    found: dict[str, list[str]] = {}
+    for name in (name for file in files for name in file.names):
+        split = next((split for split, said in _SPLITS.items() if said.search(name)), None)
+        if split:
+            found.setdefault(split, []).append(name)
+    if len(found) < 2:
+        return {}
+    said = "files of the split {}, read as one with those of others"
+    return {said.format(split): names for split, names in found.items()}
 
 
 def check_source(source: SourceConfig) -> list[AlbatError]:

@@ -42,7 +42,7 @@ class SourceConfig(StageConfig):
     """Column with each row's unique id, text or number. Default: "file:row", rows from 0."""
     document_column: Column | None = None
     """Column naming what a row is part of; splits and `share` keep documents whole; 7 and 7.0 are
-    one. Default, and where null: the row itself."""
+    one, as are names that differ in spaces around them. Default, and where null: the row itself."""
     source_column: Column | None = None
     """Column with each row's source. Default, and where null: `name`."""
     text_column: Column | None = None

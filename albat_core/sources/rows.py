@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -171,7 +172,8 @@ def as_example(
     if config.id_column:
         example_id = _label(row, config.id_column, "id_column", where)
     if config.document_column and not _blank(row[config.document_column]):
-        document = _label(row, config.document_column, "document_column", where)
+        document = _label(row, config.document_column, "document_column", where).strip()
+        document = unicodedata.normalize("NFC", document)  # Macs write accents apart
         document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
     if config.source_column and not _blank(row[config.source_column]):
         source = _label(row, config.source_column, "source_column", where)

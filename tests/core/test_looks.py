@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from datasets.data_files import get_data_patterns
 from PIL import Image
 
 from albat_core.sources.checks import look_at
@@ -78,6 +79,29 @@ def test_chats_without_an_assistant_are_told_the_roles_that_they_have(
     assert look.problems == []
     said = "of 3 rows looked at, 1 skipped: 'messages' is null or blank in 1"
     assert look.notes() == [said]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"],
+        ["train.jsonl", "dev.jsonl", "eval.jsonl"],
+        ["my_train_1.jsonl", "my_valid_1.jsonl"],
+        ["train/a.jsonl", "validation/a.jsonl"],
+        ["train.jsonl", "contest.jsonl"],
+        ["train-0.jsonl", "train-1.jsonl"],
+        ["a.jsonl", "b.jsonl"],
+    ],
+)
+def test_splits_of_a_data_set_that_are_read_as_one_are_named(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        write_jsonl(tmp_path / "set" / name, [{"text": "a"}])
+    expected = get_data_patterns(str(tmp_path / "set"))
+    notes = look_at(SourceConfig(path=str(tmp_path / "set"))).notes()
+    said = [note.partition(",")[0].removeprefix("files of the split ") for note in notes]
+    assert sorted(said) == sorted(expected if len(expected) > 1 else [])
 
 
 def test_pictures_without_captions_are_told_three_ways_that_work(tmp_path: Path) -> None:

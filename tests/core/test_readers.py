@@ -50,6 +50,21 @@ def test_every_table_format_gives_the_same_examples(tmp_path: Path) -> None:
         assert rows_of(path, **fields) == expected, path.name
 
 
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_packed_files_that_were_joined_are_read_to_their_end(tmp_path: Path, ending: str) -> None:
+    pack = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zst": lambda raw: pa.Codec("zstd").compress(raw, asbytes=True),
+    }[ending]
+    path = tmp_path / f"r.jsonl.{ending}"
+    path.write_bytes(b"".join(pack(f'{{"text": "{n}"}}\n'.encode()) for n in range(3)))
+    assert [row.text for row in rows_of(path)] == ["0", "1", "2"]  # as cat a.gz b.gz is
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "truncated" in refused(lambda: rows_of(path))
+
+
 def test_byte_order_marks_are_taken_off(tmp_path: Path) -> None:
     for name, content in {"r.jsonl": '{"text": "a"}\n', "r.csv": "text\na\n", "r.txt": "a"}.items():
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())

@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+import unicodedata
 from decimal import Decimal
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def test_seven_is_one_document_however_it_is_written(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "r.jsonl", rows)
     documents = [row.document for row in rows_of(path, document_column="page")]
     assert documents == ["7", "7", "7", "7", "7.5", "7a"]
+
+
+def test_a_name_is_one_document_in_both_spellings_of_its_accents(tmp_path: Path) -> None:
+    apart, whole = (unicodedata.normalize(form, "\u00e9t\u00e9.txt") for form in ("NFD", "NFC"))
+    rows = [{"text": "a", "page": page} for page in (apart, whole, f" {whole} ", "ete.txt")]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    documents = [row.document for row in rows_of(path, document_column="page")]
+    assert documents == [whole, whole, whole, "ete.txt"]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
