@@ -13,6 +13,10 @@ ANSWERS = "assistant"
 
 _SAYING = frozenset({"content", "tool_calls", "reasoning_content", "reasoning", "thinking"})
 
+_UNLEARNT = {"loss": False, "train": False, "training": False, "masked": True}
+"""What other programs' data says of answers that are not to be learnt: ms-swift's, axolotl's by its
+`message_field_training`, torchtune's."""
+
 
 def read_messages(value: Any, where: str, *, filled: bool) -> tuple[Message, ...] | None:
     """Return a column's chat, with every key that has a value; None where no answer says anything.
@@ -81,6 +85,14 @@ def _message(message: Any, turn: int, where: str) -> Message:
     if not kept["role"].strip():
         raise _misshapen(f"message {turn} with a blank role", where)
     _refuse_content(kept.get("content", ""), turn, where)
+    other = next((key for key, said in _UNLEARNT.items() if kept.get(key) is said), None)
+    if other and kept["role"] == ANSWERS and "weight" not in kept:
+        raise InputError(
+            f"expected weight 0 for an answer that is not to be learnt, got {other} "
+            f"{json.dumps(kept[other])} in message {turn}",
+            where=where,
+            remedy='write it as "weight": 0, or drop the key',
+        )
     if (weight := kept.get("weight", 1)) not in (0, 1):
         raise InputError(
             f"expected 0 or 1 as the weight of message {turn}, got {weight!r}",

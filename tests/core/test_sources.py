@@ -137,6 +137,24 @@ def test_a_chat_whose_answers_are_blank_is_skipped_as_a_blank_answer_is(tmp_path
     assert [row.text is not None for row in answered] == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("loss", False), ("train", False), ("training", False), ("masked", True)]
+)
+def test_what_others_mean_by_no_loss_is_refused_by_name(
+    tmp_path: Path, key: str, value: bool
+) -> None:
+    asked = {"role": "user", "content": "Hi", key: value}
+    said = {"role": "assistant", "content": "Ho"}
+    for form, write in (("jsonl", write_jsonl), ("parquet", write_parquet)):
+        path = write(tmp_path / f"a.{form}", [{"chat": [asked, {**said, key: value}]}])
+        message = refused(lambda: rows_of(path, messages_column="chat"))  # noqa: B023
+        assert f"got {key} {str(value).lower()} in message 1" in message
+        assert '"weight": 0' in message
+        for learnt in ({**said, key: not value}, {**said, key: value, "weight": 0}):
+            path = write(tmp_path / f"b.{form}", [{"chat": [asked, learnt]}])
+            assert rows_of(path, messages_column="chat")[0].messages == (asked, learnt)
+
+
 def test_null_is_what_it_says_in_json_and_nothing_in_a_table(tmp_path: Path) -> None:
     call = {"function": {"name": "f", "arguments": {"x": 1, "y": None}}}
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
