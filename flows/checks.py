@@ -93,10 +93,12 @@ def find_mistakes(
             found += [_in_role(place, error) for error in problems]
     spoilt = set(unsound)
     ids: dict[str, dict[str, str]] = {"corpus": {}, "adaptation": {}}
+    uris: dict[str, set[str]] = {"corpus": set(), "adaptation": set(), "heldout": set()}
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
             look = look_at(source, ids["corpus" if role == "corpus" else "adaptation"])
             problems, notes = look.problems, look.notes()
+            uris[role] |= look.uris
             if not problems and not no_backbone and "backbone" not in unsound:
                 problems = _caught(_check_cut, look, source, config, notes)
             if problems:
@@ -104,6 +106,8 @@ def find_mistakes(
             found += [_in_role(role, error) for error in problems]
             for note in notes:
                 tell(f"{role} ({', '.join(source.paths)}): {note}")
+    if not spoilt and config.decontamination.enabled and config.decontamination.copies:
+        found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], tell)
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
@@ -195,6 +199,20 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
             f"of {tried} rows tried, {unfit} skipped: no answer to learn, or no room for one in "
             f"{limit}"
         )
+
+
+def _check_common(corpus: Collection[str], own: Collection[str], tell: Tell) -> None:
+    """Look for files that are corpus and adaptation set, whose rows are left out as copies."""
+    common = sorted(set(corpus) & set(own))
+    if not common:
+        return
+    if len(common) == len(corpus):
+        raise InputError(
+            "expected rows that the adaptation set has not, all files of the corpus are its own",
+            where=f"corpus: {common[0]}",
+            remedy="name the backbone's own corpus; what both have is left out",
+        )
+    tell(f"corpus ({common[0]}): files of the adaptation set, left out as copies: {len(common)}")
 
 
 def _check_split(config: RunConfig) -> None:

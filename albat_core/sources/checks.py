@@ -44,6 +44,7 @@ class Look:
         empty: by column, the rows whose template has it empty.
         names: of files without rows, that are one document, or are left out.
         roles: of the messages of chats.
+        uris: of its files.
     """
 
     problems: list[AlbatError] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Look:
     empty: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=dict)
     roles: dict[str, None] = field(default_factory=dict)
+    uris: set[str] = field(default_factory=set)
 
     def notes(self) -> list[str]:
         """Return what the run would do with rows and files that is easily overlooked."""
@@ -139,7 +141,7 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
         seen: ids met so far, each with its place; filled. None: of this source alone.
     """
     files, problems = find_problems(source)
-    look = Look(problems, names={})
+    look = Look(problems, uris={uri for file in files for uri in file.uris})
     ids: dict[str, str] = {} if seen is None else seen
     for file in files:
         try:

@@ -666,6 +666,23 @@ def test_documents_that_are_held_out_too_are_found_early(tmp_path: Path) -> None
     assert str(mistake) == str(met)
 
 
+def test_a_corpus_that_is_the_adaptation_set_is_found_early(tmp_path: Path) -> None:
+    columns = {"id_column": "id", "document_column": "doc"}
+    path = write_run(tmp_path, corpus=[{"path": "adaptation.jsonl", **columns}])
+    config = load_config(str(path))
+    refused(lambda: asked(config, "selection"), InputError, "got none among 40")
+    (mistake,) = find_mistakes(config)
+    assert "all files of the corpus are its own" in str(mistake)
+    kept = config.decontamination.model_copy(update={"enabled": False})
+    assert find_mistakes(config.model_copy(update={"decontamination": kept})) == []
+    (tmp_path / "adaptation.jsonl").rename(tmp_path / "corpus" / "adaptation.jsonl")
+    changes = {"adaptation": {"path": "corpus/adaptation.jsonl", **columns}}
+    config = load_config(str(rewrite(path, {"corpus": "corpus/*.jsonl", **changes})))
+    told: list[str] = []
+    assert find_mistakes(config, tell=told.append) == []
+    assert [note for note in told if "left out as copies: 1" in note]
+
+
 def test_a_missing_faiss_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_run(tmp_path)
     monkeypatch.setitem(sys.modules, "faiss", None)
