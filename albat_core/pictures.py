@@ -11,6 +11,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from pydantic import Field
 
 from albat_core.errors import InputError
+from albat_core.store.pointers import REMEDY, is_pointer
 from albat_core.store.stage import StageConfig
 
 Frame = tuple[int, int, int, int]
@@ -125,6 +126,9 @@ def _open(content: bytes, where: str, max_pixels: int) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise _too_large(str(error), max_pixels, where) from error
     except UnidentifiedImageError as error:
+        if is_pointer(content):
+            said = "expected a picture, found a pointer of Git LFS in its place"
+            raise InputError(said, where, REMEDY) from error
         begins = f"a file that begins with {content[:12]!r}" if content else "an empty file"
         raise InputError(
             f"expected a picture ({', '.join(_FORMATS)}), got {begins}",

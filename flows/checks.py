@@ -14,7 +14,7 @@ from albat_core.backbones import (
 )
 from albat_core.devices import resolve_device
 from albat_core.errors import AlbatError, ConfigError, InputError
-from albat_core.records.examples import Example
+from albat_core.records.examples import Example, example_content
 from albat_core.runs.config import RunConfig
 from albat_core.search import check_faiss
 from albat_core.sources.checks import PICTURES_LOOKED_AT, Look, look_at
@@ -22,7 +22,13 @@ from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_problems
 from albat_core.sources.rows import is_used, read_rows
 from albat_core.stages.shard import overlong
-from albat_core.stages.split import assign_roles, refuse_common, refuse_no_test, refuse_repeated
+from albat_core.stages.split import (
+    assign_roles,
+    refuse_common,
+    refuse_no_test,
+    refuse_repeated,
+    same_contents,
+)
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
 from flows.config import load_config, load_sound_part
@@ -30,6 +36,7 @@ from flows.config import load_config, load_sound_part
 Given = ParamSpec("Given")
 Tell = Callable[[str], object]
 _LETTERS_CUT = 200_000  # of a source, before anything is computed
+_COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
 
 def _untold(_note: str) -> None:
@@ -86,10 +93,12 @@ def find_mistakes(
             found += [_in_role(place, error) for error in problems]
     spoilt = set(unsound)
     ids: dict[str, dict[str, str]] = {"corpus": {}, "adaptation": {}}
+    uris: dict[str, set[str]] = {"corpus": set(), "adaptation": set(), "heldout": set()}
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
             look = look_at(source, ids["corpus" if role == "corpus" else "adaptation"])
             problems, notes = look.problems, look.notes()
+            uris[role] |= look.uris
             if not problems and not no_backbone and "backbone" not in unsound:
                 problems = _caught(_check_cut, look, source, config, notes)
             if problems:
@@ -97,6 +106,8 @@ def find_mistakes(
             found += [_in_role(role, error) for error in problems]
             for note in notes:
                 tell(f"{role} ({', '.join(source.paths)}): {note}")
+    if not spoilt and config.decontamination.enabled and config.decontamination.copies:
+        found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], tell)
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
@@ -185,20 +196,39 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
         notes.append(f"of {tried} rows tried, {cut} cut: over {limit}")
     if unfit:
         notes.append(
-            f"of {tried} rows tried, {unfit} skipped: prompts leave no room for an "
-            f"answer in {limit}"
+            f"of {tried} rows tried, {unfit} skipped: no answer to learn, or no room for one in "
+            f"{limit}"
         )
+
+
+def _check_common(corpus: Collection[str], own: Collection[str], tell: Tell) -> None:
+    """Look for files that are corpus and adaptation set, whose rows are left out as copies."""
+    common = sorted(set(corpus) & set(own))
+    if not common:
+        return
+    if len(common) == len(corpus):
+        raise InputError(
+            "expected rows that the adaptation set has not, all files of the corpus are its own",
+            where=f"corpus: {common[0]}",
+            remedy="name the backbone's own corpus; what both have is left out",
+        )
+    tell(f"corpus ({common[0]}): files of the adaptation set, left out as copies: {len(common)}")
 
 
 def _check_split(config: RunConfig) -> None:
     """Divide the adaptation documents as the run will."""
     own, other = (
-        [(r.example_id, r.source, r.document) for r in _rows(sources)]
+        [(r.example_id, r.source, r.document, example_content(r)) for r in _rows(sources)]
         for sources in (config.adaptation, config.heldout)
     )
     refuse_repeated([row[:2] for row in own + other])
-    documents = [document for _, _, document in own]
     test = 0.0 if config.heldout else config.split.test
-    roles = assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)
-    refuse_common(roles, [document for _, _, document in other])
+    documents = [document for *_, document, _ in own]
+    refuse_common(documents, [document for *_, document, _ in other])
+    if 0 < len(own) + len(other) <= _COMPARED:  # of more, enough will be left
+        *_, every, contents = zip(*other, *own, strict=True)
+        same = same_contents(every, contents)
+        held = {same[document] for *_, document, _ in other}
+        documents = [same[name] for name in documents if same[name] not in held]
+    assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)
     refuse_no_test(len(other) if config.heldout else test)

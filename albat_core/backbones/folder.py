@@ -8,6 +8,7 @@ from pathlib import Path
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.store import storage, transfer
+from albat_core.store.pointers import LONGEST, REMEDY, is_pointer
 
 MODEL_CONFIG = "config.json"
 """Describes a transformers model."""
@@ -18,7 +19,6 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 _OTHER_WEIGHTS = ("*.bin", "*.pt*", "*.ckpt", "*.gguf", "*.onnx")
 _SINGLE_FILES = (".safetensors", ".ckpt")
-_LFS = b"version https://git-lfs.github.com/spec/"
 _VARIANTS = ("*.fp16.*", "*.bf16.*", "*non_ema*", "*.onnx*")  # the same weights, otherwise
 
 
@@ -104,11 +104,11 @@ def refuse_incomplete(folder: Path) -> None:
     for room in _rooms(folder):
         for path in sorted({p for end in (*_DESCRIPTION, *_WEIGHTS) for p in room.glob(end)}):
             with path.open("rb") as file:
-                if file.read(len(_LFS)) == _LFS:
+                if is_pointer(file.read(LONGEST)):
                     raise BackboneError(
                         f"expected {path.name}, found a pointer of Git LFS in its place",
                         where=str(path),
-                        remedy="fetch the files themselves: `git lfs pull` in the folder's clone",
+                        remedy=REMEDY,
                     )
             if path.suffix != ".safetensors":
                 continue

@@ -22,7 +22,7 @@ _NOTES = {
     "damaged_rows": "whose picture cannot be read, skipped",
     "split_rows": "longer than the backbone takes, cut",
     "printed_rows": "with a number as text, taken as it is printed",
-    "unfit_rows": "whose prompt leaves no room for an answer, skipped",
+    "unfit_rows": "with no answer to learn or no room for one, skipped",
 }
 
 

@@ -8,11 +8,18 @@ from albat_core.errors import InputError
 
 Message = dict[str, Any]
 
+ANSWERS = "assistant"
+"""The role of what is learnt."""
+
 _SAYING = frozenset({"content", "tool_calls", "reasoning_content", "reasoning", "thinking"})
+
+_UNLEARNT = {"loss": False, "train": False, "training": False, "masked": True}
+"""What other programs' data says of answers that are not to be learnt: ms-swift's, axolotl's by its
+`message_field_training`, torchtune's."""
 
 
 def read_messages(value: Any, where: str, *, filled: bool) -> tuple[Message, ...] | None:
-    """Return a column's chat, with every key that has a value; None where it has nothing to say.
+    """Return a column's chat, with every key that has a value; None where no answer says anything.
 
     Args:
         value: of the column.
@@ -28,7 +35,8 @@ def read_messages(value: Any, where: str, *, filled: bool) -> tuple[Message, ...
     if not isinstance(value, list):
         raise _misshapen(type(value).__name__, where)
     messages = tuple(_message(message, turn, where) for turn, message in enumerate(value))
-    return messages if any(_says(message) for message in messages) else None
+    answers = [m for m in messages if m["role"] == ANSWERS and m.get("weight", 1)]
+    return messages if any(map(_says, answers or messages)) else None
 
 
 def read_tools(value: Any, where: str, *, filled: bool) -> str | None:
@@ -77,6 +85,14 @@ def _message(message: Any, turn: int, where: str) -> Message:
     if not kept["role"].strip():
         raise _misshapen(f"message {turn} with a blank role", where)
     _refuse_content(kept.get("content", ""), turn, where)
+    other = next((key for key, said in _UNLEARNT.items() if kept.get(key) is said), None)
+    if other and kept["role"] == ANSWERS and "weight" not in kept:
+        raise InputError(
+            f"expected weight 0 for an answer that is not to be learnt, got {other} "
+            f"{json.dumps(kept[other])} in message {turn}",
+            where=where,
+            remedy='write it as "weight": 0, or drop the key',
+        )
     if (weight := kept.get("weight", 1)) not in (0, 1):
         raise InputError(
             f"expected 0 or 1 as the weight of message {turn}, got {weight!r}",
@@ -103,9 +119,10 @@ def _refuse_content(content: Any, turn: int, where: str) -> None:
 
 
 def _says(message: Message) -> bool:
-    content = message.get("content")
-    blank = content is None or (isinstance(content, str) and not content.strip())
-    return not blank or bool(message.get("tool_calls") or message.get("reasoning_content"))
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    return bool(content.strip()) or any(message.get(key) for key in _SAYING - {"content"})
 
 
 def _null(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """A look at a source before anything is computed."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -9,6 +10,7 @@ from albat_core.errors import AlbatError, InputError
 from albat_core.pictures import check_picture
 from albat_core.records.examples import example_text
 from albat_core.records.filtered import by_reason
+from albat_core.sources.chats import ANSWERS
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, find_problems, left_out
 from albat_core.sources.filters import judge
@@ -23,6 +25,15 @@ _ROWS_KEPT = 200  # of a source, to be cut as the run will
 _IDS_KEPT = 200_000  # to find ones that repeat
 _NAMED = 3  # files or endings
 _LETTERS_JUDGED = 500_000  # of a source, by its filters: about a second
+_SPLITS = {
+    split: re.compile(rf"(^|[-._ 0-9/])({words})([-._ 0-9/]|$)", re.IGNORECASE)
+    for split, words in {
+        "train": "train|training",
+        "validation": "validation|valid|val|dev",
+        "test": "test|testing|eval|evaluation",
+    }.items()
+}
+"""What names of files and folders mean to `datasets`."""
 
 
 @dataclass
@@ -37,6 +48,8 @@ class Look:
         empty: by column, the rows whose template has it empty.
         filtered: by reason, the rows that filters leave out.
         names: of files without rows, that are one document, or are left out.
+        roles: of the messages of chats.
+        uris: of its files.
     """
 
     problems: list[AlbatError] = field(default_factory=list)
@@ -46,6 +59,8 @@ class Look:
     empty: Counter[str] = field(default_factory=Counter)
     filtered: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=dict)
+    roles: dict[str, None] = field(default_factory=dict)
+    uris: set[str] = field(default_factory=set)
 
     def notes(self) -> list[str]:
         """Return what the run would do with rows and files that is easily overlooked."""
@@ -124,7 +139,7 @@ def no_rows(
         "null": f"null or blank ({', '.join(f'{c!r} in {n}' for c, n in blank.items())})",
         "uncaptioned": "without caption",
         "damaged": "damaged",
-        "unfit": "with no room for what is learned",
+        "unfit": "with no answer to learn, or no room for one",
         "left_out": "not in its share",
     }
     said = [f"{counts[why]} of them {reason}" for why, reason in reasons.items() if counts[why]]
@@ -149,7 +164,7 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
         seen: ids met so far, each with its place; filled. None: of this source alone.
     """
     files, problems = find_problems(source)
-    look = Look(problems, names={})
+    look = Look(problems, uris={uri for file in files for uri in file.uris})
     ids: dict[str, str] = {} if seen is None else seen
     for file in files:
         try:
@@ -168,9 +183,32 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
                 remedy="name another column, or print it in a template",
             )
         )
+    if look.roles and ANSWERS not in look.roles:
+        look.problems.append(
+            InputError(
+                f"expected messages of role {ANSWERS!r}, which are what is learnt, got only "
+                f"{', '.join(map(repr, look.roles))}",
+                where=", ".join(source.paths),
+                remedy=f"call the one who answers {ANSWERS!r}, as chat templates do",
+            )
+        )
+    look.names |= _several_splits(files)
     if not problems and (others := left_out(source, files)):
         look.names[f"files left out, as format is {source.format}"] = others
     return look
+
+
+def _several_splits(files: Sequence[InputFile]) -> dict[str, list[str]]:
+    """Return the files of each split, where a source has more than one and reads all alike."""
+    found: dict[str, list[str]] = {}
+    for name in (name for file in files for name in file.names):
+        split = next((split for split, said in _SPLITS.items() if said.search(name)), None)
+        if split:
+            found.setdefault(split, []).append(name)
+    if len(found) < 2:
+        return {}
+    said = "files of the split {}, read as one with those of others"
+    return {said.format(split): names for split, names in found.items()}
 
 
 def check_source(source: SourceConfig) -> list[AlbatError]:
@@ -203,6 +241,7 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
                 look.filtered[reason] += 1
                 continue
         look.empty.update(row.blank)
+        look.roles |= dict.fromkeys(each["role"] for each in row.example.messages or ())
         counts["printed"] += row.printed
         if row.picture is not None and opened < PICTURES_LOOKED_AT:
             opened += 1

@@ -31,8 +31,8 @@ class SourceConfig(StageConfig):
     """Files, folders or globs, local or `s3://`; folders are read with all below them."""
     format: FormatName = "auto"
     """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
-    picture files, captions beside them in `.txt` of the same name or in `metadata.jsonl` or
-    `metadata.csv` by `file_name`; `webdataset` is tar archives."""
+    picture files, captions beside them in `.txt` or `.caption` of the same name or in
+    `metadata.jsonl` or `metadata.csv` by `file_name`; `webdataset` is tar archives."""
     delimiter: str | None = Field(None, min_length=1)
     """What stands between the documents of a text file, as in `"\\n---\\n"` for lines of three
     dashes. Default: a file is one document."""
@@ -43,7 +43,7 @@ class SourceConfig(StageConfig):
     """Column with each row's unique id, text or number. Default: "file:row", rows from 0."""
     document_column: Column | None = None
     """Column naming what a row is part of; splits and `share` keep documents whole; 7 and 7.0 are
-    one. Default, and where null: the row itself."""
+    one, as are names that differ in spaces around them. Default, and where null: the row itself."""
     source_column: Column | None = None
     """Column with each row's source. Default, and where null: `name`."""
     text_column: Column | None = None

@@ -3,7 +3,7 @@
 import glob
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ from albat_core.sources.formats import FORMATS, format_of
 from albat_core.sources.formats.base import Row, refuse_missing
 from albat_core.sources.formats.images import Images
 from albat_core.sources.formats.text import Text
+from albat_core.sources.picture_paths import one_spelling
 from albat_core.sources.readers import readable, stream_rows
 from albat_core.store import storage
 
@@ -22,6 +23,7 @@ KEY = "file_name"
 """Column of a table of pictures that names the file, as in `datasets`' image folders."""
 
 _TABLES = ("metadata.jsonl", "metadata.csv")
+_CAPTIONS = (".txt", ".caption")  # the latter: what kohya-ss/sd-scripts looks for by default
 _OWN = ("image", "text")  # columns that a picture has without any table
 
 
@@ -80,7 +82,13 @@ def without_descriptions(
 def _pictures(named: Iterable[str], source: SourceConfig) -> list[str]:
     """Return the files that are rows as pictures; none where a table among them names these."""
     if source.format == Images.name:
-        return [n for n in named if not _is_table(n) and format_of(n) != Text.name]
+        return [
+            name
+            for name in named
+            if not _is_table(name)
+            and format_of(name) != Text.name
+            and not name.lower().endswith(_CAPTIONS)
+        ]
     pictures = [name for name in named if format_of(name) == Images.name]
     if source.format != "auto" or not pictures:
         return []
@@ -114,8 +122,10 @@ def _describe(pictures: Sequence[str], listed: Iterable[str]) -> list[Beside]:
                     remedy="take one of them out",
                 )
             tables[folder] = uri
-        elif name.lower().endswith(".txt"):
-            texts[uri[:-4]] = uri
+        elif name.lower().endswith(_CAPTIONS):
+            stem = uri.rpartition(".")[0]
+            texts[stem] = uri
+            texts.setdefault(one_spelling(stem), uri)
     versions = {}
     for uri in tables.values():
         with readable(uri):
@@ -126,9 +136,10 @@ def _describe(pictures: Sequence[str], listed: Iterable[str]) -> list[Beside]:
         while folder and folder not in tables:
             folder = folder.rpartition("/")[0]
         table = tables.get(folder)
+        stem = uri.rpartition(".")[0]
         found.append(
             Beside(
-                caption=texts.get(uri.rpartition(".")[0]),
+                caption=texts.get(stem) or texts.get(one_spelling(stem)),
                 table=table,
                 version=versions[table] if table else "",
                 key=uri[len(folder) + 1 :] if table else "",
@@ -137,18 +148,18 @@ def _describe(pictures: Sequence[str], listed: Iterable[str]) -> list[Beside]:
     return found
 
 
-def _refuse_absent(listed: Iterable[str]) -> None:
+def _refuse_absent(listed: Collection[str]) -> None:
     """Check that the pictures are there that the tables of a folder name."""
-    there = set(listed)
-    for uri in sorted(filter(_is_table, there)):
-        folder = uri.rpartition("/")[0]
+    there = set(map(one_spelling, listed))
+    for uri in sorted(filter(_is_table, listed)):
+        folder = one_spelling(uri.rpartition("/")[0])
         with readable(uri):
             version = storage.fingerprint(uri)
         absent = [name for name in _table(uri, version).rows if f"{folder}/{name}" not in there]
         if absent:
+            more = f", nor {len(absent) - 1} more that the table names" if absent[1:] else ""
             raise InputError(
-                f"expected the picture {absent[0]!r}, found none, nor {len(absent) - 1} more "
-                f"that the table names",
+                f"expected the picture {absent[0]!r}, found none{more}",
                 where=uri,
                 remedy="bring them back, or take their rows out",
             )
@@ -171,7 +182,7 @@ def _table(uri: str, version: str) -> _Table:
                 where=where,
                 remedy=f"name each row's picture, relative to the table, in {KEY!r}",
             )
-        name = posixpath.normpath(name)
+        name = posixpath.normpath(one_spelling(name))
         if name in rows:
             raise InputError(
                 f"expected one row a picture, {name!r} has two",
@@ -185,7 +196,9 @@ def _table(uri: str, version: str) -> _Table:
 
 def row_of(beside: Beside) -> str:
     """Return the picture's row of the table as JSON, "" where none is."""
-    return _table(beside.table, beside.version).rows.get(beside.key, "") if beside.table else ""
+    if not beside.table:
+        return ""
+    return _table(beside.table, beside.version).rows.get(one_spelling(beside.key), "")
 
 
 def read_picture_row(uri: str, beside: Beside, columns: Mapping[str, str]) -> Row:
@@ -202,7 +215,7 @@ def read_picture_row(uri: str, beside: Beside, columns: Mapping[str, str]) -> Ro
         found = row_of(beside)
         row = json.loads(found) if found else {}
         there += _table(beside.table, beside.version).columns
-    refuse_missing(columns, there, beside.table or uri)
+    refuse_missing(columns, dict.fromkeys(there), beside.table or uri)
     if "text" in columns and row.get("text") is None and beside.caption:
         row |= next(stream_rows(beside.caption, Text.name, {"text": ""}, lambda _: None))
     row |= {"image": uri, KEY: beside.key or uri.rpartition("/")[2]}

@@ -1,6 +1,7 @@
 """Pictures that a row has: their bytes, or where their file lies."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -41,7 +42,25 @@ def picture_of(value: Any, uri: str, where: str) -> Picture | None:
         )
     if "://" in value or Path(value).is_absolute():
         return value
-    return storage.join(uri.rpartition("/")[0], value.removeprefix("./"))
+    return _spelt(uri.rpartition("/")[0], value.removeprefix("./"))
+
+
+def one_spelling(name: str) -> str:
+    """Return a file's name in the one of its spellings that is compared.
+
+    Windows sets folders apart by backslashes, Macs write accents as characters of their own.
+    """
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _spelt(folder: str, name: str) -> str:
+    """Return the address of a file below a folder, by the spelling of its name that is there."""
+    path = storage.join(folder, name)
+    if storage.is_remote(path) or (name.isascii() and "\\" not in name) or storage.exists(path):
+        return path
+    same = one_spelling(name)
+    others = (storage.join(folder, each) for each in (same, unicodedata.normalize("NFD", same)))
+    return next(filter(storage.exists, others), path)
 
 
 def load_picture(picture: Picture, where: str) -> bytes:

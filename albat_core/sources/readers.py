@@ -12,8 +12,9 @@ from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.sources.formats import FORMATS
-from albat_core.sources.formats.base import Advance, Columns, Row
+from albat_core.sources.formats.base import Advance, Columns, Row, refuse_pointer
 from albat_core.store import storage
+from albat_core.store.pointers import LONGEST
 
 
 def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iterator[Row]:
@@ -38,8 +39,12 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
         try:
             for row in reader.read(file, uri, columns, advance):
                 yield {name: _known(value) for name, value in row.items()}
-        except damage as error:
+        except (InputError, *damage) as error:
             if _of_storage(error, uri):
+                raise
+            with storage.open_binary(uri) as whatever:
+                refuse_pointer(whatever.read(LONGEST), uri)
+            if isinstance(error, InputError):
                 raise
             raise InputError(
                 f"the file is damaged or truncated ({type(error).__name__}: {error})",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -21,6 +22,9 @@ from albat_core.sources.picture_paths import Picture, load_picture, picture_of
 from albat_core.sources.readers import stream_rows
 
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
+_FLOAT = re.compile(r"^-?\d+(\.\d+)?(e\+\d+)?$", re.IGNORECASE)
+_EXACT = 2**53
+"""From here on a float stands for several whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ def _text_column(config: SourceConfig) -> str:
 
 def _blank_columns(row: Row, config: SourceConfig, *, used: bool) -> tuple[str, ...]:
     """Return the columns that a text wants; of a row that is not used, the cause: a whole field."""
-    fields = [[column for column in (config.messages_column or _text_column(config),) if column]]
+    if config.messages_column:
+        return () if used else (config.messages_column,)  # of which no answer says anything
+    fields = [[column for column in (_text_column(config),) if column]]
     fields += [config.template_columns(field) for field in TEMPLATES]
     found: dict[str, None] = {}
     for columns in fields:
@@ -166,7 +172,8 @@ def as_example(
     if config.id_column:
         example_id = _label(row, config.id_column, "id_column", where)
     if config.document_column and not _blank(row[config.document_column]):
-        document = _label(row, config.document_column, "document_column", where)
+        document = _label(row, config.document_column, "document_column", where).strip()
+        document = unicodedata.normalize("NFC", document)  # Macs write accents apart
         document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
     if config.source_column and not _blank(row[config.source_column]):
         source = _label(row, config.source_column, "source_column", where)
@@ -198,7 +205,7 @@ def _content(row: Row, config: SourceConfig, where: str) -> tuple[str | None, st
         raise InputError(
             f"expected text in column {column!r}, got {type(text).__name__}",
             where=where,
-            remedy="write the column as text, or print it in a template",
+            remedy="write the column as text, or name another",
         )
     return (None if _blank(text) else str(text)), None
 
@@ -242,7 +249,22 @@ def _label(row: Row, column: str, field: str, where: str) -> str:
             where=where,
             remedy=f"fill the column, or drop {field}",
         )
+    if _rounded(value):
+        raise InputError(
+            f"expected whole names in {field} {column!r}, got {value}, to which others are rounded",
+            where=where,
+            remedy="write the column anew as whole numbers or text: pandas and spreadsheets make "
+            "floats of long numbers (pandas: dtype Int64 or str)",
+        )
     return _printed(value)
+
+
+def _rounded(value: str | Number) -> bool:
+    """Tell whether a number is a float that several whole numbers are rounded to."""
+    number: object = value
+    if isinstance(value, str) and not value.strip("-").isdecimal() and _FLOAT.match(value):
+        number = float(value)
+    return isinstance(number, float) and abs(number) >= _EXACT
 
 
 def _printed(value: object) -> str:

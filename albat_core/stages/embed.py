@@ -29,7 +29,7 @@ from albat_core.records.vectors import (
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig, stage_key
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class EmbeddingConfig(StageConfig):

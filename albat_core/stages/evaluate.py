@@ -17,7 +17,7 @@ from albat_core.records.tables import write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class EvaluationConfig(StageConfig):

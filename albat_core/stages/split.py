@@ -135,7 +135,8 @@ def split_adaptation(
         ids, sources = both["example_id"].to_pylist(), both["source"].to_pylist()
         refuse_repeated(list(zip(ids, sources, strict=True)))
         refuse_common(table["document"].to_pylist(), test_only["document"].to_pylist())
-        same = _same_documents(both)
+        contents = [example_content(example) for example in table_to_examples(both)]
+        same = same_contents(both["document"].to_pylist(), contents)
         table, test_only = _renamed(table, same), _renamed(test_only, same)
         facts: dict[str, Any] = {"joined_documents": sum(n != s for n, s in same.items())}
         known = _roles(store, previous) if previous else {}
@@ -175,11 +176,14 @@ def split_adaptation(
     )
 
 
-def _same_documents(rows: pa.Table) -> dict[str, str]:
-    """Return for each document the first one that it is the same as, by its rows' contents."""
-    examples = table_to_examples(rows)
-    contents = [example_content(e) for e in examples]
-    return same_documents([e.document for e in examples], contents, _NEARLY)
+def same_contents(documents: Sequence[str], contents: Sequence[str]) -> dict[str, str]:
+    """Return for each document the first one that it is the same as, or nearly so.
+
+    Args:
+        documents: (n,) that each row is a part of, held-out ones first.
+        contents: (n,) of the rows, see ``example_content``.
+    """
+    return same_documents(documents, contents, _NEARLY)
 
 
 def _renamed(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:

@@ -43,7 +43,7 @@ def user(content: str) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def answer(content: str, **keys: Any) -> dict[str, Any]:
+def answer(content: Any, **keys: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **keys}
 
 
@@ -264,6 +264,26 @@ def test_a_token_across_a_header_s_end_is_learnt() -> None:
     assert mask[ids.index(both)]
     chat = tokenizer.apply_chat_template([user("hi"), answer("\nseed")])
     assert ids == chat["input_ids"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_contents_are_written_whichever_of_their_kinds_a_template_knows(name: str) -> None:
+    tokenizer = tokenizer_of((TEMPLATES / f"{name}.jinja").read_text())
+    chat = CHATS["two turns"]
+    expected = learnt(tokenizer, shaped(name, chat))  # the kind that it was written for
+    assert "seed one" in expected
+    assert "leaf two" in expected
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in chat]
+    assert learnt(tokenizer, chat) == expected
+    assert learnt(tokenizer, parts) == expected
+    assert learnt(tokenizer, [chat[0], *parts[1:]]) == expected
+
+
+def test_parts_are_joined_where_a_template_prints_lists() -> None:
+    tokenizer = tokenizer_of((TEMPLATES / "llama3.jinja").read_text())
+    parts = [{"type": "text", "text": "seed "}, {"type": "text", "text": "one"}]
+    assert "{'type'" in tokenizer.apply_chat_template([answer(parts)], tokenize=False)
+    assert learnt(tokenizer, [user("hi"), answer(parts)]) == "seed one<|eot_id|>"
 
 
 def test_weight_0_is_no_loss_on_that_turn() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from albat_core import progress
@@ -16,7 +17,7 @@ from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_exampl
 from albat_core.records.tables import read_table
 from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile
+from albat_core.sources.files import InputFile, find_files
 from albat_core.stages import shard as corpus
 from albat_core.stages.shard import ShardConfig, make_shards, refuse_barren, refuse_duplicates
 from albat_core.store import storage
@@ -199,7 +200,7 @@ def test_refusals_name_file_and_row(tmp_path: Path, shard: Sharder) -> None:
         ("r.jsonl", "", "got 0 rows"),
         ("r.csv", "text\n", "got 0 rows"),
         ("r.jsonl", '{"text": null}\n{"text": ""}\n', "got 2 rows, 2 of them null"),
-        ("r.jsonl", '{"text": "' + "a " * 99 + '"}\n', "1 of them with no room"),
+        ("r.jsonl", '{"text": "' + "a " * 99 + '"}\n', "1 of them with no answer"),
     ],
 )
 def test_files_without_a_usable_row(
@@ -214,6 +215,27 @@ def test_files_without_a_usable_row(
         source = SourceConfig(path=str(path), share=share, **fields)
         ref = shard.make(only(source))  # one file of many may have none
         assert said in refused(lambda: refuse_barren(shard.store, source, [ref]))  # noqa: B023
+
+
+def test_a_part_without_rows_is_no_obstacle(tmp_path: Path, shard: Sharder) -> None:
+    table = pa.table({"text": ["one", "two"]})
+    for part, rows in enumerate((table, table.slice(0, 0), table)):
+        pq.write_table(rows, tmp_path / f"part-{part:05d}.snappy.parquet")
+    (tmp_path / "_SUCCESS").touch()  # as Spark leaves it
+    source = SourceConfig(path=str(tmp_path))
+    refs = [shard.make(file) for file in find_files(source)]
+    refuse_barren(shard.store, source, refs)
+    assert [shard.store.manifest(ref).rows for ref in refs] == [2, 0, 2]
+
+
+def test_a_number_behind_the_rows_looked_at_is_printed_and_counted(
+    tmp_path: Path, shard: Sharder
+) -> None:
+    path = write_jsonl(tmp_path / "r.jsonl", [*({"text": "a"} for _ in range(300)), {"text": 5}])
+    assert check_source(SourceConfig(path=str(path))) == []
+    manifest, examples = shard(path)
+    assert manifest.facts["printed_rows"] == 1
+    assert [row.text for row in examples] == ["a"] * 300 + ["5"]
 
 
 def test_blank_text_file_is_skipped_as_a_row_is(tmp_path: Path, shard: Sharder) -> None:

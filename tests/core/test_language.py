@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from albat_core.backbones import (
@@ -77,6 +77,27 @@ def test_a_text_learns_every_token_and_its_end(encoder: TextEncoder, tokenizer: 
     expected = [0, *tokenizer("leaf root", add_special_tokens=False)["input_ids"], 1]
     assert ids == expected
     assert mask == [False] + [True] * (len(expected) - 1)
+
+
+@pytest.mark.parametrize("change", ["padded by its end", "cut and padded by its file", "endless"])
+def test_what_a_tokenizer_pads_and_cuts_by_decides_no_row(tmp_path: Path, change: str) -> None:
+    folder = save_backbone(tmp_path / "changed")
+    config = BackboneConfig(path=str(folder), max_length=64)
+    rows = [example("leaf root seed"), example("Q: leaf? A: root.", prompt="Q: leaf? A:")]
+    expected = [TextEncoder(config).tokens(row) for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if change == "padded by its end":
+        tokenizer.pad_token = tokenizer.eos_token
+    elif change == "endless":
+        tokenizer.eos_token = None
+        expected = [(ids[:-1], mask[:-1]) for ids, mask in expected]
+    tokenizer.save_pretrained(folder)
+    if change == "cut and padded by its file":
+        inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        inner.enable_truncation(2)
+        inner.enable_padding(length=20, pad_id=2, pad_token="<pad>")
+        inner.save(str(folder / "tokenizer.json"))
+    assert [TextEncoder(config).tokens(row) for row in rows] == expected
 
 
 def test_a_text_that_continues_has_no_end(encoder: TextEncoder) -> None:

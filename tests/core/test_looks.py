@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from datasets.data_files import get_data_patterns
 from PIL import Image
 
 from albat_core.sources.checks import look_at
@@ -59,6 +60,48 @@ def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "r.jsonl", [{"text": "a", "label": n} for n in range(3)])
     (error,) = look_at(SourceConfig(path=str(path), text_column="label")).problems
     assert "every row has a number" in str(error)
+
+
+@pytest.mark.parametrize("role", ["gpt", "model", "Assistant"])
+def test_chats_without_an_assistant_are_told_the_roles_that_they_have(
+    tmp_path: Path, role: str
+) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": role, "content": "b"}]
+    path = write_jsonl(tmp_path / "r.jsonl", [{"messages": chat}] * 3)
+    source = SourceConfig(path=str(path), messages_column="messages")
+    (error,) = look_at(source).problems
+    assert "expected messages of role 'assistant'" in str(error)
+    assert f"got only 'user', '{role}'" in str(error)
+    other = [chat[0], {**chat[1], "role": "assistant"}]
+    blank = [chat[0], {"role": "assistant", "content": ""}]
+    write_jsonl(path, [{"messages": each} for each in (chat, other, blank)])
+    look = look_at(source)
+    assert look.problems == []
+    said = "of 3 rows looked at, 1 skipped: 'messages' is null or blank in 1"
+    assert look.notes() == [said]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"],
+        ["train.jsonl", "dev.jsonl", "eval.jsonl"],
+        ["my_train_1.jsonl", "my_valid_1.jsonl"],
+        ["train/a.jsonl", "validation/a.jsonl"],
+        ["train.jsonl", "contest.jsonl"],
+        ["train-0.jsonl", "train-1.jsonl"],
+        ["a.jsonl", "b.jsonl"],
+    ],
+)
+def test_splits_of_a_data_set_that_are_read_as_one_are_named(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        write_jsonl(tmp_path / "set" / name, [{"text": "a"}])
+    expected = get_data_patterns(str(tmp_path / "set"))
+    notes = look_at(SourceConfig(path=str(tmp_path / "set"))).notes()
+    said = [note.partition(",")[0].removeprefix("files of the split ") for note in notes]
+    assert sorted(said) == sorted(expected if len(expected) > 1 else [])
 
 
 def test_pictures_without_captions_are_told_three_ways_that_work(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import io
 import json
 import os
 import tracemalloc
+import unicodedata
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import fsspec
 import pyarrow as pa
@@ -98,6 +99,48 @@ def test_folder_with_a_table(tmp_path: Path, kind: str) -> None:
     assert captions(folder)["deep/d.png:0"] is None
 
 
+MAC, LINUX = (unicodedata.normalize(form, "\u00e9t\u00e9/\u00fc") for form in ("NFD", "NFC"))
+"""One name, as HFS+ writes it and as keyboards do."""
+
+
+@pytest.mark.parametrize(("there", "said"), [(MAC, LINUX), (LINUX, MAC)])
+def test_a_name_is_the_same_in_both_its_spellings(tmp_path: Path, there: str, said: str) -> None:
+    assert there != said
+    content = write_pictures(tmp_path, [f"{there}.png"])[f"{there}.png"]
+    table = write_jsonl(tmp_path / "t.jsonl", [{"image": f"{said}.png", "text": "a"}])
+    assert [(r.text, r.image) for r in rows_of(table, image_column="image")] == [("a", content)]
+    table.unlink()
+    table = write_jsonl(tmp_path / "metadata.jsonl", [{"file_name": f"{said}.png", "text": "b"}])
+    assert [row.text for row in rows_of(tmp_path)] == ["b"]
+    table.unlink()
+    (tmp_path / there).parent.joinpath(f"{said.rpartition('/')[2]}.txt").write_text("c")
+    assert [row.text for row in rows_of(tmp_path)] == ["c"]
+
+
+def test_paths_of_windows_are_found(tmp_path: Path) -> None:
+    content = write_pictures(tmp_path, ["train/a.png", "b\\c.png"])
+    name = str(PureWindowsPath("train") / "a.png")
+    assert name == "train\\a.png"
+    rows = [{"image": n, "file_name": n, "text": n} for n in (name, "b\\c.png")]
+    table = write_jsonl(tmp_path / "t.jsonl", rows)
+    found = [row.image for row in rows_of(table, image_column="image")]
+    assert found == [content["train/a.png"], content["b\\c.png"]]  # one is a name of this system
+    table.rename(tmp_path / "metadata.jsonl")
+    assert captions(tmp_path) == {"train/a.png:0": name, "b\\c.png:0": "b\\c.png"}
+
+
+def test_captions_as_sd_scripts_names_them(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "a.caption").write_text("a dog")
+    (tmp_path / "b.txt").write_text("b dog")
+    expected = {"a.png:0": "a dog", "b.png:0": "b dog"}
+    assert captions(tmp_path) == captions(tmp_path, format="images") == expected
+    assert captions(tmp_path / "*", format="images") == expected
+    before = prints(tmp_path)
+    (tmp_path / "a.caption").write_text("a cat")
+    assert prints(tmp_path) != before
+
+
 def test_without_a_table_there_are_no_columns(tmp_path: Path) -> None:
     write_pictures(tmp_path / "p", ["a.png"])
     said = refused(lambda: rows_of(tmp_path / "p", text_column="caption"))
@@ -114,6 +157,8 @@ def test_what_a_table_of_pictures_may_not_be(tmp_path: Path) -> None:
     said = refused(lambda: rows_of(folder))
     assert str(table) in said
     assert "'gone.png', found none, nor 1 more" in said
+    write_jsonl(table, rows[:2])
+    assert "'gone.png', found none\n" in refused(lambda: rows_of(folder))
     write_jsonl(table, [rows[0], rows[0]])
     assert f"{table}:1: expected one row a picture" in refused(lambda: rows_of(folder))
     write_jsonl(table, [{"file": "a.png"}])

@@ -10,10 +10,12 @@ import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
 from albat_core.records.examples import Example
+from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.rows import read_rows
 from tests.core.row_files import ROWS, only, refused, rows_of, write_csv, write_jsonl, write_parquet
@@ -46,6 +48,21 @@ def test_every_table_format_gives_the_same_examples(tmp_path: Path) -> None:
     paths[-1].write_bytes(gzip.compress((tmp_path / "r.csv").read_bytes()))
     for path in paths:
         assert rows_of(path, **fields) == expected, path.name
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_packed_files_that_were_joined_are_read_to_their_end(tmp_path: Path, ending: str) -> None:
+    pack = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zst": lambda raw: pa.Codec("zstd").compress(raw, asbytes=True),
+    }[ending]
+    path = tmp_path / f"r.jsonl.{ending}"
+    path.write_bytes(b"".join(pack(f'{{"text": "{n}"}}\n'.encode()) for n in range(3)))
+    assert [row.text for row in rows_of(path)] == ["0", "1", "2"]  # as cat a.gz b.gz is
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "truncated" in refused(lambda: rows_of(path))
 
 
 def test_byte_order_marks_are_taken_off(tmp_path: Path) -> None:
@@ -176,7 +193,9 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[bytes, dict, list[str]]]:
         "d.jsonl.bz2": (b'{"text": "a"}\n', {}, ["damaged"]),
         "a.csv": (b"text,n\na,1\nb,2,3\n", {}, ["2 fields", "line 3 has 3"]),
         "b.csv": (b'text\n"a\n', {}, ["not CSV"]),
-        "c.csv": (b"text,text\na,b\n", {}, ["header has 2"]),
+        "c.csv": (b"text,text\na,b\n", {}, ["the file has 2"]),
+        "f.csv": (b"text,n\ra,1\rb,2\r", {}, ["carriage returns", "CSV UTF-8"]),
+        "g.csv": (b"text\ra\r\nb\r\n", {}, ["not CSV"]),
         "d.csv": (b"text\na\0\n", {}, ["NUL"]),
         "e.csv": (b"text\nb\xff\n", {}, ["0xff", "line 2"]),
         "a.txt": (b"ab\xe4", {}, ["0xe4", "byte 2"]),
@@ -195,10 +214,49 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
             assert word in message, (name, message)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+"""As the specification of Git LFS has it."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.txt", "a.md", "a.csv", "a.jsonl", "a.parquet", "a.arrow", "a.tar", "a.jsonl.gz", "a.png"],
+)
+def test_a_pointer_of_git_lfs_is_no_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    source = SourceConfig(path=str(tmp_path / name), template="a dog" if "png" in name else None)
+    (problem,) = check_source(source)
+    assert str(tmp_path / name) in str(problem)
+    assert "pointer of Git LFS" in str(problem)
+    assert "git lfs pull" in str(problem)
+
+
+def test_a_text_about_git_lfs_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(POINTER + b"is what a pointer looks like. " * 50)
+    assert len(rows_of(tmp_path / "a.txt")) == 1
+
+
 def test_texts_that_begin_like_another_format_are_read(tmp_path: Path) -> None:
     for name in ("PAR1", "BZh", "ARROW1"):
         (tmp_path / "a.txt").write_text(f"{name} is how it begins")
         assert rows_of(tmp_path / "a.txt")[0].text == f"{name} is how it begins"
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "arrow"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, ending: str) -> None:
+    left = pa.table({"id": [1, 2], "text": ["a", "b"]})
+    table = left.join(pa.table({"id": [1, 2], "text": ["c", "d"]}), keys="id")
+    assert table.column_names == ["id", "text", "text"]  # as a join of pyarrow leaves them
+    path = tmp_path / f"r.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    elif ending == "csv":
+        pacsv.write_csv(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    assert "expected one column 'text', the file has 2" in refused(lambda: rows_of(path))
+    assert [row.text for row in rows_of(path, template="{id}")] == ["1", "2"]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "arrow"])

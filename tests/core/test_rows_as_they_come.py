@@ -1,7 +1,9 @@
 """Rows as pandas, spreadsheets and exports write them; pandas says what is null and what is cut."""
 
 import io
+import json
 import subprocess
+import unicodedata
 from decimal import Decimal
 from pathlib import Path
 
@@ -65,9 +67,53 @@ def test_seven_is_one_document_however_it_is_written(tmp_path: Path) -> None:
     assert documents == ["7", "7", "7", "7", "7.5", "7a"]
 
 
+def test_a_name_is_one_document_in_both_spellings_of_its_accents(tmp_path: Path) -> None:
+    apart, whole = (unicodedata.normalize(form, "\u00e9t\u00e9.txt") for form in ("NFD", "NFC"))
+    rows = [{"text": "a", "page": page} for page in (apart, whole, f" {whole} ", "ete.txt")]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    documents = [row.document for row in rows_of(path, document_column="page")]
+    assert documents == [whole, whole, whole, "ete.txt"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("field", ["document_column", "id_column"])
+def test_whole_numbers_that_floats_cannot_tell_apart_are_no_names(
+    tmp_path: Path, form: str, field: str
+) -> None:
+    table = pd.DataFrame({"text": ["a", "b", "c"], "page": [2**53 + 1, 2**53, None]})
+    assert table["page"][0] == table["page"][1]  # None has made them floats
+    path, whole = tmp_path / f"t.{form}", table.astype({"page": "Int64"})
+    whole["page"] = pd.array([2**53 + 1, 2**53, 7], "Int64")
+    for frame in (table, whole):
+        if form == "jsonl":
+            write_jsonl(path, json.loads(frame.to_json(orient="records", double_precision=15)))
+        elif form == "csv":
+            frame.to_csv(path, index=False)
+        else:
+            frame.to_parquet(path)
+        if frame is table:
+            said = refused(lambda: rows_of(path, **{field: "page"}))
+            assert f"{path}:0: expected whole names in {field} 'page'" in said
+            assert "others are rounded" in said
+    rows = rows_of(path, **{field: "page"})
+    assert [row.document for row in rows] == [str(2**53 + 1), str(2**53), "7"]
+
+
+def test_what_a_spreadsheet_shortened_is_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,page\na,1.3449E+18\n")
+    assert "others are rounded" in refused(lambda: rows_of(path, document_column="page"))
+    path.write_text("text,page\na,1e9\nb,12e34\nc,1.5\nd,1344900117571260417\ne,-\n")
+    documents = [row.document for row in rows_of(path, document_column="page")]
+    assert documents == ["1e9", "12e34", "1.5", "1344900117571260417", "-"]
+
+
 def test_a_number_among_texts_is_printed(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "r.jsonl", [{"text": "a"}, {"text": 12}, {"text": ["b"]}])
-    assert "got list" in refused(lambda: rows_of(path))
+    said = refused(lambda: rows_of(path))
+    assert "got list" in said
+    assert "template" not in said  # which takes no list either
+    assert "got list" in refused(lambda: rows_of(path, template="{text}"))
     path = write_jsonl(tmp_path / "s.jsonl", [{"text": "a"}, {"text": 12}])
     assert [row.text for row in rows_of(path)] == ["a", "12"]
 

@@ -112,6 +112,49 @@ def test_messages_in_every_shape_they_come_in(tmp_path: Path) -> None:
         assert all(e.text is None and e.prompt is None for e in got)
 
 
+def test_a_chat_whose_answers_are_blank_is_skipped_as_a_blank_answer_is(tmp_path: Path) -> None:
+    def chat(*answers: object, **keys: object) -> dict:
+        return {
+            "chat": [
+                message
+                for said in answers
+                for message in (
+                    {"role": "user", "content": "Hi"},
+                    {"role": "assistant", "content": said, **keys},
+                )
+            ]
+        }
+
+    blank = [{"type": "text", "text": " "}]
+    rows = [chat(""), chat(" \n"), chat(blank), chat("", blank), chat("Ho", ""), chat("", x=1)]
+    rows += [chat("", reasoning="Hm"), chat("Ho", weight=0)]
+    rows.append({"chat": [*chat("Ho", weight=0)["chat"], *chat("")["chat"]]})
+    got = rows_of(write_jsonl(tmp_path / "a.jsonl", rows), messages_column="chat")
+    kept = [row.messages is not None for row in got]
+    assert kept == [False, False, False, False, True, False, True, True, False]
+    pairs = write_jsonl(tmp_path / "b.jsonl", [{"q": "Hi", "a": a} for a in ("", " \n", "Ho")])
+    answered = rows_of(pairs, prompt_template="{q}", answer_template="{a}")
+    assert [row.text is not None for row in answered] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("loss", False), ("train", False), ("training", False), ("masked", True)]
+)
+def test_what_others_mean_by_no_loss_is_refused_by_name(
+    tmp_path: Path, key: str, value: bool
+) -> None:
+    asked = {"role": "user", "content": "Hi", key: value}
+    said = {"role": "assistant", "content": "Ho"}
+    for form, write in (("jsonl", write_jsonl), ("parquet", write_parquet)):
+        path = write(tmp_path / f"a.{form}", [{"chat": [asked, {**said, key: value}]}])
+        message = refused(lambda: rows_of(path, messages_column="chat"))  # noqa: B023
+        assert f"got {key} {str(value).lower()} in message 1" in message
+        assert '"weight": 0' in message
+        for learnt in ({**said, key: not value}, {**said, key: value, "weight": 0}):
+            path = write(tmp_path / f"b.{form}", [{"chat": [asked, learnt]}])
+            assert rows_of(path, messages_column="chat")[0].messages == (asked, learnt)
+
+
 def test_null_is_what_it_says_in_json_and_nothing_in_a_table(tmp_path: Path) -> None:
     call = {"function": {"name": "f", "arguments": {"x": 1, "y": None}}}
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]

@@ -179,6 +179,17 @@ def test_an_archive_of_pictures(bucket: s3fs.S3FileSystem, monkeypatch: pytest.M
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_keys_may_have_any_character(bucket: s3fs.S3FileSystem) -> None:
+    names = ("a+b", "a#b", "a%20b", "a b", "a&b=c", "a?b", "a[1]", "a{1,2}", "\u00e4")
+    for name in names:
+        bucket.pipe(f"{BUCKET}/keys/{name}/{name}.jsonl", b'{"text": "a"}\n')
+    for name in names:
+        folder = f"s3://{BUCKET}/keys/{name}"
+        for path in (folder, f"{folder}/{name}.jsonl"):
+            (file,) = find_files(SourceConfig(path=path))
+            assert [row.example_id for row in read_rows(file)] == [f"{name}.jsonl:0"]
+
+
 def test_a_backbone_that_was_replaced_is_fetched_again(
     bucket: s3fs.S3FileSystem, tmp_path: Path
 ) -> None:

@@ -303,7 +303,6 @@ CASES = {
         ("got 0 of 1", "documents that repeat one another count once"),
         stage="adaptation",
         left={SHARDS},
-        early=False,
     ),
     "held-out documents that are trained on": Case(
         overlap,
@@ -654,6 +653,34 @@ def test_a_check_tells_what_a_run_would_skip_and_cut(tmp_path: Path) -> None:
         "of 22 rows looked at, 1 skipped: 'text' is null or blank in 1",
         "of 21 rows tried, 1 cut: over 64 tokens (backbone.max_length)",
     ]
+
+
+def test_documents_that_are_held_out_too_are_found_early(tmp_path: Path) -> None:
+    rows = topic_rows("plants", 40, seed=1)
+    again = [{**row, "id": f"h{row['id']}", "doc": f"h{row['doc']}"} for row in rows]
+    write_jsonl(tmp_path / "held.jsonl", again)
+    heldout = {"path": "held.jsonl", "id_column": "id", "document_column": "doc"}
+    config = load_config(str(write_run(tmp_path, heldout=heldout)))
+    met = refused(lambda: asked(config, "adaptation"), InputError, "got 0 of 0")
+    (mistake,) = find_mistakes(config)
+    assert str(mistake) == str(met)
+
+
+def test_a_corpus_that_is_the_adaptation_set_is_found_early(tmp_path: Path) -> None:
+    columns = {"id_column": "id", "document_column": "doc"}
+    path = write_run(tmp_path, corpus=[{"path": "adaptation.jsonl", **columns}])
+    config = load_config(str(path))
+    refused(lambda: asked(config, "selection"), InputError, "got none among 40")
+    (mistake,) = find_mistakes(config)
+    assert "all files of the corpus are its own" in str(mistake)
+    kept = config.decontamination.model_copy(update={"enabled": False})
+    assert find_mistakes(config.model_copy(update={"decontamination": kept})) == []
+    (tmp_path / "adaptation.jsonl").rename(tmp_path / "corpus" / "adaptation.jsonl")
+    changes = {"adaptation": {"path": "corpus/adaptation.jsonl", **columns}}
+    config = load_config(str(rewrite(path, {"corpus": "corpus/*.jsonl", **changes})))
+    told: list[str] = []
+    assert find_mistakes(config, tell=told.append) == []
+    assert [note for note in told if "left out as copies: 1" in note]
 
 
 def test_a_missing_faiss_is_found_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ Nothing has to be a prefix of anything, so templates may rewrite earlier turns.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
@@ -24,6 +24,7 @@ from albat_core.backbones.language.probing import (
     shows,
     tried,
 )
+from albat_core.backbones.language.shapes import content_of, has_parts, shapes, writes_contents
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
@@ -73,6 +74,7 @@ class ChatRenderer:
         self._special = frozenset(special)
         self._unit = re.compile("|".join([*map(re.escape, special), "."]), re.DOTALL)
         self._headers: dict[bool, tuple[str, bool]] = {}
+        self._written: dict[bool, bool] = {}
 
     def spoken(self, example: Example) -> Spoken:
         """Return a chat's tokens up to the last answer that carries loss.
@@ -115,8 +117,7 @@ class ChatRenderer:
     def _whole(self, messages: Messages, render: Render, name: str) -> tuple[Messages, str]:
         """Return a chat in the shape that its template takes, and its text."""
         first: Exception | None = None
-        for arguments in (_as_object, _as_json):  # most templates print objects
-            shape = _with_arguments(messages, arguments)
+        for shape in shapes(messages, lambda parts: self._writes(parts, render)):
             try:
                 whole = render(shape)
             except REFUSALS as error:
@@ -134,6 +135,12 @@ class ChatRenderer:
             remedy=f"change or leave out that message: say, a {role} message that the template "
             "does not know can stand at the head of the user's",
         ) from first
+
+    def _writes(self, parts: bool, render: Render) -> bool:
+        """Tell whether the template writes what contents of a kind say."""
+        if parts not in self._written:
+            self._written[parts] = writes_contents(render, parts)
+        return self._written[parts]
 
     def _span(self, whole: str, messages: Messages, turn: int, render: Render) -> tuple[int, int]:
         """Return where in the whole text the assistant speaks in a turn, from and to."""
@@ -230,10 +237,10 @@ class ChatRenderer:
 
     def _header(self, messages: Messages, render: Render) -> tuple[str, bool]:
         """Return what stands before an answer, and whether the template writes it when asked."""
-        parts = any(isinstance(message.get("content"), list) for message in messages)
+        parts = has_parts(messages)
         if parts not in self._headers:
-            asking = [{"role": "user", "content": _content("a", parts)}]
-            answer = {"role": "assistant", "content": _content(PROBE, parts)}
+            asking = [{"role": "user", "content": content_of("a", parts)}]
+            answer = {"role": "assistant", "content": content_of(PROBE, parts)}
             plain, asked = tried(render, asking), tried(render, asking, prompt=True)
             header = (asked or "")[len(self._common(asked or "", plain or "")) :]
             asks = bool(header)
@@ -273,37 +280,6 @@ def _tools(example: Example) -> list[Any] | None:
     return None
 
 
-def _as_object(arguments: Any) -> Any:
-    """Return a call's arguments as an object, where they are JSON of one."""
-    try:
-        parsed = json.loads(arguments)
-    except (TypeError, ValueError):
-        return arguments
-    return parsed if isinstance(parsed, dict) else arguments
-
-
-def _as_json(arguments: Any) -> Any:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-def _with_arguments(messages: Messages, arguments: Callable[[Any], Any]) -> Messages:
-    """Return messages with the arguments of their calls in another shape."""
-
-    def reshaped(call: Any) -> Any:
-        if not isinstance(call, dict):
-            return call
-        if isinstance(call.get("function"), dict):
-            return {**call, "function": reshaped(call["function"])}
-        return {**call, "arguments": arguments(call["arguments"])} if "arguments" in call else call
-
-    return [
-        {**message, "tool_calls": [reshaped(call) for call in message["tool_calls"]]}
-        if isinstance(message.get("tool_calls"), list)
-        else message
-        for message in messages
-    ]
-
-
 def _refuse_lost_calls(whole: str, messages: Messages, render: Render, name: str) -> None:
     """Raise where the template leaves out a call: an answer that says nothing would be learnt."""
     for turn, message in enumerate(messages):
@@ -317,10 +293,6 @@ def _refuse_lost_calls(whole: str, messages: Messages, render: Render, name: str
                 where=f"example {name}",
                 remedy="use a model whose template has them, or write the calls into the content",
             )
-
-
-def _content(text: str, parts: bool) -> Any:
-    return [{"type": "text", "text": text}] if parts else text
 
 
 def _within(mask: Sequence[bool], marked: Sequence[int]) -> list[bool]:

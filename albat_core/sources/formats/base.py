@@ -2,10 +2,12 @@
 
 import difflib
 import io
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any, ClassVar, Protocol
 
 from albat_core.errors import InputError
+from albat_core.store.pointers import REMEDY, is_pointer
 
 Row = dict[str, Any]
 Columns = Mapping[str, str] | None
@@ -72,8 +74,16 @@ def kind_of(head: bytes) -> str:
 
 
 def refuse_missing(wanted: Mapping[str, str], there: Collection[str], where: str) -> None:
-    """Raise an InputError that names the wanted columns that are not there, if any."""
-    missing = [name for name in wanted if name not in there]
+    """Raise an InputError that names the wanted columns that are not there, or there twice."""
+    counts = Counter(list(there))
+    for name in wanted:
+        if counts[name] > 1:
+            raise InputError(
+                f"expected one column {name!r}, the file has {counts[name]}",
+                where=where,
+                remedy="rename one of them",
+            )
+    missing = [name for name in wanted if name not in counts]
     if not missing:
         return
     asked = " and ".join(f"{wanted[name]} names column {name!r}" for name in missing)
@@ -105,6 +115,7 @@ def decoded_lines(file: IO[bytes], uri: str, form: str, advance: Advance) -> Ite
 
 def refuse_binary(head: bytes, uri: str, form: str) -> None:
     """Raise an InputError where what should be text begins as other files do."""
+    refuse_pointer(head, uri)
     kind = kind_of(head)
     known = kind in _KINDS.values()
     # a text may begin with the letters PAR1, but not go on with NUL bytes
@@ -112,6 +123,16 @@ def refuse_binary(head: bytes, uri: str, form: str) -> None:
         raise _binary(uri, form, kind)
     if b"\0" in head:
         raise _binary(uri, form, f"a NUL byte at byte {head.index(0)}")
+
+
+def refuse_pointer(head: bytes, uri: str) -> None:
+    """Raise an InputError where a pointer of Git LFS lies in a file's place."""
+    if is_pointer(head):
+        raise InputError(
+            "expected the file itself, found a pointer of Git LFS in its place",
+            where=uri,
+            remedy=REMEDY,
+        )
 
 
 def _binary(uri: str, form: str, found: str) -> InputError:

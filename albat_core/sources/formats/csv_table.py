@@ -37,6 +37,12 @@ class CsvTable(FileFormat):
         """See ``FileFormat``."""
         lines = decoded_lines(file, uri, "CSV", advance)
         top = list(itertools.islice(lines, 2))
+        if top and "\r" in top[0] and "\n" not in top[0]:
+            raise InputError(
+                "expected lines that end in a line feed, found only carriage returns",
+                where=uri,
+                remedy='save it as "CSV UTF-8": "CSV (Macintosh)" ends lines as nothing else does',
+            )
         if top and (said := re.fullmatch(r"sep=(.)\s*", top[0], re.IGNORECASE)):  # Excel's
             delimiter, top = said[1], top[1:]
         else:
@@ -48,13 +54,6 @@ class CsvTable(FileFormat):
                 columns = dict.fromkeys(header, "")
             if header:
                 refuse_missing(columns, header, uri)
-            for name in columns:
-                if header.count(name) > 1:
-                    raise InputError(
-                        f"expected one column {name!r}, the header has {header.count(name)}",
-                        where=uri,
-                        remedy="rename one of them",
-                    )
             positions = [(name, header.index(name)) for name in columns if header]
             for fields in reader:
                 if len(fields) > len(header):
@@ -83,9 +82,12 @@ def _delimiter(top: Sequence[str]) -> str:
         counts = [len(row) for row in csv.reader(top, delimiter=delimiter) if row]
         return counts[0] if min(counts, default=1) > 1 else 1
 
-    if not top or len(next(csv.reader(top[:1]))) > 1:
-        return ","
-    return max(_DELIMITERS, key=fields)
+    try:
+        if not top or len(next(csv.reader(top[:1]))) > 1:
+            return ","
+        return max(_DELIMITERS, key=fields)
+    except csv.Error:
+        return ","  # told by what reads on, with its place
 
 
 def _value(fields: Sequence[str], place: int) -> str | None:
