@@ -206,6 +206,13 @@ def train(model, windows, tokenizer, generator, arguments):
     print(f"trained on {tokens} tokens in {time.monotonic() - started:.0f} s", flush=True)
 
 
+def report_share(tokenizer, path, total):
+    """Print how many of the corpus's tokens a file has."""
+    windows = cut(tokenizer, [text for _, text in read_rows(path)])
+    tokens = sum(map(len, windows))
+    print(f"{path.name}: {tokens} tokens, {tokens / total:.1%} of the corpus", flush=True)
+
+
 def report(model, tokenizer, path):
     """Print a file's loss in nats per token, by site and as a whole."""
     sites = {}
@@ -234,10 +241,12 @@ def main():
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
     parser.add_argument("--corpus", nargs="+", default=["*"], help="names of its files: wildcards")
+    parser.add_argument("--files", nargs="+", type=Path, help="the corpus, instead of --data's")
+    parser.add_argument("--held-out", nargs="+", type=Path, help="for the losses, likewise")
     parser.add_argument("--vocabulary", type=int, default=4096, help="entries of the tokenizer")
     parser.add_argument("--width", type=int, default=192, help="of the model, a multiple of 32")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2, help="times that each row is read")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
@@ -250,10 +259,14 @@ def main():
 
     generator = torch.Generator().manual_seed(arguments.seed)  # on the CPU, whatever computes
     folder = arguments.data / "corpus"
-    corpus = sorted({p for name in arguments.corpus for p in folder.glob(f"{name}.parquet")})
+    corpus = arguments.files or sorted(
+        {p for name in arguments.corpus for p in folder.glob(f"{name}.parquet")}
+    )
     texts = [text for path in corpus for _, text in read_rows(path)]
     tokenizer = train_tokenizer(texts, arguments.vocabulary)
     windows = cut(tokenizer, texts)
+    for path in corpus:
+        report_share(tokenizer, path, sum(map(len, windows)))
     model = new_model(tokenizer, arguments, generator)
     print(
         f"{len(texts)} rows, {len(windows)} windows, {sum(map(len, windows))} tokens, "
@@ -272,8 +285,9 @@ def main():
 
     # What counts is the saved model: its rounded weights, computed with in full precision.
     saved = AutoModelForCausalLM.from_pretrained(arguments.out, dtype=torch.float32)
-    for name in ("heldout.parquet", "cancergov.parquet"):
-        report(saved, tokenizer, arguments.data / name)
+    usual = [arguments.data / name for name in ("heldout.parquet", "cancergov.parquet")]
+    for path in arguments.held_out or usual:
+        report(saved, tokenizer, path)
 
 
 if __name__ == "__main__":

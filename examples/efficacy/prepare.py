@@ -1,0 +1,212 @@
+"""Write the data of the efficacy benchmark's general English.
+
+Two folders are given. The one of --data holds general_more.parquet (id, source, text); that of
+--fiction holds novels and stories as NAME.txt, a sentence a line, in tokens of the Penn Treebank
+behind a line of title and author. The rest is the text demo's data. Every written
+file follows from them alone: documents are drawn by a hash of their id and of a named seed.
+
+No review and no health topic that is adapted to shares a run of 13 words with the corpus; what the
+other tasks' documents have in common with it is printed.
+"""
+
+import argparse
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HERE = Path(__file__).parent
+TEXT_DEMO = HERE.parent / "text" / "data"
+
+CORPUS_REVIEWS, ADAPTATION_REVIEWS = 300, 100
+REVIEWS_SEED, HELD_OUT_SEED = "reviews", "held out"
+HELD_OUT_SHARE = 0.04  # of the documents of a general kind, for the backbone's card
+BOOKS = (
+    "austen-emma",
+    "austen-persuasion",
+    "austen-sense",
+    "bryant-stories",
+    "carroll-alice",
+    "chesterton-ball",
+    "chesterton-brown",
+    "chesterton-thursday",
+    "edgeworth-parents",
+    "melville-moby_dick",
+)
+HELD_OUT_BOOK = "carroll-alice"
+PART = 10_000  # characters of a book's row
+LEFT_OUT = {"masc_debate-transcript"}  # presidents speaking: the task `far` is their addresses
+RUN = 13  # words
+
+SHARED_CORPUS = (
+    "corpus/medquad-MPlus_Health_Topics.parquet",
+    "corpus/medquad-NINDS.parquet",
+    "corpus/general-wikitext.parquet",
+)
+TOPICS = "heldout-MPlus_Health_Topics.parquet"
+OTHERS = ("cancergov.parquet", "corpus/general-addresses.parquet")
+COLUMNS = ("id", "document", "source", "text", "question", "answer")
+
+_DETOKENIZE = [
+    (re.compile(r"`` ?"), '"'),
+    (re.compile(r" ?''"), '"'),
+    (re.compile(r" (n't|'(?:s|m|d|ll|re|ve))\b", re.IGNORECASE), r"\1"),
+    (re.compile(r" ([.,;:?!)\]}])"), r"\1"),
+    (re.compile(r"([(\[{]) "), r"\1"),
+    (re.compile(r"_ ([^_]*?) _"), r"_\1_"),
+    (re.compile(r" -- "), "--"),
+    (re.compile(r"\s+"), " "),
+]
+
+
+def rank_of(document: str, seed: str) -> bytes:
+    """A number that orders documents as if at random, the same on every machine."""
+    return hashlib.blake2b(f"{seed}/{document}".encode(), digest_size=8).digest()
+
+
+def drawn(documents: Iterable[str], seed: str) -> list[str]:
+    """The documents in the order of their numbers."""
+    return sorted(set(documents), key=lambda document: rank_of(document, seed))
+
+
+def plain(line: str) -> str:
+    """A line of tokens as it is usually written."""
+    for pattern, instead in _DETOKENIZE:
+        line = pattern.sub(instead, line)
+    return line.strip()
+
+
+def read_book(path: Path) -> list[str]:
+    """A book's text in parts of about PART characters, each of whole lines."""
+    parts, lines, length = [], [], 0
+    for line in path.read_text().splitlines()[1:]:
+        lines.append(plain(line))
+        length += len(line)
+        if length >= PART:
+            parts.append("\n".join(lines))
+            lines, length = [], 0
+    return [*parts, "\n".join(lines)] if lines else parts
+
+
+def rows_of_books(folder: Path) -> list[dict[str, str]]:
+    """The rows of all books: id, document, source, text."""
+    return [
+        {
+            "id": f"{name}/{number}",
+            "document": name,
+            "source": "fiction",
+            "text": text,
+        }
+        for name in BOOKS
+        for number, text in enumerate(read_book(folder / f"{name}.txt"))
+    ]
+
+
+def rows_of_texts(path: Path) -> list[dict[str, str]]:
+    """The rows of general_more.parquet, one document each."""
+    table = pq.read_table(path, columns=["id", "source", "text"])
+    return [row | {"document": row["id"]} for row in table.to_pylist()]
+
+
+def text_of(row: dict[str, str]) -> str:
+    """A row's text, of a question with its answer both."""
+    return row["text"] if "text" in row else f"{row['question']} {row['answer']}"
+
+
+def words_of(row: dict[str, str]) -> list[str]:
+    """A row's words in lower case."""
+    return re.findall(r"\w+", text_of(row).lower())
+
+
+def runs_of(row: dict[str, str]) -> set[int]:
+    """The runs of RUN words in a row, as numbers."""
+    words = words_of(row)
+    return {hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1)}
+
+
+def write(rows: list[dict[str, str]], path: Path) -> None:
+    """Write rows and print their number and size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows)
+    table = table.select([name for name in COLUMNS if name in table.column_names])
+    pq.write_table(table, path, compression="zstd", compression_level=19)
+    documents = len({row["document"] for row in rows})
+    characters = sum(len(text_of(row)) for row in rows)
+    size = path.stat().st_size
+    print(
+        f"{path.name}: {len(rows)} rows, {documents} documents, {characters} characters, "
+        f"{size} bytes"
+    )
+
+
+def report_overlap(name: str, rows: list[dict[str, str]], corpus: list[dict[str, str]]) -> None:
+    """Print how much of some rows is in the corpus too."""
+    texts = {tuple(words_of(row)) for row in corpus}
+    known = set().union(*(runs_of(row) for row in corpus))
+    exact = sum(tuple(words_of(row)) in texts for row in rows)
+    runs = [runs_of(row) for row in rows]
+    sharing = sum(bool(of & known) for of in runs)
+    shared, total = (sum(len(of) for of in each) for each in ([of & known for of in runs], runs))
+    print(
+        f"{name}: of {len(rows)} rows {exact} are in the corpus, {sharing} share {RUN} words with "
+        f"it; {shared} of {total} runs of {RUN} words"
+    )
+
+
+def main() -> None:
+    """Write all files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the source files")
+    parser.add_argument("--fiction", type=Path, required=True, help="folder of the books")
+    parser.add_argument("--out", type=Path, default=HERE / "data")
+    arguments = parser.parse_args()
+
+    texts = rows_of_texts(arguments.data / "general_more.parquet")
+    texts = [row for row in texts if row["source"] not in LEFT_OUT]
+    reviews = {row["id"]: row for row in texts if row["source"] == "movie_reviews"}
+    general = [row for row in texts if row["source"] != "movie_reviews"]
+    general += rows_of_books(arguments.fiction)
+
+    held_out = {HELD_OUT_BOOK}
+    for kind in ("masc", "shakespeare"):
+        ranked = drawn((r["id"] for r in general if r["source"].startswith(kind)), HELD_OUT_SEED)
+        held_out |= set(ranked[: round(len(ranked) * HELD_OUT_SHARE)])
+    write([r for r in general if r["document"] in held_out], arguments.out / "heldout.parquet")
+    general = [row for row in general if row["document"] not in held_out]
+
+    order = drawn(reviews, REVIEWS_SEED)
+    chosen = [reviews[name] for name in sorted(order[:CORPUS_REVIEWS])]
+    files = {"reviews": chosen}
+    for kind in ("fiction", "masc", "shakespeare"):
+        files[kind] = [row for row in general if row["source"].startswith(kind)]
+    for name, rows in files.items():
+        write(rows, arguments.out / "corpus" / f"{name}.parquet")
+
+    corpus = [row for rows in files.values() for row in rows]
+    for name in SHARED_CORPUS:
+        corpus += pq.read_table(TEXT_DEMO / name).to_pylist()
+    known = set().union(*(runs_of(row) for row in corpus))
+    # Enough of them share nothing with the corpus.
+    others = order[CORPUS_REVIEWS:]
+    fresh = [name for name in others if not runs_of(reviews[name]) & known][:ADAPTATION_REVIEWS]
+    passed_over = others.index(fresh[-1]) + 1 - ADAPTATION_REVIEWS
+    print(f"{passed_over} reviews left out that share {RUN} words with the corpus")
+    topics = pq.read_table(TEXT_DEMO / TOPICS).to_pylist()
+    adaptation = {
+        "reviews": [reviews[name] for name in sorted(fresh)],
+        "topics": [row for row in topics if not runs_of(row) & known],
+    }
+    for name, rows in adaptation.items():
+        write(rows, arguments.out / f"{name}.parquet")
+    for name in OTHERS:
+        adaptation[name] = pq.read_table(TEXT_DEMO / name).to_pylist()
+    adaptation[TOPICS] = topics
+    for name, rows in adaptation.items():
+        report_overlap(name, rows, corpus)
+
+
+if __name__ == "__main__":
+    main()
