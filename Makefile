@@ -50,7 +50,7 @@ docs: .venv/ready ## Build the documentation with its reference: site/index.html
 bench: .venv/ready ## Measure speed and memory; print the figures.
 	$(BIN)/python -m bench.speed
 
-bench-efficacy: .venv/ready ## Compare scorers and baselines on texts (TASK=image: pictures; LARGE=1: ten times the size, for a GPU).
+bench-efficacy: .venv/ready ## Compare scorers and baselines on texts (TASK=general, image: other tasks; LARGE=1: ten times the size, for a GPU).
 ifdef LARGE
 	test -d $(LARGE_BACKBONE) || $(BIN)/python examples/text/pretrain.py --corpus 'medquad-*' general-wikitext \
 		--width 384 --layers 6 --device cuda --out $(LARGE_BACKBONE)
