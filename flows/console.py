@@ -60,6 +60,11 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.{0 if speed >= 20 else 1}f} {task.fields['unit']}/s", style="dim")
 
 
+def _refuse_to_go_on(stopping: threading.Event) -> None:
+    if stopping.is_set():
+        raise Interrupted("stopped", remedy="run the same command again to go on")
+
+
 class TerminalReporter:
     """Shows bars for work under way, and a line for each stage that is finished."""
 
@@ -95,8 +100,7 @@ class TerminalReporter:
         task = self._progress.add_task(escape(label), total=total, unit=unit) if label else None
 
         def advance(done: int) -> None:
-            if self._stopping.is_set():
-                raise Interrupted("stopped", remedy="run the same command again to go on")
+            _refuse_to_go_on(self._stopping)
             if task is not None:
                 self._progress.advance(task, done)
 
@@ -121,6 +125,13 @@ class TerminalReporter:
 class LineReporter(Silent):
     """Prints a line for each arm of a benchmark that is finished, from processes side by side."""
 
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Let work under way end at its next step, without a word: processes would each say it."""
+        self._stopping.set()
+
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """Count arms, and nothing else."""
@@ -128,6 +139,7 @@ class LineReporter(Silent):
 
         def advance(done: int) -> None:
             nonlocal finished
+            _refuse_to_go_on(self._stopping)
             finished += done
             if unit == ARMS:
                 console.print(f" [green]✓[/] {escape(label)}: {finished} of {total} {unit}")

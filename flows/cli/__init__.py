@@ -1,5 +1,6 @@
 """The `albat` command."""
 
+import signal
 import sys
 
 import typer
@@ -21,15 +22,17 @@ from flows.cli import production  # noqa: F401
 
 # isort: split
 from flows.cli.app import app
-from flows.running.own_process import AT_ONCE
+from flows.running.own_process import AT_ONCE, STOPPED, stop_is_unsaid
 
 
 def main() -> None:
     """Run the command; errors that a person can act on are printed without a traceback."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C is
     try:
         app(prog_name="albat")  # however it was started: completion asks by this name
     except Interrupted:
-        typer.secho("stopped: run the same command again to go on", fg="yellow", err=True)
+        if stop_is_unsaid():
+            typer.secho(STOPPED, fg="yellow", err=True)
         sys.exit(130)
     except AlbatError as error:
         from flows.console import show_error
@@ -40,3 +43,5 @@ def main() -> None:
         if end.code == 130:  # what typer makes of Ctrl-C, without a word
             typer.secho(AT_ONCE, fg="yellow", err=True)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

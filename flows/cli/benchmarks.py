@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from albat_core.progress import reporting_to
 from flows.cli.app import (
     ConfigPath,
     Device,
@@ -13,7 +14,12 @@ from flows.cli.app import (
     overrides,
     refuse_mistakes,
 )
-from flows.running.own_process import embedded_server, prepare_environment
+from flows.running.own_process import (
+    STOPS_WITHIN,
+    embedded_server,
+    prepare_environment,
+    stop_on_ctrl_c,
+)
 
 if TYPE_CHECKING:
     from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig
@@ -66,8 +72,9 @@ def calibration(
 
 def _measured(name: str, benchmark: "EfficacyConfig | CalibrationConfig") -> "FlowResult":
     """Run a benchmark's flow."""
-    from flows.console import console
+    from flows.console import LineReporter, console
 
+    reporter = LineReporter()
     with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
             for situation in benchmark.situations:
@@ -75,7 +82,8 @@ def _measured(name: str, benchmark: "EfficacyConfig | CalibrationConfig") -> "Fl
             from flows import efficacy as flows
 
             server_answers()
-        result: FlowResult = getattr(flows, name)(benchmark)
+        with stop_on_ctrl_c(reporter, STOPS_WITHIN), reporting_to(reporter):
+            result: FlowResult = getattr(flows, name)(benchmark)
         return result
 
 

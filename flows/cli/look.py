@@ -7,7 +7,7 @@ import typer
 
 from albat_core.progress import reporting_to
 from flows.cli.app import LOOK, ConfigPath, Device, Root, app, load, overrides
-from flows.running.own_process import prepare_environment, stop_on_ctrl_c
+from flows.running.own_process import STOPS_WITHIN, prepare_environment, stop_on_ctrl_c
 
 if TYPE_CHECKING:
     from albat_core.runs.config import RunConfig
@@ -66,7 +66,11 @@ def _show_verdict(run: "RunConfig") -> None:
     from albat_core.runs.quick_look import quick_look
     from flows.console import TerminalReporter, show_verdict
 
-    with TerminalReporter() as reporter, stop_on_ctrl_c(reporter), reporting_to(reporter):
+    with (
+        TerminalReporter() as reporter,
+        stop_on_ctrl_c(reporter, STOPS_WITHIN),
+        reporting_to(reporter),
+    ):
         chain = Chain(quick_look(run))
         facts = chain.facts(chain.estimate)
     show_verdict(facts)

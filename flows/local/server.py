@@ -1,5 +1,6 @@
 """Prefect's server: for one command, with which it ends however that ends, or until told to."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -48,6 +49,9 @@ def _end_with_parent() -> None:
 
 def serve(port: int) -> None:
     """Serve on this machine alone, until the parent process ends."""
+    # told to end amid a request, it gives a connection back that is cancelled: pages of traceback,
+    # though what was asked for is stored before that
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _server(host="127.0.0.1", port=port, log_level="error").run()
 

@@ -8,6 +8,7 @@ from prefect import Flow, flow
 from prefect.logging import get_run_logger
 
 from albat_core.errors import AlbatError
+from flows.running.own_process import own_answer_to_sigterm
 from tasks.failing import failed
 
 Given = ParamSpec("Given")
@@ -27,7 +28,8 @@ def as_flow(
     @functools.wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Any:
         try:
-            return function(*args, **kwargs)
+            with own_answer_to_sigterm():
+                return function(*args, **kwargs)
         except AlbatError as error:
             get_run_logger().error(str(error))
             return failed(error)

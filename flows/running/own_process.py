@@ -1,16 +1,24 @@
 """How a command runs flows in its own process: environment, server, and how it is stopped."""
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-AT_ONCE = "stopped at once; what was finished is kept"
+from albat_core.errors import Interrupted
+
+STOPPED = "stopped: what was finished is kept; run the same command again to go on"
+AT_ONCE = "stopped at once; what was finished is kept: run the same command again to go on"
+STOPS_WITHIN = 8.0
+"""Seconds for a command that trains nothing here: nothing is lost by ending amid a step."""
 
 # Set before Prefect is imported. An address of a server that a person set is left alone.
 _PREFECT_SETTINGS = {
@@ -88,30 +96,129 @@ def embedded_server() -> Iterator[Callable[[], None]]:
             server.stop()
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ANSWERING: list[Callable[..., None]] = []
+"""What answers signals while a command can be stopped politely."""
+_STOPPED: list[int] = []
+"""The code that a command which was stopped ends with."""
+_SAYS = threading.Lock()
+"""Taken by who says that the command was stopped, and never given back."""
+
+
+@atexit.register  # before Prefect is imported, so after all that this does at the end
+def _leave() -> None:
+    """End without taking the interpreter down, which takes a second of a core and keeps nothing."""
+    if _STOPPED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_STOPPED[0])
+
+
+def stop_is_unsaid() -> bool:
+    """Tell, once, that nobody has said yet that the command was stopped."""
+    return _SAYS.acquire(blocking=False)
+
+
 @contextmanager
-def stop_on_ctrl_c(reporter: Any) -> Iterator[None]:
-    """End at the next step on the first Ctrl-C (or SIGTERM), at once on the second."""
+def stop_on_ctrl_c(reporter: Any, within: float | None = None) -> Iterator[None]:
+    """End at the next step on the first Ctrl-C (or SIGTERM), at once on the second.
+
+    Args:
+        reporter: is told, and lets work end at its next step.
+        within: seconds after which the process ends, whatever it is waiting for then; none: steps
+            take as long as they take.
+    """
+    asked = threading.Event()
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGINT, stop_at_once)
         reporter.stop()
+        if within is not None and not asked.is_set():
+            last = threading.Timer(within, end, [STOPPED])
+            last.daemon = True
+            last.start()
+        asked.set()
 
     def stop_at_once(*_: object) -> None:
+        end(AT_ONCE)
+
+    def end(said: str) -> None:
         # no thread can be made to end, so the process does; files are whole or not there
-        print(AT_ONCE, file=sys.stderr)
+        if stop_is_unsaid():
+            print(said, file=sys.stderr, flush=True)
         os._exit(130)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    _ANSWERING.append(stop)
+    try:
+        yield
+    except BaseException as error:
+        if not asked.is_set():
+            raise
+        _STOPPED.append(130)
+        if isinstance(error, Interrupted):
+            raise
+        # what a stop broke is no failure of its own
+        raise Interrupted("stopped", remedy="run the same command again to go on") from None
+    finally:
+        _ANSWERING.remove(stop)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def own_answer_to_sigterm() -> Iterator[None]:
+    """Let SIGTERM in a flow's run stop a command politely, where one is run by a command.
+
+    Prefect answers it with an exception wherever the run is, and with a page of traceback.
+    """
+    if not _ANSWERING or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _ANSWERING[-1])
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Give threads and processes that are started meanwhile no signal by which a command stops."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent() -> None:
+    """Ignore a terminal's Ctrl-C in this process: who started it ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def end_with(told: Connection, reporter: Any, patience: float) -> None:
+    """End this process when a pipe ends: its other end is closed, or whoever has that is gone.
+
+    Args:
+        told: this end.
+        reporter: is told, and lets work end at its next step.
+        patience: seconds until the process ends, whatever it is at then.
+    """
+
+    def follow() -> None:
+        wait([told])
+        reporter.stop()
+        time.sleep(patience)
+        os._exit(130)  # files are whole or not there
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def dask_setup(worker: object) -> None:
     """Prepare a process of a Dask cluster on this machine; Dask looks for this name."""
     del worker
     ignore_warnings()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C: the run ends its processes
+    leave_signals_to_parent()
     logging.getLogger("distributed").setLevel(logging.ERROR)

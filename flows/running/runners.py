@@ -2,11 +2,14 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from multiprocessing import Pipe, active_children
+from multiprocessing.connection import Connection
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -18,7 +21,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from prefect.utilities.callables import get_call_parameters
 
 from albat_core.devices import gpu_count
-from albat_core.errors import ConfigError
+from albat_core.errors import AlbatError, ConfigError, Interrupted
 from albat_core.progress import track
 from albat_core.runs.steps import Execute, Given, Made, Pending
 from albat_core.store.stage import Runtime
@@ -30,6 +33,7 @@ OnGpu = Callable[[], AbstractContextManager[Any]]
 """Entered where a task that takes a GPU is submitted."""
 
 _LOOK = 0.5  # seconds between looks whether a person asked to stop
+_PATIENCE = 3.0  # seconds for a process to come to its next step and keep where it is
 _RAY_STORE = 100 * 2**20  # bytes of memory for what Ray's tasks exchange: references, no arrays
 
 
@@ -84,12 +88,52 @@ def tasks_on(runtime: Runtime) -> Iterator[Execute]:
 
 @contextmanager
 def tasks_in_processes(count: int) -> Iterator[Execute]:
-    """Run tasks in so many processes of this machine, each with its share of the cores."""
-    runner: Any = ProcessPoolTaskRunner(
-        count, initializer=_prepare_process, initargs=(_share_of_cores(count),)
-    )
-    with _server_named(), _executing(runner) as execute:
+    """Run tasks in so many processes of this machine, each with its share of the cores.
+
+    They end with this one, however it ends.
+    """
+    with _server_named(), _executing(_Processes(count)) as execute:
         yield execute
+
+
+class _Processes(ProcessPoolTaskRunner):
+    """Processes that end when a pipe does, of which this process has the only other end.
+
+    So they end when a person asks to stop, and when this process is gone.
+
+    Args:
+        count: of them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._told, self._open = Pipe(duplex=False)
+        super().__init__(
+            count, initializer=_prepare_process, initargs=(_share_of_cores(count), self._told)
+        )
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a task; its process may be started for it, and this thread alone hears signals."""
+        with own_process.signals_held():
+            return super().submit(*args, **kwargs)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Wait for what is computed, or end it where a person asked to stop."""
+        if kind is None or (issubclass(kind, AlbatError) and not issubclass(kind, Interrupted)):
+            super().__exit__(kind, error, trace)
+        else:
+            self._open.close()
+            stubborn = threading.Timer(_PATIENCE + 1, _kill_children)
+            stubborn.start()
+            super().__exit__(kind, error, trace)
+            stubborn.cancel()
+        self._told.close()
+        self._open.close()
+
+
+def _kill_children() -> None:
+    """End those that could not end themselves, as their own threads were not let run."""
+    for process in active_children():
+        process.kill()
 
 
 @contextmanager
@@ -226,12 +270,15 @@ def _share_of_cores(processes: int) -> int:
     return max((os.cpu_count() or 1) // processes, 1)
 
 
-def _prepare_process(cores: int) -> None:
-    """Give a process its share of the cores, and let it print what it has finished."""
+def _prepare_process(cores: int, told: Connection) -> None:
+    """Give a process its share of the cores, let it print what it has finished, and end in time."""
     from albat_core.devices import use_cores
     from albat_core.progress import report_to
     from flows.console import LineReporter
 
+    own_process.leave_signals_to_parent()
     own_process.ignore_warnings()
     use_cores(cores)
-    report_to(LineReporter())
+    reporter = LineReporter()
+    report_to(reporter)
+    own_process.end_with(told, reporter, _PATIENCE)

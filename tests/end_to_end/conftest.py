@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -48,6 +50,21 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(PREFECT_API_URL.value())
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def home(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's home for commands that start their own server, with a database that was made."""
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+
+    folder = tmp_path_factory.mktemp("prefect")
+    made = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value()).partition("///")[2]
+    with (
+        closing(sqlite3.connect(made)) as source,
+        closing(sqlite3.connect(folder / "prefect.db")) as copy,
+    ):
+        source.backup(copy)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,10 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 from albat_core.training.checkpoint import CheckpointFile
 from flows.config import load_config
+from flows.running.own_process import AT_ONCE, STOPPED
 from tests.end_to_end.conftest import Albat, Start
 from tests.toys import rewrite, write_run
 from tests.waiting import PATIENCE, wait_until
@@ -167,21 +167,6 @@ def is_alive(process: int) -> bool:
     return True
 
 
-@pytest.fixture(scope="module")
-def home(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prefect's home for commands that start their own server, with a database that was made."""
-    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
-
-    folder = tmp_path_factory.mktemp("prefect")
-    made = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value()).partition("///")[2]
-    with (
-        closing(sqlite3.connect(made)) as source,
-        closing(sqlite3.connect(folder / "prefect.db")) as copy,
-    ):
-        source.backup(copy)
-    return folder
-
-
 def stopped_by(number: signal.Signals, path: Path, config: RunConfig, home: Path) -> Albat:
     """Run the command and send a signal to its process group, as a terminal does, as it trains."""
     go = path.with_suffix(".go")
@@ -220,7 +205,7 @@ def test_the_same_command_goes_on_after_ctrl_c(
     code, out, err = stopped_by(signal.SIGINT, path, config, home).ended()
     assert code == 130
     assert f"{STOPPING}; what is finished is kept" in out
-    assert "stopped: run the same command again to go on" in err
+    assert STOPPED in err
 
     code, out, err = Albat(path, home, prefect_server).ended()
     assert code == 0, err
@@ -272,4 +257,4 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     )
     assert ended.returncode == 130
     assert ended.stdout == "first\n"
-    assert ended.stderr == "stopped at once; what was finished is kept\n"
+    assert ended.stderr == f"{AT_ONCE}\n"
