@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,10 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
 
 
 def load_calibration(
-    paths: Sequence[str], settings: dict[str, Any], overrides: dict[str, Any] | None = None
+    paths: Sequence[str],
+    settings: dict[str, Any],
+    overrides: dict[str, Any] | None = None,
+    only: Collection[str] = (),
 ) -> CalibrationConfig:
     """Return a calibration on runs, or on all situations of benchmarks.
 
@@ -98,9 +101,10 @@ def load_calibration(
         paths: YAML files, local or remote; a benchmark's names ``situations``.
         settings: of the calibration.
         overrides: values of ``runtime`` that replace the files'.
+        only: names of the tasks to keep; none: all.
 
     Raises:
-        ConfigError: every mistake in a file, or a task has the name of another.
+        ConfigError: every mistake in a file; a task has the name of another, or none the name.
     """
     tasks: list[Situation] = []
     for path in paths:
@@ -120,6 +124,13 @@ def load_calibration(
             where=", ".join(paths),
             remedy="change `name` of a run or of a benchmark",
         )
+    if strangers := [name for name in only if name not in names]:
+        raise ConfigError(
+            f"expected names of tasks ({'; '.join(names)}), got {'; '.join(strangers)}",
+            where="--task",
+            remedy="name one of them",
+        )
+    tasks = [task for task in tasks if not only or task.name in only]
     try:
         return CalibrationConfig.model_validate(settings | {"situations": tasks})
     except ValidationError as error:

@@ -49,6 +49,9 @@ def calibration(
     configs: Annotated[
         list[str], typer.Argument(metavar="CONFIG.yaml...", help="Runs, or benchmarks of several.")
     ],
+    task: Annotated[
+        list[str] | None, typer.Option(help="Some of them, by name. Default: all.")
+    ] = None,
     seed: Annotated[list[int], typer.Option(help="Give it several times.")] = [0, 1, 2],  # noqa: B006
     size: Annotated[
         list[float], typer.Option(help="Of the adaptation set, over the task's own.")
@@ -64,9 +67,11 @@ def calibration(
     from flows.config import load_calibration
 
     settings = {"seeds": seed, "sizes": size, "parallel": parallel}
-    benchmark = load_calibration(configs, settings, overrides(root, device))
+    benchmark = load_calibration(configs, settings, overrides(root, device), task or ())
     result = _measured("calibration", benchmark)
-    command = f"albat bench calibration {' '.join(configs)}"
+    some = [f'--task "{name}"' for name in task or ()]
+    some += [f"--seed {number}" for number in seed] + [f"--size {number:g}" for number in size]
+    command = f"albat bench calibration {' '.join([*configs, *some])}"
     _export(result, benchmark, "Calibration", command, f"{out}/calibration.md")
 
 

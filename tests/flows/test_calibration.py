@@ -118,5 +118,8 @@ def test_tasks_have_names_of_their_own(tmp_path: Path) -> None:
     path = str(write_run(tmp_path))
     with pytest.raises(ConfigError, match="several times"):
         load_calibration([path, path], {})
+    with pytest.raises(ConfigError, match=r"names of tasks \(toy\), got other"):
+        load_calibration([path], {}, None, ["other"])
+    assert [each.name for each in load_calibration([path], {}, None, ["toy"]).situations] == ["toy"]
     with pytest.raises(ConfigError, match="sizes"):
         load_calibration([path], {"sizes": [0]})
