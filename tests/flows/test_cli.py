@@ -211,6 +211,31 @@ def test_mistakes_in_the_file_do_not_hide_those_in_the_inputs(
     assert "expected at least 50 documents" in albat("check", split).err
 
 
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_what_no_step_of_a_run_tells_is_told_before_it(
+    albat: Albat, toy: Path, tmp_path: Path, command: str
+) -> None:
+    for name, topic in (("train", "plants"), ("test", "plants"), ("other", "ships")):
+        rows = [{**row, "id": f"{name}-{row['id']}"} for row in topic_rows(topic, 20)]
+        write_jsonl(tmp_path / "set" / f"{name}.jsonl", rows)
+    columns = {"id_column": "id", "document_column": "doc"}
+    config = changed(
+        toy,
+        tmp_path,
+        corpus={"path": "set", **columns},
+        adaptation={"path": "set/t*.jsonl", **columns},
+        split={"folds": 90},  # refused, so that nothing is computed
+    )
+    said = albat(command, config)
+    assert "expected at least 90 documents" in said.err
+    for role, path in (("corpus", "set"), ("adaptation", "set/t*.jsonl")):
+        for split in ("train", "test"):
+            note = f"note: {role} ({tmp_path}/{path}): files of the split {split}, read as one"
+            assert said.out.count(note) == 1
+    assert said.out.count("files of the adaptation set, left out as copies: 2") == 1
+
+
 def test_a_file_that_is_not_there(albat: Albat, tmp_path: Path) -> None:
     for command in ("check", "run"):
         said = albat(command, tmp_path / "none.yaml")

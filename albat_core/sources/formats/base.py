@@ -17,6 +17,8 @@ Advance = Callable[[int], None]
 HEAD = 200
 """Rows looked at before a file is taken for what it seems to be."""
 BUFFER = 1 << 20  # bytes read at once
+EXACT = 2**53
+"""From here on a float stands for several whole numbers."""
 
 _KINDS = {
     b"PAR1": "Parquet",
