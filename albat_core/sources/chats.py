@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from albat_core.errors import InputError
+from albat_core.sources.formats.base import is_blank
 
 Message = dict[str, Any]
 
@@ -126,7 +127,7 @@ def _says(message: Message) -> bool:
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "".join(part["text"] for part in content)
-    return bool(content.strip()) or any(message.get(key) for key in _SAYING - {"content"})
+    return not is_blank(content) or any(message.get(key) for key in _SAYING - {"content"})
 
 
 def _null(value: Any) -> bool:

@@ -15,7 +15,7 @@ from albat_core.sources.chats import read_messages, read_tools
 from albat_core.sources.config import TEMPLATES, TOKEN, SourceConfig, template_parts
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import FORMATS
-from albat_core.sources.formats.base import EXACT, Advance, Row
+from albat_core.sources.formats.base import EXACT, Advance, Row, is_blank
 from albat_core.sources.formats.images import Images
 from albat_core.sources.picture_folders import KEY, read_picture_row
 from albat_core.sources.picture_paths import Picture, load_picture, picture_of
@@ -137,7 +137,7 @@ def _documents(rows: Iterable[Row], config: SourceConfig) -> Iterator[Row]:
     delimiter = (config.delimiter or "").replace("\r\n", "\n")
     for row in rows:
         text = row["text"].replace("\r\n", "\n")
-        yield from ({"text": part} for part in text.split(delimiter) if part.strip())
+        yield from ({"text": part} for part in text.split(delimiter) if not is_blank(part))
 
 
 def as_example(
@@ -209,7 +209,7 @@ def _content(row: Row, config: SourceConfig, where: str) -> tuple[str | None, st
 
 
 def _blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and is_blank(value))
 
 
 def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | None:

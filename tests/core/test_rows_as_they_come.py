@@ -109,6 +109,30 @@ def test_classes_are_printed_by_their_names(tmp_path: Path, form: str) -> None:
     assert [row.document for row in rows_of(path, document_column="n")] == ["5", "6", "7", "8"]
 
 
+def test_what_cannot_be_seen_is_blank(tmp_path: Path) -> None:
+    # categories of Unicode's: Zs, Cf, Cc; a joined emoji and a braille blank are written on purpose
+    unseen = ["\xa0", "\u200b", "\ufeff", "\u200e\u200f ", "\xad\u2060", "\x1c", "\u3000\u2029"]
+    seen = ["\u200bx", "\N{MAN}\u200d\N{WOMAN}", "\u2800", "\u0627\u200c"]
+    rows = [{"text": text} for text in unseen + seen]
+    got = [row.text for row in rows_of(write_jsonl(tmp_path / "a.jsonl", rows))]
+    assert got == [None] * len(unseen) + seen
+    said = [{"role": "assistant", "content": text} for text in unseen + seen]
+    path = write_jsonl(tmp_path / "b.jsonl", [{"m": [each]} for each in said])
+    kept = [row.messages for row in rows_of(path, messages_column="m")]
+    assert kept == [None] * len(unseen) + [(each,) for each in said[len(unseen) :]]
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_told_with_and_without_its_mark(tmp_path: Path, coding: str) -> None:
+    for name in ("a.txt", "a.jsonl", "a.csv"):
+        path = tmp_path / name
+        path.write_bytes("a dog, and another\n".encode(coding))
+        said = refused(lambda: rows_of(path))  # noqa: B023
+        assert "found UTF-16" in said and "save it as UTF-8" in said
+    (tmp_path / "b.txt").write_bytes(b"ab\0c")
+    assert "NUL byte at byte 2" in refused(lambda: rows_of(tmp_path / "b.txt"))
+
+
 def test_an_empty_optional_field_is_empty(tmp_path: Path) -> None:
     rows = [
         {"instruction": "Do.", "input": None, "output": "Done."},
