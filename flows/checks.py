@@ -39,12 +39,12 @@ _LETTERS_CUT = 200_000  # of a source, before anything is computed
 _COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
 
-def _untold(_note: str) -> None:
+def untold(_note: str) -> None:
     """Take what nobody asked to be told."""
 
 
 def check_file(
-    path: str, overrides: dict[str, Any] | None = None, tell: Tell = _untold
+    path: str, overrides: dict[str, Any] | None = None, tell: Tell = untold
 ) -> list[AlbatError]:
     """Return every mistake in a configuration file, and in the inputs of its sound sections.
 
@@ -60,12 +60,15 @@ def check_file(
         config = load_config(path, overrides)
     except ConfigError as error:
         sound, unsound = load_sound_part(path, overrides)
-        return [error, *find_mistakes(sound, unsound, tell)]
-    return find_mistakes(config, tell=tell)
+        return [error, *find_mistakes(sound, unsound, tell, tell)]
+    return find_mistakes(config, tell=tell, warn=tell)
 
 
 def find_mistakes(
-    config: RunConfig, unsound: Collection[str] = (), tell: Tell = _untold
+    config: RunConfig,
+    unsound: Collection[str] = (),
+    tell: Tell = untold,
+    warn: Tell = untold,
 ) -> list[AlbatError]:
     """Return everything found that would stop the run, before anything is computed.
 
@@ -73,6 +76,7 @@ def find_mistakes(
         config: of the run.
         unsound: its sections that are not to be looked at.
         tell: told what the run would skip or change, from the rows looked at.
+        warn: told what no step of the run tells: splits read as one, files that are in two roles.
     """
     found: list[AlbatError] = []
     if "runtime" not in unsound:
@@ -104,10 +108,11 @@ def find_mistakes(
             if problems:
                 spoilt.add(role)
             found += [_in_role(role, error) for error in problems]
-            for note in notes:
-                tell(f"{role} ({', '.join(source.paths)}): {note}")
+            said = [*((tell, note) for note in notes), *((warn, note) for note in look.untold())]
+            for teller, note in said:
+                teller(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt and config.decontamination.enabled and config.decontamination.copies:
-        found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], tell)
+        found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], warn)
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
@@ -201,7 +206,7 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
         )
 
 
-def _check_common(corpus: Collection[str], own: Collection[str], tell: Tell) -> None:
+def _check_common(corpus: Collection[str], own: Collection[str], warn: Tell) -> None:
     """Look for files that are corpus and adaptation set, whose rows are left out as copies."""
     common = sorted(set(corpus) & set(own))
     if not common:
@@ -212,7 +217,7 @@ def _check_common(corpus: Collection[str], own: Collection[str], tell: Tell) -> 
             where=f"corpus: {common[0]}",
             remedy="name the backbone's own corpus; what both have is left out",
         )
-    tell(f"corpus ({common[0]}): files of the adaptation set, left out as copies: {len(common)}")
+    warn(f"corpus ({common[0]}): files of the adaptation set, left out as copies: {len(common)}")
 
 
 def _check_split(config: RunConfig) -> None:

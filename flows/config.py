@@ -1,6 +1,8 @@
 """The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
 import contextlib
+import os
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,15 @@ from albat_core.runs.config import RunConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
 from albat_core.store.patterns import escape, is_pattern
-from flows.mistakes import explained, model_of, new_name, one_line, orphans, repeated_keys
+from flows.mistakes import (
+    explained,
+    misread_numbers,
+    model_of,
+    new_name,
+    one_line,
+    orphans,
+    repeated_keys,
+)
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -33,7 +43,7 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
     """
     node, values = _read(path)
     alone = orphans(storage.read_bytes(path).decode())
-    mistakes = repeated_keys(node) | alone
+    mistakes = repeated_keys(node) | misread_numbers(node) | alone
     values = _without_empty(RunConfig, values)
     runtime = values.get("runtime", {})
     if overrides and isinstance(runtime, dict):
@@ -167,6 +177,8 @@ def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+_VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
+"""What a shell takes as a variable; a name may have $ without being one."""
 _LEAST = {name: {"path": "none"} for name in ("backbone", "corpus", "adaptation")}
 
 
@@ -205,7 +217,7 @@ def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
     except (yaml.YAMLError, ValueError) as error:
         said = "; ".join(f"line {line}: {why}" for (line, _), why in sorted(orphans(text).items()))
         raise ConfigError(
-            f"expected YAML: {error}", where=path, remedy=said or "mend the line named"
+            f"expected YAML: {error}", where=path, remedy=said or _mending(str(error))
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -220,6 +232,15 @@ def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
             remedy="`albat init` writes a file to start from",
         )
     return node, values
+
+
+def _mending(error: str) -> str:
+    """Return what to do about a line that is no YAML."""
+    if "'\\t'" in error:
+        return "indent the line named with spaces: YAML takes no tabs"
+    if "unknown escape character" in error:
+        return "write the text in single quotes, in which \\ is a letter like others"
+    return "mend the line named"
 
 
 def _without_empty(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +269,7 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
 
     def files(name: str) -> str:
         """Anchor files; what is a glob's in the folder's own name is not meant as one."""
+        name = os.path.expandvars(name)
         there = anchor(name)
         if there == name or not is_pattern(name) or storage.exists(there):
             return there
@@ -261,6 +283,7 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
         """Anchor a model that is there; else it is the hub's."""
         if name is None:
             return None
+        name = os.path.expandvars(name)
         local = anchor(name)
         return local if storage.exists(local) or name.startswith(".") else name
 
@@ -268,6 +291,10 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
     encoder = {"encoder": model(config.embedding.encoder)}
     return config.model_copy(
         update={
+            "output": _expanded(config.output, path),
+            "runtime": config.runtime.model_copy(
+                update={"root": _expanded(config.runtime.root, path)}
+            ),
             "backbone": config.backbone.model_copy(update={"path": model(config.backbone.path)}),
             "embedding": config.embedding.model_copy(update=encoder),
             "samples": config.samples.model_copy(update=encoders),
@@ -276,6 +303,21 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
             "heldout": tuple(map(source, config.heldout)),
         }
     )
+
+
+def _expanded(name: str, path: str) -> str:
+    """Return where to write, the environment's variables in their places as in a shell.
+
+    Raises:
+        ConfigError: one of them is not set.
+    """
+    if unset := [v for v in _VARIABLE.findall(name) if v.strip("{}") not in os.environ]:
+        raise ConfigError(
+            f"expected variables that are set, got ${unset[0]} in {name!r}",
+            where=path,
+            remedy="set it where albat is run, or write the path out",
+        )
+    return os.path.expandvars(name)
 
 
 def placed(config: RunConfig) -> RunConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
+from rich.markup import escape as _escape
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
@@ -45,8 +45,17 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 _SHOWN_ROWS = 5
 _SHOWN_VALUES = 8
 
+_CONTROLS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\t\n"} | {127: "\u2421"}
+_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+"""What would move the cursor or colour the terminal, as the pictures Unicode has of it."""
+
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+
+def escape(text: str) -> str:
+    """Return a text as it stands, with neither markup nor control characters."""
+    return _escape(text.translate(_CONTROLS))
 
 
 class _Rate(ProgressColumn):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from albat_core.runs.config import RENAMED, RunConfig
 
 _KEY = re.compile(r"( *)(?:- )?(\w+):(?: |$)")
+_MISREAD = re.compile(r"tag:yaml.org,2002:(int [-+]?0[0-9_]+$|(int|float) .*:)")
 _COMMENTED = re.compile(r"( *)#( ?)( *)(\w+):\s*$")
 
 Place = tuple[int, str]
@@ -68,8 +69,36 @@ def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
     else:
         got, said = error["input"], error["msg"].removeprefix("Value error, ")
         shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) else ""
-        text = f"{field!r}: {said[0].lower()}{said[1:]}{shown}"
+        text = f"{field!r}: {said[0].lower()}{said[1:]}{shown}{_hint(error)}"
     return (line, field), text
+
+
+def _hint(error: Any) -> str:
+    """Return what to write where YAML reads something else than was meant."""
+    got = error["input"]
+    if error["type"] == "string_type" and not isinstance(got, list | dict | None):
+        return "; write it in quotes, without which YAML reads no text"
+    if isinstance(got, str) and error["type"].startswith(("model_", "dict_")) and ":" in got:
+        return "; write a space behind the colon"
+    return ""
+
+
+def misread_numbers(node: yaml.Node, above: str = "") -> dict[Place, str]:
+    """Return the numbers that YAML takes as octal (010 is 8) or sexagesimal (1:30 is 90)."""
+    found: dict[Place, str] = {}
+    pairs: list[tuple[str, yaml.Node]] = []
+    if isinstance(node, yaml.SequenceNode):
+        pairs = [(f"{above}{number}", inner) for number, inner in enumerate(node.value)]
+    elif isinstance(node, yaml.MappingNode):
+        pairs = [(f"{above}{key.value}", inner) for key, inner in node.value]
+    for name, inner in pairs:
+        found |= misread_numbers(inner, f"{name}.")
+        if isinstance(inner, yaml.ScalarNode) and _MISREAD.match(f"{inner.tag} {inner.value}"):
+            found[inner.start_mark.line + 1, name] = (
+                f"{name!r}: YAML reads {inner.value} to another base; write the number without "
+                "leading zeros and colons, or a text in quotes"
+            )
+    return found
 
 
 def new_name(error: Any) -> str | None:

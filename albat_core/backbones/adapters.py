@@ -1,7 +1,7 @@
 """Adapters beside any model: the kinds there are, and the note of which backbone one is for."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,23 @@ def lora(adapter: AdapterConfig, **place: Any) -> Any:
 
 ADAPTERS: dict[str, Callable[..., Any]] = {"lora": lora}
 """What makes peft's configuration of each kind of adapter, by the name that settings have."""
+
+
+def unmatched(adapter: AdapterConfig, layers: Iterable[str]) -> list[str]:
+    """Return the names among ``target_modules`` that no adapted layer has: peft says nothing.
+
+    Args:
+        adapter: its settings.
+        layers: that were adapted, by their whole names.
+    """
+    if isinstance(adapter.target_modules, str):
+        return []
+    found = [f".{layer}" for layer in layers]
+    return [
+        name
+        for name in adapter.target_modules
+        if not any(layer.endswith(f".{name}") for layer in found)
+    ]
 
 
 def peft_config(adapter: AdapterConfig, targets: str | Sequence[str], **task: Any) -> Any:

@@ -1,5 +1,8 @@
 """Selections: the candidates chosen, with weights, and what a later selection goes on from."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +20,16 @@ SELECTION_SCHEMA = SCORE_SCHEMA.append(pa.field("weight", pa.float64(), nullable
 def read_selection(store: ArtifactStore, selection: ArtifactRef) -> pa.Table:
     """Return the selected rows as a table of ``SELECTION_SCHEMA``."""
     return read_table(store.folder(selection) / SELECTION)
+
+
+def short_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return how far selections stay below what was wanted, from their facts."""
+    return tuple(
+        f"{each['lacking']:,} fewer than the {each['wanted']:,} of selection.rows: no more "
+        "candidates could be selected"
+        for each in facts
+        if each.get("lacking")
+    )
 
 
 class Selected(BaseModel):

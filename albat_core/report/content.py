@@ -158,6 +158,8 @@ class Selection(_Part):
     copies: int | None = None
     """Candidates left out because they repeat a held-out row; None where none were looked for."""
     selected: int
+    wanted: int | None = None
+    """Rows that were asked for; None where all candidates were taken without being asked for."""
     effective_sample_size: float
     sources: tuple[SourceCount, ...]
     candidate_scores: tuple[float, ...]

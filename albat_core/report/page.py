@@ -29,6 +29,9 @@ _EXCERPT = 420
 _LONGEST = 12_000
 """Letters of an example shown at all: what is longer makes the page slow and is read by nobody."""
 _CHARTED_SOURCES = 16
+_PICTURED = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\t\n\r"} | {127: "\u2421"}
+"""Characters that control a terminal and are none in HTML, as the pictures Unicode has of them."""
+_PICTURED |= dict.fromkeys([*range(0x80, 0xA0), 0xFFFE, 0xFFFF], "\ufffd")
 _SHOWN_EXAMPLES = 4
 """Examples of a kind shown before the rest is unfolded."""
 _SHOWN_PROMPTS = 8
@@ -104,6 +107,7 @@ def _page(template: str, title: str, created: str, **content: Any) -> str:
     environment = Environment(
         loader=PackageLoader("albat_core.report", ""),
         autoescape=True,  # every text of the data is somebody else's
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -134,6 +138,14 @@ def _page(template: str, title: str, created: str, **content: Any) -> str:
         **content,
     )
     return page.rstrip() + "\n"
+
+
+def _visible(value: Any) -> Any:
+    """Return what is printed in a page, control characters as pictures of them."""
+    if not isinstance(value, str):
+        return value
+    shown = value.translate(_PICTURED)
+    return Markup(shown) if isinstance(value, Markup) else shown  # noqa: S704 - as it was
 
 
 def best_arm(arms: Sequence[Arm]) -> Arm | None:

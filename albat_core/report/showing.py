@@ -45,6 +45,7 @@ def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
     """Return what was selected, with the most and the least useful examples."""
     scores = read_scores(store, run.scores)
     selected = read_selection(store, run.selection)
+    facts = store.manifest(run.selection).facts
     corpus: Counter[str] = Counter()
     for ref in run.corpus:
         corpus.update(store.manifest(ref).facts["sources"])
@@ -65,7 +66,8 @@ def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
         candidates=scores.num_rows,
         copies=store.manifest(run.candidates).facts.get("excluded"),
         selected=selected.num_rows,
-        effective_sample_size=store.manifest(run.selection).facts["effective_sample_size"],
+        wanted=facts.get("wanted"),
+        effective_sample_size=facts["effective_sample_size"],
         sources=tuple(
             SourceCount(
                 source=source,

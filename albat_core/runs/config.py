@@ -69,8 +69,8 @@ class RunConfig(StageConfig):
 
     asked_first: ClassVar[tuple[str, ...]] = ("name", "backbone", "adaptation", "corpus")
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Name of the run: letters, digits, dots, dashes and underscores."""
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    """Name of the run: up to 100 letters, digits, dots, dashes and underscores."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Root of all random draws; the same seed gives the same result."""
     output: str = "runs"

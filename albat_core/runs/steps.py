@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from albat_core.progress import announce
-from albat_core.records import candidates, shards, splits
+from albat_core.records import candidates, selections, shards, splits
 from albat_core.records.runs import StageRun
 from albat_core.records.vectors import EmbeddedPart
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -15,6 +15,7 @@ NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
     shards.STAGE: shards.row_notes,
     splits.STAGE: splits.split_notes,
     candidates.STAGE: candidates.copy_notes,
+    selections.STAGE: selections.short_notes,
 }
 """What a stage did that a person would not expect, from the facts of its artifacts."""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from albat_core.errors import InputError
+from albat_core.sources.formats.base import is_blank
 
 Message = dict[str, Any]
 
@@ -29,12 +30,13 @@ def read_messages(value: Any, where: str, *, filled: bool) -> tuple[Message, ...
     Raises:
         InputError: it is no list of messages, or one of them has what cannot be used.
     """
-    value = _parsed(value, where, filled, _misshapen)
+    filled = filled and not isinstance(value, str)
+    value = _parsed(value, where, _misshapen)
     if value in (None, []):
         return None
     if not isinstance(value, list):
         raise _misshapen(type(value).__name__, where)
-    messages = tuple(_message(message, turn, where) for turn, message in enumerate(value))
+    messages = tuple(_message(message, turn, where, filled) for turn, message in enumerate(value))
     answers = [m for m in messages if m["role"] == ANSWERS and m.get("weight", 1)]
     return messages if any(map(_says, answers or messages)) else None
 
@@ -45,7 +47,10 @@ def read_tools(value: Any, where: str, *, filled: bool) -> str | None:
     Raises:
         InputError: it is no list.
     """
-    value = _parsed(value, where, filled, _no_tools)
+    filled = filled and not isinstance(value, str)
+    value = _parsed(value, where, _no_tools)
+    if filled:
+        value = _without_nulls(value)
     if value in (None, []):
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -53,9 +58,9 @@ def read_tools(value: Any, where: str, *, filled: bool) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parsed(value: Any, where: str, filled: bool, refused: Callable[[str, str], InputError]) -> Any:
+def _parsed(value: Any, where: str, refused: Callable[[str, str], InputError]) -> Any:
     if not isinstance(value, str):
-        return None if _null(value) else _without_nulls(value) if filled else value
+        return None if _null(value) else value
     if not value.strip():
         return None
     try:
@@ -64,7 +69,7 @@ def _parsed(value: Any, where: str, filled: bool, refused: Callable[[str, str], 
         raise refused(f"text that is not JSON ({error})", where) from error
 
 
-def _message(message: Any, turn: int, where: str) -> Message:
+def _message(message: Any, turn: int, where: str, filled: bool) -> Message:
     if not isinstance(message, dict):
         raise _misshapen(f"{type(message).__name__} as message {turn}", where)
     if "function_call" in message and not _null(message["function_call"]):
@@ -74,10 +79,10 @@ def _message(message: Any, turn: int, where: str) -> Message:
             remedy='write it as "tool_calls": [{"type": "function", "function": {...}}]',
         )
     kept = {key: value for key, value in message.items() if not _null(value)}
+    if filled:
+        kept = _without_nulls(kept)
     if "content" in message and not _SAYING & kept.keys():
-        raise _misshapen(
-            f"message {turn} whose content is {type(message['content']).__name__}", where
-        )
+        kept["content"] = ""  # null: the message says nothing
     if "role" not in kept or not _SAYING & kept.keys():
         raise _misshapen(f"message {turn} with {', '.join(message) or 'nothing'}", where)
     if not isinstance(kept["role"], str):
@@ -122,7 +127,7 @@ def _says(message: Message) -> bool:
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "".join(part["text"] for part in content)
-    return bool(content.strip()) or any(message.get(key) for key in _SAYING - {"content"})
+    return not is_blank(content) or any(message.get(key) for key in _SAYING - {"content"})
 
 
 def _null(value: Any) -> bool:

@@ -50,6 +50,7 @@ class Look:
         names: of files without rows, that are one document, or are left out.
         roles: of the messages of chats.
         uris: of its files.
+        splits: what the run reads as one and does not tell.
     """
 
     problems: list[AlbatError] = field(default_factory=list)
@@ -61,6 +62,11 @@ class Look:
     names: dict[str, list[str]] = field(default_factory=dict)
     roles: dict[str, None] = field(default_factory=dict)
     uris: set[str] = field(default_factory=set)
+    splits: dict[str, list[str]] = field(default_factory=dict)
+
+    def untold(self) -> list[str]:
+        """Return what is easily overlooked and shows in no run."""
+        return _named(self.splits)
 
     def notes(self) -> list[str]:
         """Return what the run would do with rows and files that is easily overlooked."""
@@ -84,9 +90,11 @@ class Look:
             said.append(f"of {looked}, some have an empty field: {_by_column(self.empty)}")
         if c["printed"]:
             said.append(f"of {looked}, {c['printed']} have a number as text")
-        for what, names in self.names.items():
-            said.append(f"{what}: {len(names)} ({_some(names)})")
-        return said
+        return said + _named(self.names)
+
+
+def _named(those: Mapping[str, list[str]]) -> list[str]:
+    return [f"{what}: {len(names)} ({_some(names)})" for what, names in those.items()]
 
 
 def _by_column(counts: Mapping[str, int]) -> str:
@@ -192,7 +200,7 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
                 remedy=f"call the one who answers {ANSWERS!r}, as chat templates do",
             )
         )
-    look.names |= _several_splits(files)
+    look.splits = _several_splits(files)
     if not problems and (others := left_out(source, files)):
         look.names[f"files left out, as format is {source.format}"] = others
     return look

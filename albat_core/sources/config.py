@@ -52,8 +52,9 @@ class SourceConfig(StageConfig):
     """Column with a picture: its file's bytes, {bytes, path}, or the path of a file, relative to
     the row's file. Default: `image` for `images` and `webdataset`, else none."""
     template: str | None = None
-    """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`; null is empty. With
-    pictures it may name none: all have the same caption."""
+    """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`; null is empty.
+    Classes of `datasets` are their names; a column of whole floats in Parquet and Arrow is printed
+    as whole numbers. With pictures it may name no column: all have the same caption."""
     token: str | None = Field(None, min_length=1)
     """What `{token}` stands for in a template: the rare word of DreamBooth prompts, as in `"a photo
     of {token} dog"`."""

@@ -15,7 +15,7 @@ from albat_core.sources.chats import read_messages, read_tools
 from albat_core.sources.config import TEMPLATES, TOKEN, SourceConfig, template_parts
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import FORMATS
-from albat_core.sources.formats.base import Advance, Row
+from albat_core.sources.formats.base import EXACT, Advance, Row, is_blank
 from albat_core.sources.formats.images import Images
 from albat_core.sources.picture_folders import KEY, read_picture_row
 from albat_core.sources.picture_paths import Picture, load_picture, picture_of
@@ -23,8 +23,6 @@ from albat_core.sources.readers import stream_rows
 
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _FLOAT = re.compile(r"^-?\d+(\.\d+)?(e\+\d+)?$", re.IGNORECASE)
-_EXACT = 2**53
-"""From here on a float stands for several whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _documents(rows: Iterable[Row], config: SourceConfig) -> Iterator[Row]:
     delimiter = (config.delimiter or "").replace("\r\n", "\n")
     for row in rows:
         text = row["text"].replace("\r\n", "\n")
-        yield from ({"text": part} for part in text.split(delimiter) if part.strip())
+        yield from ({"text": part} for part in text.split(delimiter) if not is_blank(part))
 
 
 def as_example(
@@ -211,7 +209,7 @@ def _content(row: Row, config: SourceConfig, where: str) -> tuple[str | None, st
 
 
 def _blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and is_blank(value))
 
 
 def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | None:
@@ -264,7 +262,7 @@ def _rounded(value: str | Number) -> bool:
     number: object = value
     if isinstance(value, str) and not value.strip("-").isdecimal() and _FLOAT.match(value):
         number = float(value)
-    return isinstance(number, float) and abs(number) >= _EXACT
+    return isinstance(number, float) and abs(number) >= EXACT
 
 
 def _printed(value: object) -> str:

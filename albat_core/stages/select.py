@@ -154,7 +154,8 @@ def select(
         if config.weigh == "proportional":  # a row without weight is none
             chosen = [row for row in chosen if values[row] != 0] or chosen
         weights, tau = weights_of(values[chosen], config)
-        return _write(table.take(pa.array(chosen)), weights, {"tau": tau}, folder)
+        facts = {"tau": tau, "wanted": config.rows, "lacking": config.rows - len(chosen)}
+        return _write(table.take(pa.array(chosen)), weights, facts, folder)
 
     draws = config.select == "gumbel"
     settings = config.settings(seed=seed) if draws else config.settings()

@@ -31,7 +31,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "shards"
-STAGE_VERSION = 6  # bump when equal inputs would give different output
+STAGE_VERSION = 7  # bump when equal inputs would give different output
 
 _SKIPPED = ("null", "uncaptioned", "damaged", "filtered", "unfit")  # reasons
 _IDS_KEPT = 5  # ids of skipped rows that the manifest names

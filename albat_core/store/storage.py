@@ -74,6 +74,18 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+_CLIENTS = (
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "httpcore",
+    "httpx",
+    "requests",
+    "huggingface_hub",
+)
+"""Libraries whose errors are those of a connection."""
+
+
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn what storage raises into errors that say what to do."""
@@ -84,7 +96,7 @@ def explained(uri: str) -> Iterator[None]:
     except Exception as error:
         if is_full(error):
             raise no_space(uri) from error
-        client = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp")
+        client = type(error).__module__.partition(".")[0] in _CLIENTS
         if not is_remote(uri) or not (client or isinstance(error, OSError)):
             raise
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 def _run(name: str, config: str, root: str | None, device: str | None, verbose: bool) -> None:
     """Run one of the flows in this process, after looking for mistakes."""
     prepare_environment(verbose)
-    from flows.console import TerminalReporter, console, show_places, show_results
+    from flows.console import TerminalReporter, console, show_note, show_places, show_results
 
     with console.status("reading the configuration"):
         run = load(config, root, device)
     with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
-            refuse_mistakes(run)
+            refuse_mistakes(run, show_note)
             import flows.albat  # noqa: F401 - the server starts meanwhile
 
             server_answers()

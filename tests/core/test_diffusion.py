@@ -390,6 +390,11 @@ def test_targets_that_match_no_layer_are_refused(sd: BackboneConfig) -> None:
     ):
         backbone.attach_adapter(AdapterConfig(target_modules=("nothing",)), 0)
     assert "to_q" in raised.value.remedy
+    with (
+        open_backbone(sd, CPU) as backbone,
+        pytest.raises(BackboneError, match=r"\('nothing',\) match no layer"),
+    ):
+        backbone.attach_adapter(AdapterConfig(target_modules=("to_q", "to_out.0", "nothing")), 0)
     with open_backbone(sd, CPU) as backbone:  # and leaves no trace
         backbone.attach_adapter(AdapterConfig(rank=2), 0)
         assert backbone.adapter_parameters()

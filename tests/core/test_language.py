@@ -489,6 +489,9 @@ def test_modules_that_are_not_there_are_refused_with_those_that_are(
     with pytest.raises(BackboneError, match="match no layer") as caught:
         backbone.attach_adapter(AdapterConfig(target_modules=("c_attn",)), seed=0)
     assert "q_proj" in caught.value.remedy
+    with pytest.raises(BackboneError, match="'v_prj', 'proj' match no layer, others do") as caught:
+        backbone.attach_adapter(AdapterConfig(target_modules=("q_proj", "v_prj", "proj")), seed=0)
+    assert "v_proj" in caught.value.remedy
     backbone.attach_adapter(AdapterConfig(target_modules=("q_proj",)), seed=0)
     assert len(backbone.adapter_parameters()) == 4
 

@@ -99,7 +99,9 @@ def test_splits_of_a_data_set_that_are_read_as_one_are_named(
     for name in names:
         write_jsonl(tmp_path / "set" / name, [{"text": "a"}])
     expected = get_data_patterns(str(tmp_path / "set"))
-    notes = look_at(SourceConfig(path=str(tmp_path / "set"))).notes()
+    look = look_at(SourceConfig(path=str(tmp_path / "set")))
+    notes = look.untold()
+    assert not look.notes()  # told once
     said = [note.partition(",")[0].removeprefix("files of the split ") for note in notes]
     assert sorted(said) == sorted(expected if len(expected) > 1 else [])
 

@@ -16,6 +16,7 @@ from albat_core.records.selections import read_selection
 from albat_core.records.tables import read_table, write_table
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.runs.steps import NOTES
 from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
 from albat_core.stages.score import ScoringConfig
 from albat_core.stages.select import SelectionConfig, best_by_turns, gumbel_top, select, weights_of
@@ -240,9 +241,20 @@ def test_a_selection_is_weighed_as_configured(scored: Scored) -> None:
     assert as_scores == {names[n]: pytest.approx(values[n] / values.sum()) for n in order}
     facts = scored.store.manifest(scored.select(scores, weigh="proportional")).facts
     ess = values.sum() ** 2 / np.square(values).sum()
-    assert facts == {"effective_sample_size": pytest.approx(ess)}
+    assert facts == {"effective_sample_size": pytest.approx(ess), "wanted": 6, "lacking": 2}
     steep = scored.chosen(scores, weigh="exponential", ess=0.5, rows=4)
     assert effective_sample_size(np.array(list(steep.values()))) == pytest.approx(2, rel=1e-3)
+
+
+def test_a_selection_of_fewer_rows_than_wanted_is_told(scored: Scored) -> None:
+    scores = scored.score(np.linspace(0, 1, scored.rows))
+    for how in ("turns", "top", "gumbel"):
+        manifest = scored.store.manifest(scored.select(scores, select=how, rows=1500))
+        assert manifest.rows == scored.rows < 1500  # all there are
+        (note,) = NOTES["selection"]([manifest.facts])
+        assert note.startswith(f"{1500 - scored.rows:,} fewer than the 1,500 of selection.rows")
+        enough = scored.store.manifest(scored.select(scores, select=how, rows=scored.rows))
+        assert NOTES["selection"]([enough.facts]) == ()
 
 
 def test_candidates_none_of_which_has_weight_are_refused(scored: Scored) -> None:

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -634,6 +635,31 @@ def test_a_run_of_which_nothing_is_known_is_told_so() -> None:
     ):
         assert told in html
     assert charts_of(html) == [] and "None" not in html and "nan" not in html.split("<body>")[1]
+
+
+def test_fewer_rows_than_wanted_are_told(content: ReportContent) -> None:
+    chosen = content.selection
+    for wanted, told in ((None, 0), (chosen.selected, 0), (chosen.selected + 7, 1)):
+        changed = chosen.model_copy(update={"wanted": wanted})
+        html = page.render(content.model_copy(update={"selection": changed}))
+        assert html.count("no more candidates could be selected") == told
+    assert f"fewer than the {chosen.selected + 7:,} asked for" in html
+
+
+def test_control_characters_are_shown_as_pictures_of_them(content: ReportContent) -> None:
+    spoilt = "a\0b\x1b[31mc\x7fd\x85e\nf\tg<i>\ufffe"
+    example = content.selection.most_useful[0].model_copy(
+        update={"text": spoilt, "source": spoilt, "example_id": spoilt, "nearest_text": spoilt}
+    )
+    source = content.selection.sources[0].model_copy(update={"source": spoilt})
+    chosen = content.selection.model_copy(
+        update={"most_useful": (example,), "sources": (source, *content.selection.sources[1:])}
+    )
+    html = page.render(content.model_copy(update={"selection": chosen, "title": spoilt}))
+    kinds = {letter: unicodedata.category(letter) for letter in set(html)}
+    assert {letter for letter, kind in kinds.items() if kind in ("Cc", "Cn")} == {"\n", "\t"}
+    assert "a\N{SYMBOL FOR NULL}b\N{SYMBOL FOR ESCAPE}[31mc\N{SYMBOL FOR DELETE}d\ufffde" in html
+    assert "f\tg&lt;i&gt;\ufffd" in html
 
 
 def test_parts_that_are_missing_leave_the_others_standing(content: ReportContent) -> None:

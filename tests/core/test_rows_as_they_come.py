@@ -7,7 +7,10 @@ import unicodedata
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from albat_core.sources.config import SourceConfig
@@ -41,6 +44,93 @@ def test_nan_is_null(tmp_path: Path, form: str) -> None:
     assert [row.text for row in rows_of(path, text_column="a")] == ["x", None, "z"]
     assert "got null" in refused(lambda: rows_of(path, text_column="q", id_column="n"))
     assert "nan" not in " ".join(row.text for row in rows_of(path, template="{q}{a}{n}"))
+
+
+def saved(table: pa.Table, path: Path) -> Path:
+    """Write a table as the format that its path's ending says."""
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=2)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    else:
+        with pa.ipc.new_file(path.with_suffix(".arrow"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        return path.with_suffix(".arrow")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.file"])
+def test_whole_numbers_that_pandas_made_floats_are_printed_whole(tmp_path: Path, name: str) -> None:
+    years = pd.DataFrame({"year": [1999, 2001, 7]})  # what pandas prints of them is what is meant
+    gap = pd.DataFrame({"year": [1999, 2001, 7, None, np.nan]})
+    assert gap["year"].dtype == np.float64
+    texts = {}
+    for kind, frame in {"whole": years, "gap": gap}.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        path = saved(pa.Table.from_pandas(frame), folder / name)
+        texts[kind] = [row.text for row in rows_of(path, template="in {year}")]
+    assert texts["whole"] == [f"in {year}" for year in years["year"]]
+    assert texts["gap"] == [*texts["whole"], None, None]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.file"])
+@pytest.mark.parametrize("values", [[2.0, 1.5, None], [2.0, 3.0, 1e16], [2.0, np.inf, 1.0]])
+def test_floats_beside_which_one_is_no_whole_number_stay_floats(
+    tmp_path: Path, name: str, values: list[float | None]
+) -> None:
+    path = saved(pa.table({"price": pa.array(values, pa.float64())}), tmp_path / name)
+    got = [row.text for row in rows_of(path, template="{price}")]
+    assert got == [None if value is None else str(value) for value in values]
+
+
+def test_text_formats_print_numbers_as_they_are_written(tmp_path: Path) -> None:
+    rows = [{"version": 3.0}, {"version": 2.0}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    assert [row.text for row in rows_of(path, template="{version}")] == ["3.0", "2.0"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_classes_are_printed_by_their_names(tmp_path: Path, form: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    feature = datasets.ClassLabel(names=["oak", "gull"])
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": feature, "n": datasets.Value("int64")}
+    )
+    labels = [1, 0, None, -1]
+    columns = {"text": ["a", "b", "c", "d"], "label": labels, "n": [5, 6, 7, 8]}
+    made = datasets.Dataset.from_dict(columns, features=features)
+    path = tmp_path / ("a.parquet" if form == "parquet" else "a")
+    made.to_parquet(path) if form == "parquet" else made.save_to_disk(path)
+    rows = rows_of(path, prompt_template="{text}{n} ", answer_template="{label}")
+    expected = [f"a5 {feature.int2str(1)}", f"b6 {feature.int2str(0)}", None, None]
+    assert [row.text for row in rows] == expected
+    assert [row.document for row in rows_of(path, document_column="n")] == ["5", "6", "7", "8"]
+
+
+def test_what_cannot_be_seen_is_blank(tmp_path: Path) -> None:
+    # categories of Unicode's: Zs, Cf, Cc; a joined emoji and a braille blank are written on purpose
+    unseen = ["\xa0", "\u200b", "\ufeff", "\u200e\u200f ", "\xad\u2060", "\x1c", "\u3000\u2029"]
+    seen = ["\u200bx", "\N{MAN}\u200d\N{WOMAN}", "\u2800", "\u0627\u200c"]
+    rows = [{"text": text} for text in unseen + seen]
+    got = [row.text for row in rows_of(write_jsonl(tmp_path / "a.jsonl", rows))]
+    assert got == [None] * len(unseen) + seen
+    said = [{"role": "assistant", "content": text} for text in unseen + seen]
+    path = write_jsonl(tmp_path / "b.jsonl", [{"m": [each]} for each in said])
+    kept = [row.messages for row in rows_of(path, messages_column="m")]
+    assert kept == [None] * len(unseen) + [(each,) for each in said[len(unseen) :]]
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_told_with_and_without_its_mark(tmp_path: Path, coding: str) -> None:
+    for name in ("a.txt", "a.jsonl", "a.csv"):
+        path = tmp_path / name
+        path.write_bytes("a dog, and another\n".encode(coding))
+        said = refused(lambda: rows_of(path))  # noqa: B023
+        assert "found UTF-16" in said and "save it as UTF-8" in said
+    (tmp_path / "b.txt").write_bytes(b"ab\0c")
+    assert "NUL byte at byte 2" in refused(lambda: rows_of(tmp_path / "b.txt"))
 
 
 def test_an_empty_optional_field_is_empty(tmp_path: Path) -> None:

@@ -137,6 +137,31 @@ def test_a_chat_whose_answers_are_blank_is_skipped_as_a_blank_answer_is(tmp_path
     assert [row.text is not None for row in answered] == [False, False, True]
 
 
+def test_a_content_of_null_is_a_blank_one(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "Hi"}
+    call = {"type": "function", "function": {"name": "f"}}
+    said: list[dict] = [
+        {"content": None},
+        {"content": None, "tool_calls": [call]},
+        {"content": "Ho"},
+    ]
+    chats = [[asked, {"role": "assistant", **each}] for each in said]
+    chats.append([{"role": "system", "content": None}, *chats[2]])
+    rows = [{"chat": chat} for chat in chats]
+    called = {"role": "assistant", "tool_calls": [call]}
+    expected = [None, (asked, called), (asked, chats[2][1])]
+    expected.append(({"role": "system", "content": ""}, *chats[2]))
+    texts = [{"chat": json.dumps(chat)} for chat in chats]
+    for form, write, given in (
+        ("jsonl", write_jsonl, rows),
+        ("parquet", write_parquet, rows),
+        ("csv", write_csv, texts),
+        ("json.parquet", write_parquet, texts),
+    ):
+        got = rows_of(write(tmp_path / f"a.{form}", given), messages_column="chat")
+        assert [row.messages for row in got] == expected, form
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("loss", False), ("train", False), ("training", False), ("masked", True)]
 )
@@ -183,9 +208,9 @@ def test_null_is_what_it_says_in_json_and_nothing_in_a_table(tmp_path: Path) -> 
         ({"m": ["hello"]}, {"messages_column": "m"}, "got str as message 0"),
         ({"m": [{"from": "u", "value": "v"}]}, {"messages_column": "m"}, "0 with from, value"),
         (
-            {"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
+            {"m": [{"role": "user", "content": "a"}, {"role": "assistant"}]},
             {"messages_column": "m"},
-            "message 1 whose content is NoneType",
+            "message 1 with role",
         ),
         ({"m": [{"role": "", "content": "a"}]}, {"messages_column": "m"}, "blank role"),
         ({"m": [{"role": "user", "text": "a"}]}, {"messages_column": "m"}, "0 with role, text"),

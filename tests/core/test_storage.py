@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core.errors import AlbatError, InputError, StorageFullError
+from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.store import storage, transfer
 
 
@@ -238,3 +238,18 @@ def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
             act(str(tmp_path / "file" / "below"))
     storage.check_writable(str(tmp_path / "new" / "below"))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("module", ["httpx", "requests", "botocore.exceptions"])
+def test_a_client_that_cannot_connect_is_told(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = type("ConnectError", (Exception,), {"__module__": module})("no such name")
+
+    def failing(*_: object, **__: object) -> bool:
+        raise error
+
+    fs, _ = storage.filesystem("memory://data")
+    monkeypatch.setattr(type(fs), "exists", failing)
+    with pytest.raises(TransientError, match="no such name") as caught:
+        storage.exists("memory://data/a.jsonl")
+    assert caught.value.where == "memory://data/a.jsonl"
+    assert "network" in caught.value.remedy

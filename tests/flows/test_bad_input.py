@@ -679,7 +679,7 @@ def test_a_corpus_that_is_the_adaptation_set_is_found_early(tmp_path: Path) -> N
     changes = {"adaptation": {"path": "corpus/adaptation.jsonl", **columns}}
     config = load_config(str(rewrite(path, {"corpus": "corpus/*.jsonl", **changes})))
     told: list[str] = []
-    assert find_mistakes(config, tell=told.append) == []
+    assert find_mistakes(config, warn=told.append) == []
     assert [note for note in told if "left out as copies: 1" in note]
 
 

@@ -1,5 +1,6 @@
 """The `albat` command: what it prints, where, and how it ends."""
 
+import unicodedata
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 import torch
 import yaml
 
+from albat_core.errors import InputError
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from flows.config import starter_config
-from flows.console import in_words
+from flows.console import in_words, show_error, show_note
 from tests.flows.conftest import Albat
 from tests.toys import topic_rows, write_jsonl
 
@@ -209,6 +211,43 @@ def test_mistakes_in_the_file_do_not_hide_those_in_the_inputs(
     assert "expected at least 50 documents" not in albat("check", split).err  # seed is unknown
     split = changed(toy, tmp_path, corpus={"path": "none.jsonl"}, split={"folds": 50})
     assert "expected at least 50 documents" in albat("check", split).err
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_what_no_step_of_a_run_tells_is_told_before_it(
+    albat: Albat, toy: Path, tmp_path: Path, command: str
+) -> None:
+    for name, topic in (("train", "plants"), ("test", "plants"), ("other", "ships")):
+        rows = [{**row, "id": f"{name}-{row['id']}"} for row in topic_rows(topic, 20)]
+        write_jsonl(tmp_path / "set" / f"{name}.jsonl", rows)
+    columns = {"id_column": "id", "document_column": "doc"}
+    config = changed(
+        toy,
+        tmp_path,
+        corpus={"path": "set", **columns},
+        adaptation={"path": "set/t*.jsonl", **columns},
+        split={"folds": 90},  # refused, so that nothing is computed
+    )
+    said = albat(command, config)
+    assert "expected at least 90 documents" in said.err
+    for role, path in (("corpus", "set"), ("adaptation", "set/t*.jsonl")):
+        for split in ("train", "test"):
+            note = f"note: {role} ({tmp_path}/{path}): files of the split {split}, read as one"
+            assert said.out.count(note) == 1
+    assert said.out.count("files of the adaptation set, left out as copies: 2") == 1
+
+
+def test_control_characters_move_nothing_in_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_note("a\x1b]0;title\x07b\x1b[2Jc\rd\x9be\n\tf[bold]")
+    show_error(InputError("got 'x\x1b[31m'", where="a\0.jsonl:0", remedy="take \x7f out"))
+    said = capsys.readouterr()
+    kinds = {c: unicodedata.category(c) for c in said.out + said.err}
+    assert {letter for letter, kind in kinds.items() if kind == "Cc"} <= {"\n", "\t"}
+    assert "\N{SYMBOL FOR ESCAPE}[2Jc" in said.out and "[bold]" in said.out
+    assert "a\N{SYMBOL FOR NULL}.jsonl" in said.err
 
 
 def test_a_file_that_is_not_there(albat: Albat, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The configuration file: what is taken, what is refused, and how mistakes are told."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,6 +181,54 @@ def test_a_key_said_twice_is_refused(tmp_path: Path) -> None:
         f"line {last - 1}: 'split.folds' is there already, in line {last - 2}",
         f"line {last}: 'seed' is there already, in line {last - 4}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("name: no", "'name': input should be a valid string, got False; write it in quotes"),
+        ("name: 2024", "got 2024; write it in quotes"),
+        ("name: 2024-05-01", "write it in quotes"),
+        (f"name: {'x' * 101}", "at most 100 characters"),
+        ("selection:\n  rows:20", "got 'rows:20'; write a space behind the colon"),
+        ("selection:\n  rows: 010", "line 2: 'selection.rows': YAML reads 010 to another base"),
+        ("selection:\n  rows: 1:30", "YAML reads 1:30 to another base"),
+        ("selection:\n\trows: 20", "with spaces: YAML takes no tabs"),
+        ('output: "C:\\data"', "in single quotes"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_meant_is_told(tmp_path: Path, line: str, said: str) -> None:
+    assert yaml.safe_load("010") == 8 and yaml.safe_load("1:30") == 90  # as taken before
+    path = tmp_path / "run.yaml"
+    rest = "backbone: {path: b}\ncorpus: {path: c}\nadaptation: {path: a}\n"
+    path.write_text(f"{line}\n{rest}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert said in str(caught.value)
+
+
+def test_variables_of_the_environment_stand_for_their_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    path = tmp_path / "run.yaml"
+    inputs = {
+        "backbone": {"path": "$DATA/model"},
+        "corpus": {"path": "${DATA}/*.jsonl"},
+        "adaptation": {"path": "price$.jsonl"},
+    }
+    settings = {"output": "$DATA/runs", "runtime": {"root": "${DATA}/made"}, **inputs}
+    path.write_text(yaml.safe_dump(settings))
+    config = load_config(str(path))
+    data = tmp_path / "data"
+    assert config.corpus[0].path == os.path.expandvars("$DATA/*.jsonl") == f"{data}/*.jsonl"
+    assert config.adaptation[0].path == f"{tmp_path}/price$.jsonl"
+    assert (config.backbone.path, config.output) == (f"{data}/model", f"{data}/runs")
+    assert config.runtime.root == f"{data}/made"
+    path.write_text(yaml.safe_dump({**settings, "output": "$NOWHERE/runs"}))
+    with pytest.raises(ConfigError, match=r"expected variables that are set, got \$NOWHERE"):
+        load_config(str(path))
 
 
 def test_missing_sections_are_described(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from albat_core.backbones.adapters import AdapterConfig, peft_config
+from albat_core.backbones.adapters import AdapterConfig, peft_config, unmatched
 from albat_core.backbones.base import trained_layers
 from albat_core.backbones.diffusion.families.base import Family
 from albat_core.backbones.diffusion.kohya import Layers, original_module
@@ -62,6 +62,9 @@ class PipelineAdapter:
             except ValueError as error:
                 self._family.denoiser._hf_peft_config_loaded = False  # diffusers sets it too early
                 raise self._no_target(targets, error) from error
+            if absent := unmatched(config, self._adapted()):
+                self.detach()
+                raise self._no_target(tuple(absent))
             for name, encoder in self._family.encoders.items() if config.text_encoder else ():
                 torch.manual_seed(derive_seed(seed, "adapter of", name))
                 encoder.add_adapter(peft_config(config, _TEXT_TARGETS))
@@ -69,10 +72,17 @@ class PipelineAdapter:
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
 
-    def _no_target(self, targets: object, error: ValueError) -> BackboneError:
+    def _adapted(self) -> list[str]:
+        """Return the names of the denoiser's layers that the adapter is beside."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        modules = self._family.denoiser.named_modules()
+        return [name for name, module in modules if isinstance(module, BaseTunerLayer)]
+
+    def _no_target(self, targets: object, error: ValueError | None = None) -> BackboneError:
         from peft.utils.error import NoMatchingPeftModuleError
 
-        none = isinstance(error, NoMatchingPeftModuleError)
+        none = error is None or isinstance(error, NoMatchingPeftModuleError)
         found = "no layer" if none else f"what peft does not adapt ({error})"
         names = {
             ".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.rpartition(".")[2]

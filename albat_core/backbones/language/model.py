@@ -14,6 +14,7 @@ from albat_core.backbones.adapters import (
     AdapterConfig,
     check_note,
     peft_config,
+    unmatched,
     write_note,
 )
 from albat_core.backbones.base import (
@@ -312,7 +313,7 @@ def attached(model: Any, config: AdapterConfig, where: str) -> Any:
     try:
         adapted = get_peft_model(model, peft_config(config, targets, task_type="CAUSAL_LM"))
     except ValueError as error:
-        names = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
+        names = _linear_names(model)
         if isinstance(error, NoMatchingPeftModuleError):
             raise BackboneError(
                 f"adapter.target_modules={targets!r} match no layer",
@@ -324,6 +325,13 @@ def attached(model: Any, config: AdapterConfig, where: str) -> Any:
             where=where,
             remedy=f"set adapter.target_modules to others of {', '.join(names)}",
         ) from error
+    if absent := unmatched(config, adapted.base_model.targeted_module_names):
+        names = _linear_names(_released(adapted))
+        raise BackboneError(
+            f"adapter.target_modules: {', '.join(map(repr, absent))} match no layer, others do",
+            where=where,
+            remedy=f"choose from {', '.join(names)}",
+        )
     if tied := _tied_targets(adapted):
         _released(adapted)
         raise BackboneError(
@@ -355,6 +363,10 @@ def _released(adapted: Any) -> Any:
     if hasattr(model, "peft_config"):
         del model.peft_config
     return model
+
+
+def _linear_names(model: Any) -> list[str]:
+    return sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

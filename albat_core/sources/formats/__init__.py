@@ -8,6 +8,7 @@ from albat_core.sources.formats.arrow import Arrow
 from albat_core.sources.formats.base import FileFormat
 from albat_core.sources.formats.csv_table import CsvTable
 from albat_core.sources.formats.images import Images
+from albat_core.sources.formats.json_file import JsonFile
 from albat_core.sources.formats.json_lines import JsonLines
 from albat_core.sources.formats.parquet import Parquet
 from albat_core.sources.formats.text import Text
@@ -15,7 +16,16 @@ from albat_core.sources.formats.webdataset import WebDataset
 
 FORMATS: dict[str, FileFormat] = {
     form.name: form
-    for form in (Parquet(), JsonLines(), CsvTable(), Text(), Arrow(), Images(), WebDataset())
+    for form in (
+        Parquet(),
+        JsonLines(),
+        JsonFile(),
+        CsvTable(),
+        Text(),
+        Arrow(),
+        Images(),
+        WebDataset(),
+    )
 }
 """The formats by the name that settings have."""
 

@@ -1,10 +1,12 @@
 """Arrow, as `datasets` saves it on disk."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, ClassVar
 
 from albat_core.errors import InputError
 from albat_core.sources.formats.base import (
+    EXACT,
     Advance,
     Columns,
     FileFormat,
@@ -37,19 +39,27 @@ class Arrow(FileFormat):
                 where=uri,
                 remedy="set format to what it is",
             )
-        batches: Iterable[Any]
-        if head == b"ARROW1":
-            reader = pa.ipc.open_file(file)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            batches = reader = pa.ipc.open_stream(file)
+
+        def opened() -> tuple[Any, Iterable[Any]]:
+            file.seek(0)
+            if head == b"ARROW1":
+                reader = pa.ipc.open_file(file)
+                return reader, map(reader.get_batch, range(reader.num_record_batches))
+            reader = pa.ipc.open_stream(file)
+            return reader, reader
+
+        reader, batches = opened()
         columns = columns or dict.fromkeys(reader.schema.names, "")
         refuse_missing(columns, reader.schema.names, uri)
+        printed = printed_columns(
+            reader.schema, columns, lambda name: (batch.column(name) for batch in opened()[1])
+        )
+        reader, batches = opened()
         for batch in batches:
             wanted = batch.select(list(columns))
             rows = batch_size(wanted.nbytes, batch.num_rows)
             for start in range(0, batch.num_rows, rows):
-                yield from batch_rows(wanted.slice(start, rows), uri)
+                yield from batch_rows(wanted.slice(start, rows), uri, printed)
             advance(batch.nbytes)
 
 
@@ -58,10 +68,76 @@ def batch_size(size: int, rows: int) -> int:
     return max(min(_BATCH, _BATCH_BYTES * rows // size), 1) if size else _BATCH
 
 
-def batch_rows(batch: Any, uri: str) -> list[Row]:
+Printed = Mapping[str, Callable[[Any], Any]]
+"""Columns whose values are others than those stored, with what makes them so."""
+
+
+def printed_columns(
+    schema: Any, columns: Mapping[str, str], chunks: Callable[[str], Iterable[Any]]
+) -> Printed:
+    """Return what templates print of columns that hold something else.
+
+    Classes (``ClassLabel`` of `datasets`) are their names. Floats are whole numbers where all of
+    the file's column are, or null: pandas makes floats of whole numbers beside which one is null.
+
+    Args:
+        schema: of the file.
+        columns: that are wanted, each with the configuration's field that names it.
+        chunks: gives all of a column's arrays; read to the first that is no whole number.
+    """
+    import pyarrow as pa
+
+    # text that is no template's keeps its type, by which it is told as a number
+    templates = [name for name, field in columns.items() if field.endswith("template")]
+    classes = _classes(schema)
+    printed: dict[str, Callable[[Any], Any]] = {}
+    for name in templates:
+        kind = schema.field(name).type
+        if name in classes and pa.types.is_integer(kind):
+            printed[name] = _named(classes[name])
+        elif pa.types.is_floating(kind) and all(map(_is_whole, chunks(name))):
+            printed[name] = int
+    return printed
+
+
+def _classes(schema: Any) -> dict[str, list[str]]:
+    """Return the names of each column's classes, as `datasets` keeps them in a schema."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = about.get("info", {}).get("features", {})
+        return {
+            name: feature["names"]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return {}  # written by another
+
+
+def _named(names: list[str]) -> Callable[[int], Any]:
+    """Return what names a class; -1 stands for none in `datasets`."""
+    return lambda value: names[value] if 0 <= value < len(names) else None if value < 0 else value
+
+
+def _is_whole(array: Any) -> bool:
+    """Tell whether all numbers of an array are whole, and none stands for several."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = array.cast(pa.float64())  # halves have no floor
+    missing = pc.is_null(values, nan_is_null=True)
+    whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), EXACT))
+    return bool(pc.all(pc.or_(missing, pc.fill_null(whole, False)), min_count=0).as_py())
+
+
+def batch_rows(batch: Any, uri: str, printed: Printed) -> list[Row]:
     """Return a record batch as rows."""
     try:
         rows: list[Row] = batch.to_pylist()
     except UnicodeDecodeError as error:
         raise not_utf8(uri, f"byte {error.start} of a text in it", error) from error
+    for name, written in printed.items():
+        for row in rows:
+            value = row[name]
+            row[name] = None if value is None or value != value else written(value)  # noqa: PLR0124 - NaN
     return rows

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any, ClassVar, Protocol
@@ -17,7 +18,10 @@ Advance = Callable[[int], None]
 HEAD = 200
 """Rows looked at before a file is taken for what it seems to be."""
 BUFFER = 1 << 20  # bytes read at once
+EXACT = 2**53
+"""From here on a float stands for several whole numbers."""
 
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 _KINDS = {
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow",
@@ -30,6 +34,11 @@ _KINDS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether nothing of a text can be seen: spaces, marks of direction or of no width."""
+    return all(unicodedata.category(letter) in _UNSEEN for letter in text)
 
 
 class FileFormat(Protocol):
@@ -121,6 +130,12 @@ def refuse_binary(head: bytes, uri: str, form: str) -> None:
     # a text may begin with the letters PAR1, but not go on with NUL bytes
     if known and (b"\0" in head or not head[:6].isascii()):
         raise _binary(uri, form, kind)
+    low, high = head[:HEAD:2], head[1:HEAD:2]
+    if any(
+        zero and not zero.strip(b"\0") and b"\0" not in other
+        for zero, other in ((low, high), (high, low))
+    ):
+        raise _binary(uri, form, "UTF-16")  # without a byte order mark
     if b"\0" in head:
         raise _binary(uri, form, f"a NUL byte at byte {head.index(0)}")
 

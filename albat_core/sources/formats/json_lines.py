@@ -1,7 +1,7 @@
 """JSON lines: an object a line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, ClassVar
 
 from albat_core.errors import InputError
@@ -25,30 +25,48 @@ class JsonLines(FileFormat):
 
     def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
         """See ``FileFormat``."""
-        # Writers drop null fields, so a column is missing only where no row of the head has it.
-        head: list[Row] = []
-        keys: dict[str, None] = {}
-        every = columns is None
-        columns = columns or {}
-        for number, line in enumerate(decoded_lines(file, uri, "JSON lines", advance), 1):
-            if line.isspace():
+        lines = decoded_lines(file, uri, "JSON lines", advance)
+        yield from with_columns(objects_of(lines, uri), uri, columns)
+
+
+def with_columns(objects: Iterable[Row], uri: str, columns: Columns) -> Iterator[Row]:
+    """Yield objects as rows with the wanted columns only.
+
+    Writers drop null fields, so a column is missing only where no row of the head has it.
+
+    Raises:
+        InputError: it is.
+    """
+    if columns is None:
+        yield from objects
+        return
+    head: list[Row] = []
+    keys: dict[str, None] = {}
+    for row in objects:
+        if head or not keys:
+            keys.update(dict.fromkeys(row))
+            head.append(row)
+            if not columns.keys() <= keys.keys():
+                if len(head) >= HEAD:
+                    refuse_missing(columns, keys, uri)
                 continue
-            row = _json_object(line, uri, number)
-            if every:
-                yield row
-            elif head or not keys:
-                keys.update(dict.fromkeys(row))
-                head.append(row)
-                if not columns.keys() <= keys.keys():
-                    if len(head) >= HEAD:
-                        refuse_missing(columns, keys, uri)
-                    continue
-                yield from ({name: early.get(name) for name in columns} for early in head)
-                head = []
-            else:
-                yield {name: row.get(name) for name in columns}
-        if head:
-            refuse_missing(columns, keys, uri)
+            yield from ({name: early.get(name) for name in columns} for early in head)
+            head = []
+        else:
+            yield {name: row.get(name) for name in columns}
+    if head:
+        refuse_missing(columns, keys, uri)
+
+
+def objects_of(lines: Iterable[str], uri: str) -> Iterator[Row]:
+    """Yield the object of each line that is not blank.
+
+    Raises:
+        InputError: a line is something else.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.isspace():
+            yield _json_object(line, uri, number)
 
 
 def _json_object(line: str, uri: str, number: int) -> Row:
@@ -64,7 +82,7 @@ def _json_object(line: str, uri: str, number: int) -> Row:
     raise InputError(
         f"expected a JSON object in each line, line {number} is {found}",
         where=uri,
-        remedy="the file is one JSON array: write its elements one a line"
+        remedy="the file is one JSON array: set format to json, or write its elements one a line"
         if array
         else "write one JSON object a line",
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, ClassVar
 
 from albat_core.errors import InputError
-from albat_core.sources.formats.arrow import batch_rows, batch_size
+from albat_core.sources.formats.arrow import batch_rows, batch_size, printed_columns
 from albat_core.sources.formats.base import (
     BUFFER,
     Advance,
@@ -45,9 +45,14 @@ class Parquet(FileFormat):
         parquet = pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
         columns = columns or dict.fromkeys(parquet.schema_arrow.names, "")
         refuse_missing(columns, parquet.schema_arrow.names, uri)
+
+        def chunks(name: str) -> Iterator[Any]:
+            return (batch.column(0) for batch in parquet.iter_batches(columns=[name]))
+
+        printed = printed_columns(parquet.schema_arrow, columns, chunks)
         rows = batch_size(*_column_bytes(parquet.metadata, columns))
         for batch in parquet.iter_batches(batch_size=rows, columns=list(columns)):
-            yield from batch_rows(batch, uri)
+            yield from batch_rows(batch, uri, printed)
             advance(size * batch.num_rows // parquet.metadata.num_rows)
 
 
