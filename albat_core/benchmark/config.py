@@ -57,6 +57,8 @@ class EfficacyConfig(StageConfig):
 class CalibrationConfig(StageConfig):
     """On which tasks, seeds and sizes what is said beforehand is held against what it was worth."""
 
+    name: str = "calibration"
+    """What its run is called in Prefect's pages."""
     situations: tuple[Situation, ...] = Field(min_length=1)
     """The tasks."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
