@@ -174,7 +174,7 @@ def stopped_by(number: signal.Signals, path: Path, config: RunConfig, home: Path
     command.wait_until(lambda: checkpoints(config))
     (server,) = servers_of(command.process.pid)
     os.killpg(command.process.pid, number)
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         command.wait_until(lambda: STOPPING in command.said)
     go.touch()
     command.process.wait(PATIENCE)
@@ -197,12 +197,13 @@ def file_for(config: RunConfig, whole: RunConfig) -> Path:
     return rewrite(Path(path), places)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_same_command_goes_on_after_ctrl_c(
-    whole: RunConfig, home: Path, prefect_server: str, tmp_path: Path
+    number: signal.Signals, whole: RunConfig, home: Path, prefect_server: str, tmp_path: Path
 ) -> None:
     config = without_albat(whole, tmp_path)
     path = file_for(config, whole)
-    code, out, err = stopped_by(signal.SIGINT, path, config, home).ended()
+    code, out, err = stopped_by(number, path, config, home).ended()
     assert code == 130
     assert f"{STOPPING}; what is finished is kept" in out
     assert STOPPED in err
