@@ -42,25 +42,22 @@ Floats = NDArray[np.float64]
 
 
 class Said(BaseModel):
-    """What an estimate says of mixing.
-
-    Args:
-        alpha: mixing weight; 0: do not mix.
-        alpha_interval: 95%.
-        multiplier: how many times the adaptation data it is worth.
-        multiplier_interval: 95%.
-        ratio: V_T / (V_w + B) behind them, >= 0.
-        seconds: that the stages took when they were computed.
-    """
+    """What an estimate says of mixing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: float
+    """Mixing weight; 0: do not mix."""
     alpha_interval: tuple[float, float]
+    """95%."""
     multiplier: float
+    """How many times the adaptation data mixing is worth."""
     multiplier_interval: tuple[float, float]
+    """95%."""
     ratio: float
+    """V_T / (V_w + B) behind it, >= 0."""
     seconds: float
+    """That the stages took when they were computed."""
 
     @property
     def outlook(self) -> Outlook:
@@ -69,33 +66,30 @@ class Said(BaseModel):
 
 
 class Case(BaseModel):
-    """A task with one seed and one size of its adaptation set.
-
-    Args:
-        task: its name.
-        seed: of the run.
-        rows: adaptation rows that are trained on.
-        beforehand: by a quick look.
-        computed: by the run.
-        alpha: that was trained with: the computed one, or a small one where that is 0.
-        measured: how many times the adaptation data would be needed without corpus, over documents.
-        most: the largest multiplier that the curve without corpus can tell.
-        gain: loss of adaptation data only less that with the mixture, nats per unit.
-        seconds: of the whole run, both arms and their evaluation.
-    """
+    """A task with one seed and one size of its adaptation set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
+    """Its name."""
     seed: int
+    """Of the run."""
     rows: int
+    """Adaptation rows that are trained on."""
     beforehand: Said
+    """By a quick look."""
     computed: Said
+    """By the run."""
     alpha: float
+    """That was trained with: the computed one, or a small one where that is 0."""
     measured: Interval
+    """How many times the adaptation data would be needed without corpus; over documents."""
     most: float
+    """The largest multiplier that the curve without corpus can tell."""
     gain: Interval
+    """Loss of adaptation data only less that with the mixture, nats per unit."""
     seconds: float
+    """Of the whole run, both arms and their evaluation."""
 
 
 def calibrate(situation: Situation, sizes: Sequence[float], seed: int) -> list[Case]:
