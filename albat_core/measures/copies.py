@@ -68,6 +68,35 @@ def copies_of(texts: Sequence[str], originals: Sequence[str], share: float) -> M
     return np.array([repeats(word_runs(text)) for text in texts], dtype=np.bool_)
 
 
+def repeats_before(texts: Sequence[str], share: float) -> Mask:
+    """Tell which texts say for the most part what texts before them say, one or several together.
+
+    A text repeats others where ``share`` or more of its runs of words are in texts before it that
+    repeat none. So a page of boilerplate, cut at another place in each document, is kept once.
+
+    Args:
+        texts: (n,); one without words repeats none.
+        share: least share, in (0, 1].
+
+    Returns:
+        (n,) bool.
+    """
+    seen: set[int] = set()
+    short: set[Runs] = set()
+
+    def repeats(runs: Runs) -> bool:
+        if len(runs) < _SHORT:
+            known = runs in short
+            short.add(runs)
+            return known and bool(runs)
+        if sum(run in seen for run in runs) >= share * len(runs):
+            return True
+        seen.update(runs)
+        return False
+
+    return np.array([repeats(word_runs(text)) for text in texts], dtype=np.bool_)
+
+
 def first_copies(texts: Sequence[str], share: float) -> NDArray[np.int64]:
     """Return for each text the first one that it nearly repeats, itself where there is none.
 

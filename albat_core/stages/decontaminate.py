@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.measures.copies import Mask, copies_of, first_copies, first_pictures
+from albat_core.measures.copies import Mask, copies_of, first_pictures, repeats_before
 from albat_core.pictures import picture_colours
 from albat_core.progress import track
 from albat_core.records.candidates import (
@@ -30,7 +30,7 @@ from albat_core.search import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _HELD_OUT = (TEST, VALIDATION)
 _SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
 _FIRST_SEARCH = 32  # neighbours of a held-out row
@@ -222,8 +222,7 @@ def decontaminate(
         if config.copies is not None:
             own |= copies_of(contents, [example_content(row) for row in trained], config.copies)
             left = np.flatnonzero(~(repeated | similar | own))
-            first = first_copies([contents[place] for place in left], config.copies)
-            again[left] = first != np.arange(len(left))
+            again[left] = repeats_before([contents[place] for place in left], config.copies)
             seen = [place for place in left.tolist() if place in colours]
             if seen and config.pictures is not None:
                 alone = first_pictures(np.stack([colours[p] for p in seen]), config.pictures)

@@ -12,6 +12,7 @@ from albat_core.measures.copies import (
     copies_of,
     first_copies,
     first_pictures,
+    repeats_before,
     same_documents,
     word_runs,
 )
@@ -76,6 +77,27 @@ def test_near_copies_are_those_of_the_exact_similarity(every: int) -> None:
 def test_a_line_that_stands_there_a_hundred_times_is_one() -> None:
     lines = ["seed stem"] * 100 + [text(1)] * 3 + ["", "", text(2)]
     assert sorted(set(first_copies(lines, 0.8).tolist())) == [0, 100, 103, 104, 105]
+
+
+def test_boilerplate_cut_at_other_places_is_kept_once() -> None:
+    page = text(1, 200).split()
+    starts = (0, 50, 100, 140, 20, 70, 120, 30)
+    pieces = [" ".join(page[start : start + 60]) for start in starts]
+    own = [f"{text(n, 30)} {' '.join(page[:30])}" for n in range(2, 6)]  # half of it is new
+    found = repeats_before([*pieces, *own, text(9)], 0.8)
+    assert found.tolist() == [False] * 4 + [True] * 4 + [False] * 5
+    # compared with one text alone, none is a copy
+    assert first_copies(pieces, 0.8).tolist() == list(range(len(pieces)))
+
+
+def test_what_nearly_repeats_one_text_repeats_those_before() -> None:
+    originals = [text(n, 100) for n in range(20)]
+    texts = [*originals, *(edited(one, 12 * (n % 5 + 1)) for n, one in enumerate(originals))]
+    near = first_copies(texts, 0.7) != np.arange(len(texts))
+    assert near.any()
+    assert not (near & ~repeats_before(texts, 0.7)).any()
+    lines = ["seed stem"] * 100 + [text(1)] * 3 + ["", "", text(2)]
+    assert np.flatnonzero(~repeats_before(lines, 0.8)).tolist() == [0, 100, 103, 104, 105]
 
 
 def test_documents_are_the_same_by_most_of_their_words() -> None:
