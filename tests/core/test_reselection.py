@@ -194,9 +194,9 @@ def test_gradients_that_are_known_are_as_good_as_new_ones(
     grown: list[float] = []
     true = estimate_stage.estimate_terms
 
-    def noted(*args: Any, more_rows: float) -> Estimate:
-        grown.append(more_rows)
-        return true(*args, more_rows=more_rows)
+    def noted(*args: Any, **named: float) -> Estimate:
+        grown.append(named["more_rows"])
+        return true(*args, **named)
 
     monkeypatch.setattr(estimate_stage, "estimate_terms", noted)
     alone = estimate_worth(*given)

@@ -13,6 +13,7 @@ import yaml
 from datasets import load_dataset
 from safetensors.torch import save_file
 
+from albat_core.measures.discounts import discounted
 from albat_core.records.tables import read_table
 from albat_core.seeding import torch_generator
 from tests.end_to_end.conftest import Run, Start, copy_of
@@ -164,7 +165,7 @@ def test_scores_come_with_their_error_and_the_levels_they_took(start: Start, cop
     assert (error > 0).all()
     assert np.isfinite(error).all()
     difference = table["loss_backbone"].to_numpy() - table["loss_surrogate"].to_numpy()
-    assert np.allclose(score, difference, atol=1e-6)
+    np.testing.assert_allclose(score, discounted(difference, error, "shrinkage"), atol=1e-6)
 
 
 def test_rows_that_the_backbone_makes_are_a_baseline_and_a_corpus(
