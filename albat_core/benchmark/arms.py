@@ -106,7 +106,7 @@ def _arms(
         yield name, with_settings(plain, split={"use": share}), ADAPTATION_ONLY
 
 
-def _compute(store: ArtifactStore, chain: Chain) -> tuple[int, float]:
+def compute_of(chain: Chain, store: ArtifactStore) -> tuple[int, float]:
     """Return the passes and the seconds of all that a chain has asked for."""
     manifests = [store.manifest(ref) for stage in chain.stages for ref in stage.refs]
     return (
@@ -117,7 +117,7 @@ def _compute(store: ArtifactStore, chain: Chain) -> tuple[int, float]:
 
 def _result(situation: str, arm: str, chain: Chain, role: str, store: ArtifactStore) -> ArmResult:
     adapter = chain.arms.adapter(role)
-    passes, seconds = _compute(store, chain)
+    passes, seconds = compute_of(chain, store)
     facts = store.manifest(adapter).facts if adapter else {}
     return ArmResult(
         situation=situation,

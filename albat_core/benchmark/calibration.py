@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.benchmark.arms import ARMS, with_settings
+from albat_core.benchmark.arms import ARMS, compute_of, with_settings
 from albat_core.benchmark.config import Situation
 from albat_core.benchmark.table import (
-    RESULTS,
-    TABLE,
     data_multiplier,
     drawn_interval,
     shown,
     times,
+    write_rows,
 )
 from albat_core.progress import track
 from albat_core.records.losses import document_losses
@@ -131,11 +130,11 @@ def calibrate(situation: Situation, sizes: Sequence[float], seed: int) -> list[C
 def _case(
     task: str, run: RunConfig, shares: Floats, alone: Sequence[ArtifactRef], store: ArtifactStore
 ) -> Case:
-    quick, chain = Chain(quick_look(run)), Chain(run)
-    beforehand, computed = (_said(each, store) for each in (quick, chain))
-    if not computed.alpha:
-        chain = Chain(with_settings(run, mixture={"alpha": _PROBE}))
-    evaluations = [*(chain.arms.evaluation(arm) for arm in (ADAPTATION_ONLY, ALBAT)), *alone[1:]]
+    quick, ran = Chain(quick_look(run)), Chain(run)
+    beforehand, computed = (_said(each, store) for each in (quick, ran))
+    tried = ran if computed.alpha else Chain(with_settings(run, mixture={"alpha": _PROBE}))
+    own = ran.arms.evaluation(ADAPTATION_ONLY)
+    evaluations = [own, tried.arms.evaluation(ALBAT), *alone[1:]]
     found = [document_losses(store, evaluation) for evaluation in evaluations]
     units = found[0][1]
     totals = np.stack([totals for totals, _ in found])  # (own, mixed, more of it...)
@@ -148,14 +147,14 @@ def _case(
     return Case(
         task=task,
         seed=run.seed,
-        rows=chain.facts(chain.inputs.adaptation)[TRAIN]["rows"],
+        rows=ran.facts(ran.inputs.adaptation)[TRAIN]["rows"],
         beforehand=beforehand,
         computed=computed,
         alpha=computed.alpha or _PROBE,
         measured=drawn_interval(np.array(worth)),
         most=float(shares[-1] / shares[0]),
         gain=drawn_interval(losses[0] - losses[1]),
-        seconds=_seconds(chain, store),
+        seconds=compute_of(ran, store)[1],
     )
 
 
@@ -168,22 +167,15 @@ def _said(chain: Chain, store: ArtifactStore) -> Said:
         multiplier=facts["multiplier"],
         multiplier_interval=tuple(facts["multiplier_interval"]),
         ratio=facts["target_variance"] / max(against, 1e-12),
-        seconds=_seconds(chain, store),
+        seconds=compute_of(chain, store)[1],
     )
-
-
-def _seconds(chain: Chain, store: ArtifactStore) -> float:
-    return sum(store.manifest(ref).seconds for stage in chain.stages for ref in stage.refs)
 
 
 def tabulate_cases(cases: Sequence[Case], runtime: Runtime) -> ArtifactRef:
     """Write the table of a calibration, as Markdown and as JSON."""
 
     def build(folder: Path) -> Built:
-        (folder / TABLE).write_text(table(cases), encoding="utf-8")
-        lines = ",\n".join(case.model_dump_json() for case in cases)
-        (folder / RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-        return Built(rows=len(cases))
+        return write_rows(folder, table(cases), cases)
 
     inputs = [case.model_dump(mode="json") for case in cases]
     store = ArtifactStore(runtime.root)

@@ -186,13 +186,18 @@ def tabulate(results: Sequence[ArmResult], seed: int, runtime: Runtime) -> Artif
             for name in situations
             for row in rows_of(store, [r for r in results if r.situation == name], seed)
         ]
-        (folder / TABLE).write_text(table(rows), encoding="utf-8")
-        lines = ",\n".join(row.model_dump_json() for row in rows)
-        (folder / RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-        return Built(rows=len(rows))
+        return write_rows(folder, table(rows), rows)
 
     inputs = [r.model_dump(mode="json", exclude={"seconds"}) for r in results]
     return store.produce(STAGE, STAGE_VERSION, {"seed": seed}, {"results": inputs}, build)
+
+
+def write_rows(folder: Path, markdown: str, rows: Sequence[BaseModel]) -> Built:
+    """Write a benchmark's table, and its rows as JSON."""
+    (folder / TABLE).write_text(markdown, encoding="utf-8")
+    lines = ",\n".join(row.model_dump_json() for row in rows)
+    (folder / RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    return Built(rows=len(rows))
 
 
 def table(rows: Sequence[Row]) -> str:
