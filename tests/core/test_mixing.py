@@ -1,6 +1,7 @@
 """The mixing weight, the verdict, and what they are computed from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from albat_core.report.verdict import verdict
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.quick_look import quick_look
+from albat_core.stages import estimate as estimate_stage
 from albat_core.stages.estimate import (
+    DOUBT,
     LEAST,
     _at_start,
     _beside,
@@ -199,6 +202,29 @@ def test_the_adaptation_set_keeps_a_part_of_the_objective(kind: str, most: float
         facts = _facts(Estimate(terms, (0.0, 1.0), (1.0, 9.0)), highest)
         assert facts["alpha"] == pytest.approx(alpha)
         assert facts["alpha_estimate"] == pytest.approx(estimate)
+
+
+def test_what_is_said_holds_what_the_theory_is_off_by(
+    computed: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surer: list[Estimate] = []
+    true = estimate_stage.estimate_terms
+
+    def noted(*args: Any, **named: float) -> Estimate:
+        surer.append(true(*args, **named | {"doubt": 0.0}))
+        return true(*args, **named)
+
+    monkeypatch.setattr(estimate_stage, "estimate_terms", noted)
+    widths = []
+    for at in ("surrogates", "start"):
+        changed = computed.config.estimate.model_copy(update={"at": at, "rows": 33})
+        chain = Chain(computed.config.model_copy(update={"estimate": changed}))
+        low, high = chain.facts(chain.estimate)["alpha_interval"]
+        assert low < surer[-1].alpha[0]
+        assert high > surer[-1].alpha[1]
+        widths.append(np.log(high / (1 - high)) - np.log(low / (1 - low)))
+        assert widths[-1] > 2 * 1.96 * DOUBT[at] * 0.9
+    assert DOUBT["start"] > DOUBT["surrogates"]
 
 
 def test_documents_that_an_adapter_was_trained_on_are_not_held_out(
