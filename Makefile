@@ -50,9 +50,9 @@ docs: .venv/ready ## Build the documentation with its reference: site/index.html
 bench: .venv/ready ## Measure speed and memory; print the figures.
 	$(BIN)/python -m bench.speed
 
-bench-efficacy: .venv/ready ## Compare scorers and baselines on texts (TASK=general, image: other tasks; LARGE=1: ten times the size, for a GPU).
+bench-efficacy: .venv/ready ## Compare scorers and baselines on texts (TASK=image: on pictures; LARGE=1: ten times the size, for a GPU).
 ifdef LARGE
-	test -d $(LARGE_BACKBONE) || $(BIN)/python examples/text/pretrain.py --corpus 'medquad-*' general-wikitext \
+	test -d $(LARGE_BACKBONE) || $(BIN)/python examples/text/pretrain.py --vocabulary 4096 \
 		--width 384 --layers 6 --device cuda --out $(LARGE_BACKBONE)
 	$(BIN)/albat bench efficacy examples/efficacy/text-large.yaml --out docs
 else
@@ -61,10 +61,10 @@ endif
 
 bench-calibration: .venv/ready ## Hold what is said beforehand against what it was worth, on all examples (QUICK=1: on one).
 ifdef QUICK
-	$(BIN)/albat bench calibration examples/efficacy/general.yaml --seed 0 --out docs
+	$(BIN)/albat bench calibration examples/efficacy/text.yaml --seed 0 --out docs
 else
-	$(BIN)/albat bench calibration $(addprefix examples/,efficacy/general.yaml \
-		efficacy/text.yaml efficacy/image.yaml text/demo.yaml) --size 0.5 --size 2 --out docs
+	$(BIN)/albat bench calibration $(addprefix examples/,efficacy/text.yaml \
+		efficacy/image.yaml text/demo.yaml) --size 0.5 --size 2 --out docs
 endif
 
 try-production: .venv/ready ## Run once on a Prefect server with PostgreSQL and a password (CRASH=1: and kill a worker).

@@ -4,6 +4,7 @@ from datetime import date
 
 from albat_core.benchmark.arms import measure_situation
 from albat_core.benchmark.calibration import calibrate, tabulate_cases
+from albat_core.benchmark.chart import CHART
 from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig
 from albat_core.benchmark.table import TABLE, tabulate
 from albat_core.report.gathering import machine
@@ -59,12 +60,16 @@ def export_table(
     command: str,
     place: str,
 ) -> str:
-    """Write a benchmark's table as Markdown, and say how it was measured; return its place."""
+    """Write a benchmark's table as Markdown with its chart beside it; return its place."""
     store = ArtifactStore(config.situations[0].run.runtime.root)
     folder = store.folder(result.artifact)
+    picture = f"{place.removesuffix('.md')}.png"
+    storage.write_bytes(picture, (folder / CHART).read_bytes())
     head = f"""# {title}
 
 `{command}`, {date.today().isoformat()}, {machine()}; seeds {", ".join(map(str, config.seeds))}.
+
+![What was measured]({picture.rpartition("/")[2]})
 
 """
     storage.write_bytes(place, (head + (folder / TABLE).read_text("utf-8")).encode())

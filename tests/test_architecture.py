@@ -53,7 +53,7 @@ HOMES = {
         "albat_core/backbones/language/tokens.py",
         "albat_core/backbones/vision.py",
     },
-    "matplotlib": {"albat_core/report/drawing.py"},
+    "matplotlib": {"albat_core/report/drawing.py", "albat_core/benchmark/chart.py"},
     "PIL": {"albat_core/pictures.py"},
     "typer": {
         f"flows/cli/{n}.py"

@@ -1,13 +1,13 @@
 """The efficacy benchmark: every scorer and every fair baseline, on several seeds, as a table."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.benchmark.config import EfficacyConfig, Situation
 from albat_core.progress import track
-from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, UNTOUCHED
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA, UNTOUCHED
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.scorers import SCORERS
@@ -23,7 +23,7 @@ LABELS = {
     "rows_alone": "ALBAT without the penalty",
     **{name: scorer.title for name, scorer in SCORERS.items()},
     ALBAT: "ALBAT",
-    "all": "all of the adaptation data",
+    ALL_DATA: "all of the adaptation data",
 }
 
 ARMS = "arms"
@@ -44,6 +44,8 @@ class ArmResult(BaseModel):
     """Mixing weight, 0 where nothing is mixed in."""
     share: float
     """Of the documents that are not held out."""
+    learning_rate: float
+    """That it was trained at, 0 where it was not trained."""
     best_step: int
     passes: int
     """Units that went through the model, selection included; a backward pass counts for two."""
@@ -60,23 +62,53 @@ def with_settings(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 
 
 def measure_situation(situation: Situation, config: EfficacyConfig, seed: int) -> list[ArmResult]:
-    """Train and evaluate every arm of a situation with one seed, or find them finished."""
+    """Train and evaluate every arm of a situation with one seed, or find them finished.
+
+    Each is trained at every learning rate that is configured; validation documents choose.
+    """
     run = situation.run.model_copy(update={"seed": seed})
     store = ArtifactStore(run.runtime.root)
     results: dict[str, ArmResult] = {}
     arms = 6 + len(config.scorers) + len(config.alphas) + len(config.shares)
     arms += bool(penalty_weight(run.finetune, run.backbone))
     with track(f"{situation.name}, seed {seed}", arms, ARMS) as advance:
-        for arm, its, role in _arms(run, config, results):
-            results[arm] = _result(situation.name, arm, Chain(its), role, store)
+        tried = [with_settings(run, surrogate=rate) for rate in _rates(config)]
+        run = min(tried, key=lambda its: _validation(store, Chain(its).surrogate))
+        for arm in _arms(run, config, results):
+            its, role = arm.run, arm.role
+            if role != UNTOUCHED:
+                like = [{"learning_rate": results[arm.like].learning_rate}] if arm.like else None
+                at = [with_settings(its, finetune=rate) for rate in like or _rates(config)]
+                its = min(at, key=lambda r: _validation(store, Chain(r).arms.adapter(role)))
+            results[arm.name] = _result(situation.name, arm.name, Chain(its), role, store)
             advance(1)
     return list(results.values())
 
 
+def _rates(config: EfficacyConfig) -> list[dict[str, Any]]:
+    """Return what each learning rate changes in a training's settings."""
+    return [{"learning_rate": rate} for rate in config.learning_rates] or [{}]
+
+
+def _validation(store: ArtifactStore, adapter: ArtifactRef | None) -> float:
+    """Return an adapter's loss on the documents that chose its best step."""
+    assert adapter is not None  # only the untouched arm has none
+    return float(store.manifest(adapter).facts["validation_loss"])
+
+
+class _Arm(NamedTuple):
+    name: str
+    run: RunConfig
+    role: str
+    """Which of the run's arms it is."""
+    like: str = ""
+    """The arm whose learning rate it has; none: its own best."""
+
+
 def _arms(
     run: RunConfig, config: EfficacyConfig, results: Mapping[str, ArmResult]
-) -> Iterator[tuple[str, RunConfig, str]]:
-    """Yield each arm's name, its run, and which of the run's arms it is.
+) -> Iterator[_Arm]:
+    """Yield the arms.
 
     Args:
         run: ALBAT's.
@@ -84,26 +116,28 @@ def _arms(
         results: of the arms yielded so far, on which later ones depend.
     """
     plain = with_settings(run, finetune={"penalty": 0.0}, surrogate={"penalty": 0.0})
-    yield UNTOUCHED, run, UNTOUCHED
-    yield ADAPTATION_ONLY, plain, ADAPTATION_ONLY
-    yield ALBAT, run, ALBAT
+    yield _Arm(UNTOUCHED, run, UNTOUCHED)
+    yield _Arm(ADAPTATION_ONLY, plain, ADAPTATION_ONLY)
+    yield _Arm(ALBAT, run, ALBAT)
     more = results[ALBAT].passes / results[ADAPTATION_ONLY].passes
-    steps = round(run.finetune.steps * more)
-    yield "more_steps", with_settings(plain, finetune={"steps": steps}), ADAPTATION_ONLY
-    yield "penalty", with_settings(plain, finetune={"penalty": config.penalty}), ADAPTATION_ONLY
+    longer = with_settings(plain, finetune={"steps": round(run.finetune.steps * more)})
+    yield _Arm("more_steps", longer, ADAPTATION_ONLY, ADAPTATION_ONLY)
+    held = with_settings(plain, finetune={"penalty": config.penalty})
+    yield _Arm("penalty", held, ADAPTATION_ONLY, ADAPTATION_ONLY)
     if penalty_weight(run.finetune, run.backbone):
-        yield "rows_alone", plain, ALBAT
+        yield _Arm("rows_alone", plain, ALBAT, ALBAT)
     alpha = results[ALBAT].alpha
     for scorer in (Random(), *config.scorers):
         settings = {section: dict(its) for section, its in scorer.published.items()}
         settings["scoring"] = {"scorer": scorer}
         settings["mixture"] = {"alpha": alpha}
-        yield scorer.name, with_settings(run, **settings), ALBAT
+        yield _Arm(scorer.name, with_settings(run, **settings), ALBAT)
     for each in config.alphas:
-        yield f"alpha {each:g}", with_settings(run, mixture={"alpha": each}), ALBAT
+        at = with_settings(run, mixture={"alpha": each})
+        yield _Arm(f"alpha {each:g}", at, ALBAT, ALBAT)
     for share in config.shares:
-        name = "all" if share == 1 else f"share {share:g}"
-        yield name, with_settings(plain, split={"use": share}), ADAPTATION_ONLY
+        name = ALL_DATA if share == 1 else f"share {share:g}"
+        yield _Arm(name, with_settings(plain, split={"use": share}), ADAPTATION_ONLY)
 
 
 def compute_of(chain: Chain, store: ArtifactStore) -> tuple[int, float]:
@@ -126,6 +160,7 @@ def _result(situation: str, arm: str, chain: Chain, role: str, store: ArtifactSt
         evaluation=chain.arms.evaluation(role),
         alpha=float(facts.get("alpha", 0.0)),
         share=chain.config.split.use,
+        learning_rate=chain.config.finetune.learning_rate if adapter else 0.0,
         best_step=int(facts.get("best_step", 0)),
         passes=passes,
         seconds=seconds,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.benchmark.arms import ARMS, compute_of, with_settings
+from albat_core.benchmark.chart import Prediction, predictions
 from albat_core.benchmark.config import Situation
 from albat_core.benchmark.table import (
     data_multiplier,
@@ -31,7 +32,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
 STAGE = "calibration"
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 _PROBE = 0.25
 """Mixing weight at which a selection is tried that is said not to pay."""
 _FURTHER = 3  # doublings of the largest size, on the curve without corpus
@@ -172,14 +173,28 @@ def _said(chain: Chain, store: ArtifactStore) -> Said:
 
 
 def tabulate_cases(cases: Sequence[Case], runtime: Runtime) -> ArtifactRef:
-    """Write the table of a calibration, as Markdown and as JSON."""
+    """Write the table of a calibration, as Markdown and as JSON, and its chart."""
 
     def build(folder: Path) -> Built:
-        return write_rows(folder, table(cases), cases)
+        said = [
+            Prediction(
+                task=case.task,
+                predicted=_interval(case.computed),
+                measured=case.measured,
+            )
+            for case in cases
+            if case.computed.alpha
+        ]
+        return write_rows(folder, table(cases), cases, predictions(said))
 
     inputs = [case.model_dump(mode="json") for case in cases]
     store = ArtifactStore(runtime.root)
     return store.produce(STAGE, STAGE_VERSION, {}, {"cases": inputs}, build)
+
+
+def _interval(said: Said) -> Interval:
+    low, high = said.multiplier_interval
+    return Interval(value=said.multiplier, low=low, high=high)
 
 
 def table(cases: Sequence[Case]) -> str:

@@ -40,6 +40,10 @@ class EfficacyConfig(StageConfig):
     shares: tuple[float, ...] = (0.2, 0.4, 0.7, 1.0)
     """Larger shares of the documents that are not held out, for the curve of adaptation data
     only; the arms have `split.use` of them."""
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Learning rates that each arm, and the surrogate, is trained at; the one with the lowest loss
+    on validation documents counts. None: the one that is configured. Variants of an arm (ALBAT at
+    other mixing weights, the penalty alone) have that arm's."""
     penalty: float = Field(0.3, gt=0)
     """Weight of the penalty towards the backbone's outputs."""
     parallel: int = Field(1, ge=1)

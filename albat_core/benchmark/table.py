@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.benchmark.arms import LABELS, ArmResult
+from albat_core.benchmark.chart import CHART, Curve, learning_curves
 from albat_core.records.losses import document_losses
-from albat_core.records.runs import ADAPTATION_ONLY, ALBAT
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA, RANDOM
 from albat_core.report.content import Interval
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
 STAGE = "efficacy"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 TABLE, RESULTS = "table.md", "results.json"
 _DRAWS = 2000
 
@@ -41,8 +42,12 @@ class Row(BaseModel):
     most: float | None = None
     """The largest multiplier that the curve without corpus can tell: what reaches it may be worth
     any more. None for arms that are points of the curve."""
+    share: float
+    """Of the documents that are not held out."""
     alphas: tuple[float, ...]
     """By seed."""
+    learning_rates: tuple[float, ...]
+    """By seed; 0 where nothing was trained."""
     best_steps: tuple[int, ...]
     """By seed."""
     passes: float
@@ -96,12 +101,7 @@ class Measured:
     @property
     def curve(self) -> tuple[Floats, list[str]]:
         """Shares of the adaptation data, ascending, and the arms that have them without corpus."""
-        points = {ADAPTATION_ONLY: self.by_arm[ADAPTATION_ONLY][0].share}
-        points |= {
-            arm: rows[0].share
-            for arm, rows in self.by_arm.items()
-            if arm == "all" or arm.startswith("share ")
-        }
+        points = {a: rows[0].share for a, rows in self.by_arm.items() if _without_corpus(a)}
         arms = sorted(points, key=lambda arm: points[arm])
         return np.array([points[arm] for arm in arms]), arms
 
@@ -154,7 +154,9 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
                 gain=drawn_interval(losses[ADAPTATION_ONLY] - losses[arm]),
                 multiplier=drawn_interval(np.array(worth)),
                 most=None if arm in arms else float(shares[-1] / shares[0]),
+                share=its[0].share,
                 alphas=tuple(r.alpha for r in its),
+                learning_rates=tuple(r.learning_rate for r in its),
                 best_steps=tuple(r.best_step for r in its),
                 passes=float(np.mean(compute)),
                 seconds=float(np.mean([r.seconds for r in its])),
@@ -170,7 +172,7 @@ def drawn_interval(found: Floats) -> Interval:
 
 
 def tabulate(results: Sequence[ArmResult], seed: int, runtime: Runtime) -> ArtifactRef:
-    """Write the table of a benchmark, as Markdown and as JSON.
+    """Write the table of a benchmark, as Markdown and as JSON, and its chart.
 
     Args:
         results: of all situations.
@@ -186,14 +188,38 @@ def tabulate(results: Sequence[ArmResult], seed: int, runtime: Runtime) -> Artif
             for name in situations
             for row in rows_of(store, [r for r in results if r.situation == name], seed)
         ]
-        return write_rows(folder, table(rows), rows)
+        return write_rows(folder, table(rows), rows, learning_curves(_curves(rows)))
 
     inputs = [r.model_dump(mode="json", exclude={"seconds"}) for r in results]
     return store.produce(STAGE, STAGE_VERSION, {"seed": seed}, {"results": inputs}, build)
 
 
-def write_rows(folder: Path, markdown: str, rows: Sequence[BaseModel]) -> Built:
-    """Write a benchmark's table, and its rows as JSON."""
+def _curves(rows: Sequence[Row]) -> list[Curve]:
+    """Return what the chart shows of each situation."""
+    curves = []
+    for name in dict.fromkeys(row.situation for row in rows):
+        arms = {row.arm: row for row in rows if row.situation == name}
+        points = sorted((r for r in arms.values() if _without_corpus(r.arm)), key=lambda r: r.share)
+        curves.append(
+            Curve(
+                title=name,
+                shares=[row.share for row in points],
+                alone=[row.loss for row in points],
+                mixed=arms[ALBAT].loss,
+                random=arms[RANDOM].loss,
+            )
+        )
+    return curves
+
+
+def _without_corpus(arm: str) -> bool:
+    """Tell whether an arm is a point of the curve of adaptation data only."""
+    return arm in (ADAPTATION_ONLY, ALL_DATA) or arm.startswith("share ")
+
+
+def write_rows(folder: Path, markdown: str, rows: Sequence[BaseModel], picture: bytes) -> Built:
+    """Write a benchmark's table, its rows as JSON and its chart."""
+    (folder / CHART).write_bytes(picture)
     (folder / TABLE).write_text(markdown, encoding="utf-8")
     lines = ",\n".join(row.model_dump_json() for row in rows)
     (folder / RESULTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -5,13 +5,14 @@ from pydantic import BaseModel, ConfigDict
 from albat_core.store.artifacts import ArtifactRef
 
 UNTOUCHED, ADAPTATION_ONLY, RANDOM = "untouched", "adaptation_only", "random"
-GENERATED, ALBAT = "generated", "albat"
+GENERATED, ALBAT, ALL_DATA = "generated", "albat", "all_data"
 LABELS = {
     UNTOUCHED: "Backbone untouched",
     ADAPTATION_ONLY: "Adaptation data only",
     RANDOM: "With random corpus rows",
     GENERATED: "With generated rows",
     ALBAT: "ALBAT",
+    ALL_DATA: "All of the adaptation data",
 }
 """What the arms are called, by name."""
 

@@ -3,7 +3,15 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, GENERATED, LABELS, UNTOUCHED, ArmRun
+from albat_core.records.runs import (
+    ADAPTATION_ONLY,
+    ALBAT,
+    ALL_DATA,
+    GENERATED,
+    LABELS,
+    UNTOUCHED,
+    ArmRun,
+)
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
 from albat_core.runs.steps import Step, Steps
@@ -95,7 +103,7 @@ class Arms:
 
     def _training(self, arm: str) -> Step[ArtifactRef]:
         encodings = []
-        if arm != ADAPTATION_ONLY:
+        if arm not in (ADAPTATION_ONLY, ALL_DATA):
             generated = arm == GENERATED
             inputs = self._inputs
             encodings = inputs.generated_encodings if generated else inputs.corpus_encodings
@@ -106,7 +114,7 @@ class Arms:
             LABELS[arm],
             self._config.finetune,
             mixture=self._mixture(arm),
-            split=self._inputs.adaptation,
+            split=self._inputs.split_of(arm),
             encodings=encodings,
         )
 

@@ -8,6 +8,7 @@ from albat_core.records.adapters import steps_in_all
 from albat_core.records.runs import (
     ADAPTATION_ONLY,
     ALBAT,
+    ALL_DATA,
     GENERATED,
     LABELS,
     RANDOM,
@@ -236,8 +237,8 @@ class Chain:
 
     def mixture(self, arm: str) -> ArtifactRef:
         """Return what an arm is trained on."""
-        if arm == ADAPTATION_ONLY:
-            return self._own_mixture(LABELS[arm], self.inputs.adaptation)
+        if arm in (ADAPTATION_ONLY, ALL_DATA):
+            return self._own_mixture(LABELS[arm], self.inputs.split_of(arm))
         if arm == RANDOM:
             selection = self.random_selection
         elif arm == GENERATED:

@@ -40,7 +40,7 @@ def _whole_corpus(others: ValidationInfo) -> bool:
     return retrieval is not None and retrieval.pool == "corpus"
 
 
-Baseline = Literal["adaptation_only", "random", "generated"]
+Baseline = Literal["adaptation_only", "random", "generated", "all_data"]
 
 
 class ReselectionConfig(StageConfig):
@@ -120,7 +120,8 @@ class RunConfig(StageConfig):
     baselines: tuple[Baseline, ...] = ("adaptation_only", "random")
     """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning. `random`:
     as many random corpus rows; `generated`: rows that the backbone made from
-    `generated.prompts`."""
+    `generated.prompts`; `all_data`: no corpus, but all documents that are not held out, where
+    `split.use` is below 1."""
     reselection: ReselectionConfig = ReselectionConfig()
     """What is done when the adaptation data has changed, where the run is watched."""
     runtime: Runtime = Runtime()
@@ -182,6 +183,9 @@ class RunConfig(StageConfig):
     ) -> tuple[Baseline, ...]:
         if "generated" in value and _makes_no_rows(others):
             raise ValueError("the baseline generated needs generated.prompts")
+        split = others.data.get("split")
+        if "all_data" in value and split and split.use == 1:
+            raise ValueError("with split.use 1, adaptation_only is all_data: name that one alone")
         return value
 
     @field_validator("corpus", "adaptation", "heldout", mode="before")

@@ -5,6 +5,7 @@ from functools import cached_property
 from itertools import chain, islice
 
 from albat_core.backbones import precomputes
+from albat_core.records.runs import ALL_DATA
 from albat_core.records.selections import Selected
 from albat_core.records.shards import Part, parts_of
 from albat_core.records.splits import TEST, TRAIN, VALIDATION
@@ -75,20 +76,31 @@ class Inputs:
         """The adaptation set, split by document."""
         return self.split("split by document")
 
-    def split(self, label: str, fold: int = 0) -> ArtifactRef:
+    @cached_property
+    def all_adaptation(self) -> ArtifactRef:
+        """The same, with all documents that are not held out in use."""
+        return self.split("split by document, all in use", use=1.0)
+
+    def split_of(self, arm: str) -> ArtifactRef:
+        """Return the split whose rows an arm is trained on and stopped by."""
+        return self.all_adaptation if arm == ALL_DATA else self.adaptation
+
+    def split(self, label: str, fold: int = 0, use: float | None = None) -> ArtifactRef:
         """Return the adaptation set split otherwise; documents of an earlier one keep their roles.
 
         Args:
             label: what the step is called.
             fold: which part of the documents that are not held out validates.
+            use: share of those documents that is used; None: as configured.
         """
         c = self._config
+        config = c.split if use is None else c.split.model_copy(update={"use": use})
         return self._steps.run(
             label,
             split_adaptation,
             shards=self.own,
             heldout=self.heldout,
-            config=c.split,
+            config=config,
             seed=c.seed,
             runtime=c.runtime,
             fold=fold,

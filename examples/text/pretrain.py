@@ -240,13 +240,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
-    parser.add_argument("--corpus", nargs="+", default=["*"], help="names of its files: wildcards")
     parser.add_argument("--files", nargs="+", type=Path, help="the corpus, instead of --data's")
     parser.add_argument("--held-out", nargs="+", type=Path, help="for the losses, likewise")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="entries of the tokenizer")
-    parser.add_argument("--width", type=int, default=192, help="of the model, a multiple of 32")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=2, help="times that each row is read")
+    parser.add_argument("--vocabulary", type=int, default=2048, help="entries of the tokenizer")
+    parser.add_argument("--width", type=int, default=128, help="of the model, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="times that each row is read")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
@@ -258,10 +257,7 @@ def main():
     arguments = parser.parse_args()
 
     generator = torch.Generator().manual_seed(arguments.seed)  # on the CPU, whatever computes
-    folder = arguments.data / "corpus"
-    corpus = arguments.files or sorted(
-        {p for name in arguments.corpus for p in folder.glob(f"{name}.parquet")}
-    )
+    corpus = arguments.files or sorted((arguments.data / "corpus").rglob("*.parquet"))
     texts = [text for path in corpus for _, text in read_rows(path)]
     tokenizer = train_tokenizer(texts, arguments.vocabulary)
     windows = cut(tokenizer, texts)
@@ -285,7 +281,7 @@ def main():
 
     # What counts is the saved model: its rounded weights, computed with in full precision.
     saved = AutoModelForCausalLM.from_pretrained(arguments.out, dtype=torch.float32)
-    usual = [arguments.data / name for name in ("heldout.parquet", "cancergov.parquet")]
+    usual = sorted(arguments.data.glob("*.parquet"))
     for path in arguments.held_out or usual:
         report(saved, tokenizer, path)
 

@@ -142,7 +142,7 @@ runtime: {device: tpu}
         ({"finetune": {"learning_rate": float("inf")}}, "should be a finite number"),
         (
             {"baselines": ["randon"]},
-            "'baselines.0': input should be 'adaptation_only', 'random' or 'generated'",
+            "'baselines.0': input should be 'adaptation_only', 'random', 'generated' or 'all_data'",
         ),
         (
             {"retrieval": {"pool": "corpus"}},

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import yaml
 
-from albat_core.benchmark.arms import LABELS, measure_situation
+from albat_core.benchmark.arms import LABELS, measure_situation, with_settings
+from albat_core.benchmark.chart import CHART
 from albat_core.benchmark.config import EfficacyConfig
 from albat_core.benchmark.table import RESULTS, TABLE, Row, data_multiplier, table, tabulate
 from albat_core.errors import ConfigError
 from albat_core.report.content import Interval
+from albat_core.runs.chain import Chain
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_efficacy
 from tests.toys import write_run
@@ -33,6 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EfficacyConfig:
                 "seeds": [0, 1],
                 "alphas": [0.5],
                 "shares": [0.7, 1.0],
+                "learning_rates": [0.00001, 0.002],
                 "run": run,
                 "situations": {
                     "plants": {"adaptation": adaptation},
@@ -92,6 +95,40 @@ def test_every_arm_is_measured_with_its_compute(config: EfficacyConfig, results:
 
 
 @pytest.mark.slow
+def test_validation_documents_choose_each_learning_rate(
+    config: EfficacyConfig, results: list
+) -> None:
+    first = {r.arm: r for r in results if r.seed == 0}
+    assert first["untouched"].learning_rate == 0
+    run = config.situations[0].run
+    store = ArtifactStore(run.runtime.root)
+    for arm, settings in {"adaptation_only": {}, "all_data": {"split": {"use": 1.0}}}.items():
+        plain = with_settings(run, finetune={"penalty": 0.0}, **settings)
+        losses = {}
+        for rate in config.learning_rates:
+            chain = Chain(with_settings(plain, finetune={"learning_rate": rate}))
+            adapter = chain.arms.adapter("adaptation_only")
+            losses[rate] = store.manifest(adapter).facts["validation_loss"]
+        best = min(losses, key=losses.__getitem__)
+        assert losses[0.00001] != losses[0.002]
+        assert first[arm].learning_rate == best
+    for arm in ("more_steps", "penalty"):
+        assert first[arm].learning_rate == first["adaptation_only"].learning_rate
+    for arm in ("rows_alone", "alpha 0.5"):
+        assert first[arm].learning_rate == first["albat"].learning_rate
+
+
+@pytest.mark.slow
+def test_all_data_in_a_run_is_the_benchmarks(config: EfficacyConfig, results: list) -> None:
+    measured = next(r for r in results if r.seed == 0 and r.arm == "all_data")
+    run = config.situations[0].run.model_copy(update={"baselines": ("all_data",)})
+    rate = {"learning_rate": measured.learning_rate, "penalty": 0.0}
+    chain = Chain(with_settings(run, finetune=rate))
+    assert chain.arms.names == ("untouched", "all_data", "albat")
+    assert chain.arms.evaluation("all_data").key == measured.evaluation.key
+
+
+@pytest.mark.slow
 def test_what_was_measured_is_found_again(config: EfficacyConfig, results: list) -> None:
     again = measure_situation(config.situations[0], config, 0)
     assert all(r.evaluation.reused for r in again)
@@ -118,6 +155,7 @@ def test_the_table_says_what_the_losses_say(config: EfficacyConfig, results: lis
     text = (store.folder(ref) / TABLE).read_text()
     assert text.count("\n|") == len(rows) + 2
     assert "| gradient similarity (LESS) |" in text
+    assert (store.folder(ref) / CHART).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +208,9 @@ def test_a_multiplier_beyond_the_curve_is_written_as_more(
         gain=nil,
         multiplier=multiplier,
         most=most,
+        share=0.1,
         alphas=(0.5,),
+        learning_rates=(0.001,),
         best_steps=(1,),
         passes=1,
         seconds=1,
