@@ -25,6 +25,8 @@ class TrainingState:
         step: steps done.
         best_step: step with the lowest validation loss so far.
         best_loss: that loss, nats per unit.
+        best_totals: the validation examples' total losses at that step, (n,).
+        worse: whether the last evaluation was worse than that beyond noise.
         history: what was measured, one entry an evaluation.
         recent: batch losses since the last evaluation.
         passes: units that went through the model; a backward pass counts for two.
@@ -38,6 +40,8 @@ class TrainingState:
     step: int = 0
     best_step: int = 0
     best_loss: float = float("inf")
+    best_totals: list[float] = field(default_factory=list)
+    worse: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     passes: int = 0

@@ -41,7 +41,8 @@ class FinetuneConfig(StageConfig):
     noise_levels: int = Field(8, ge=1, le=1000)
     """Noise levels of a diffusion model at which validation examples are looked at."""
     patience: int = Field(6, ge=1)
-    """Looks without a new best after which training stops."""
+    """Looks without a new best after which training stops, once it is worse than that beyond the
+    noise of the validation rows (two standard errors)."""
     penalty: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """Weight of a penalty that holds the adapter's outputs on the rows trained on to the
     backbone's, so that few documents are overfitted less: KL divergence (language; nats per token)

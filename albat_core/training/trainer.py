@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from albat_core.backbones.base import (
@@ -37,6 +38,23 @@ def spread_waypoints(state: TrainingState, count: int) -> list[int]:
     reached = [step for step in steps if step <= state.best_step] or steps[:1]
     places = [round((n + 1) * len(reached) / count) - 1 for n in range(count)]
     return [reached[place] for place in sorted({max(place, 0) for place in places})]
+
+
+def is_worse(totals: Sequence[float], best: Sequence[float], units: Sequence[int]) -> bool:
+    """Tell whether losses are above others by more than two standard errors of the difference.
+
+    The difference is a ratio, sum(totals - best) / sum(units), paired by example.
+
+    Args:
+        totals: of each example, (n,).
+        best: likewise, (n,).
+        units: that they fall on, (n,) >= 1.
+    """
+    n = np.asarray(units, dtype=np.float64)
+    each = np.asarray(totals) - np.asarray(best)
+    difference = each.sum() / n.sum()
+    error = np.sqrt(np.square(each - difference * n).sum()) / n.sum()
+    return bool(difference > 2 * error)
 
 
 class Trainer:
@@ -175,8 +193,10 @@ class Trainer:
             there = {f"parameters/{name}": value for name, value in self._copy().items()}
             there |= {name: value.detach().clone() for name, value in self._moments().items()}
             state.waypoints |= {f"{state.step}/{name}": value for name, value in there.items()}
+        state.worse = bool(state.history[1:]) and is_worse(totals, state.best_totals, units)
         if loss < state.best_loss:
             state.best_step, state.best_loss = state.step, loss
+            state.best_totals = totals.tolist()
             state.best_parameters = self._copy()
 
     def _is_due(self, state: TrainingState) -> bool:
@@ -185,8 +205,13 @@ class Trainer:
         return wanted and (not state.history or state.history[-1]["step"] != state.step)
 
     def _stalled(self, state: TrainingState) -> bool:
+        """Tell whether training has been without a new best for long, and is worse beyond noise.
+
+        Few documents validate: a loss that wavers about its best says nothing, and the rate is yet
+        to fall.
+        """
         waited = state.step - state.best_step
-        return waited >= self._config.patience * self._config.evaluate_every
+        return state.worse and waited >= self._config.patience * self._config.evaluate_every
 
     def _copy(self) -> Tensors:
         return {name: p.detach().clone() for name, p in self._parameters.items()}

@@ -28,7 +28,7 @@ from albat_core.stages.finetune import finetune
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.training.checkpoint import CheckpointFile
 from albat_core.training.config import FinetuneConfig, continued, learning_rate, penalty_weight
-from albat_core.training.trainer import Trainer
+from albat_core.training.trainer import Trainer, is_worse
 from tests.core.trainings import STEPS, StopsAt, Training, same
 
 
@@ -129,7 +129,29 @@ def test_training_learns_and_stops_when_it_no_longer_does(training: Training) ->
     assert facts["validation_loss"] < facts["history"][0]["validation"] - 0.1
     stubborn = STEPS.model_copy(update={"learning_rate": 0.5, "steps": 200, "patience": 2})
     facts = training.store.manifest(training.run(stubborn)).facts
-    assert facts["steps"] == facts["best_step"] + 2 * STEPS.evaluate_every < 200
+    assert facts["best_step"] + 2 * STEPS.evaluate_every <= facts["steps"] < 200
+
+
+@pytest.mark.parametrize(
+    ("each", "worse"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], True),  # alike for all: no noise
+        ([-1.0, -1.0, -1.0, -1.0], False),
+        ([5.0, -4.0, 5.0, -4.0], False),  # 0.5 on average, with an error of 2.25
+        ([5.0, 1.0, 5.0, 1.0], True),  # 3, with an error of 1
+        ([3.0, 0.0, 3.0, -2.0], False),  # 1, with an error of 1.1
+    ],
+)
+def test_worse_is_worse_beyond_two_standard_errors(each: list[float], worse: bool) -> None:
+    best = [20.0, 30.0, 40.0, 50.0]
+    assert is_worse(np.add(best, each).tolist(), best, [10, 10, 10, 10]) == worse
+    assert not is_worse(best, best, [10, 10, 10, 10])
+
+
+def test_a_loss_that_only_wavers_does_not_stop_training(training: Training) -> None:
+    still = STEPS.model_copy(update={"learning_rate": 1e-9, "steps": 40, "patience": 1})
+    facts = training.store.manifest(training.run(still)).facts
+    assert facts["steps"] == 40 > facts["best_step"] + still.evaluate_every
 
 
 def test_small_batches_of_tokens_add_up_to_the_whole(training: Training, another: Training) -> None:
