@@ -43,7 +43,8 @@ class Question:
         ids: tokens in front of the first of the answer, one or more.
         prompt: what they say, without special tokens.
         reference: the answer, without white space around it.
-        lead: the prompt's last characters where they share a token with the answer.
+        lead: what is written in front of what the answer says: the prompt's last characters where
+            they share a token with it, what a chat template begins an answer with.
         end: special token that ends an answer beside the model's own; None: no other.
         stop: text that ends an answer where a chat template has no token for it, else "".
     """

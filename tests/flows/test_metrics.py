@@ -10,7 +10,7 @@ import yaml
 
 from albat_core.backbones.language.writing import write_answers
 from albat_core.benchmark.arms import ArmResult
-from albat_core.benchmark.table import rows_of, table
+from albat_core.benchmark.table import rows_of, table, tabulate
 from albat_core.errors import ConfigError
 from albat_core.records.answers import read_answers
 from albat_core.records.grades import GRADES, document_grades
@@ -235,7 +235,9 @@ def test_the_registry_has_metrics_where_losses_stand(
     assert "ROUGE-L (higher is better)" in compared
 
 
-def test_the_benchmark_has_a_column_for_each_metric(asked: Chain, kept: ArtifactStore) -> None:
+def test_the_benchmark_has_a_column_for_each_metric(
+    asked: Chain, kept: ArtifactStore, config: RunConfig
+) -> None:
     def result(arm: str, role: str, seed: int, share: float = 0.5) -> ArmResult:
         return ArmResult(
             situation="plants",
@@ -276,6 +278,9 @@ def test_the_benchmark_has_a_column_for_each_metric(asked: Chain, kept: Artifact
     plain = rows_of(kept, without, seed=0)
     assert [row.loss for row in plain] == [row.loss for row in found]
     assert table(plain).splitlines()[2].endswith("| compute |")
+    for each, there in ((without, False), (runs, True)):  # keys without metrics are as before
+        ref = tabulate(each, 0, config.runtime)
+        assert ("grades" in kept.manifest(ref).inputs["results"][0]) is there
 
 
 # What is found before anything is computed

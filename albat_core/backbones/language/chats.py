@@ -29,6 +29,7 @@ from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
 _DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
+_REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -54,6 +55,8 @@ class LastAnswer:
     Args:
         whole: the chat up to the end of that answer, and what the template writes behind it.
         start: characters in front of it, the header that asks for it included.
+        content: where what the message says begins: behind what the template writes in front of it,
+            such as an empty thought.
         end: where it ends, its end of turn included.
         closing: what the template ends it with, without white space: a special token where it has
             one, else text; "" where it writes neither.
@@ -61,6 +64,7 @@ class LastAnswer:
 
     whole: str
     start: int
+    content: int
     end: int
     closing: str
 
@@ -144,7 +148,11 @@ class ChatRenderer:
         if not closing and not messages[-1].get("tool_calls"):  # whose end is that of a call
             shown = shows(whole, messages, len(messages) - 1, written.render)
             closing = "" if shown is None else whole[shown:end].strip()
-        return LastAnswer(whole, start, end, closing)
+        content = None
+        if not _REASONING & messages[-1].keys():  # which the answer says too
+            content = shows(whole, messages, len(messages) - 1, written.render, first=True)
+        content = start if content is None else min(max(content, start), end)
+        return LastAnswer(whole, start, content, end, closing)
 
     def _write(self, example: Example) -> _Written | None:
         """Return a chat up to the last answer that carries loss; None where there is none."""

@@ -112,13 +112,15 @@ class TextEncoder:
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         first = next((n for n, (_, end) in enumerate(offsets) if end > start), len(ids))
+        said = next((n for n, (_, end) in enumerate(offsets) if end > spoken.content), len(ids))
         last = sum(begin < spoken.end for begin, _ in offsets)
+        across = whole[offsets[said][0] : spoken.content] if said < last else ""
         named = closing in self.tokenizer.added_tokens_encoder
         question = Question(
             ids[:first] or self._first(),
             self.decoded(ids[:first]),
             "",
-            lead=whole[offsets[first - 1][1] if first else start : start],
+            lead=self.decoded(ids[first:said]) + across,
             end=self.tokenizer.convert_tokens_to_ids(closing) if named else None,
             stop="" if named else closing,
         )
