@@ -178,6 +178,10 @@ def test_an_answer_begins_where_the_loss_begins(llama: BackboneConfig) -> None:
         assert (question.prompt, question.reference) == (prompt, "leaf root")
         trained_on = ids[mask.index(True) : -1]  # what loss falls on, but the end
         assert encoder.said(question, trained_on) == "leaf root"
+    across = encoder.question(row(0, "A: le", "af root"))  # " leaf" is one token
+    assert (across.lead, across.reference) == (" le", "af root")
+    ids = encoder.tokens(row(0, "A: le", "af root"))[0]
+    assert encoder.said(across, ids[len(across.ids) : -1]) == "af root"
     spaced = encoder.question(row(0, "A: ", "leaf"))
     assert spaced.lead == " " and spaced.ids == encoder.question(row(0, "A:", " leaf")).ids
 

@@ -255,6 +255,7 @@ def test_the_last_answer_is_asked_for_as_it_is_learnt(name: str, chat: str, tmp_
         assert question.reference == said
     learnt_last = [token for token, learns in zip(ids[first:], mask[first:], strict=True) if learns]
     assert encoder.said(question, learnt_last) == question.reference
+    assert ("because" in tokenizer.decode(learnt_last)) == ("because" in question.reference)
     assert question.end is not None or question.stop == ""
     if question.end is not None:
         assert question.end in learnt_last

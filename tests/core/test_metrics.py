@@ -1,5 +1,6 @@
 """Metrics of answers: ROUGE-L is rouge-score's own, exact match SQuAD's; one's own are held to."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def test_scores_depend_on_the_source_of_the_function(
     assert metric_identity("own_metrics:letters") != before
     assert set(metric_identity("rouge_l")) == {"rouge-score"}
     assert metric_identity("exact_match") == {}
+
+
+def test_the_documented_function_is_a_metric(own: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text()
+    found = re.search(r"<!-- tested: metric -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found
+    own.with_name("documented.py").write_text(found[1])
+    scores = grade("documented:shared_words", ["a b", "", "d"], ["b c", "b", ""], ["", "", ""])
+    assert scores.tolist() == [0.5, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

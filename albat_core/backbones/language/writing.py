@@ -84,6 +84,7 @@ def write_answers(
     made: dict[int, Answer] = {}
     for count, places in alike.items():
         stops = sorted({questions[p].stop for p in places} - {""})
+        until = {"stop_strings": stops, "tokenizer": encoder.tokenizer} if stops else {}
         rows = _written(
             model,
             [questions[p].ids for p in places],
@@ -91,7 +92,8 @@ def write_answers(
             config.temperature,
             [seeds[p] for p in places],
             ends,
-            **({"stop_strings": stops, "tokenizer": encoder.tokenizer} if stops else {}),
+            num_beams=1,
+            **until,
         )
         for place, row in zip(places, rows, strict=True):
             question, stop = questions[place], _end_of(row, ends)
@@ -110,7 +112,7 @@ def _written(
     temperature: float,
     seeds: Sequence[int],
     ends: set[int],
-    **stops: Any,
+    **how: Any,
 ) -> list[list[int]]:
     """Return the tokens that are written behind each start, (n, at most ``count``).
 
@@ -121,7 +123,7 @@ def _written(
         temperature: 0: the likeliest each time.
         seeds: (n,) of each one's draws.
         ends: tokens behind which nothing is written; the rest of a row that has one is padding.
-        stops: of ``transformers``' generation, texts that end a row too.
+        how: more of transformers' settings of generation, such as texts that end a row.
     """
     longest = max(map(len, starts))
     ids = [[0] * (longest - len(start)) + start for start in starts]
@@ -137,7 +139,7 @@ def _written(
             repetition_penalty=1.0,
             eos_token_id=sorted(ends) or None,
             pad_token_id=min(ends, default=None),
-            **stops,
+            **how,
         )
     written: list[list[int]] = rows[:, longest:].tolist()
     return written
