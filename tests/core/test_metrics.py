@@ -105,7 +105,7 @@ def test_texts_are_compared_as_squad_does(text: str, alike: str) -> None:
 
 
 def test_exact_match_is_1_or_0() -> None:
-    answers, references = ["Leaf!", "a leaf", "leafs", ""], ["the leaf", "leaf", "leaf", "the"]
+    answers, references = ["Leaf!", "a leaf", "leaf root", ""], ["the leaf", "leaf", "leaf", "the"]
     assert exact_match(answers, references, [""] * 4) == [1, 1, 0, 1]
 
 
