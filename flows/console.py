@@ -192,7 +192,7 @@ def show_results(results: ReportContent) -> None:
             style="bold cyan" if arm.name == "albat" else "",
         )
     console.print()
-    console.print(f"[dim]in {escape(results.unit)}[/]")
+    console.print(f"[dim]in {escape(results.unit)}, lower is better[/]")
     console.print(table)
     for place, metric in enumerate(results.arms[0].metrics):
         console.print(_metric_table(results, metric.title, place))
