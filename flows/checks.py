@@ -14,6 +14,8 @@ from albat_core.backbones import (
 )
 from albat_core.devices import resolve_device
 from albat_core.errors import AlbatError, ConfigError, InputError
+from albat_core.measures.metrics import grade, metric_identity
+from albat_core.records.answers import prompt_and_answer
 from albat_core.records.examples import Example, example_content
 from albat_core.runs.config import RunConfig
 from albat_core.search import check_faiss
@@ -21,6 +23,7 @@ from albat_core.sources.checks import PICTURES_LOOKED_AT, Look, look_at
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_problems
 from albat_core.sources.rows import is_used, read_rows
+from albat_core.stages.answer import refuse_bare
 from albat_core.stages.shard import overlong
 from albat_core.stages.split import (
     assign_roles,
@@ -36,6 +39,7 @@ from flows.config import load_config, load_sound_part
 Given = ParamSpec("Given")
 Tell = Callable[[str], object]
 _LETTERS_CUT = 200_000  # of a source, before anything is computed
+_GRADED = 3  # rows on which a metric is tried
 _COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
 
@@ -98,9 +102,11 @@ def find_mistakes(
     spoilt = set(unsound)
     ids: dict[str, dict[str, str]] = {"corpus": {}, "adaptation": {}}
     uris: dict[str, set[str]] = {"corpus": set(), "adaptation": set(), "heldout": set()}
+    asked: list[Look] = []  # of the sources whose rows will be answered
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
             look = look_at(source, ids["corpus" if role == "corpus" else "adaptation"])
+            asked += [look] * (role == ("heldout" if config.heldout else "adaptation"))
             problems, notes = look.problems, look.notes()
             uris[role] |= look.uris
             if not problems and not no_backbone and "backbone" not in unsound:
@@ -113,6 +119,7 @@ def find_mistakes(
                 teller(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt and config.decontamination.enabled and config.decontamination.copies:
         found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], warn)
+    found += _metric_problems(config, spoilt, asked)
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
@@ -171,6 +178,36 @@ def _rows(sources: Sequence[SourceConfig]) -> Iterator[Example]:
     for source in sources:
         for file in find_problems(source)[0]:
             yield from (row for row in read_rows(file) if is_used(row, source))
+
+
+def _metric_problems(
+    config: RunConfig, spoilt: Collection[str], asked: Sequence[Look]
+) -> list[AlbatError]:
+    """Return what is wrong with the metrics, or with the rows whose answers they compare."""
+    metrics = () if "evaluation" in spoilt else config.evaluation.metrics
+    found = [error for name in metrics for error in _caught(_try_metric, name, asked)]
+    if metrics and not {"adaptation", "heldout"} & set(spoilt):
+        found += _caught(_check_asked, asked)
+    return found
+
+
+def _try_metric(name: str, looks: Sequence[Look]) -> None:
+    """Score what the first rows have as answers, and an empty answer to each."""
+    pairs = [prompt_and_answer(row.example) for look in looks for row in look.rows]
+    some = [pair for pair in pairs if pair is not None][:_GRADED]
+    if not some:
+        metric_identity(name)
+        return
+    prompts, references = ([pair[n] for pair in some] * 2 for n in (0, 1))
+    grade(name, references[: len(some)] + [""] * len(some), references, prompts)
+
+
+def _check_asked(looks: Sequence[Look]) -> None:
+    """Look whether there are prompts to answer: all rows of a source are of one kind."""
+    rows = [row for look in looks for row in look.rows]
+    answerable = sum(prompt_and_answer(row.example) is not None for row in rows)
+    if rows:
+        refuse_bare(answerable, len(rows), "evaluation.metrics")
 
 
 def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[str]) -> None:

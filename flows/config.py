@@ -198,9 +198,9 @@ def load_sound_part(
     if overrides and isinstance(runtime, dict):
         values["runtime"] = runtime | overrides
     sound: dict[str, Any] = {}
-    for name in values.keys() & RunConfig.model_fields.keys():
-        with contextlib.suppress(ValidationError):
-            RunConfig.model_validate(_LEAST | {name: values[name]})
+    for name in filter(values.__contains__, RunConfig.model_fields):
+        with contextlib.suppress(ValidationError):  # alone, or beside those before it
+            RunConfig.model_validate(_LEAST | sound | {name: values[name]})
             sound[name] = values[name]
     unsound = (values.keys() | _LEAST.keys()) - sound.keys()
     return _anchored(RunConfig.model_validate(_LEAST | sound), path), unsound

@@ -35,6 +35,7 @@ from albat_core.report.wording import (
     duration,
     fixed,
     loss_decimals,
+    metric_decimals,
     rounded,
     signed,
     whole,
@@ -191,11 +192,31 @@ def show_results(results: ReportContent) -> None:
             style="bold cyan" if arm.name == "albat" else "",
         )
     console.print()
-    console.print(f"[dim]in {escape(results.unit)}[/]")
+    console.print(f"[dim]in {escape(results.unit)}, lower is better[/]")
     console.print(table)
+    for place, metric in enumerate(results.arms[0].metrics):
+        console.print(_metric_table(results, metric.title, place))
     console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
     if few := caution(results.arms):
         console.print(f"[yellow]{escape(few)}[/]")
+
+
+def _metric_table(results: ReportContent, title: str, place: int) -> Table:
+    """Return what the arms come to by a metric, given by its place in their lists."""
+    digits = metric_decimals(results.arms, place)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("higher is better", no_wrap=True)
+    table.add_column(f"{escape(title)} \\[95%]", justify="right", overflow="fold")
+    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    for arm in results.arms:
+        metric = arm.metrics[place]
+        table.add_row(
+            escape(arm.label),
+            _shown(metric.value, digits),
+            _shown(metric.gain, digits, signed) if metric.gain else "",
+            style="bold cyan" if arm.name == "albat" else "",
+        )
+    return table
 
 
 def show_verdict(facts: Mapping[str, Any]) -> None:
@@ -277,10 +298,14 @@ def show_adapters(entries: Sequence[Entry], aliases: Mapping[str, str]) -> None:
     table.add_column("alpha", justify="right", no_wrap=True)
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("gain [95%]", justify="right", no_wrap=True)
+    titles = list(dict.fromkeys(metric.title for entry in entries for metric in entry.metrics))
+    for title in titles:
+        table.add_column(escape(title), justify="right", overflow="fold")
     table.add_column("alias", overflow="fold")
     for entry in entries:
         meant = [n for n, key in aliases.items() if key == entry.adapter.key]
         loss, gain = entry.loss, entry.gain
+        found = {metric.title: metric.value.value for metric in entry.metrics}
         digits = loss_decimals([loss.value]) if loss else 0
         if gain:
             digits = max(digits, decimals([gain.high - gain.low], 1))
@@ -290,6 +315,7 @@ def show_adapters(entries: Sequence[Entry], aliases: Mapping[str, str]) -> None:
             f"{entry.alpha:.2f}",
             fixed(loss.value, digits) if loss else "",
             _shown(gain, digits, signed) if gain else "" if loss else "not evaluated",
+            *(fixed(found[t]) if t in found else "" for t in titles),
             escape(
                 ", ".join(f"@{n.partition('@')[2]}" for n in meant if n.startswith(f"{entry.run}@"))
             ),
@@ -311,6 +337,10 @@ def show_difference(
     for name in ("loss", "gain"):
         values = [getattr(entry, name) for entry in (before, after)]
         table.add_row(name, *(_shown(v, 4) if v else "not evaluated" for v in values))
+    sides = [{m.title: m.value for m in entry.metrics} for entry in (before, after)]
+    for title in dict.fromkeys([*sides[0], *sides[1]]):
+        shown = (_shown(its[title], 4) if title in its else "not measured" for its in sides)
+        table.add_row(escape(f"{title} (higher is better)"), *shown)
     table.add_row("alpha", f"{before.alpha:.3f}", f"{after.alpha:.3f}")
     for name, (old, new) in settings.items():
         table.add_row(escape(name), escape(str(old)), escape(str(new)))

@@ -23,6 +23,7 @@ from albat_core.report.wording import (
     caution,
     decimals,
     fixed,
+    metric_decimals,
     percent,
     signed,
     told,
@@ -120,7 +121,30 @@ def results(arms: Sequence[Arm], unit: str) -> str:
             whole(arm.adaptation_rows + arm.backbone_rows),
         )
         lines.append(f"| {' | '.join(cells)} |")
+    for place, metric in enumerate(arms[0].metrics):
+        lines += ["", *_metric_lines(arms, metric.title, place)]
     return "\n".join([*lines, "", "A gain above 0 is better; arms are paired by document."])
+
+
+def _metric_lines(arms: Sequence[Arm], title: str, place: int) -> list[str]:
+    """Return what the arms come to by a metric, given by its place in their lists."""
+    digits = metric_decimals(arms, place)
+    lines = [
+        f"| held-out answers | {title}, higher is better | 95% interval "
+        "| gain over adaptation only | 95% interval |",
+        "|---|---:|---|---:|---|",
+    ]
+    for arm in arms:
+        metric = arm.metrics[place]
+        cells = (
+            f"**{arm.label}**" if arm.name == ALBAT else arm.label,
+            fixed(metric.value.value, digits),
+            between(metric.value, digits),
+            signed(metric.gain.value, digits) if metric.gain else "",
+            between(metric.gain, digits) if metric.gain else "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from albat_core.devices import resolve_device
 from albat_core.runs import registry
 from albat_core.sources import files
 from albat_core.stages import (
+    answer,
     compare,
     decontaminate,
     embed,
@@ -19,6 +20,7 @@ from albat_core.stages import (
     fidelity,
     finetune,
     generate,
+    grade,
     index,
     mix,
     proxy,
@@ -49,6 +51,7 @@ _ON_DEVICE = {
     estimate.estimate_worth: lift(estimate.estimate_worth, "estimate what it is worth"),
     finetune.finetune: lift(finetune.finetune, "fine-tune", "fine-tune: {label}"),
     evaluate.evaluate: lift(evaluate.evaluate, "evaluate", "evaluate: {label}"),
+    answer.answer_prompts: lift(answer.answer_prompts, "answer", "answer: {label}"),
     arms.measure_situation: lift(
         arms.measure_situation, "measure", "measure {situation.name}, seed {seed}"
     ),
@@ -70,6 +73,7 @@ _ELSEWHERE = {
     mix.write_mixture: lift(mix.write_mixture, "write mixture", "write mixture: {label}"),
     table.tabulate: lift(table.tabulate, "write the table"),
     calibration.tabulate_cases: lift(calibration.tabulate_cases, "write the table of calibration"),
+    grade.grade_answers: lift(grade.grade_answers, "grade", "grade: {label}"),
     report.write_report: lift(report.write_report, "write the report"),
     report.export_run: lift(report.export_run, "export"),
     compare.compare_selections: lift(compare.compare_selections, "compare selections"),

@@ -55,6 +55,7 @@ HOMES = {
     },
     "matplotlib": {"albat_core/report/drawing.py", "albat_core/benchmark/chart.py"},
     "PIL": {"albat_core/pictures.py"},
+    "rouge_score": {"albat_core/measures/metrics.py"},
     "typer": {
         f"flows/cli/{n}.py"
         for n in ("__init__", "adapters", "app", "benchmarks", "look", "production", "runs")

@@ -72,6 +72,11 @@ def loss_unit(config: BackboneConfig) -> str:
     return kind_of(config).loss_unit
 
 
+def writes_answers(config: BackboneConfig) -> bool:
+    """Tell whether this kind of backbone answers prompts with texts."""
+    return kind_of(config).writes_answers
+
+
 def adapter_card(config: BackboneConfig, facts: Mapping[str, Any]) -> str:
     """Return the README of an adapter of this backbone.
 

@@ -36,6 +36,41 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A row's prompt as a language model is trained with it, and the answer that it has.
+
+    Args:
+        ids: tokens in front of the first of the answer, one or more.
+        prompt: what they say, without special tokens.
+        reference: the answer, without white space around it.
+        lead: what is written in front of what the answer says: the prompt's last characters where
+            they share a token with it, what a chat template begins an answer with.
+        end: special token that ends an answer beside the model's own; None: no other.
+        stop: text that ends an answer where a chat template has no token for it, else "".
+    """
+
+    ids: list[int]
+    prompt: str
+    reference: str
+    lead: str = ""
+    end: int | None = None
+    stop: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written to a prompt.
+
+    Args:
+        text: without special tokens and white space around it.
+        ended: whether it came to its end, or was cut at the most tokens.
+    """
+
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
 class FixedNoise:
     """Noise that is the same for every example and every model, so that losses can be compared.
 
@@ -143,6 +178,27 @@ class Backbone(Embedder, Protocol):
         Each has a seed of its own, derived from ``seed`` and its place.
         """
 
+    def questions(self, examples: Sequence[Example]) -> list[Question]:
+        """Return rows that have prompt and answer as what is asked and what was expected.
+
+        Raises:
+            BackboneError: it writes no answers.
+        """
+
+    def answer(
+        self, questions: Sequence[Question], config: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Answer]:
+        """Return what the backbone writes to each question with its adapter, all at once.
+
+        Args:
+            questions: as ``questions`` gave them.
+            config: tokens written at most, and the temperature; 0: the likeliest each time.
+            seeds: of each one's draws.
+
+        Raises:
+            BackboneError: it writes no answers.
+        """
+
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new adapter whose effect is nil until it is trained.
 
@@ -208,6 +264,8 @@ class Kind(Protocol):
     """How an adapter is loaded, for its card; ``{path!r}`` stands for the backbone."""
     needs_prompts: ClassVar[bool]
     """Whether what it makes without a prompt is of no use."""
+    writes_answers: ClassVar[bool]
+    """Whether it answers prompts with texts, which metrics can compare with others."""
     usual_penalty: ClassVar[float]
     """Weight at which holding an adapter to the backbone's outputs was found to help."""
     highest_alpha: ClassVar[float]

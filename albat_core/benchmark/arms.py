@@ -40,6 +40,8 @@ class ArmResult(BaseModel):
     arm: str
     """A key of ``LABELS``, ``alpha 0.5`` or ``share 0.2``."""
     evaluation: ArtifactRef
+    grades: tuple[ArtifactRef, ...] = ()
+    """Of its answers to held-out prompts, by metric, where any are configured."""
     alpha: float
     """Mixing weight, 0 where nothing is mixed in."""
     share: float
@@ -158,6 +160,7 @@ def _result(situation: str, arm: str, chain: Chain, role: str, store: ArtifactSt
         seed=chain.config.seed,
         arm=arm,
         evaluation=chain.arms.evaluation(role),
+        grades=chain.arms.grades(role),
         alpha=float(facts.get("alpha", 0.0)),
         share=chain.config.split.use,
         learning_rate=chain.config.finetune.learning_rate if adapter else 0.0,

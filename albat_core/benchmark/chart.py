@@ -137,7 +137,7 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
 
 
 def _draw_predictions(axes: Any, points: Sequence[Prediction]) -> None:
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = [matplotlib.colormaps["tab10"](n) for n in range(10)]
     least = 0.1
     for number, task in enumerate(dict.fromkeys(point.task for point in points)):
         its = [point for point in points if point.task == task]

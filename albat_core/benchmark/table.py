@@ -1,6 +1,7 @@
 """The table of the efficacy benchmark: gains, multipliers and compute, with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.benchmark.arms import LABELS, ArmResult
 from albat_core.benchmark.chart import CHART, Curve, learning_curves
+from albat_core.measures.metrics import metric_title
+from albat_core.records.grades import document_grades, metric_of
 from albat_core.records.losses import document_losses
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA, RANDOM
-from albat_core.report.content import Interval
+from albat_core.report.content import Interval, Metric
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -54,26 +57,27 @@ class Row(BaseModel):
     """Compute over that of adaptation data only, mean over seeds."""
     seconds: float
     """Mean over seeds."""
+    metrics: tuple[Metric, ...] = ()
+    """Of the answers to held-out prompts, where any are configured; higher is better."""
 
 
 class Measured:
-    """Losses of a situation's arms by seed, and draws of them.
+    """Losses of a situation's arms by seed, or scores of their answers, and draws of them.
 
     Args:
-        store: where the evaluations are.
         results: of one situation; every seed has the same arms.
+        read: gives an arm's totals and units by document, each (n_documents,).
     """
 
-    def __init__(self, store: ArtifactStore, results: Sequence[ArmResult]) -> None:
+    def __init__(
+        self, results: Sequence[ArmResult], read: Callable[[ArmResult], tuple[Floats, Floats]]
+    ) -> None:
         self.seeds = sorted({r.seed for r in results})
         self.by_arm = {
             arm: sorted((r for r in results if r.arm == arm), key=lambda r: r.seed)
             for arm in dict.fromkeys(r.arm for r in results)
         }
-        found = {
-            arm: [document_losses(store, r.evaluation) for r in rows]
-            for arm, rows in self.by_arm.items()
-        }
+        found = {arm: [read(r) for r in rows] for arm, rows in self.by_arm.items()}
         self._totals = {arm: [totals for totals, _ in pairs] for arm, pairs in found.items()}
         self._units = [units for _, units in found[ADAPTATION_ONLY]]
 
@@ -90,13 +94,18 @@ class Measured:
             for seed, size in zip(seeds, sizes, strict=True)
         ]
 
-    def loss(self, arm: str, draw: Draw) -> float:
-        """Return the mean loss per unit over the seeds of a draw."""
-        losses = [
+    def mean(self, arm: str, draw: Draw) -> float:
+        """Return the mean per unit over the seeds of a draw."""
+        means = [
             self._totals[arm][seed][documents].sum() / self._units[seed][documents].sum()
             for seed, documents in draw
         ]
-        return float(np.mean(losses))
+        return float(np.mean(means))
+
+    def drawn(self, generator: np.random.Generator) -> dict[str, Floats]:
+        """Return each arm's mean over everything, and over draws of it, (1 + draws,)."""
+        draws = [self.everything(), *(self.draw(generator) for _ in range(_DRAWS))]
+        return {arm: np.array([self.mean(arm, d) for d in draws]) for arm in self.by_arm}
 
     @property
     def curve(self) -> tuple[Floats, list[str]]:
@@ -135,10 +144,9 @@ def data_multiplier(shares: Floats, losses: Floats, loss: float) -> float:
 
 def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> list[Row]:
     """Return the rows of one situation, in the order in which its arms were run."""
-    measured = Measured(store, results)
-    generator = numpy_generator(seed, "efficacy")
-    draws = [measured.everything(), *(measured.draw(generator) for _ in range(_DRAWS))]
-    losses = {arm: np.array([measured.loss(arm, d) for d in draws]) for arm in measured.by_arm}
+    measured = Measured(results, lambda r: document_losses(store, r.evaluation))
+    losses = measured.drawn(numpy_generator(seed, "efficacy"))
+    metrics = _metrics(store, results, seed)
     shares, arms = measured.curve
     curves = np.stack([losses[arm] for arm in arms], axis=1)
     base = measured.by_arm[ADAPTATION_ONLY]
@@ -160,9 +168,30 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
                 best_steps=tuple(r.best_step for r in its),
                 passes=float(np.mean(compute)),
                 seconds=float(np.mean([r.seconds for r in its])),
+                metrics=tuple(metrics[arm]),
             )
         )
     return rows
+
+
+def _metrics(
+    store: ArtifactStore, results: Sequence[ArmResult], seed: int
+) -> dict[str, list[Metric]]:
+    """Return what each metric says of each arm's answers, over seeds and documents."""
+    found: dict[str, list[Metric]] = {r.arm: [] for r in results}
+    for place, ref in enumerate(results[0].grades):
+        name = metric_of(store, ref)
+        measured = Measured(results, partial(_graded, store, place))
+        means = measured.drawn(numpy_generator(seed, "efficacy", name))
+        for arm, its in means.items():
+            gain = drawn_interval(its - means[ADAPTATION_ONLY])
+            value = drawn_interval(its)
+            found[arm].append(Metric(name=name, title=metric_title(name), value=value, gain=gain))
+    return found
+
+
+def _graded(store: ArtifactStore, place: int, result: ArmResult) -> tuple[Floats, Floats]:
+    return document_grades(store, result.grades[place])
 
 
 def drawn_interval(found: Floats) -> Interval:
@@ -190,7 +219,10 @@ def tabulate(results: Sequence[ArmResult], seed: int, runtime: Runtime) -> Artif
         ]
         return write_rows(folder, table(rows), rows, learning_curves(_curves(rows)))
 
-    inputs = [r.model_dump(mode="json", exclude={"seconds"}) for r in results]
+    inputs = [
+        r.model_dump(mode="json", exclude={"seconds"} if r.grades else {"seconds", "grades"})
+        for r in results
+    ]
     return store.produce(STAGE, STAGE_VERSION, {"seed": seed}, {"results": inputs}, build)
 
 
@@ -233,8 +265,9 @@ def table(rows: Sequence[Row]) -> str:
         its = [row for row in rows if row.situation == name]
         lines = [
             f"### {name}\n",
-            "| arm | loss | gain over adaptation only | data multiplier | alpha | compute |",
-            "|---|---|---|---|---|---:|",
+            "| arm | loss | gain over adaptation only | data multiplier | alpha | compute |"
+            + "".join(f" {m.title}, higher is better; gain |" for m in its[0].metrics),
+            "|---|---|---|---|---|---:|" + "---|" * len(its[0].metrics),
             *(_line(row) for row in its),
         ]
         parts.append("\n".join(lines) + "\n")
@@ -255,7 +288,14 @@ def _line(row: Row) -> str:
     return (
         f"| {label} | {shown(row.loss, '.3f')} | {shown(row.gain, '+.3f')} "
         f"| {times(row.multiplier, row.most)} | {alpha} | {row.passes:.1f} |"
+        + "".join(f" {_measured(metric)} |" for metric in row.metrics)
     )
+
+
+def _measured(metric: Metric) -> str:
+    """Return a metric's mean, and its gain over adaptation only."""
+    gain = f"; {shown(metric.gain, '+.3f')}" if metric.gain else ""
+    return f"{shown(metric.value, '.3f')}{gain}"
 
 
 def times(multiplier: Interval, most: float | None) -> str:

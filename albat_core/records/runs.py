@@ -30,6 +30,10 @@ class ArmRun(BaseModel):
     """What it made of the prompts, where any are configured."""
     fidelity: ArtifactRef | None = None
     """How close that is to subject and prompts, where encoders are configured."""
+    answers: ArtifactRef | None = None
+    """What it wrote to held-out prompts, where metrics are configured."""
+    grades: tuple[ArtifactRef, ...] = ()
+    """What each of the metrics says of that, in the order of the configuration."""
 
 
 class StageRun(BaseModel):

@@ -20,6 +20,18 @@ class Interval(_Part):
     high: float
 
 
+class Metric(_Part):
+    """What a metric says of an arm's answers; higher is better."""
+
+    name: str
+    """As settings have it."""
+    title: str
+    value: Interval
+    """Mean over the answers to all held-out prompts that were asked."""
+    gain: Interval | None = None
+    """This arm's mean less adaptation-only's, paired by document; > 0 is better."""
+
+
 class Arm(_Part):
     """One way to adapt, with what it came to on the held-out documents."""
 
@@ -32,6 +44,8 @@ class Arm(_Part):
     """Adaptation-only loss minus this arm's, paired by document; > 0 is better."""
     over_random: Interval | None = None
     """Loss with random corpus rows minus this arm's, paired by document; > 0 is better."""
+    metrics: tuple[Metric, ...] = ()
+    """Of its answers to held-out prompts, where any are configured."""
     perplexity: float | None = None
     """exp of the loss, where that is in nats per token."""
     documents: int
@@ -136,6 +150,33 @@ class SampleGrid(_Part):
     """Samples in all of a prompt and arm; the first are given."""
 
 
+class AnsweredPrompt(_Part):
+    """A held-out prompt with its own answer, and what the arms wrote to it, in their order."""
+
+    prompt: str
+    reference: str
+    answers: tuple[str, ...]
+
+
+class Answers(_Part):
+    """Answers to held-out prompts, of which metrics tell."""
+
+    labels: tuple[str, ...]
+    """Of the arms."""
+    shown: tuple[AnsweredPrompt, ...]
+    """The first, each of another document."""
+    rows: int
+    """Prompts that were answered."""
+    documents: int
+    """That these are of."""
+    answerable: int
+    """Held-out rows with prompt and answer."""
+    bare: int
+    """Held-out rows without."""
+    cut: tuple[int, ...]
+    """Answers that were cut at the most tokens, by arm."""
+
+
 class Fidelity(_Part):
     """How close an arm's pictures are to subject and prompts: mean cosines, in [-1, 1]."""
 
@@ -233,6 +274,7 @@ class ReportContent(_Part):
     """Where the run selected again."""
     samples: SampleGrid | None = None
     fidelity: tuple[Fidelity, ...] = ()
+    answers: Answers | None = None
     alpha: float
     proxy: Interval | None = None
     """How much harder the corpus is for the backbone than its own rows, where it is a proxy."""

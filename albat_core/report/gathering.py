@@ -11,6 +11,8 @@ import numpy as np
 import yaml
 
 from albat_core.measures.bootstrap import bootstrap_interval
+from albat_core.measures.metrics import metric_title
+from albat_core.records.grades import document_grades, metric_of
 from albat_core.records.losses import document_losses
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, RANDOM, ArmRun, RunArtifacts
 from albat_core.records.shards import row_notes
@@ -23,10 +25,11 @@ from albat_core.report.content import (
     CurvePoint,
     InputCount,
     Interval,
+    Metric,
     ReportContent,
     StageTime,
 )
-from albat_core.report.showing import fidelity, read_changes, sample_grid, selection
+from albat_core.report.showing import answers, fidelity, read_changes, sample_grid, selection
 from albat_core.report.verdict import verdict
 from albat_core.store.artifacts import ArtifactStore, Manifest
 
@@ -51,6 +54,7 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
         changes=read_changes(store, run.changes) if run.changes else None,
         samples=sample_grid(store, run),
         fidelity=tuple(fidelity(store, run)),
+        answers=answers(store, run),
         alpha=mixture.facts["alpha"],
         proxy=_proxy(store, run),
         verdict=verdict(mixing) if mixing else None,
@@ -134,6 +138,7 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
     """
     unit = loss_unit(store, runs)
     losses = {arm.name: document_losses(store, arm.evaluation) for arm in runs}
+    metrics = _metrics(store, runs, seed)
     arms = []
     for arm in runs:
         totals, units = losses[arm.name]
@@ -151,6 +156,7 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
                 loss=_interval((value, low, high)),
                 gain=gains.get(ADAPTATION_ONLY),
                 over_random=gains.get(RANDOM),
+                metrics=metrics[arm.name],
                 perplexity=float(np.exp(value)) if unit == NATS else None,
                 documents=len(units),
                 units=int(units.sum()),
@@ -162,6 +168,24 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
             )
         )
     return arms
+
+
+def _metrics(
+    store: ArtifactStore, runs: Sequence[ArmRun], seed: int
+) -> dict[str, tuple[Metric, ...]]:
+    """Return what each metric says of each arm, its gain the other way round than a loss's."""
+    names = [metric_of(store, grades) for grades in runs[0].grades]
+    found: dict[str, list[Metric]] = {arm.name: [] for arm in runs}
+    for place, name in enumerate(names):
+        sums = {arm.name: document_grades(store, arm.grades[place]) for arm in runs}
+        for arm, (totals, answered) in sums.items():
+            value = _interval(bootstrap_interval([totals], answered, seed))
+            gain = None
+            if arm != ADAPTATION_ONLY in sums:
+                pair = [totals, sums[ADAPTATION_ONLY][0]]
+                gain = _interval(bootstrap_interval(pair, answered, seed))
+            found[arm].append(Metric(name=name, title=metric_title(name), value=value, gain=gain))
+    return {arm: tuple(its) for arm, its in found.items()}
 
 
 def _proxy(store: ArtifactStore, run: RunArtifacts) -> Interval | None:

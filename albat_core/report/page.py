@@ -123,6 +123,7 @@ def _page(template: str, title: str, created: str, **content: Any) -> str:
         duration=wording.duration,
         verdict=verdict,
         caution=wording.caution,
+        metric_decimals=wording.metric_decimals,
         passage=passage,
         quantity=quantity,
         digest=_digest,

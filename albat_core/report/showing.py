@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from albat_core.pictures import thumbnail
+from albat_core.records.answers import read_answers
 from albat_core.records.examples import Example, message_text
 from albat_core.records.fidelity import MEASURES
 from albat_core.records.runs import RunArtifacts
@@ -17,6 +18,8 @@ from albat_core.records.selections import read_selection
 from albat_core.records.shards import read_examples
 from albat_core.records.splits import TRAIN, read_role
 from albat_core.report.content import (
+    AnsweredPrompt,
+    Answers,
     Changes,
     Fidelity,
     Interval,
@@ -38,6 +41,7 @@ _SHOWN = 6  # examples at either end of the scores
 _SIDE, _SMALL_SIDE = 256, 160  # pixels that pictures in the page have at most
 _LARGE = 48  # samples that are shown at the larger size; of more, all are smaller
 _PROMPTS = 40  # prompts whose samples are in the page
+_ANSWERED = 6  # prompts whose answers are in the page
 _EACH = 4  # samples of one prompt and arm that are in the page
 
 
@@ -218,6 +222,31 @@ def _sample(example: Example, side: int) -> Sample:
     if example.image is not None:
         return Sample(image=_picture(example, side))
     return Sample(text=_as_text(example).removeprefix(example.prompt or ""))
+
+
+def answers(store: ArtifactStore, run: RunArtifacts) -> Answers | None:
+    """Return the first answers of the arms, of a document each; None where none were written."""
+    arms = [(arm.label, arm.answers) for arm in run.arms if arm.answers is not None]
+    if not arms:
+        return None
+    tables = [read_answers(store, ref) for _, ref in arms]
+    facts = [store.manifest(ref).facts for _, ref in arms]
+    first: dict[str, int] = {}
+    for place, document in enumerate(tables[0]["document"].to_pylist()):
+        first.setdefault(document, place)
+    shown = []
+    for place in list(first.values())[:_ANSWERED]:
+        rows = [table.slice(place, 1).to_pylist()[0] for table in tables]
+        written = tuple(row["answer"] for row in rows)
+        prompt, reference = rows[0]["prompt"], rows[0]["reference"]
+        shown.append(AnsweredPrompt(prompt=prompt, reference=reference, answers=written))
+    return Answers(
+        labels=tuple(label for label, _ in arms),
+        shown=tuple(shown),
+        rows=tables[0].num_rows,
+        cut=tuple(each["cut"] for each in facts),
+        **{name: facts[0][name] for name in ("documents", "answerable", "bare")},
+    )
 
 
 def fidelity(store: ArtifactStore, run: RunArtifacts) -> list[Fidelity]:

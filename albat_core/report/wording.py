@@ -48,6 +48,11 @@ def arm_decimals(arms: Iterable[Arm]) -> int:
     return max(loss_decimals(a.loss.value for a in arms), decimals(widths, 1))
 
 
+def metric_decimals(arms: Iterable[Arm], place: int) -> int:
+    """Return the digits behind the point of what arms' metric at a place of their lists says."""
+    return decimals((arm.metrics[place].value.value for arm in arms), 3)
+
+
 def in_unit(value: float, unit: str, digits: int) -> str:
     """Return ``2.521 nats per token`` or ``0.08342 (squared error per latent value)``."""
     counted = unit.startswith("nats")

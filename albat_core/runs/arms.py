@@ -1,8 +1,10 @@
-"""Arms of a run: each trained on a mixture of its own, evaluated and sampled from."""
+"""Arms of a run: each trained on a mixture of its own, evaluated, asked and sampled from."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+from albat_core.backbones.config import SamplingConfig
+from albat_core.measures.metrics import metric_title
 from albat_core.records.runs import (
     ADAPTATION_ONLY,
     ALBAT,
@@ -15,9 +17,11 @@ from albat_core.records.runs import (
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
 from albat_core.runs.steps import Step, Steps
+from albat_core.stages.answer import answer_prompts
 from albat_core.stages.evaluate import evaluate
 from albat_core.stages.fidelity import measure_fidelity
 from albat_core.stages.finetune import finetune
+from albat_core.stages.grade import grade_answers
 from albat_core.stages.sample import draw_samples
 from albat_core.store.artifacts import ArtifactRef
 from albat_core.training.config import FinetuneConfig
@@ -81,6 +85,30 @@ class Arms:
             clip=c.samples.clip,
         )
 
+    def answers(self, arm: str) -> ArtifactRef | None:
+        """Return what an arm wrote to held-out prompts; none where no metrics are configured."""
+        if not self._config.evaluation.metrics:
+            return None
+        return self._steps.results([self._answering(arm)])[0]
+
+    def grades(self, arm: str) -> tuple[ArtifactRef, ...]:
+        """Return what each configured metric says of an arm's answers."""
+        c, answers = self._config, self.answers(arm)
+        if answers is None:
+            return ()
+        grading = [
+            self._steps.submit(
+                f"grade: {LABELS[arm]}, {metric_title(name)}",
+                grade_answers,
+                answers=answers,
+                metric=name,
+                runtime=c.runtime,
+                label=f"{LABELS[arm]}, {metric_title(name)}",
+            )
+            for name in c.evaluation.metrics
+        ]
+        return tuple(self._steps.results(grading))
+
     @cached_property
     def runs(self) -> list[ArmRun]:
         """Every arm, trained and evaluated; what needs nothing of each other runs side by side."""
@@ -88,6 +116,8 @@ class Arms:
         tried = [self._evaluating(arm) for arm in self.names]
         if self._config.samples.all_prompts:
             tried += [self._sampling(arm) for arm in self.names]
+        if self._config.evaluation.metrics:
+            tried += [self._answering(arm) for arm in self.names]
         self._steps.results(tried)
         return [
             ArmRun(
@@ -97,6 +127,8 @@ class Arms:
                 adapter=self.adapter(arm),
                 samples=self.samples(arm),
                 fidelity=self.fidelity(arm),
+                answers=self.answers(arm),
+                grades=self.grades(arm),
             )
             for arm in self.names
         ]
@@ -128,6 +160,22 @@ class Arms:
             encodings=self._inputs.own_encodings,
             backbone_config=c.backbone,
             config=c.evaluation,
+            runtime=c.runtime,
+            label=LABELS[arm],
+        )
+
+    def _answering(self, arm: str) -> Step[ArtifactRef]:
+        c, its = self._config, self._config.evaluation
+        return self._steps.submit(
+            f"answer: {LABELS[arm]}",
+            answer_prompts,
+            adapter=self.adapter(arm),
+            adaptation=self._inputs.adaptation,
+            backbone_config=c.backbone,
+            sampling=SamplingConfig(max_new_tokens=its.max_new_tokens, temperature=its.temperature),
+            rows=its.answers,
+            batch_tokens=its.batch_tokens,
+            seed=c.seed,
             runtime=c.runtime,
             label=LABELS[arm],
         )

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from albat_core.backbones import kind_of
+from albat_core.backbones import kind_of, writes_answers
 from albat_core.backbones.config import BackboneConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.stages.decontaminate import DecontaminationConfig
@@ -173,6 +173,17 @@ class RunConfig(StageConfig):
         if value.weigh == "proportional" and scoring and not scoring.scorer.gives_weights:
             raise ValueError(
                 "weigh proportional needs the scorer matching, whose scores are weights"
+            )
+        return value
+
+    @field_validator("evaluation")
+    @classmethod
+    def _metrics_of_texts(cls, value: EvaluationConfig, others: ValidationInfo) -> EvaluationConfig:
+        backbone = others.data.get("backbone")
+        if value.metrics and backbone is not None and not writes_answers(backbone):
+            raise ValueError(
+                f"metrics ({', '.join(value.metrics)}) compare texts, and this kind of backbone "
+                "writes none: leave them out; samples.dino and samples.clip measure pictures"
             )
         return value
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.runs import ALBAT
-from albat_core.report.content import Interval
+from albat_core.report.content import Interval, Metric
 from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -27,6 +27,7 @@ from albat_core.store.stage import Runtime, StageConfig
 PRODUCTION = "production"
 """The alias that is meant where none is named."""
 _FOLDER = "registry"
+_EVALUATED = ("report", "loss", "gain", "multiplier", "metrics")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -54,6 +55,8 @@ class Entry(BaseModel):
     """Over adaptation data only, paired by document."""
     multiplier: Interval | None = None
     """Predicted, where alpha was computed."""
+    metrics: tuple[Metric, ...] = ()
+    """Of its answers to held-out prompts, higher is better; none where none were configured."""
     config: dict[str, Any]
     """The run's configuration, without what changes no result."""
 
@@ -84,7 +87,7 @@ class Registry:
         else:
             kept: dict[str, Any] = {"created": before.created, "parent": before.parent}
             if entry.report is None:  # evaluated before: that still holds
-                kept |= {n: getattr(before, n) for n in ("report", "loss", "gain", "multiplier")}
+                kept |= {n: getattr(before, n) for n in _EVALUATED}
             entry = entry.model_copy(update=kept)
         if entry != before:
             place = storage.join(self._root, entry.run, f"{entry.adapter.key}.json")
@@ -210,6 +213,7 @@ def register_adapter(
             loss=arm.loss if arm else None,
             gain=arm.gain if arm else None,
             multiplier=results.multiplier if results else None,
+            metrics=arm.metrics if arm else (),
             config=config.model_dump(mode="json", exclude={"runtime", "output", "reselection"}),
         )
     )

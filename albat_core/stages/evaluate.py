@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
 from albat_core.backbones.base import FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig
 from albat_core.measures.losses import example_losses, refuse_not_finite
+from albat_core.measures.metrics import METRICS, is_name, metric_title
 from albat_core.records.encodings import Encodings
 from albat_core.records.losses import LOSS_SCHEMA, LOSSES, STAGE
 from albat_core.records.splits import TEST, read_role, role_digest
@@ -18,6 +19,8 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE_VERSION = 2
+_OF_ANSWERS = {"metrics", "answers", "max_new_tokens", "temperature"}
+"""Settings that change no loss."""
 
 
 class EvaluationConfig(StageConfig):
@@ -27,6 +30,28 @@ class EvaluationConfig(StageConfig):
     """Tokens in a batch, padding included; of pictures, positions of their latents."""
     noise_levels: int = Field(32, ge=1, le=1000)
     """Noise levels of a diffusion model that a held-out example's loss is the mean of."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of the answers that every arm writes to held-out prompts, higher is better: `rouge_l`
+    (install `albat[metrics]`), `exact_match`, or a function of your own as
+    `package.module:function`. None: nothing is written."""
+    answers: int = Field(200, ge=1)
+    """Held-out rows with prompt and answer that are answered at most, drawn by document."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens that an answer has at most."""
+    temperature: float = Field(0.0, ge=0)
+    """Temperature at which an answer's tokens are drawn; 0: the likeliest each time."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := [name for name in value if not is_name(name)]:
+            raise ValueError(
+                f"expected {', '.join(METRICS)} or package.module:function, got {strange[0]!r}"
+            )
+        titles = [metric_title(name) for name in value]
+        if again := sorted({title for title in titles if titles.count(title) > 1}):
+            raise ValueError(f"expected metrics of different names, {again[0]} is there twice")
+        return value
 
 
 def evaluate(
@@ -73,7 +98,7 @@ def evaluate(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.settings(),
+        config.settings(without=_OF_ANSWERS),
         {
             "adapter": adapter.key if adapter else None,
             "heldout": role_digest(store, adaptation, TEST),

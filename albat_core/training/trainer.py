@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from albat_core.backbones.base import (
     Backbone,
@@ -40,7 +41,7 @@ def spread_waypoints(state: TrainingState, count: int) -> list[int]:
     return [reached[place] for place in sorted({max(place, 0) for place in places})]
 
 
-def is_worse(totals: Sequence[float], best: Sequence[float], units: Sequence[int]) -> bool:
+def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
     """Tell whether losses are above others by more than two standard errors of the difference.
 
     The difference is a ratio, sum(totals - best) / sum(units), paired by example.

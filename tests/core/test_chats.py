@@ -232,6 +232,35 @@ def test_an_answer_is_trl_s_completion(name: str) -> None:
         assert mask == [n >= len(asked) for n in range(len(ids))]
 
 
+@pytest.mark.usefixtures("fixed_day")
+@pytest.mark.parametrize("chat", ["two turns", "a system prompt", "line breaks", "reasoning"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_last_answer_is_asked_for_as_it_is_learnt(name: str, chat: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of((TEMPLATES / f"{name}.jinja").read_text())
+    row = Example("e", "d", "s", messages=tuple(shaped(name, CHATS[chat])))
+    try:
+        ids, mask = spoken(tokenizer, list(row.messages or ()))
+    except InputError:
+        pytest.skip("the template refuses the chat")
+    encoder = TextEncoder(BackboneConfig(path=str(save_backbone(tmp_path)), max_length=512))
+    encoder.tokenizer = tokenizer
+    encoder._chats = ChatRenderer(tokenizer, "tokenizer", DAY)
+    question = encoder.question(row)
+    first = len(question.ids)
+    assert question.ids == ids[:first]
+    assert mask[first] and not mask[first - 1]
+    said = CHATS[chat][-1]["content"].strip()
+    assert question.reference.endswith(said)
+    if chat != "reasoning":  # what is thought is compared too
+        assert question.reference == said
+    learnt_last = [token for token, learns in zip(ids[first:], mask[first:], strict=True) if learns]
+    assert encoder.said(question, learnt_last) == question.reference
+    assert ("because" in tokenizer.decode(learnt_last)) == ("because" in question.reference)
+    assert question.end is not None or question.stop == ""
+    if question.end is not None:
+        assert question.end in learnt_last
+
+
 # What is said of templates, one by one
 
 

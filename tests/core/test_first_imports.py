@@ -12,7 +12,8 @@ STAGES = sorted(
     for path in (ROOT / "albat_core" / "stages").glob("*.py")
     if path.stem != "__init__"
 )
-MODELS = ("torch", "transformers", "diffusers", "peft", "faiss", "matplotlib", "scipy", "datatrove")
+MODELS = ("torch", "transformers", "diffusers", "peft", "faiss", "matplotlib", "scipy")
+MODELS += ("datatrove", "rouge_score")
 
 
 def imported(code: str) -> set[str]:

@@ -28,6 +28,7 @@ class DiffusionKind(Kind):
 pipeline = DiffusionPipeline.from_pretrained({path!r})
 pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
     needs_prompts: ClassVar[bool] = True
+    writes_answers: ClassVar[bool] = False
     usual_penalty: ClassVar[float] = 0.0
     highest_alpha: ClassVar[float] = 0.5
 

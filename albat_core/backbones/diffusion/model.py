@@ -10,7 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from albat_core.backbones.adapters import AdapterConfig, check_note, write_note
-from albat_core.backbones.base import Encoded, FixedNoise, Losses, Precomputed, as_untouched
+from albat_core.backbones.base import (
+    Answer,
+    Encoded,
+    FixedNoise,
+    Losses,
+    Precomputed,
+    Question,
+    as_untouched,
+)
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.diffusion.adapter import PipelineAdapter
 from albat_core.backbones.diffusion.captions import CaptionFitter, RowPreparation
@@ -23,7 +31,7 @@ from albat_core.backbones.diffusion.noise import (
     stratified_levels,
 )
 from albat_core.backbones.folder import backbone_folder
-from albat_core.errors import InputError
+from albat_core.errors import BackboneError, InputError
 from albat_core.pictures import picture_pixels, png_file
 from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
@@ -226,6 +234,23 @@ class DiffusionBackbone:
                     )
                 )
         return made
+
+    def questions(self, examples: Sequence[Example]) -> list[Question]:
+        """Raise: pictures are not asked for texts."""
+        raise self._writes_nothing()
+
+    def answer(
+        self, questions: Sequence[Question], config: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Answer]:
+        """Raise: no text is written."""
+        raise self._writes_nothing()
+
+    def _writes_nothing(self) -> BackboneError:
+        return BackboneError(
+            "expected a backbone that writes answers, got one that draws pictures",
+            where=self._path,
+            remedy="leave evaluation.metrics out: they compare texts",
+        )
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter to the denoiser, and to text encoders if configured."""

@@ -7,7 +7,7 @@ Nothing has to be a prefix of anything, so templates may rewrite earlier turns.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import takewhile
@@ -29,6 +29,7 @@ from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
 _DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
+_REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -45,6 +46,39 @@ class Spoken:
     ids: list[int]
     mask: list[bool]
     ended: bool
+
+
+@dataclass(frozen=True)
+class LastAnswer:
+    """A chat as text, and where in it the assistant answers last.
+
+    Args:
+        whole: the chat up to the end of that answer, and what the template writes behind it.
+        start: characters in front of it, the header that asks for it included.
+        content: where what the message says begins: behind what the template writes in front of it,
+            such as an empty thought.
+        end: where it ends, its end of turn included.
+        closing: what the template ends it with, without white space: a special token where it has
+            one, else text; "" where it writes neither.
+    """
+
+    whole: str
+    start: int
+    content: int
+    end: int
+    closing: str
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A chat as its template writes it, with the tools to write parts of it."""
+
+    messages: Messages
+    whole: str
+    spans: list[tuple[int, int]]
+    template: str
+    apply: Callable[..., Any]
+    render: Render
 
 
 def dated(template: str, day: date) -> str:
@@ -83,6 +117,45 @@ class ChatRenderer:
             BackboneError: the tokenizer has no chat template.
             InputError: its template refuses the chat; it says which message.
         """
+        written = self._write(example)
+        if written is None:
+            return Spoken([], [], ended=True)
+        whole = written.whole
+        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        mask = [any(b > start and a < end for start, end in written.spans) for a, b in offsets]
+        if _MARKED.search(written.template):
+            marked = written.apply(
+                written.messages, return_dict=True, return_assistant_tokens_mask=True
+            )
+            mask = _within(mask, marked["assistant_masks"])
+        return Spoken(ids, mask, self._ended(whole, written.messages, written.render))
+
+    def last_answer(self, example: Example) -> LastAnswer | None:
+        """Return where the last answer that carries loss stands; None where there is none.
+
+        Raises:
+            BackboneError: see ``spoken``.
+            InputError: see ``spoken``.
+        """
+        written = self._write(example)
+        if written is None:
+            return None
+        whole, messages = written.whole, written.messages
+        start, end = written.spans[-1]
+        said = whole[start:end].rstrip()
+        closing = max((t for t in self._special if said.endswith(t)), key=len, default="")
+        if not closing and not messages[-1].get("tool_calls"):  # whose end is that of a call
+            shown = shows(whole, messages, len(messages) - 1, written.render)
+            closing = "" if shown is None else whole[shown:end].strip()
+        content = None
+        if not _REASONING & messages[-1].keys():  # which the answer says too
+            content = shows(whole, messages, len(messages) - 1, written.render, first=True)
+        content = start if content is None else min(max(content, start), end)
+        return LastAnswer(whole, start, content, end, closing)
+
+    def _write(self, example: Example) -> _Written | None:
+        """Return a chat up to the last answer that carries loss; None where there is none."""
         messages = list(example.messages or ())
         if not self._tokenizer.chat_template:
             raise BackboneError(
@@ -92,7 +165,7 @@ class ChatRenderer:
             )
         turns = [n for n, message in enumerate(messages) if _learnt(message)]
         if not turns:
-            return Spoken([], [], ended=True)
+            return None
         tools = _tools(example)
         template = dated(self._tokenizer.get_chat_template(tools=tools), self._day)
 
@@ -106,13 +179,7 @@ class ChatRenderer:
 
         messages, whole = self._whole(messages[: turns[-1] + 1], render, example.example_id)
         spans = [self._span(whole, messages, turn, render) for turn in turns]
-        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-        mask = [any(b > start and a < end for start, end in spans) for a, b in offsets]
-        if _MARKED.search(template):
-            marked = apply(messages, return_dict=True, return_assistant_tokens_mask=True)
-            mask = _within(mask, marked["assistant_masks"])
-        return Spoken(ids, mask, self._ended(whole, messages, render))
+        return _Written(messages, whole, spans, template, apply, render)
 
     def _whole(self, messages: Messages, render: Render, name: str) -> tuple[Messages, str]:
         """Return a chat in the shape that its template takes, and its text."""

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM
 backbone = AutoModelForCausalLM.from_pretrained({path!r})
 model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
     needs_prompts: ClassVar[bool] = False
+    writes_answers: ClassVar[bool] = True
     usual_penalty: ClassVar[float] = 0.3
     highest_alpha: ClassVar[float] = 0.9
 

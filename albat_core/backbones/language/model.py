@@ -18,10 +18,12 @@ from albat_core.backbones.adapters import (
     write_note,
 )
 from albat_core.backbones.base import (
+    Answer,
     Encoded,
     FixedNoise,
     Losses,
     Precomputed,
+    Question,
     as_untouched,
     trained_layers,
 )
@@ -29,7 +31,7 @@ from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
 from albat_core.backbones.language.likelihood import token_divergence, token_losses
 from albat_core.backbones.language.tokens import TextEncoder
-from albat_core.backbones.language.writing import write_texts
+from albat_core.backbones.language.writing import write_answers, write_texts
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
@@ -169,6 +171,18 @@ class LanguageBackbone:
         model = self._adapted if self._adapted is not None else self._model
         with self._precision():
             return write_texts(model, self._encoder, prompts, config, seed)
+
+    def questions(self, examples: Sequence[Example]) -> list[Question]:
+        """Return rows as what is asked and what was expected, see ``TextEncoder.question``."""
+        return [self._encoder.question(example) for example in examples]
+
+    def answer(
+        self, questions: Sequence[Question], config: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Answer]:
+        """Return what is written to each question, see ``Backbone`` and ``write_answers``."""
+        model = self._adapted if self._adapted is not None else self._model
+        with self._precision():
+            return write_answers(model, self._encoder, questions, config, seeds)
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from albat_core.backbones.base import Question
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.folder import (
     MODEL_CONFIG,
@@ -63,10 +64,7 @@ class TextEncoder:
         return [self._beginning(prompt) for prompt in prompts]
 
     def _beginning(self, prompt: str) -> list[int]:
-        ids, _ = self._encoded(prompt)
-        first, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if not ids:
-            ids = [token for token in (first, end) if token is not None][:1]
+        ids = self._encoded(prompt)[0] or self._first()
         if not ids:
             raise BackboneError(
                 "expected a token that begins a text, the tokenizer has none",
@@ -81,6 +79,61 @@ class TextEncoder:
                 remedy="shorten it, or raise backbone.max_length",
             )
         return ids
+
+    def _first(self) -> list[int]:
+        """Return the token that begins a text of which nothing is there; none where none does."""
+        begins = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return [token for token in begins if token is not None][:1]
+
+    def question(self, example: Example) -> Question:
+        """Return what is asked for a row's answer, and the answer.
+
+        The tokens are those in front of the first that carries loss, so that an answer is asked for
+        as it was trained: a space that ends a prompt is often part of the answer's first token.
+
+        Args:
+            example: with a prompt and an answer, or a chat whose last answer has turns before it.
+
+        Raises:
+            BackboneError: the tokenizer has no chat template.
+            InputError: its template refuses the chat.
+        """
+        if example.messages is None:
+            text, start = example.text or "", len(example.prompt or "")
+            ids, ends = self._encoded(text)
+            first = next((n for n, end in enumerate(ends) if end > start), len(ids))
+            asked = ids[:first] or self._encoded(text[:start])[0]
+            begun = ends[first - 1] if first else start
+            prompt, reference = example.prompt or "", text[start:].strip()
+            return Question(asked, prompt, reference, lead=text[begun:start])
+        spoken = self._chats.last_answer(example)
+        assert spoken is not None  # rows without an answer are not asked
+        whole, start, closing = spoken.whole, spoken.start, spoken.closing
+        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        first = next((n for n, (_, end) in enumerate(offsets) if end > start), len(ids))
+        said = next((n for n, (_, end) in enumerate(offsets) if end > spoken.content), len(ids))
+        last = sum(begin < spoken.end for begin, _ in offsets)
+        across = whole[offsets[said][0] : spoken.content] if said < last else ""
+        named = closing in self.tokenizer.added_tokens_encoder
+        question = Question(
+            ids[:first] or self._first(),
+            self.decoded(ids[:first]),
+            "",
+            lead=self.decoded(ids[first:said]) + across,
+            end=self.tokenizer.convert_tokens_to_ids(closing) if named else None,
+            stop="" if named else closing,
+        )
+        return replace(question, reference=self.said(question, ids[first:last]))
+
+    def said(self, question: Question, ids: Sequence[int]) -> str:
+        """Return what the tokens of an answer say, without its end and white space around it."""
+        text = self.decoded(ids).removeprefix(question.lead)
+        return (text.partition(question.stop)[0] if question.stop else text).strip()
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Return tokens as text, without special ones."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def tokens(self, example: Example) -> tuple[list[int], list[bool]]:
         """Return token ids and, for each, whether predicting it is part of the loss.

@@ -1,0 +1,149 @@
+"""Answers that an arm writes to the prompts of held-out rows."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones.base import Answer, adapted, length_batches
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
+from albat_core.errors import InputError
+from albat_core.progress import track
+from albat_core.records.answers import ANSWER_SCHEMA, ANSWERS, STAGE, prompt_and_answer
+from albat_core.records.examples import Example
+from albat_core.records.splits import TEST, read_role, role_digest
+from albat_core.records.tables import write_table
+from albat_core.seeding import derive_seed, numpy_generator
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime, given
+
+STAGE_VERSION = 1
+
+
+def answer_prompts(
+    adapter: ArtifactRef | None,
+    adaptation: ArtifactRef,
+    backbone_config: BackboneConfig,
+    sampling: SamplingConfig,
+    rows: int,
+    batch_tokens: int,
+    seed: int,
+    runtime: Runtime,
+    label: str = "answer",
+) -> ArtifactRef:
+    """Have the backbone answer held-out prompts with an adapter (None: without).
+
+    Args:
+        adapter: of the arm.
+        adaptation: the adaptation set, split.
+        backbone_config: a language model's.
+        sampling: tokens written at most, and the temperature; 0: the likeliest each time.
+        rows: answered at most, >= 1; which of them is drawn by document, alike for all arms.
+        batch_tokens: tokens in a batch, padding and answers included.
+        seed: of the run.
+        runtime: where to compute.
+        label: names the progress line.
+
+    Returns:
+        an artifact of answers in the order of the held-out rows. Its facts count the rows without
+        prompt and answer (``bare``) and the answers that were cut at the most tokens (``cut``).
+
+    Raises:
+        BackboneError: the adapter was made for another backbone, or it writes no answers.
+        InputError: no held-out row has prompt and answer.
+    """
+    store = ArtifactStore(runtime.root)
+
+    def build(folder: Path) -> Built:
+        heldout = read_role(store, adaptation, TEST)
+        answerable = [row for row in heldout if prompt_and_answer(row) is not None]
+        refuse_bare(len(answerable), len(heldout), str(adaptation))
+        asked = drawn_by_document(answerable, rows, seed)
+        seeds = [derive_seed(seed, STAGE, row.example_id) for row in asked]
+        written: dict[int, Answer] = {}
+        with (
+            open_backbone(backbone_config, runtime) as backbone,
+            adapted(backbone, store.folder(adapter) if adapter else None),
+            track(label, len(asked), "answers") as advance,
+        ):
+            questions = backbone.questions(asked)
+            lengths = [len(q.ids) + sampling.max_new_tokens for q in questions]
+            for batch in length_batches(lengths, batch_tokens):
+                made = backbone.answer(
+                    [questions[n] for n in batch], sampling, [seeds[n] for n in batch]
+                )
+                written |= zip(batch, made, strict=True)
+                advance(len(batch))
+        answers = [written[n] for n in range(len(asked))]
+        columns = [
+            [row.example_id for row in asked],
+            [row.document for row in asked],
+            [q.prompt for q in questions],
+            [q.reference for q in questions],
+            [a.text for a in answers],
+            [a.ended for a in answers],
+        ]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, ANSWER_SCHEMA, strict=True)]
+        write_table(pa.Table.from_arrays(arrays, schema=ANSWER_SCHEMA), folder / ANSWERS)
+        facts = {
+            "documents": len({row.document for row in asked}),
+            "answerable": len(answerable),
+            "bare": len(heldout) - len(answerable),
+            "cut": sum(not a.ended for a in answers),
+        }
+        return Built(rows=len(asked), facts=facts)
+
+    return store.produce(
+        STAGE,
+        STAGE_VERSION,
+        given(
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            rows=rows,
+            batch_tokens=batch_tokens,
+            seed=seed,
+        ),
+        {
+            "adapter": adapter.key if adapter else None,
+            "heldout": role_digest(store, adaptation, TEST),
+            "backbone": backbone_identity(backbone_config, runtime),
+        },
+        build,
+    )
+
+
+def drawn_by_document(rows: Sequence[Example], most: int, seed: int) -> list[Example]:
+    """Return some rows in their order, each document in turn giving one, so that many have a say.
+
+    Args:
+        rows: of all documents.
+        most: rows returned at most.
+        seed: of the named generator that draws the order of documents and rows.
+    """
+    before: Counter[str] = Counter()
+    turns: list[tuple[int, int, int]] = []
+    order = numpy_generator(seed, STAGE, "rows").permutation(len(rows))
+    for place, number in enumerate(order.tolist()):
+        turns.append((before[rows[number].document], place, number))
+        before[rows[number].document] += 1
+    return [rows[number] for number in sorted(number for *_, number in sorted(turns)[:most])]
+
+
+def refuse_bare(answerable: int, rows: int, where: str) -> None:
+    """Raise an InputError where no held-out row has prompt and answer.
+
+    Args:
+        answerable: rows that have.
+        rows: in all.
+        where: they come from.
+    """
+    if not answerable:
+        raise InputError(
+            f"expected held-out rows with prompt and answer for evaluation.metrics, got {rows:,} "
+            "of plain text, or whose answers were cut",
+            where=where,
+            remedy="give prompt_template and answer_template, or chats, raise backbone.max_length, "
+            "or leave evaluation.metrics out",
+        )
