@@ -108,7 +108,7 @@ def mix(config: RunConfig) -> FlowResult:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        mixture = chain.mixture(ALBAT)
+        mixture = chain.arms.mixture(ALBAT)
         publish_selection(chain, worth=True)
         return FlowResult(artifact=mixture, stages=tuple(chain.stages))
 

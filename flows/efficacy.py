@@ -24,12 +24,17 @@ def efficacy(config: EfficacyConfig) -> FlowResult:
     """
     runtime = config.situations[0].run.runtime
     with tasks_in_processes(config.parallel) as execute:
-        cases = [
-            execute(measure_situation, situation=each, config=config, seed=seed)
-            for seed in config.seeds
+        first, *others = config.seeds
+        tuned = [
+            execute(measure_situation, situation=each, config=config, seed=first)
             for each in config.situations
         ]
-        results = [result for case in cases for result in case.result()]
+        cases = [
+            execute(measure_situation, situation=each, config=config, seed=seed, first=its.result())
+            for seed in others
+            for each, its in zip(config.situations, tuned, strict=True)
+        ]
+        results = [result for case in (*tuned, *cases) for result in case.result()]
         table = execute(tabulate, results=results, seed=0, runtime=runtime).result()
     return FlowResult(artifact=table, stages=())
 

@@ -88,6 +88,8 @@ def adapter_card(config: BackboneConfig, facts: Mapping[str, Any]) -> str:
     published = hub_id(config.path)  # where there is none, a path would be of this machine alone
     path = published or f"path/to/{PurePath(config.path).name}"
     base_model = f"base_model: {published}\n" if published else ""
+    then = "\nThen trained anew for as many steps, on the validation rows too.\n"
+    refit = then if facts["refit"] else ""
     return f"""---
 {base_model}library_name: {kind.library}
 tags: [lora, albat]
@@ -97,7 +99,7 @@ tags: [lora, albat]
 Trained by albat on {facts["adaptation_rows"]} adaptation rows and {facts["backbone_rows"]} rows of
 the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["best_step"]} of
 {facts["steps"]}, validation loss {facts["validation_loss"]:.4f} ({kind.loss_unit}).
-
+{refit}
 ```python
 {kind.loading.format(path=path)}
 ```

@@ -1,6 +1,6 @@
 """The efficacy benchmark: every scorer and every fair baseline, on several seeds, as a table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +19,6 @@ LABELS = {
     UNTOUCHED: "backbone untouched",
     ADAPTATION_ONLY: "adaptation data only",
     "more_steps": "adaptation data only, with ALBAT's compute",
-    "penalty": "penalty towards the backbone's outputs",
     "rows_alone": "ALBAT without the penalty",
     **{name: scorer.title for name, scorer in SCORERS.items()},
     ALBAT: "ALBAT",
@@ -47,12 +46,21 @@ class ArmResult(BaseModel):
     share: float
     """Of the documents that are not held out."""
     learning_rate: float
-    """That it was trained at, 0 where it was not trained."""
+    """That it was trained at; 0 where nothing was trained."""
+    penalty: float
+    """Weight of the penalty towards the backbone's outputs."""
+    surrogate: float
+    """Learning rate that the run's surrogate is trained at."""
     best_step: int
     passes: int
     """Units that went through the model, selection included; a backward pass counts for two."""
     seconds: float
     """Time that the stages took when they were computed, selection included."""
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Settings that validation documents chose."""
+        return {"learning_rate": self.learning_rate, "penalty": self.penalty}
 
 
 def with_settings(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
@@ -63,26 +71,42 @@ def with_settings(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     return config.model_copy(update=changed)
 
 
-def measure_situation(situation: Situation, config: EfficacyConfig, seed: int) -> list[ArmResult]:
+def measure_situation(
+    situation: Situation,
+    config: EfficacyConfig,
+    seed: int,
+    first: Sequence[ArmResult] = (),
+) -> list[ArmResult]:
     """Train and evaluate every arm of a situation with one seed, or find them finished.
 
-    Each is trained at every learning rate that is configured; validation documents choose.
+    Each is trained at every learning rate that is configured, those without corpus also with and
+    without the penalty; validation documents choose.
+
+    Args:
+        situation: the task.
+        config: of the benchmark.
+        seed: of the runs.
+        first: results with another seed, whose choices are taken over; none: they are made.
     """
+    chosen = {result.arm: result for result in first}
     run = situation.run.model_copy(update={"seed": seed})
     store = ArtifactStore(run.runtime.root)
     results: dict[str, ArmResult] = {}
-    arms = 6 + len(config.scorers) + len(config.alphas) + len(config.shares)
+    arms = 5 + len(config.scorers) + len(config.alphas) + len(config.shares)
     arms += bool(penalty_weight(run.finetune, run.backbone))
     with track(f"{situation.name}, seed {seed}", arms, ARMS) as advance:
-        tried = [with_settings(run, surrogate=rate) for rate in _rates(config)]
-        run = min(tried, key=lambda its: _validation(store, Chain(its).surrogate))
+        rates = [{"learning_rate": chosen[ALBAT].surrogate}] if chosen else _rates(config)
+        tried = [with_settings(run, surrogate=rate) for rate in rates]
+        run = min(tried, key=lambda its: _validation_loss(store, Chain(its).surrogate))
         for arm in _arms(run, config, results):
-            its, role = arm.run, arm.role
-            if role != UNTOUCHED:
-                like = [{"learning_rate": results[arm.like].learning_rate}] if arm.like else None
-                at = [with_settings(its, finetune=rate) for rate in like or _rates(config)]
-                its = min(at, key=lambda r: _validation(store, Chain(r).arms.adapter(role)))
-            results[arm.name] = _result(situation.name, arm.name, Chain(its), role, store)
+            trainings = arm.tried
+            if chosen and trainings:
+                trainings = [trainings[0] | chosen[arm.name].training]
+            tried = [with_settings(arm.run, finetune=its) for its in trainings]
+            best = arm.run if not tried else tried[0]
+            if len(tried) > 1:
+                best = min(tried, key=lambda its: _looked(store, its, arm.role))
+            results[arm.name] = _result(situation.name, arm.name, Chain(best), arm.role, store)
             advance(1)
     return list(results.values())
 
@@ -92,9 +116,15 @@ def _rates(config: EfficacyConfig) -> list[dict[str, Any]]:
     return [{"learning_rate": rate} for rate in config.learning_rates] or [{}]
 
 
-def _validation(store: ArtifactStore, adapter: ArtifactRef | None) -> float:
-    """Return an adapter's loss on the documents that chose its best step."""
+def _looked(store: ArtifactStore, run: RunConfig, role: str) -> float:
+    """Return the validation loss of an arm that is trained without those documents."""
+    adapter = Chain(run.model_copy(update={"refit": False})).arms.adapter(role)
     assert adapter is not None  # only the untouched arm has none
+    return _validation_loss(store, adapter)
+
+
+def _validation_loss(store: ArtifactStore, adapter: ArtifactRef) -> float:
+    """Return an adapter's loss on the documents that chose its best step."""
     return float(store.manifest(adapter).facts["validation_loss"])
 
 
@@ -103,8 +133,8 @@ class _Arm(NamedTuple):
     run: RunConfig
     role: str
     """Which of the run's arms it is."""
-    like: str = ""
-    """The arm whose learning rate it has; none: its own best."""
+    tried: Sequence[dict[str, Any]] = ()
+    """Settings of its training, of which validation documents choose."""
 
 
 def _arms(
@@ -117,29 +147,27 @@ def _arms(
         config: of the benchmark.
         results: of the arms yielded so far, on which later ones depend.
     """
-    plain = with_settings(run, finetune={"penalty": 0.0}, surrogate={"penalty": 0.0})
+    rates = _rates(config)
+    alone = [rate | {"penalty": weight} for rate in rates for weight in (0.0, config.penalty)]
     yield _Arm(UNTOUCHED, run, UNTOUCHED)
-    yield _Arm(ADAPTATION_ONLY, plain, ADAPTATION_ONLY)
-    yield _Arm(ALBAT, run, ALBAT)
-    more = results[ALBAT].passes / results[ADAPTATION_ONLY].passes
-    longer = with_settings(plain, finetune={"steps": round(run.finetune.steps * more)})
-    yield _Arm("more_steps", longer, ADAPTATION_ONLY, ADAPTATION_ONLY)
-    held = with_settings(plain, finetune={"penalty": config.penalty})
-    yield _Arm("penalty", held, ADAPTATION_ONLY, ADAPTATION_ONLY)
+    yield _Arm(ADAPTATION_ONLY, run, ADAPTATION_ONLY, alone)
+    yield _Arm(ALBAT, run, ALBAT, rates)
+    own, mixed = results[ADAPTATION_ONLY], results[ALBAT]
+    steps = round(run.finetune.steps * mixed.passes / own.passes)
+    yield _Arm("more_steps", run, ADAPTATION_ONLY, [own.training | {"steps": steps}])
     if penalty_weight(run.finetune, run.backbone):
-        yield _Arm("rows_alone", plain, ALBAT, ALBAT)
-    alpha = results[ALBAT].alpha
+        yield _Arm("rows_alone", run, ALBAT, [mixed.training | {"penalty": 0.0}])
     for scorer in (Random(), *config.scorers):
         settings = {section: dict(its) for section, its in scorer.published.items()}
         settings["scoring"] = {"scorer": scorer}
-        settings["mixture"] = {"alpha": alpha}
-        yield _Arm(scorer.name, with_settings(run, **settings), ALBAT)
+        settings["mixture"] = {"alpha": mixed.alpha}
+        yield _Arm(scorer.name, with_settings(run, **settings), ALBAT, rates)
     for each in config.alphas:
         at = with_settings(run, mixture={"alpha": each})
-        yield _Arm(f"alpha {each:g}", at, ALBAT, ALBAT)
+        yield _Arm(f"alpha {each:g}", at, ALBAT, [mixed.training])
     for share in config.shares:
         name = ALL_DATA if share == 1 else f"share {share:g}"
-        yield _Arm(name, with_settings(plain, split={"use": share}), ADAPTATION_ONLY)
+        yield _Arm(name, with_settings(run, split={"use": share}), ADAPTATION_ONLY, alone)
 
 
 def compute_of(chain: Chain, store: ArtifactStore) -> tuple[int, float]:
@@ -155,6 +183,7 @@ def _result(situation: str, arm: str, chain: Chain, role: str, store: ArtifactSt
     adapter = chain.arms.adapter(role)
     passes, seconds = compute_of(chain, store)
     facts = store.manifest(adapter).facts if adapter else {}
+    training = chain.config.finetune
     return ArmResult(
         situation=situation,
         seed=chain.config.seed,
@@ -163,7 +192,9 @@ def _result(situation: str, arm: str, chain: Chain, role: str, store: ArtifactSt
         grades=chain.arms.grades(role),
         alpha=float(facts.get("alpha", 0.0)),
         share=chain.config.split.use,
-        learning_rate=chain.config.finetune.learning_rate if adapter else 0.0,
+        learning_rate=training.learning_rate if adapter else 0.0,
+        penalty=penalty_weight(training, chain.config.backbone) if adapter else 0.0,
+        surrogate=chain.config.surrogate.learning_rate,
         best_step=int(facts.get("best_step", 0)),
         passes=passes,
         seconds=seconds,

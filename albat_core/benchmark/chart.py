@@ -5,11 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
 from albat_core.report.content import Interval
 
 CHART = "chart.png"
@@ -74,6 +69,10 @@ def _picture(
     width: float = _WIDTH,
     height: float = _HEIGHT,
 ) -> bytes:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     columns = min(len(panels), _COLUMNS)
     lines = -(-len(panels) // columns)
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 8}):
@@ -127,9 +126,8 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
             **bars,
         )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(x))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
+    axes.set_xticks(x, [f"{share:.0%}" for share in x])
+    axes.set_xticks([], minor=True)
     axes.margins(x=0.1, y=0.1)
     axes.set_title(curve.title, loc="left", color=_INK, fontweight="bold")
     axes.set_xlabel("share of the adaptation data", color=_INK)
@@ -137,7 +135,6 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
 
 
 def _draw_predictions(axes: Any, points: Sequence[Prediction]) -> None:
-    colours = [matplotlib.colormaps["tab10"](n) for n in range(10)]
     least = 0.1
     for number, task in enumerate(dict.fromkeys(point.task for point in points)):
         its = [point for point in points if point.task == task]
@@ -153,7 +150,7 @@ def _draw_predictions(axes: Any, points: Sequence[Prediction]) -> None:
             [v.value for v in shown[1]],
             _bars(shown[1]),
             _bars(shown[0]),
-            color=colours[number % len(colours)],
+            color=f"C{number % 10}",
             linestyle="none",
             marker="o",
             markersize=4,
@@ -166,6 +163,6 @@ def _draw_predictions(axes: Any, points: Sequence[Prediction]) -> None:
     line = max(e[0] for e in ends), min(e[1] for e in ends)
     axes.plot(line, line, color=_GRAY, linewidth=0.8, linestyle=(0, (4, 2)))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:g}"))
+        axis.set_major_formatter(lambda times, _: f"{times:g}")
     axes.set_xlabel("predicted: worth so many times the data", color=_INK)
     axes.set_ylabel("measured", color=_INK)

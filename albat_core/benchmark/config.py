@@ -42,10 +42,11 @@ class EfficacyConfig(StageConfig):
     only; the arms have `split.use` of them."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Learning rates that each arm, and the surrogate, is trained at; the one with the lowest loss
-    on validation documents counts. None: the one that is configured. Variants of an arm (ALBAT at
-    other mixing weights, the penalty alone) have that arm's."""
+    on validation documents of the first seed counts. None: the one that is configured. Variants of
+    ALBAT (other mixing weights, no penalty) have ALBAT's."""
     penalty: float = Field(0.3, gt=0)
-    """Weight of the penalty towards the backbone's outputs."""
+    """Weight of the penalty towards the backbone's outputs, which arms without corpus are trained
+    both with and without; validation documents of the first seed choose."""
     parallel: int = Field(1, ge=1)
     """Tasks and seeds that run at once, each in a process of its own."""
 

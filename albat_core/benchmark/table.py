@@ -51,6 +51,8 @@ class Row(BaseModel):
     """By seed."""
     learning_rates: tuple[float, ...]
     """By seed; 0 where nothing was trained."""
+    penalties: tuple[float, ...]
+    """By seed."""
     best_steps: tuple[int, ...]
     """By seed."""
     passes: float
@@ -165,6 +167,7 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
                 share=its[0].share,
                 alphas=tuple(r.alpha for r in its),
                 learning_rates=tuple(r.learning_rate for r in its),
+                penalties=tuple(r.penalty for r in its),
                 best_steps=tuple(r.best_step for r in its),
                 passes=float(np.mean(compute)),
                 seconds=float(np.mean([r.seconds for r in its])),

@@ -275,6 +275,8 @@ class ReportContent(_Part):
     samples: SampleGrid | None = None
     fidelity: tuple[Fidelity, ...] = ()
     answers: Answers | None = None
+    refit: bool = False
+    """Whether arms were trained anew on all rows once their best step was known."""
     alpha: float
     proxy: Interval | None = None
     """How much harder the corpus is for the backbone than its own rows, where it is a proxy."""

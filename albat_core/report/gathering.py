@@ -55,6 +55,7 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
         samples=sample_grid(store, run),
         fidelity=tuple(fidelity(store, run)),
         answers=answers(store, run),
+        refit=any(store.manifest(a.adapter).facts.get("refit") for a in run.arms if a.adapter),
         alpha=mixture.facts["alpha"],
         proxy=_proxy(store, run),
         verdict=verdict(mixing) if mixing else None,

@@ -22,6 +22,7 @@ from albat_core.stages.evaluate import evaluate
 from albat_core.stages.fidelity import measure_fidelity
 from albat_core.stages.finetune import finetune
 from albat_core.stages.grade import grade_answers
+from albat_core.stages.mix import write_mixture
 from albat_core.stages.sample import draw_samples
 from albat_core.store.artifacts import ArtifactRef
 from albat_core.training.config import FinetuneConfig
@@ -34,7 +35,7 @@ class Arms:
         config: of the run.
         steps: what stages are submitted to.
         inputs: of the run.
-        mixture: gives what an arm is trained on.
+        added: gives the weighted rows that an arm adds and their mixing weight.
     """
 
     def __init__(
@@ -42,17 +43,21 @@ class Arms:
         config: RunConfig,
         steps: Steps,
         inputs: Inputs,
-        mixture: Callable[[str], ArtifactRef],
+        added: Callable[[str], tuple[ArtifactRef, float] | None],
     ) -> None:
         self._config = config
         self._steps = steps
         self._inputs = inputs
-        self._mixture = mixture
+        self._added = added
 
     @property
     def names(self) -> Sequence[str]:
         """The arms in order."""
         return (UNTOUCHED, *self._config.baselines, ALBAT)
+
+    def mixture(self, arm: str) -> ArtifactRef:
+        """Return what an arm is trained on in the end."""
+        return self._mixture(arm, self._inputs.trained_on(arm))
 
     def adapter(self, arm: str) -> ArtifactRef | None:
         """Return the adapter of an arm; none for the untouched backbone."""
@@ -112,7 +117,9 @@ class Arms:
     @cached_property
     def runs(self) -> list[ArmRun]:
         """Every arm, trained and evaluated; what needs nothing of each other runs side by side."""
-        self._steps.results([self._training(arm) for arm in self.names if arm != UNTOUCHED])
+        trained = [arm for arm in self.names if arm != UNTOUCHED]
+        self._steps.results([self._looking(arm) for arm in trained])
+        self._steps.results([self._training(arm) for arm in trained])
         tried = [self._evaluating(arm) for arm in self.names]
         if self._config.samples.all_prompts:
             tried += [self._sampling(arm) for arm in self.names]
@@ -133,7 +140,27 @@ class Arms:
             for arm in self.names
         ]
 
+    def _mixture(self, arm: str, split: ArtifactRef) -> ArtifactRef:
+        """Return a split's training rows with those that an arm adds."""
+        rows, alpha = self._added(arm) or (None, 0.0)
+        return mix(self._steps, self._config, LABELS[arm], split, rows, alpha)
+
+    def _looking(self, arm: str) -> Step[ArtifactRef]:
+        """Train an arm with a look at validation documents, which find its best step."""
+        split = self._inputs.looked_at(arm)
+        return self._train(LABELS[arm], arm, split, None)
+
     def _training(self, arm: str) -> Step[ArtifactRef]:
+        """Train an arm as it is compared: on all of its documents, for as many steps."""
+        looked = self._looking(arm)
+        if not self._config.refit:
+            return looked
+        like = self._steps.results([looked])[0]
+        return self._train(f"{LABELS[arm]}, all rows", arm, self._inputs.trained_on(arm), like)
+
+    def _train(
+        self, label: str, arm: str, split: ArtifactRef, like: ArtifactRef | None
+    ) -> Step[ArtifactRef]:
         encodings = []
         if arm not in (ADAPTATION_ONLY, ALL_DATA):
             generated = arm == GENERATED
@@ -143,11 +170,12 @@ class Arms:
             self._steps,
             self._config,
             self._inputs,
-            LABELS[arm],
+            label,
             self._config.finetune,
-            mixture=self._mixture(arm),
-            split=self._inputs.split_of(arm),
+            mixture=self._mixture(arm, split),
+            split=split,
             encodings=encodings,
+            like=like,
         )
 
     def _evaluating(self, arm: str) -> Step[ArtifactRef]:
@@ -195,6 +223,36 @@ class Arms:
         )
 
 
+def mix(
+    steps: Steps,
+    run: RunConfig,
+    label: str,
+    split: ArtifactRef,
+    selection: ArtifactRef | None = None,
+    alpha: float = 0.0,
+) -> ArtifactRef:
+    """Write a mixture of a split's training rows and, where any are given, weighted corpus rows.
+
+    Args:
+        steps: what it is submitted to.
+        run: whose settings.
+        label: names the mixture.
+        split: whose training rows.
+        selection: weighted rows.
+        alpha: their mixing weight, in [0, 1).
+    """
+    return steps.run(
+        f"write mixture: {label}",
+        write_mixture,
+        adaptation=split,
+        selection=selection,
+        alpha=alpha,
+        config=run.mixture,
+        runtime=run.runtime,
+        label=label,
+    )
+
+
 def train(
     steps: Steps,
     run: RunConfig,
@@ -206,6 +264,7 @@ def train(
     split: ArtifactRef,
     encodings: Sequence[ArtifactRef] = (),
     start: ArtifactRef | None = None,
+    like: ArtifactRef | None = None,
 ) -> Step[ArtifactRef]:
     """Submit the training of an adapter.
 
@@ -219,6 +278,7 @@ def train(
         split: whose validation rows decide the best step.
         encodings: of the corpus rows in the mixture.
         start: an adapter to go on from.
+        like: an adapter at whose best step it ends.
     """
     return steps.submit(
         f"fine-tune: {label}",
@@ -232,4 +292,5 @@ def train(
         runtime=run.runtime,
         label=label,
         start=start,
+        like=like,
     )

@@ -17,7 +17,7 @@ from albat_core.records.runs import (
 )
 from albat_core.records.selections import Selected
 from albat_core.records.splits import TRAIN
-from albat_core.runs.arms import Arms, train
+from albat_core.runs.arms import Arms, mix, train
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
 from albat_core.runs.registry import Entry, register_adapter
@@ -25,7 +25,6 @@ from albat_core.runs.steps import Execute, Step, Steps, call_here
 from albat_core.stages.compare import compare_selections, export_changes
 from albat_core.stages.decontaminate import decontaminate
 from albat_core.stages.estimate import estimate_worth
-from albat_core.stages.mix import write_mixture
 from albat_core.stages.proxy import measure_proxy
 from albat_core.stages.report import export_run, write_report
 from albat_core.stages.retrieve import draw_candidates, retrieve_candidates, take_candidates
@@ -67,7 +66,7 @@ class Chain:
         self._store = ArtifactStore(config.runtime.root)
         self._steps = Steps(execute, self._store)
         self.inputs = Inputs(config, self._steps, self._store, previous)
-        self.arms = Arms(config, self._steps, self.inputs, self.mixture)
+        self.arms = Arms(config, self._steps, self.inputs, self._added)
 
     @property
     def stages(self) -> list[StageRun]:
@@ -112,7 +111,7 @@ class Chain:
             self.inputs,
             "surrogate",
             config,
-            mixture=self._own_mixture(LABELS[ADAPTATION_ONLY], self.inputs.adaptation),
+            mixture=mix(self._steps, self.config, LABELS[ADAPTATION_ONLY], self.inputs.adaptation),
             split=self.inputs.adaptation,
             start=start,
         )
@@ -167,7 +166,7 @@ class Chain:
             name = f"fold {fold + 1}"
             split = self.inputs.split(f"split by document, {name}", fold)
             label = f"surrogate of {name}"
-            mixture = self._own_mixture(label, split)
+            mixture = mix(self._steps, c, label, split)
             splits.append(split)
             training.append(
                 train(self._steps, c, self.inputs, label, short, mixture=mixture, split=split)
@@ -186,7 +185,7 @@ class Chain:
             "estimate what it is worth",
             estimate_worth,
             selection=self.selection,
-            adaptation=inputs.adaptation,
+            adaptation=inputs.trained_on(),
             folds=folds,
             encodings=[*inputs.own_encodings, *inputs.corpus_encodings],
             backbone_config=c.backbone,
@@ -235,17 +234,15 @@ class Chain:
             "weigh generated rows", select_all, candidates=taken, runtime=self._runtime
         )
 
-    def mixture(self, arm: str) -> ArtifactRef:
-        """Return what an arm is trained on."""
+    def _added(self, arm: str) -> tuple[ArtifactRef, float] | None:
+        """Return the weighted rows that an arm adds and their mixing weight; None: it adds none."""
         if arm in (ADAPTATION_ONLY, ALL_DATA):
-            return self._own_mixture(LABELS[arm], self.inputs.split_of(arm))
+            return None
         if arm == RANDOM:
-            selection = self.random_selection
-        elif arm == GENERATED:
-            selection = self.generated_selection
-        else:
-            selection = self.selection
-        return self._mixture(LABELS[arm], self.inputs.adaptation, selection, self.alpha)
+            return self.random_selection, self.alpha
+        if arm == GENERATED:
+            return self.generated_selection, self.alpha
+        return self.selection, self.alpha
 
     @cached_property
     def proxy(self) -> ArtifactRef | None:
@@ -279,7 +276,7 @@ class Chain:
             scores=self.scores,
             selection=self.selection,
             estimate=self.estimate if self.config.mixture.alpha == "auto" else None,
-            mixture=self.mixture(ALBAT),
+            mixture=self.arms.mixture(ALBAT),
             changes=self.changes,
             arms=arms,
             stages=self.stages,
@@ -314,7 +311,7 @@ class Chain:
             adaptation=self.inputs.adaptation,
             surrogate=self.surrogate if trained else None,
             scores=self.scores,
-            mixture=self.mixture(ALBAT),
+            mixture=self.arms.mixture(ALBAT),
             estimate=self.estimate if auto else None,
             folds=tuple(self.folds) if at_surrogates else (),
         )
@@ -348,7 +345,7 @@ class Chain:
             register_adapter,
             run=self.config.name,
             adapter=adapter,
-            mixture=self.mixture(ALBAT),
+            mixture=self.arms.mixture(ALBAT),
             report=self.report if evaluated else None,
             config=self.config,
             runtime=self._runtime,
@@ -362,24 +359,6 @@ class Chain:
         """Tell whether most of what is trained on has come since surrogates were trained."""
         then, now = (self.facts(s)[TRAIN]["rows"] for s in (folds[0][0], self.inputs.adaptation))
         return bool(max(self.inputs.new_share, 1 - then / now) >= _MOSTLY_NEW)
-
-    def _own_mixture(self, label: str, split: ArtifactRef) -> ArtifactRef:
-        """Return a split's training rows as a mixture of their own."""
-        return self._mixture(label, split, None, 0.0)
-
-    def _mixture(
-        self, label: str, split: ArtifactRef, selection: ArtifactRef | None, alpha: float
-    ) -> ArtifactRef:
-        return self._steps.run(
-            f"write mixture: {label}",
-            write_mixture,
-            adaptation=split,
-            selection=selection,
-            alpha=alpha,
-            config=self.config.mixture,
-            runtime=self._runtime,
-            label=label,
-        )
 
     def _decontaminated(self, label: str, candidates: ArtifactRef) -> ArtifactRef:
         c = self.config

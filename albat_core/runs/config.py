@@ -113,6 +113,10 @@ class RunConfig(StageConfig):
     """How the mixing weight is computed, and what the selection is worth."""
     finetune: FinetuneConfig = FinetuneConfig()
     """How adapters are trained on a mixture; every arm alike."""
+    refit: bool = True
+    """Whether an arm, once validation documents have told its best step, is trained anew for as
+    many steps on all documents, those included: few documents are too many to only validate. It
+    costs a second fine-tuning for each arm."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How adapters are compared."""
     samples: SampleConfig = SampleConfig()

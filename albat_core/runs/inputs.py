@@ -76,21 +76,12 @@ class Inputs:
         """The adaptation set, split by document."""
         return self.split("split by document")
 
-    @cached_property
-    def all_adaptation(self) -> ArtifactRef:
-        """The same, with all documents that are not held out in use."""
-        return self.split("split by document, all in use", use=1.0)
-
-    def split_of(self, arm: str) -> ArtifactRef:
-        """Return the split whose rows an arm is trained on and stopped by."""
-        return self.all_adaptation if arm == ALL_DATA else self.adaptation
-
-    def split(self, label: str, fold: int = 0, use: float | None = None) -> ArtifactRef:
+    def split(self, label: str, fold: int | None = 0, use: float | None = None) -> ArtifactRef:
         """Return the adaptation set split otherwise; documents of an earlier one keep their roles.
 
         Args:
             label: what the step is called.
-            fold: which part of the documents that are not held out validates.
+            fold: which part of the documents that are not held out validates; None: none.
             use: share of those documents that is used; None: as configured.
         """
         c = self._config
@@ -106,6 +97,19 @@ class Inputs:
             fold=fold,
             previous=self._earlier.adaptation if self._earlier else None,
         )
+
+    def looked_at(self, arm: str) -> ArtifactRef:
+        """Return the split by whose validation documents an arm's best step is found."""
+        if arm == ALL_DATA:
+            return self.split("split by document, all in use", use=1.0)
+        return self.adaptation
+
+    def trained_on(self, arm: str = "") -> ArtifactRef:
+        """Return the split whose training rows an arm has in the end; none is named: ALBAT's."""
+        if not self._config.refit:
+            return self.looked_at(arm)
+        use = 1.0 if arm == ALL_DATA else None
+        return self.split("split by document, all to train on", fold=None, use=use)
 
     @property
     def new_share(self) -> float:

@@ -29,6 +29,7 @@ def finetune(
     runtime: Runtime,
     label: str = "fine-tune",
     start: ArtifactRef | None = None,
+    like: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Train an adapter on a mixture and keep it at its best step on the validation documents.
 
@@ -44,6 +45,9 @@ def finetune(
         runtime: where and with what.
         label: names the progress line.
         start: a trained adapter to go on from; None: a new one, whose effect is nil.
+        like: an adapter of the same settings, trained on fewer rows, at whose best step this one
+            ends; what was measured on the way to it is told of this one too. None: validation rows
+            decide.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -54,7 +58,11 @@ def finetune(
     store = ArtifactStore(runtime.root)
     inputs = {
         "mixture": mixture.key,
-        "validation": role_digest(store, adaptation, VALIDATION),
+        **(
+            {"like": like.key}
+            if like
+            else {"validation": role_digest(store, adaptation, VALIDATION)}
+        ),
         "backbone": backbone_identity(backbone_config, runtime),
     } | ({"start": start.key} if start else {})
     penalty = penalty_weight(config, backbone_config)
@@ -71,16 +79,17 @@ def finetune(
                 backbone.load_adapter(store.folder(start))
             else:
                 backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
-            validation = backbone.encode(read_role(store, adaptation, VALIDATION))
+            looked_at = [] if like else read_role(store, adaptation, VALIDATION)
             trainer = Trainer(
                 backbone,
                 rows,
-                validation,
+                backbone.encode(looked_at),
                 config,
                 penalty,
                 derive_seed(seed, "training"),
                 checkpoint,
                 runtime.checkpoint_seconds,
+                int(store.manifest(like).facts["best_step"]) if like else None,
             )
             state = trainer.train(label)
             parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
@@ -95,6 +104,11 @@ def finetune(
             "best_step_in_all": state.best_step + (steps_in_all(store, start) if start else 0),
             "validation_loss": state.best_loss,
             "history": state.history,
+        }
+        if like:
+            facts = {name: store.manifest(like).facts[name] for name in facts}
+        facts |= {
+            "refit": like is not None,
             "parameters": parameters,
             "adaptation_rows": len(rows.adaptation),
             "backbone_rows": len(rows.backbone),

@@ -42,7 +42,7 @@ def assign_roles(
     documents: Sequence[str],
     config: SplitConfig,
     seed: int,
-    fold: int = 0,
+    fold: int | None = 0,
     known: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the role of each distinct document; ``fold`` of ``config.folds`` validates.
@@ -54,7 +54,8 @@ def assign_roles(
         documents: of the adaptation set.
         config: the shares.
         seed: of the order.
-        fold: which part of the documents that are not held out validates, from 0.
+        fold: which part of the documents that are not held out validates, from 0; None: none does,
+            all are trained on.
         known: roles that documents have already in fold 0 and keep there; new ones come after them
             in the order. What is held out in fold 0 is held out in all.
 
@@ -88,7 +89,7 @@ def assign_roles(
     roles |= dict.fromkeys(rest[len(used) :], UNUSED)
     # every folds-th validates: a document's role depends on its place alone as `use` grows
     dealt = dict(enumerate(used, start=before + 1))
-    if fold:
+    if fold != 0:
         every = {*used, *(name for name, role in kept.items() if role in (TRAIN, VALIDATION))}
         dealt = dict(enumerate(sorted(every, key=order), start=1))
     for place, name in dealt.items():
@@ -102,7 +103,7 @@ def split_adaptation(
     config: SplitConfig,
     seed: int,
     runtime: Runtime,
-    fold: int = 0,
+    fold: int | None = 0,
     previous: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Divide the adaptation set by document; one Parquet file a role.
@@ -113,7 +114,7 @@ def split_adaptation(
         config: the shares.
         seed: decides which documents go where.
         runtime: where artifacts are kept.
-        fold: which part of the documents that are not held out validates, from 0.
+        fold: which part of the documents that are not held out validates, from 0; None: none.
         previous: an earlier split of fold 0, whose documents keep their roles.
 
     Documents whose rows are the same, or nearly so, are one document, under the name of the first.

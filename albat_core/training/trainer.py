@@ -70,6 +70,8 @@ class Trainer:
         seed: of every draw.
         checkpoint: where the state is kept for a run that is interrupted.
         checkpoint_seconds: how often.
+        until: step that training ends at, without a look at any validation example; None: these
+            decide.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Trainer:
         seed: int,
         checkpoint: CheckpointFile,
         checkpoint_seconds: float,
+        until: int | None = None,
     ) -> None:
         self._backbone = backbone
         self._adaptation = backbone.encode(mixture.adaptation)
@@ -92,6 +95,7 @@ class Trainer:
         self._seed = seed
         self._checkpoint = checkpoint
         self._checkpoint_seconds = checkpoint_seconds
+        self._until = until
         self._sampler = MixtureSampler(
             len(mixture.adaptation), mixture.weights, mixture.alpha, config.batch_size, seed
         )
@@ -101,20 +105,20 @@ class Trainer:
         )
 
     def train(self, label: str) -> TrainingState:
-        """Train to the end and return what was measured.
+        """Train to the end and return what was measured; the adapter is left at its best step.
 
         Raises:
             TrainingError: a loss is not finite.
         """
         state = self._restore()
-        config = self._config
+        end = self._config.steps if self._until is None else self._until
         saved = time.monotonic()
-        with track(label, config.steps, "steps") as advance, self._kept_if_stopped(state):
+        with track(label, end, "steps") as advance, self._kept_if_stopped(state):
             advance(state.step)
             while True:
                 if self._is_due(state):
                     self._evaluate(state)
-                if state.step == config.steps or self._stalled(state):
+                if state.step == end or self._stalled(state):
                     break
                 state.recent.append(self._step(state))
                 state.step += 1
@@ -122,7 +126,8 @@ class Trainer:
                 if time.monotonic() - saved > self._checkpoint_seconds:
                     self._checkpoint.write(self._snapshot(state))
                     saved = time.monotonic()
-        self._set(state.best_parameters)
+        if self._until is None:
+            self._set(state.best_parameters)
         return state
 
     @contextmanager
@@ -202,6 +207,8 @@ class Trainer:
 
     def _is_due(self, state: TrainingState) -> bool:
         """Tell whether this step is one to evaluate at, and was not: a run may stop in between."""
+        if self._until is not None:
+            return False
         wanted = state.step % self._config.evaluate_every == 0 or state.step == self._config.steps
         return wanted and (not state.history or state.history[-1]["step"] != state.step)
 

@@ -31,6 +31,7 @@ FACTS = {
     "best_step": 1,
     "steps": 2,
     "validation_loss": 1.0,
+    "refit": True,
 }
 
 

@@ -18,9 +18,9 @@ def test_opens_with_datasets_and_weights_are_those_of_the_objective(
     chain: Chain, store: ArtifactStore, tmp_path: Path
 ) -> None:
     datasets = pytest.importorskip("datasets")
-    folder = store.folder(chain.mixture(ALBAT))
+    folder = store.folder(chain.arms.mixture(ALBAT))
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
-    mixture = read_mixture(store, chain.mixture(ALBAT))
+    mixture = read_mixture(store, chain.arms.mixture(ALBAT))
     examples = mixture.adaptation + mixture.backbone
     absent = {n for n in EXAMPLE_SCHEMA.names if all(getattr(e, n) is None for e in examples)}
     assert rows.column_names == [*(n for n in MIXTURE_SCHEMA.names if n not in absent), "row"]
@@ -36,12 +36,12 @@ def test_opens_with_datasets_and_weights_are_those_of_the_objective(
 
 
 def test_is_read_back_as_two_sums(chain: Chain, store: ArtifactStore) -> None:
-    mixture = read_mixture(store, chain.mixture(ALBAT))
+    mixture = read_mixture(store, chain.arms.mixture(ALBAT))
     chosen = read_selection(store, chain.selection)
     assert mixture.alpha == 0.5
     assert mixture.weights == pytest.approx(chosen["weight"].to_numpy())
     assert [e.example_id for e in mixture.backbone] == chosen["example_id"].to_pylist()
-    alone = read_mixture(store, chain.mixture(ADAPTATION_ONLY))
+    alone = read_mixture(store, chain.arms.mixture(ADAPTATION_ONLY))
     assert alone.alpha == 0
     assert alone.adaptation == mixture.adaptation
     assert not alone.backbone

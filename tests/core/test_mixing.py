@@ -69,7 +69,7 @@ def test_alpha_goes_into_every_mixture(computed: Chain, store: ArtifactStore) ->
         / (facts["target_variance"] + facts["corpus_variance"] + facts["bias"])
     )
     for arm in (ALBAT, RANDOM):
-        assert read_mixture(store, computed.mixture(arm)).alpha == facts["alpha"]
+        assert read_mixture(store, computed.arms.mixture(arm)).alpha == facts["alpha"]
 
 
 def test_a_selection_of_another_topic_is_worth_less(
@@ -114,7 +114,7 @@ def test_a_configured_weight_needs_no_further_surrogates(
     run_config: RunConfig, store: ArtifactStore
 ) -> None:
     chain = Chain(run_config)
-    assert read_mixture(store, chain.mixture(ALBAT)).alpha == run_config.mixture.alpha
+    assert read_mixture(store, chain.arms.mixture(ALBAT)).alpha == run_config.mixture.alpha
     assert not [stage for stage in chain.stages if "fold" in stage.label]
 
 

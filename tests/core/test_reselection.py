@@ -147,7 +147,9 @@ def test_only_what_depends_on_new_rows_is_computed_again(run: RunConfig) -> None
         (changes.went, first, changes.backbone.left),
     ):
         rows = {r["example_id"]: r for r in read_selection(store, chain.selection).to_pylist()}
-        texts = {e.example_id: e.text for e in read_mixture(store, chain.mixture(ALBAT)).backbone}
+        texts = {
+            e.example_id: e.text for e in read_mixture(store, chain.arms.mixture(ALBAT)).backbone
+        }
         heaviest = sorted(entered, key=lambda n: (-rows[n]["weight"], -rows[n]["score"], n))
         assert [e.example_id for e in shown] == heaviest[:6]
         assert shown
@@ -181,7 +183,7 @@ def test_gradients_that_are_known_are_as_good_as_new_ones(
     c = run
     given = (
         later.selection,
-        later.inputs.adaptation,
+        later.inputs.trained_on(),
         selected.folds,
         [],
         c.backbone,
@@ -204,7 +206,7 @@ def test_gradients_that_are_known_are_as_good_as_new_ones(
     again = estimate_worth(*given, known)  # of all
     assert store.manifest(again).facts["passes"] == 0
     then = np.mean([store.manifest(split).facts[TRAIN]["rows"] for split, _ in selected.folds])
-    now = store.manifest(later.inputs.adaptation).facts[TRAIN]["rows"]
+    now = store.manifest(later.inputs.trained_on()).facts[TRAIN]["rows"]
     assert grown == [now / then] * 2
     assert now > then
     told = [later.facts(ref) for ref in (later.estimate, alone)]

@@ -19,8 +19,9 @@ from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.progress import reporting_to
 from albat_core.records.losses import LOSSES
+from albat_core.records.mixtures import read_mixture
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, UNTOUCHED
-from albat_core.records.splits import TEST, VALIDATION, read_role
+from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
 from albat_core.records.tables import read_table
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
@@ -179,7 +180,51 @@ def test_the_surrogate_is_trained_on_adaptation_rows_alone(
     facts = store.manifest(chain.surrogate).facts
     assert facts["backbone_rows"] == 0
     assert facts["alpha"] == 0
-    assert facts["adaptation_rows"] == store.manifest(chain.mixture(ADAPTATION_ONLY)).rows
+    split = store.manifest(chain.inputs.adaptation).facts
+    assert facts["adaptation_rows"] == split[TRAIN]["rows"]
+
+
+def test_a_refit_ends_where_another_training_was_best(training: Training) -> None:
+    restless = {"learning_rate": 0.5, "schedule": "constant", "evaluate_every": 1}
+    config = STEPS.model_copy(update=restless | {"steps": 40, "patience": 40})
+    looked = training.run(config)
+    again = training.run(config, like=looked)
+    before, after = (training.store.manifest(ref).facts for ref in (looked, again))
+    assert 0 < before["best_step"] < before["steps"]
+    assert looked.key != again.key
+    # on the same rows it is the same adapter, and what was measured on the way is told of it too
+    assert same(training.weights(looked), training.weights(again))
+    for name in ("best_step", "steps", "validation_loss", "history"):
+        assert before[name] == after[name]
+
+
+def test_a_refit_that_was_interrupted_goes_on(training: Training, another: Training) -> None:
+    looked = training.run()
+    with reporting_to(StopsAt(13)), pytest.raises(Interrupted):
+        training.run(like=looked)
+    whole = another.run(like=another.run())
+    assert same(training.weights(training.run(like=looked)), another.weights(whole))
+
+
+def test_arms_are_refitted_on_all_documents_that_are_used(
+    chain: Chain, store: ArtifactStore, run_config: RunConfig
+) -> None:
+    split = store.manifest(chain.inputs.adaptation).facts
+    both = split[TRAIN]["rows"] + split[VALIDATION]["rows"]
+    once = Chain(run_config.model_copy(update={"refit": False}))
+    for arm in (ADAPTATION_ONLY, ALBAT):
+        final = store.manifest(chain.arms.adapter(arm)).facts
+        looked = store.manifest(once.arms.adapter(arm)).facts
+        assert final["adaptation_rows"] == both > looked["adaptation_rows"] == split[TRAIN]["rows"]
+        assert final["best_step"] == looked["best_step"]
+        mixed = read_mixture(store, chain.arms.mixture(arm)).adaptation
+        wanted = [
+            e.example_id
+            for role in (TRAIN, VALIDATION)
+            for e in read_role(store, chain.inputs.adaptation, role)
+        ]
+        assert sorted(e.example_id for e in mixed) == sorted(wanted)
+    assert chain.surrogate.key == once.surrogate.key
 
 
 def test_the_adapter_is_one_that_peft_loads_with_the_loss_that_was_evaluated(

@@ -45,7 +45,8 @@ class Training:
     """Trains on the toy mixture below a root of its own that shares the inputs."""
 
     def __init__(self, chain: Chain, run: RunConfig, root: Path) -> None:
-        self.mixture, self.adaptation = chain.mixture(ALBAT), chain.inputs.adaptation
+        looked = Chain(run.model_copy(update={"refit": False}))  # validation rows not trained on
+        self.mixture, self.adaptation = looked.arms.mixture(ALBAT), chain.inputs.adaptation
         self.backbone = run.backbone
         root.mkdir()
         for stage in ("mixture", "split"):
@@ -53,9 +54,21 @@ class Training:
         self.runtime = Runtime(root=str(root), device="cpu", checkpoint_seconds=1000)
         self.store = ArtifactStore(str(root))
 
-    def run(self, config: FinetuneConfig = STEPS, seed: int = 0) -> ArtifactRef:
+    def run(
+        self,
+        config: FinetuneConfig = STEPS,
+        seed: int = 0,
+        like: ArtifactRef | None = None,
+    ) -> ArtifactRef:
         return finetune(
-            self.mixture, self.adaptation, [], self.backbone, config, seed, self.runtime
+            self.mixture,
+            self.adaptation,
+            [],
+            self.backbone,
+            config,
+            seed,
+            self.runtime,
+            like=like,
         )
 
     def weights(self, ref: ArtifactRef) -> dict[str, torch.Tensor]:

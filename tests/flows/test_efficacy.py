@@ -76,9 +76,8 @@ def test_keys_of_before_are_told_their_new_names(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(config: EfficacyConfig) -> list:
-    return [
-        r for seed in config.seeds for r in measure_situation(config.situations[0], config, seed)
-    ]
+    first = measure_situation(config.situations[0], config, config.seeds[0])
+    return first + measure_situation(config.situations[0], config, config.seeds[1], first)
 
 
 @pytest.mark.slow
@@ -102,28 +101,32 @@ def test_validation_documents_choose_each_learning_rate(
     assert first["untouched"].learning_rate == 0
     run = config.situations[0].run
     store = ArtifactStore(run.runtime.root)
+    looking = run.model_copy(update={"refit": False})
     for arm, settings in {"adaptation_only": {}, "all_data": {"split": {"use": 1.0}}}.items():
-        plain = with_settings(run, finetune={"penalty": 0.0}, **settings)
         losses = {}
         for rate in config.learning_rates:
-            chain = Chain(with_settings(plain, finetune={"learning_rate": rate}))
-            adapter = chain.arms.adapter("adaptation_only")
-            losses[rate] = store.manifest(adapter).facts["validation_loss"]
+            for penalty in (0.0, config.penalty):
+                training = {"learning_rate": rate, "penalty": penalty}
+                chain = Chain(with_settings(looking, finetune=training, **settings))
+                adapter = chain.arms.adapter("adaptation_only")
+                losses[rate, penalty] = store.manifest(adapter).facts["validation_loss"]
+        assert len(set(losses.values())) == len(losses)
         best = min(losses, key=losses.__getitem__)
-        assert losses[0.00001] != losses[0.002]
-        assert first[arm].learning_rate == best
-    for arm in ("more_steps", "penalty"):
-        assert first[arm].learning_rate == first["adaptation_only"].learning_rate
-    for arm in ("rows_alone", "alpha 0.5"):
-        assert first[arm].learning_rate == first["albat"].learning_rate
+        assert (first[arm].learning_rate, first[arm].penalty) == best
+    assert first["more_steps"].training == first["adaptation_only"].training
+    assert first["alpha 0.5"].training == first["albat"].training
+    assert first["rows_alone"].training == first["albat"].training | {"penalty": 0.0}
+    second = {r.arm: r for r in results if r.seed == 1}
+    assert first.keys() == second.keys()
+    for arm, result in second.items():
+        assert (result.training, result.surrogate) == (first[arm].training, first[arm].surrogate)
 
 
 @pytest.mark.slow
 def test_all_data_in_a_run_is_the_benchmarks(config: EfficacyConfig, results: list) -> None:
     measured = next(r for r in results if r.seed == 0 and r.arm == "all_data")
     run = config.situations[0].run.model_copy(update={"baselines": ("all_data",)})
-    rate = {"learning_rate": measured.learning_rate, "penalty": 0.0}
-    chain = Chain(with_settings(run, finetune=rate))
+    chain = Chain(with_settings(run, finetune=measured.training))
     assert chain.arms.names == ("untouched", "all_data", "albat")
     assert chain.arms.evaluation("all_data").key == measured.evaluation.key
 
@@ -211,6 +214,7 @@ def test_a_multiplier_beyond_the_curve_is_written_as_more(
         share=0.1,
         alphas=(0.5,),
         learning_rates=(0.001,),
+        penalties=(0.0,),
         best_steps=(1,),
         passes=1,
         seconds=1,
