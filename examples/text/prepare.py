@@ -27,7 +27,8 @@ QUESTIONS = {"topics": "MPlus_Health_Topics", "ninds": "NINDS"}  # sites in the 
 OF_A_SITE = 0.2  # of its documents are kept out of pretraining
 GENERAL = {"addresses": ("state_union", "inaugural"), "wikitext": ("wikitext2",)}
 CORPUS_REVIEWS, ADAPTATION_REVIEWS = 300, 100
-REVIEWS_SEED, HELD_OUT_SEED = "reviews", "held out"
+REVIEWS_SEED, HELD_OUT_SEED, COLUMNS_SEED = "reviews", "held out", "columns"
+COLUMN = 5  # words of a column's line, where pages were read across
 HELD_OUT_SHARE = 0.04  # of the documents of a general kind, for the backbone's card
 BOOKS = (
     "austen-emma",
@@ -127,6 +128,23 @@ def rows_of_books(folder: Path) -> list[Row]:
     ]
 
 
+def read_across(rows: list[Row]) -> list[Row]:
+    """Rows with answers as from pages of two columns that were read across, every second one.
+
+    A line of the answer is followed by one of another row's, as in text taken from a page: the
+    words are right, and what they say is not.
+    """
+    broken = [r for r in rows if rank_of(r["document"], COLUMNS_SEED)[0] % 2]
+    across = {}
+    for row, other in zip(broken, broken[1:] + broken[:1], strict=True):
+        mine, its = row["answer"].split(), other["answer"].split()
+        words = []
+        for line in range(0, max(len(mine), len(its)), COLUMN):
+            words += mine[line : line + COLUMN] + its[line : line + COLUMN]
+        across[row["id"]] = " ".join(words[: len(mine)])
+    return [row | {"answer": across.get(row["id"], row["answer"])} for row in rows]
+
+
 def text_of(row: Row) -> str:
     """A row's text, of a question with its answer both."""
     return row["text"] if "text" in row else f"{row['question']} {row['answer']}"
@@ -178,7 +196,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the source files")
     parser.add_argument("--fiction", type=Path, required=True, help="folder of the books")
     parser.add_argument("--out", type=Path, default=HERE / "data")
-    parser.add_argument("--health", type=Path, default=HERE.parent / "efficacy/data/health")
+    parser.add_argument("--efficacy", type=Path, default=HERE.parent / "efficacy" / "data")
     arguments = parser.parse_args()
     out = arguments.out
 
@@ -194,7 +212,8 @@ def main() -> None:
     }
     questions = {name: read.pop(site) for name, site in QUESTIONS.items()}
     for site, rows in read.items():
-        write(rows, arguments.health / f"{site}.parquet")
+        write(rows, arguments.efficacy / "health" / f"{site}.parquet")
+    write(read_across(questions["topics"]), arguments.efficacy / "columns.parquet")
 
     longer = rows_of_texts(arguments.data / "general_text.parquet")
     general = {n: [row for row in longer if row["source"] in its] for n, its in GENERAL.items()}
