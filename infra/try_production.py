@@ -235,6 +235,7 @@ def tiny(scratch: Path, name: str, steps: int = 20) -> dict[str, Any]:
         "retrieval": {"neighbours": 10, "candidates": 200},
         "selection": {"rows": 100},
         "mixture": {"alpha": 0.3},
+        "baselines": ["adaptation_only", "random"],
         "surrogate": training,
         "finetune": training,
         "output": str(scratch / "runs"),

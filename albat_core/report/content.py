@@ -44,6 +44,8 @@ class Arm(_Part):
     """Adaptation-only loss minus this arm's, paired by document; > 0 is better."""
     over_random: Interval | None = None
     """Loss with random corpus rows minus this arm's, paired by document; > 0 is better."""
+    over_all_data: Interval | None = None
+    """Loss with all of the adaptation data and no corpus minus this arm's, likewise."""
     metrics: tuple[Metric, ...] = ()
     """Of its answers to held-out prompts, where any are configured."""
     perplexity: float | None = None

@@ -14,7 +14,7 @@ from albat_core.measures.bootstrap import bootstrap_interval
 from albat_core.measures.metrics import metric_title
 from albat_core.records.grades import document_grades, metric_of
 from albat_core.records.losses import document_losses
-from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, RANDOM, ArmRun, RunArtifacts
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA, RANDOM, ArmRun, RunArtifacts
 from albat_core.records.shards import row_notes
 from albat_core.records.splits import ROLES
 from albat_core.report import wording
@@ -95,11 +95,12 @@ def headline(arms: Sequence[Arm], unit: str) -> str:
     others = (
         ("adaptation data only", main.gain),
         ("as many random corpus rows", main.over_random),
+        ("all of the adaptation data", main.over_all_data),
     )
     compared = [_against(other, gain, digits) for other, gain in others if gain is not None]
-    said = (
-        f"ALBAT reaches {', '.join([reached, ' and '.join(compared)] if compared else [reached])}"
-    )
+    *some, last = compared or [""]
+    listed = " and ".join(filter(None, [", ".join(some), last]))
+    said = f"ALBAT reaches {', '.join(filter(None, [reached, listed]))}"
     if main.gain is None:
         said += "; no arm with adaptation data only was trained to compare it with"
     if main.over_random is not None and main.over_random.high < 0:
@@ -146,7 +147,7 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
         value, low, high = bootstrap_interval([totals], units, seed)
         gains = {
             base: _interval(bootstrap_interval([losses[base][0], totals], units, seed))
-            for base in (ADAPTATION_ONLY, RANDOM)
+            for base in (ADAPTATION_ONLY, RANDOM, ALL_DATA)
             if base in losses and base != arm.name
         }
         facts = store.manifest(arm.adapter).facts if arm.adapter else {}
@@ -157,6 +158,7 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
                 loss=_interval((value, low, high)),
                 gain=gains.get(ADAPTATION_ONLY),
                 over_random=gains.get(RANDOM),
+                over_all_data=gains.get(ALL_DATA),
                 metrics=metrics[arm.name],
                 perplexity=float(np.exp(value)) if unit == NATS else None,
                 documents=len(units),

@@ -728,6 +728,9 @@ def test_the_headline_says_when_random_rows_won_or_nothing_was_mixed_in(
     )
     nothing = headline(against(content, 0.0, 0.0, backbone_rows=0), NATS)
     assert nothing.startswith("Nothing was mixed in") and "2.520 nats per token" in nothing
+    with_all = headline(against(content, 0.15, 0.09, over_all_data=around(0.05, 0.02)), NATS)
+    assert with_all.count(", 0.") == 2  # one after the other, and the last by "and"
+    assert " and 0.050 lower than with all of the adaptation data (95% interval 0.030" in with_all
     alone = content.arms[3].model_copy(update={"gain": None})
     assert "(95% interval 0.075 to 0.105); no arm with" in headline([alone], NATS)
 
