@@ -22,6 +22,7 @@ from albat_core.stages import (
     index,
     mix,
     proxy,
+    redraw,
     report,
     retrieve,
     sample,
@@ -56,6 +57,7 @@ _ON_DEVICE = {
         calibration.calibrate, "calibrate", "calibrate {situation.name}, seed {seed}"
     ),
     sample.draw_samples: lift(sample.draw_samples, "sample", "sample: {label}"),
+    redraw.redraw_heldout: lift(redraw.redraw_heldout, "redraw", "redraw: {label}"),
     fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
 }
 _ELSEWHERE = {

@@ -29,6 +29,8 @@ class ArmRun(BaseModel):
     """What it made of the prompts, where any are configured."""
     fidelity: ArtifactRef | None = None
     """How close that is to subject and prompts, where encoders are configured."""
+    redrawn: ArtifactRef | None = None
+    """Held-out pictures as it draws them, where that is configured."""
 
 
 class StageRun(BaseModel):
