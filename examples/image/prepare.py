@@ -48,7 +48,7 @@ ACCENTS = {
 }
 # Glyphs of a typeface that are held out, and that are in neither of the other parts.
 HELD_OUT, REST = 30, 12
-# Typefaces to adapt to, by the name that captions have: package, and weights, the first is held out.
+# Typefaces to adapt to, by their name in captions: package and weights, the first of them held out.
 TARGETS = {
     "hungary": ("playwrite-hu", (400, 100, 200, 300)),
     "gotisch": ("grenze-gotisch", (700, 500, 600, 800, 900)),

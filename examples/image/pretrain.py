@@ -213,7 +213,7 @@ def draw_samples(pipe, path, arguments):
     """Write a grid of six glyphs a row, one per prompt."""
     generators = [torch.Generator().manual_seed(n) for n, _ in enumerate(SAMPLE_PROMPTS)]
     drawn = pipe(
-        list(SAMPLE_PROMPTS), num_inference_steps=30, guidance_scale=2.0, generator=generators
+        list(SAMPLE_PROMPTS), num_inference_steps=30, guidance_scale=4.0, generator=generators
     ).images
     grid = Image.new("RGB", (6 * SIZE, len(drawn) // 6 * SIZE))
     for index, image in enumerate(drawn):
