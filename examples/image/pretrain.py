@@ -209,7 +209,7 @@ def report(pipe, path, name, generator):
     print(f"{path.name}: loss {total:.4f}, pixel error {error:.2f} of 255", flush=True)
 
 
-def draw_samples(pipe, path, arguments):
+def draw_samples(pipe, path):
     """Write a grid of six glyphs a row, one per prompt."""
     generators = [torch.Generator().manual_seed(n) for n, _ in enumerate(SAMPLE_PROMPTS)]
     drawn = pipe(
@@ -301,7 +301,7 @@ def main():
     report(saved, arguments.data / "corpus" / "glyphs.parquet", None, report_draws)
     for path in sorted(arguments.data.glob("*-heldout.parquet")):
         report(saved, path, path.name.split("-")[0], report_draws)
-    draw_samples(saved, arguments.out / "samples.png", arguments)
+    draw_samples(saved, arguments.out / "samples.png")
 
 
 if __name__ == "__main__":
