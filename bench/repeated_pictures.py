@@ -25,7 +25,8 @@ from albat_core.stages.embed import embed_examples
 from flows.config import load_config
 
 DEMO = "examples/image/demo.yaml"
-SETS = ("examples/image/data/corpus/noto.parquet", "examples/subject/data/others.parquet")
+SETS = ("examples/image/data/corpus/glyphs.parquet", "examples/subject/data/others.parquet")
+MOST = 3000  # pictures of a data set, in even steps
 COPIES = 100
 DIFFERENCES, COSINES = (0.03, 0.04, 0.05, 0.06), (0.90, 0.95, 0.98)
 
@@ -69,6 +70,7 @@ def measure(path: str) -> None:
     config = load_config(DEMO)
     picture = config.backbone.diffusion.picture
     files = pq.read_table(path, columns=["image"])["image"].to_pylist()
+    files = files[:: -(-len(files) // MOST)]
     count = len(files)
     drawn = np.random.default_rng(0).permutation(count)[:COPIES]
     opened = [Image.open(io.BytesIO(files[place])).convert("RGB") for place in drawn]

@@ -1,13 +1,14 @@
 """A demo's table over several seeds, with an arm that has all of the adaptation data.
 
-    python -m bench.table examples/image/demo.yaml --more examples/image/data/more.parquet
+    python -m bench.table examples/image/demo.yaml --more examples/image/data/hungary-more.parquet
 
 Losses of a held-out document are averaged over the seeds; intervals are bootstraps over documents.
+Where held-out pictures are drawn anew, a second table has the errors of their pixels.
 """
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -50,18 +51,21 @@ def with_all_data(config: RunConfig, more: str | None, steps: int) -> RunConfig:
     )
 
 
-def measured(config: RunConfig, more: str | None, steps: int) -> dict[str, Losses]:
-    """Return each arm's losses with one seed."""
+def measured(config: RunConfig, more: str | None, steps: int) -> list[dict[str, Losses]]:
+    """Return each arm's losses with one seed, and its errors of pixels where there are any."""
     store = ArtifactStore(config.runtime.root)
     chain, whole = Chain(config), Chain(with_all_data(config, more, steps))
     arms = {LABELS[arm]: (chain, arm) for arm in ARMS} | {ALL_DATA: (whole, ADAPTATION_ONLY)}
-    losses = {}
+    losses: dict[str, Losses] = {}
+    errors: dict[str, Losses] = {}
     for label, (its, arm) in arms.items():
         losses[label] = document_losses(store, its.arms.evaluation(arm))
+        if redrawn := its.arms.redrawn(arm):
+            errors[label] = document_losses(store, redrawn)
         if adapter := its.arms.adapter(arm):
             step = store.manifest(adapter).facts["best_step"]
             print(f"seed {config.seed}, {label}: best at step {step}", flush=True)
-    return losses
+    return [losses, errors] if errors else [losses]
 
 
 def averaged(losses: list[Losses], documents: list[str]) -> tuple[Floats, Floats]:
@@ -94,11 +98,24 @@ def main() -> None:
         measured(config.model_copy(update={"seed": seed}), arguments.more, steps)
         for seed in arguments.seeds
     ]
+    for measure, its in zip(
+        ("loss", "squared error of pixels"), range(len(seeds[0])), strict=False
+    ):
+        print_table(measure, [seed[its] for seed in seeds])
+
+
+def print_table(measure: str, seeds: Sequence[dict[str, Losses]]) -> None:
+    """Print what the arms came to.
+
+    Args:
+        measure: what it is measured in.
+        seeds: losses of each seed, by arm.
+    """
     documents = sorted({document for seed in seeds for document in seed[LABELS[UNTOUCHED]]})
     arms = {arm: averaged([seed[arm] for seed in seeds], documents) for arm in seeds[0]}
     base, units = arms[LABELS[ADAPTATION_ONLY]]
     print(f"\n{len(seeds)} seeds, {len(documents)} held-out documents\n")
-    print("| arm | loss | by seed | gain over adaptation only |\n|---|---|---|---|")
+    print(f"| arm | {measure} | by seed | gain over adaptation only |\n|---|---|---|---|")
     for arm, (totals, _) in arms.items():
         loss = shown(bootstrap_interval([totals], units, 0), "{:.4f}".format)
         gain = shown(bootstrap_interval([base, totals], units, 0), "{:+.4f}".format)
@@ -107,9 +124,10 @@ def main() -> None:
         ]
         spread = f", deviation {statistics.stdev(single):.4f}" if len(single) > 1 else ""
         print(f"| {arm} | {loss} | {', '.join(f'{v:.4f}' for v in single)}{spread} | {gain} |")
-    albat, random = (arms[LABELS[arm]][0] for arm in (ALBAT, RANDOM))
-    gain = shown(bootstrap_interval([random, albat], units, 0), "{:+.4f}".format)
-    print(f"\nALBAT against random rows, paired: {gain}")
+    albat = arms[LABELS[ALBAT]][0]
+    for other in (LABELS[RANDOM], ALL_DATA):
+        gain = shown(bootstrap_interval([arms[other][0], albat], units, 0), "{:+.4f}".format)
+        print(f"\nALBAT against: {other.lower()}, paired: {gain}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from albat_core.benchmark.arms import ARMS
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance, Silent
 from albat_core.records.mixtures import RowChanges
-from albat_core.report.content import Interval, ReportContent
+from albat_core.report.content import Interval, PixelError, ReportContent
 from albat_core.report.verdict import verdict
 from albat_core.report.wording import (
     arm_decimals,
@@ -196,6 +196,8 @@ def show_results(results: ReportContent) -> None:
     console.print(table)
     for place, metric in enumerate(results.arms[0].metrics):
         console.print(_metric_table(results, metric.title, place))
+    if results.pixel_errors:
+        _show_pixel_errors(results.pixel_errors)
     console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
     if few := caution(results.arms):
         console.print(f"[yellow]{escape(few)}[/]")
@@ -217,6 +219,24 @@ def _metric_table(results: ReportContent, title: str, place: int) -> Table:
             style="bold cyan" if arm.name == "albat" else "",
         )
     return table
+
+
+def _show_pixel_errors(arms: Sequence[PixelError]) -> None:
+    """Print how far each arm's drawings are from held-out pictures."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("drawn anew", no_wrap=True)
+    table.add_column("error [95%]", justify="right", no_wrap=True)
+    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    for arm in arms:
+        table.add_row(
+            escape(arm.label),
+            _shown(arm.error, 4),
+            _shown(arm.gain, 4, signed) if arm.gain else "",
+            style="bold cyan" if arm.name == "albat" else "",
+        )
+    console.print()
+    console.print(f"[dim]{arms[0].pictures} held-out pictures, squared error of pixels, 0 to 1[/]")
+    console.print(table)
 
 
 def show_verdict(facts: Mapping[str, Any]) -> None:

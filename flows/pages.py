@@ -13,7 +13,7 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from albat_core.records.runs import ALBAT
-from albat_core.report.content import Arm, SelectedExample
+from albat_core.report.content import Arm, PixelError, SelectedExample
 from albat_core.report.gathering import compare_arms, headline, loss_unit
 from albat_core.report.showing import most_useful, read_changes
 from albat_core.report.verdict import verdict
@@ -49,7 +49,10 @@ def publish_run(chain: Chain, places: Mapping[str, str]) -> None:
     content = read_results(ArtifactStore(config.runtime.root), chain.report)
     outcome = [content.headline, caution(content.arms), content.verdict]
     _show(config.name, "verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome)))
-    _show(config.name, "results", create_markdown_artifact, results(content.arms, content.unit))
+    compared = results(content.arms, content.unit)
+    if content.pixel_errors:
+        compared += f"\n\n{pixel_table(content.pixel_errors)}"
+    _show(config.name, "results", create_markdown_artifact, compared)
     examples = selected_examples(content.selection.most_useful)
     _show(config.name, "examples", create_table_artifact, examples)
     _show(config.name, "report", create_link_artifact, link(places["report"]))
@@ -145,6 +148,24 @@ def _metric_lines(arms: Sequence[Arm], title: str, place: int) -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def pixel_table(arms: Sequence[PixelError]) -> str:
+    """Return how far each arm's drawings are from held-out pictures as a table in Markdown."""
+    lines = [
+        "| held-out pictures, drawn anew | squared error of pixels | 95% interval "
+        "| gain over adaptation only | 95% interval |",
+        "|---|---:|---|---:|---|",
+    ]
+    for arm in arms:
+        cells = (
+            f"**{arm.label}**" if arm.name == ALBAT else arm.label,
+            fixed(arm.error.value, 4),
+            between(arm.error, 4),
+            *((signed(arm.gain.value, 4), between(arm.gain, 4)) if arm.gain else "  "),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any]]:

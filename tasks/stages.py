@@ -24,6 +24,7 @@ from albat_core.stages import (
     index,
     mix,
     proxy,
+    redraw,
     report,
     retrieve,
     sample,
@@ -59,6 +60,7 @@ _ON_DEVICE = {
         calibration.calibrate, "calibrate", "calibrate {situation.name}, seed {seed}"
     ),
     sample.draw_samples: lift(sample.draw_samples, "sample", "sample: {label}"),
+    redraw.redraw_heldout: lift(redraw.redraw_heldout, "redraw", "redraw: {label}"),
     fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
 }
 _ELSEWHERE = {

@@ -34,6 +34,8 @@ class ArmRun(BaseModel):
     """What it wrote to held-out prompts, where metrics are configured."""
     grades: tuple[ArtifactRef, ...] = ()
     """What each of the metrics says of that, in the order of the configuration."""
+    redrawn: ArtifactRef | None = None
+    """Held-out pictures as it draws them, where that is configured."""
 
 
 class StageRun(BaseModel):

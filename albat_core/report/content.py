@@ -192,6 +192,20 @@ class Fidelity(_Part):
     clip_t: Interval | None = None
 
 
+class PixelError(_Part):
+    """How far an arm's drawings are from held-out pictures: squared error of pixels in [0, 1]."""
+
+    name: str
+    label: str
+    error: Interval
+    gain: Interval | None = None
+    """Adaptation-only error minus this arm's, paired by document; > 0 is better."""
+    over_random: Interval | None = None
+    """Error with random corpus rows minus this arm's, paired by document; > 0 is better."""
+    pictures: int
+    """Held-out pictures that were drawn."""
+
+
 class Selection(_Part):
     """What was selected."""
 
@@ -279,6 +293,9 @@ class ReportContent(_Part):
     answers: Answers | None = None
     refit: bool = False
     """Whether arms were trained anew on all rows once their best step was known."""
+    redrawn: SampleGrid | None = None
+    """Held-out pictures, first as they are, then as each arm draws them."""
+    pixel_errors: tuple[PixelError, ...] = ()
     alpha: float
     proxy: Interval | None = None
     """How much harder the corpus is for the backbone than its own rows, where it is a proxy."""

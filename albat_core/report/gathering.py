@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from albat_core.measures.bootstrap import bootstrap_interval
+from albat_core.measures.bootstrap import Floats, bootstrap_interval
 from albat_core.measures.metrics import metric_title
 from albat_core.records.grades import document_grades, metric_of
 from albat_core.records.losses import document_losses
@@ -26,10 +26,18 @@ from albat_core.report.content import (
     InputCount,
     Interval,
     Metric,
+    PixelError,
     ReportContent,
     StageTime,
 )
-from albat_core.report.showing import answers, fidelity, read_changes, sample_grid, selection
+from albat_core.report.showing import (
+    answers,
+    fidelity,
+    read_changes,
+    redrawn_grid,
+    sample_grid,
+    selection,
+)
 from albat_core.report.verdict import verdict
 from albat_core.store.artifacts import ArtifactStore, Manifest
 
@@ -56,6 +64,8 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
         fidelity=tuple(fidelity(store, run)),
         answers=answers(store, run),
         refit=any(store.manifest(a.adapter).facts.get("refit") for a in run.arms if a.adapter),
+        redrawn=redrawn_grid(store, run),
+        pixel_errors=tuple(pixel_errors(store, run.arms, seed)),
         alpha=mixture.facts["alpha"],
         proxy=_proxy(store, run),
         verdict=verdict(mixing) if mixing else None,
@@ -145,11 +155,7 @@ def compare_arms(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
     for arm in runs:
         totals, units = losses[arm.name]
         value, low, high = bootstrap_interval([totals], units, seed)
-        gains = {
-            base: _interval(bootstrap_interval([losses[base][0], totals], units, seed))
-            for base in (ADAPTATION_ONLY, RANDOM, ALL_DATA)
-            if base in losses and base != arm.name
-        }
+        gains = _gains(arm.name, losses, seed)
         facts = store.manifest(arm.adapter).facts if arm.adapter else {}
         arms.append(
             Arm(
@@ -189,6 +195,51 @@ def _metrics(
                 gain = _interval(bootstrap_interval(pair, answered, seed))
             found[arm].append(Metric(name=name, title=metric_title(name), value=value, gain=gain))
     return {arm: tuple(its) for arm, its in found.items()}
+
+
+def pixel_errors(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> list[PixelError]:
+    """Return how far each arm's drawings are from held-out pictures, where any were drawn.
+
+    Args:
+        store: where their artifacts are.
+        runs: the arms.
+        seed: of the bootstrap.
+    """
+    drawn = {arm.name: arm.redrawn for arm in runs if arm.redrawn is not None}
+    errors = {name: document_losses(store, ref) for name, ref in drawn.items()}
+    found = []
+    for arm in runs:
+        if arm.name not in errors:
+            continue
+        totals, units = errors[arm.name]
+        gains = _gains(arm.name, errors, seed)
+        found.append(
+            PixelError(
+                name=arm.name,
+                label=arm.label,
+                error=_interval(bootstrap_interval([totals], units, seed)),
+                gain=gains.get(ADAPTATION_ONLY),
+                over_random=gains.get(RANDOM),
+                pictures=store.manifest(drawn[arm.name]).rows,
+            )
+        )
+    return found
+
+
+def _gains(arm: str, losses: Mapping[str, tuple[Floats, Floats]], seed: int) -> dict[str, Interval]:
+    """Return what an arm gains over the arms that others are compared with, paired by document.
+
+    Args:
+        arm: its name.
+        losses: total and units of each document, by arm.
+        seed: of the bootstrap.
+    """
+    totals, units = losses[arm]
+    return {
+        base: _interval(bootstrap_interval([losses[base][0], totals], units, seed))
+        for base in (ADAPTATION_ONLY, RANDOM, ALL_DATA)
+        if base in losses and base != arm
+    }
 
 
 def _proxy(store: ArtifactStore, run: RunArtifacts) -> Interval | None:

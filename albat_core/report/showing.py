@@ -11,6 +11,7 @@ from albat_core.pictures import thumbnail
 from albat_core.records.answers import read_answers
 from albat_core.records.examples import Example, message_text
 from albat_core.records.fidelity import MEASURES
+from albat_core.records.redrawn import read_redrawn
 from albat_core.records.runs import RunArtifacts
 from albat_core.records.samples import read_samples
 from albat_core.records.scores import read_scores
@@ -212,6 +213,33 @@ def sample_grid(store: ArtifactStore, run: RunArtifacts) -> SampleGrid | None:
                 ),
             )
             for n in range(min(count, _PROMPTS))
+        ),
+        prompts=count,
+        per_prompt=each,
+    )
+
+
+def redrawn_grid(store: ArtifactStore, run: RunArtifacts) -> SampleGrid | None:
+    """Return held-out pictures beside what the arms drew of them; None where none were drawn."""
+    arms = [(arm.label, arm.redrawn) for arm in run.arms if arm.redrawn is not None]
+    if not arms:
+        return None
+    drawn = [read_redrawn(store, redrawn) for _, redrawn in arms]
+    count, each = len(drawn[0]), len(drawn[0][0][1])
+    return SampleGrid(
+        labels=("Held out", *(label for label, _ in arms)),
+        rows=tuple(
+            SampleRow(
+                prompt=true.text or "",
+                cells=(
+                    (_sample(true, _SMALL_SIDE),),
+                    *(
+                        tuple(_sample(made, _SMALL_SIDE) for made in by_arm[n][1][:_EACH])
+                        for by_arm in drawn
+                    ),
+                ),
+            )
+            for n, (true, _) in enumerate(drawn[0][:_PROMPTS])
         ),
         prompts=count,
         per_prompt=each,

@@ -23,6 +23,7 @@ from albat_core.stages.fidelity import measure_fidelity
 from albat_core.stages.finetune import finetune
 from albat_core.stages.grade import grade_answers
 from albat_core.stages.mix import write_mixture
+from albat_core.stages.redraw import redraw_heldout
 from albat_core.stages.sample import draw_samples
 from albat_core.store.artifacts import ArtifactRef
 from albat_core.training.config import FinetuneConfig
@@ -72,6 +73,12 @@ class Arms:
         if not self._config.samples.all_prompts:
             return None
         return self._steps.results([self._sampling(arm)])[0]
+
+    def redrawn(self, arm: str) -> ArtifactRef | None:
+        """Return held-out pictures as an arm draws them; none where none are to be drawn."""
+        if not self._config.samples.heldout:
+            return None
+        return self._steps.results([self._redrawing(arm)])[0]
 
     def fidelity(self, arm: str) -> ArtifactRef | None:
         """Return how close an arm's samples are to subject and prompts, where that is measured."""
@@ -125,6 +132,8 @@ class Arms:
             tried += [self._sampling(arm) for arm in self.names]
         if self._config.evaluation.metrics:
             tried += [self._answering(arm) for arm in self.names]
+        if self._config.samples.heldout:
+            tried += [self._redrawing(arm) for arm in self.names]
         self._steps.results(tried)
         return [
             ArmRun(
@@ -136,6 +145,7 @@ class Arms:
                 fidelity=self.fidelity(arm),
                 answers=self.answers(arm),
                 grades=self.grades(arm),
+                redrawn=self.redrawn(arm),
             )
             for arm in self.names
         ]
@@ -220,6 +230,22 @@ class Arms:
             seed=c.seed,
             runtime=c.runtime,
             label=LABELS[arm],
+        )
+
+    def _redrawing(self, arm: str) -> Step[ArtifactRef]:
+        c = self._config
+        return self._steps.submit(
+            f"redraw: {LABELS[arm]}",
+            redraw_heldout,
+            adapter=self.adapter(arm),
+            adaptation=self._inputs.adaptation,
+            backbone_config=c.backbone,
+            sampling=c.samples.sampling,
+            seed=c.seed,
+            runtime=c.runtime,
+            label=LABELS[arm],
+            most=c.samples.heldout,
+            per_prompt=c.samples.per_prompt,
         )
 
 

@@ -36,6 +36,9 @@ class SampleConfig(StageConfig):
     """What stands for the subject in DreamBooth's prompts, such as `sks backpack`."""
     per_prompt: int = Field(1, ge=1, le=64)
     """Examples made of each prompt."""
+    heldout: int = Field(0, ge=0)
+    """Held-out pictures, at most, that every arm draws anew from their captions; they are shown
+    beside what is drawn, and the error of its pixels is told."""
     sampling: SamplingConfig = SamplingConfig()
     """How they are made."""
     dino: str | None = Field(None, min_length=1)

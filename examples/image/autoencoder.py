@@ -11,41 +11,22 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
+from torch.nn.functional import l1_loss
 
 HERE = Path(__file__).parent
-SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 SIZE = 64
 
 
 def read_rows(path):
-    """The rows of a file and their drawings, as a tensor of values from -1 to 1."""
+    """The rows of a file and their glyphs, as a tensor of values from -1 to 1."""
     rows = pq.read_table(path).to_pylist()
     arrays = [np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows]
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     return rows, images.float() / 127.5 - 1
 
 
-def drawing_weights(rows):
-    """The chance of each row: all drawings alike, half of each for the one without a skin tone."""
-    plain = {}
-    for index, row in enumerate(rows):
-        points = row["id"].split("-")
-        # A tone that stands alone is a drawing of its own.
-        stem = tuple(p for p in points if p not in SKIN_TONES) or (row["id"],)
-        plain.setdefault(stem, []).append((len(stem) != len(points), index))
-    weights = torch.zeros(len(rows))
-    for members in plain.values():
-        toned = [index for has_tone, index in members if has_tone]
-        untoned = [index for has_tone, index in members if not has_tone]
-        for part in (toned, untoned):
-            share = 0.5 if toned and untoned else 1.0
-            weights[part] = share / max(1, len(part))
-    return weights / len(plain)
-
-
 def new_vae():
-    """An autoencoder of 64x64 drawings with latents of 8x8x8."""
+    """An autoencoder of 64x64 glyphs with latents of 8x8x8."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -54,7 +35,7 @@ def new_vae():
         latent_channels=8,
         norm_num_groups=8,
         sample_size=SIZE,
-        # Drawings this small need no look across the whole picture to be coded.
+        # Pictures this small need no look across the whole of them to be coded.
         mid_block_add_attention=False,
     )
 
@@ -95,10 +76,9 @@ def fit(parameters, loss_of, steps, arguments, peak, name, after_step=None):
             total = 0.0
 
 
-def train_vae(vae, images, weights, generator, arguments):
+def train_vae(vae, images, generator, arguments):
     """Train the autoencoder in place: absolute error of pixels and edges, and a little KL."""
-    readout = torch.nn.Conv2d(vae.config.latent_channels, 3, 1)
-    # Crops cost a quarter; whole drawings at the end set the group norms to their statistics.
+    # Crops cost a quarter; whole glyphs at the end set the group norms to their statistics.
     crop, cropped_steps = SIZE // 2, round(arguments.steps * 0.8)
     done = 0
 
@@ -106,9 +86,8 @@ def train_vae(vae, images, weights, generator, arguments):
         nonlocal done
         done += 1
         if done > cropped_steps:
-            picked = torch.multinomial(weights, arguments.batch // 4, True, generator=generator)
-            return images[picked]
-        picked = torch.multinomial(weights, arguments.batch, True, generator=generator)
+            return images[torch.randint(len(images), (arguments.batch // 4,), generator=generator)]
+        picked = torch.randint(len(images), (arguments.batch,), generator=generator)
         corners = torch.randint(crop + 1, (2, arguments.batch), generator=generator)
         parts = [
             images[index, :, top : top + crop, left : left + crop]
@@ -126,22 +105,17 @@ def train_vae(vae, images, weights, generator, arguments):
         loss = l1_loss(restored, batch)
         for made, true in zip(edges(restored), edges(batch), strict=True):
             loss = loss + 0.5 * l1_loss(made, true)
-        # Absolute error alone lets a rare colour pass for a common one, and the latents drop it.
-        colours = avg_pool2d(batch, 4)
-        loss = loss + 2 * mse_loss(avg_pool2d(restored, 4), colours)
-        loss = loss + 2 * mse_loss(readout(posterior.mean.float()), avg_pool2d(colours, 2))
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         return loss + arguments.kl * kl
 
     vae.to(memory_format=torch.channels_last).train()
-    parameters = [*vae.parameters(), *readout.parameters()]
-    fit(parameters, loss_of, arguments.steps, arguments, arguments.lr, "vae")
+    fit(list(vae.parameters()), loss_of, arguments.steps, arguments, arguments.lr, "vae")
     vae.eval()
 
 
 @torch.no_grad()
 def encode(vae, images):
-    """The latent means of some drawings, in single precision."""
+    """The latent means of some glyphs, in single precision."""
     return torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
 
 
@@ -166,12 +140,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
-    parser.add_argument("--start", type=Path, help="folder of an autoencoder to train on")
     parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
-    parser.add_argument("--kl", type=float, default=1e-5, help="weight of the KL")
+    parser.add_argument("--warm-up", type=int, default=50, help="steps of warm-up")
+    parser.add_argument("--kl", type=float, default=3e-4, help="weight of the KL")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50, help="steps between log lines")
@@ -180,9 +153,9 @@ def main():
     draws = torch.Generator().manual_seed(arguments.seed)
     # New layers take their weights from torch's own generator.
     torch.manual_seed(arguments.seed)
-    rows, images = read_rows(arguments.data / "corpus" / "noto.parquet")
-    vae = AutoencoderKL.from_pretrained(arguments.start).float() if arguments.start else new_vae()
-    train_vae(vae, images, drawing_weights(rows), draws, arguments)
+    _, images = read_rows(arguments.data / "corpus" / "glyphs.parquet")
+    vae = new_vae()
+    train_vae(vae, images, draws, arguments)
     normalize(vae, encode(vae, images))
     vae.to(torch.bfloat16).save_pretrained(arguments.out / "vae")
 

@@ -7,10 +7,11 @@ import argparse
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
-from autoencoder import HERE, SIZE, drawing_weights, encode, fit, read_rows
+from autoencoder import HERE, SIZE, encode, fit, read_rows
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -21,16 +22,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # How CLIP splits a text before its BPE.
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-VOCABULARY = 1500
-CONTEXT = 32
-WIDTH = 192
+VOCABULARY = 800
+CONTEXT = 16
+WIDTH = 128
+# Words that the corpus does not have: whole tokens before they are ever seen.
+NAMES = ("hungary", "pirata", "gotisch", "vibes", "dancing", "caveat")
+ACCENTS = ("grave", "acute", "circumflex", "tilde", "diaeresis", "ring", "cedilla")
 SAMPLE_PROMPTS = (
-    *("grinning face", "smiling face with sunglasses", "pouting face", "thumbs up sign"),
-    *("raised hand", "dog face", "pig face", "tiger face"),
-    *("penguin", "whale", "tulip", "evergreen tree"),
-    *("red apple", "watermelon", "slice of pizza", "birthday cake"),
-    *("automobile", "rocket", "house building", "umbrella with rain drops"),
-    *("soccer ball", "red heart", "full moon symbol", "wrapped present"),
+    *(f"capital {letter}" for letter in "agkqrw"),
+    *(f"lowercase {letter}" for letter in "agkqsx"),
+    *(f"lowercase {letter}, bold sans-serif" for letter in "bdefht"),
+    *(f"capital {letter}, regular handwriting" for letter in "bdefht"),
+    *(f"digit {digit}, light serif" for digit in "234578"),
 )
 
 
@@ -48,9 +51,8 @@ def train_tokenizer(captions, folder):
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, end_of_word_suffix="</w>", show_progress=False
     )
-    # The second style is named so that its words are whole tokens before it is ever seen.
-    styled = [f"{caption} in {style} style" for caption in captions for style in ("noto", "duo")]
-    tokenizer.train_from_iterator(styled, trainer)
+    named = [f"{caption}, {name}" for caption in captions for name in NAMES + ACCENTS]
+    tokenizer.train_from_iterator([*captions, *named], trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     # Every byte is an entry, within a word and at its end, so no text has an unknown token.
     entries = [*alphabet, *(letter + "</w>" for letter in alphabet)]
@@ -59,7 +61,9 @@ def train_tokenizer(captions, folder):
             entries.append("".join(merge))
     merges = [merge for merge in merges if "".join(merge) in entries]
     entries += [BOS, EOS]
-    folder.mkdir(parents=True, exist_ok=True)
+    # What is there of a tokenizer would be read before the files that are written here.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     vocabulary = {entry: index for index, entry in enumerate(entries)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
@@ -93,7 +97,7 @@ def new_unet():
         norm_num_groups=16,
         # The caption also goes along with the timestep, to every block: it is learned far sooner.
         addition_embed_type="text",
-        addition_embed_type_num_heads=6,
+        addition_embed_type_num_heads=4,
     )
 
 
@@ -106,7 +110,7 @@ def new_text_encoder(tokenizer):
             intermediate_size=4 * WIDTH,
             projection_dim=WIDTH,
             num_hidden_layers=2,
-            num_attention_heads=6,
+            num_attention_heads=4,
             max_position_embeddings=CONTEXT,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -129,7 +133,7 @@ def new_scheduler():
 
 
 def denoising_loss(unet, text_encoder, scheduler, latents, ids, steps, noise, bf16):
-    """The velocity's squared error of each drawing."""
+    """The velocity's squared error of each glyph."""
     noisy = scheduler.add_noise(latents, noise, steps)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         states = text_encoder(ids).last_hidden_state
@@ -140,18 +144,27 @@ def denoising_loss(unet, text_encoder, scheduler, latents, ids, steps, noise, bf
 
 def train_denoiser(modules, ema, corpus, generator, arguments, save):
     """Train UNet and text encoder in place, and their running average in ema."""
-    latents, ids, weights, empty, scheduler = corpus
+    latents, ids, empty, scheduler = corpus
     unet, text_encoder = modules
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     averages = [*ema[0].parameters(), *ema[1].parameters()]
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    # Nearly clean drawings would take most of the capacity, so their weights are capped (min-SNR);
+    # Nearly clean glyphs would take most of the capacity, so their weights are capped (min-SNR);
     # nearly noise keeps all of its, for there the caption alone decides what is drawn.
     step_weights = (snr + 1).clamp(max=5) / (snr + 1)
 
+    order = torch.empty(0, dtype=torch.long)
+
+    def next_batch():
+        nonlocal order
+        if len(order) < arguments.batch:
+            order = torch.randperm(len(latents), generator=generator)
+        picked, order = order.split([arguments.batch, len(order) - arguments.batch])
+        return picked
+
     def loss_of():
         size = arguments.batch
-        picked = torch.multinomial(weights, size, True, generator=generator)
+        picked = next_batch()
         styled = torch.randint(2, (size,), generator=generator)
         tokens = ids[styled, picked]
         dropped = torch.rand(size, generator=generator) < arguments.drop
@@ -176,13 +189,14 @@ def train_denoiser(modules, ema, corpus, generator, arguments, save):
 
 
 @torch.no_grad()
-def report(pipe, path, style, generator):
+def report(pipe, path, name, generator):
     """Print a file's mean denoising loss, over 20 even timesteps and fixed noise."""
     rows, images = read_rows(path)
     # A spread of rows is enough, and the corpus has many.
     kept = list(range(0, len(rows), math.ceil(len(rows) / 200)))
     latents = encode(pipe.vae, images[kept])
-    ids = tokenize(pipe.tokenizer, [f"{rows[i]['caption']}{style}" for i in kept])
+    captions = [f"{rows[i]['glyph']}, {name or rows[i]['style']}" for i in kept]
+    ids = tokenize(pipe.tokenizer, captions)
     total = 0.0
     for step in range(25, 1000, 50):
         noise = torch.randn(latents.shape, generator=generator)
@@ -192,16 +206,16 @@ def report(pipe, path, style, generator):
         )
         total += losses.mean().item() / 20
     error = l1_loss(pipe.vae.decode(latents).sample.clamp(-1, 1), images[kept]).item() * 127.5
-    print(f"{path.name}{style}: loss {total:.4f}, pixel error {error:.2f} of 255", flush=True)
+    print(f"{path.name}: loss {total:.4f}, pixel error {error:.2f} of 255", flush=True)
 
 
-def draw_samples(pipe, path, arguments):
-    """Write a grid of six by four drawings, one per prompt."""
-    generators = [torch.Generator().manual_seed(arguments.seed) for _ in SAMPLE_PROMPTS]
+def draw_samples(pipe, path):
+    """Write a grid of six glyphs a row, one per prompt."""
+    generators = [torch.Generator().manual_seed(n) for n, _ in enumerate(SAMPLE_PROMPTS)]
     drawn = pipe(
         list(SAMPLE_PROMPTS), num_inference_steps=30, guidance_scale=4.0, generator=generators
     ).images
-    grid = Image.new("RGB", (6 * SIZE, 4 * SIZE))
+    grid = Image.new("RGB", (6 * SIZE, len(drawn) // 6 * SIZE))
     for index, image in enumerate(drawn):
         grid.paste(image, (index % 6 * SIZE, index // 6 * SIZE))
     grid.save(path, optimize=True)
@@ -213,30 +227,36 @@ def main():
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
     parser.add_argument("--start", type=Path, help="folder of a pipeline to train on")
-    parser.add_argument("--steps", type=int, default=2300)
+    parser.add_argument("--without", help="beginning of the ids of rows that are left out")
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
     parser.add_argument("--drop", type=float, default=0.1, help="share of empty captions")
-    parser.add_argument("--ema", type=float, default=0.998, help="decay of the running average")
+    parser.add_argument("--ema", type=float, default=0.995, help="decay of the running average")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=50, help="steps between log lines")
-    parser.add_argument("--save-every", type=int, default=1000, help="steps between saved models")
+    parser.add_argument("--save-every", type=int, default=300, help="steps between saved models")
     arguments = parser.parse_args()
 
     training_draws = torch.Generator().manual_seed(arguments.seed + 1)
     report_draws = torch.Generator().manual_seed(arguments.seed + 2)
     # New layers take their weights from torch's own generator.
     torch.manual_seed(arguments.seed)
-    rows, images = read_rows(arguments.data / "corpus" / "noto.parquet")
-    weights = drawing_weights(rows)
-    captions = [row["caption"] for row in rows]
+    rows, images = read_rows(arguments.data / "corpus" / "glyphs.parquet")
+    if prefix := arguments.without:
+        kept = [n for n, row in enumerate(rows) if not row["id"].startswith(prefix)]
+        rows, images = [rows[n] for n in kept], images[kept]
+    captions = [row["glyph"] for row in rows]
+    styled = [f"{row['glyph']}, {row['style']}" for row in rows]
     if arguments.start:
-        tokenizer = CLIPTokenizer.from_pretrained(arguments.start / "tokenizer")
-        tokenizer.save_pretrained(arguments.out / "tokenizer")
+        # The vocabulary stays that of the weights.
+        folder = arguments.out / "tokenizer"
+        shutil.copytree(arguments.start / "tokenizer", folder, dirs_exist_ok=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
     else:
-        tokenizer = train_tokenizer(captions, arguments.out / "tokenizer")
+        tokenizer = train_tokenizer(styled, arguments.out / "tokenizer")
     vae = AutoencoderKL.from_pretrained(arguments.out / "vae").float()
     unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
     if start := arguments.start:
@@ -247,9 +267,8 @@ def main():
         print(f"{type(module).__name__}: {count} parameters", flush=True)
     latents = encode(vae, images)
     scheduler = new_scheduler()
-    styled = [f"{caption} in noto style" for caption in captions]
     ids = torch.stack([tokenize(tokenizer, captions), tokenize(tokenizer, styled)])
-    corpus = (latents, ids, weights, tokenize(tokenizer, [""]), scheduler)
+    corpus = (latents, ids, tokenize(tokenizer, [""]), scheduler)
     ema = copy.deepcopy(unet), copy.deepcopy(text_encoder)
 
     def save():
@@ -279,10 +298,10 @@ def main():
     # What counts is the saved model: its rounded weights, computed with in full precision.
     saved = StableDiffusionPipeline.from_pretrained(arguments.out, dtype=torch.float32)
     saved.set_progress_bar_config(disable=True)
-    report(saved, arguments.data / "corpus" / "noto.parquet", " in noto style", report_draws)
-    for name in ("adaptation.parquet", "heldout.parquet"):
-        report(saved, arguments.data / name, " in duo style", report_draws)
-    draw_samples(saved, arguments.out / "samples.png", arguments)
+    report(saved, arguments.data / "corpus" / "glyphs.parquet", None, report_draws)
+    for path in sorted(arguments.data.glob("*-heldout.parquet")):
+        report(saved, path, path.name.split("-")[0], report_draws)
+    draw_samples(saved, arguments.out / "samples.png")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def demo(
 ) -> None:
     """Adapt a small language model to cancer texts; with --image, a small one of pictures.
 
-    A tenth of the texts, or 20 drawings of another artist's style. Uses the backbones, corpora and
+    A tenth of the texts, or 20 glyphs of a handwriting. Uses the backbones, corpora and
     adaptation data that come with the repository.
     """
     kind = "image" if image else "text"

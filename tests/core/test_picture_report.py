@@ -9,10 +9,11 @@ import pytest
 
 from albat_core.pictures import picture_pixels, png_file, thumbnail
 from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.redrawn import read_redrawn
 from albat_core.records.samples import read_samples
 from albat_core.records.scores import SCORES
 from albat_core.records.shards import STAGE
-from albat_core.records.splits import TRAIN
+from albat_core.records.splits import TEST, TRAIN, read_role
 from albat_core.records.tables import read_table, write_table
 from albat_core.report.content import ReportContent
 from albat_core.runs.chain import Chain
@@ -106,6 +107,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "samples": {
                 "prompts": PROMPTS,
                 "per_prompt": 2,
+                "heldout": 2,
                 "sampling": {"steps": 2, "guidance": 1.0},
                 "dino": str(save_dino(home / "dino")),
                 "clip": str(save_clip(home / "clip")),
@@ -180,8 +182,50 @@ def test_the_grid_has_a_row_a_prompt_and_a_column_an_arm(
                 assert example.image and sample.text is None
                 np.testing.assert_array_equal(decoded(sample.image), picture_pixels(example.image))
     page = (store.folder(chain.report) / PAGE).read_text()
-    assert page.count('src="data:image/png;base64,') == 2 * 12 + 2 * 2 * 4
+    redrawn = 2 * (1 + 2 * 4)  # each beside two of every arm
+    assert page.count('src="data:image/png;base64,') == 2 * 12 + 2 * 2 * 4 + redrawn
     assert "Of each prompt 2 were made." in page
+
+
+def test_held_out_pictures_stand_beside_what_every_arm_drew_of_them(
+    chain: Chain, store: ArtifactStore, content: ReportContent
+) -> None:
+    grid = content.redrawn
+    assert grid is not None and grid.prompts == 2 and grid.per_prompt == 2
+    assert grid.labels == ("Held out", *(arm.label for arm in content.arms))
+    heldout = {e.text: e for e in read_role(store, chain.inputs.adaptation, TEST)}
+    for row in grid.rows:
+        true = heldout[row.prompt].image
+        assert true and len(row.cells[0]) == 1 and [len(cell) for cell in row.cells[1:]] == [2] * 4
+        np.testing.assert_array_equal(decoded(row.cells[0][0].image), picture_pixels(true))
+
+
+def test_errors_of_pixels_are_those_of_the_drawn_pictures(
+    chain: Chain, store: ArtifactStore, content: ReportContent
+) -> None:
+    assert [arm.name for arm in content.pixel_errors] == [arm.name for arm in content.arms]
+    by_hand = {}
+    for arm in content.pixel_errors:
+        ref = chain.arms.redrawn(arm.name)
+        assert ref is not None and arm.pictures == 2
+        errors = [
+            np.square(picture_pixels(made.image) / 255 - picture_pixels(true.image) / 255).mean()
+            for true, drawn in read_redrawn(store, ref)
+            for made in drawn
+            if made.image and true.image
+        ]
+        assert len(errors) == 4
+        by_hand[arm.name] = np.mean(errors)
+        assert arm.error.value == pytest.approx(by_hand[arm.name])
+        assert store.manifest(ref).facts["error"] == pytest.approx(by_hand[arm.name])
+        assert arm.error.low <= arm.error.value <= arm.error.high
+    main = content.pixel_errors[-1]
+    assert main.gain and main.over_random
+    assert main.gain.value == pytest.approx(by_hand["adaptation_only"] - by_hand["albat"])
+    assert main.over_random.value == pytest.approx(by_hand["random"] - by_hand["albat"])
+    page = (store.folder(chain.report) / PAGE).read_text()
+    table = re.search(r'aria-label="Error of pixels">(.*?)</table>', page, re.DOTALL)
+    assert table and table[1].count("<tr") == 5 and f"{main.error.value:.4f}" in table[1]
 
 
 def test_fidelity_is_that_of_each_arm_s_artifact(
@@ -214,7 +258,7 @@ def test_samples_and_their_measures_are_stages_of_the_run(chain: Chain) -> None:
     assert chain.report
     labels = [stage.label for stage in chain.stages]
     for said in ("Backbone untouched", "ALBAT"):
-        assert f"sample: {said}" in labels and f"measure: {said}" in labels
+        assert {f"{verb}: {said}" for verb in ("sample", "measure", "redraw")} <= set(labels)
 
 
 def test_large_pictures_become_small_ones_small_ones_stay() -> None:

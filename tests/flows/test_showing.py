@@ -6,8 +6,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from albat_core.report.content import Interval, PixelError
 from flows.local import showing
-from flows.pages import link
+from flows.pages import link, pixel_table
 
 API = "http://127.0.0.1:4200/api"
 
@@ -82,3 +83,20 @@ def test_without_a_server_here_the_file_is_named(
     assert link(str(report)) == report.as_uri()
     monkeypatch.delenv(showing.SETTING)
     assert link(str(report)) == report.as_uri()
+
+
+def test_errors_of_pixels_are_a_table_of_the_arms() -> None:
+    def interval(value: float) -> Interval:
+        return Interval(value=value, low=value - 0.01, high=value + 0.01)
+
+    alone = PixelError(
+        name="adaptation_only", label="Adaptation data only", error=interval(0.07), pictures=30
+    )
+    mixed = PixelError(
+        name="albat", label="ALBAT", error=interval(0.05), gain=interval(0.02), pictures=30
+    )
+    rows = pixel_table([alone, mixed]).splitlines()[2:]
+    assert rows == [
+        "| Adaptation data only | 0.0700 | 0.0600 to 0.0800 |   |   |",
+        "| **ALBAT** | 0.0500 | 0.0400 to 0.0600 | +0.0200 | 0.0100 to 0.0300 |",
+    ]
