@@ -150,15 +150,15 @@ class Arms:
             for arm in self.names
         ]
 
-    def _mixture(self, arm: str, split: ArtifactRef) -> ArtifactRef:
+    def _mixture(self, arm: str, split: ArtifactRef, note: str = "") -> ArtifactRef:
         """Return a split's training rows with those that an arm adds."""
         rows, alpha = self._added(arm) or (None, 0.0)
-        return mix(self._steps, self._config, LABELS[arm], split, rows, alpha)
+        return mix(self._steps, self._config, LABELS[arm] + note, split, rows, alpha)
 
     def _looking(self, arm: str) -> Step[ArtifactRef]:
         """Train an arm with a look at validation documents, which find its best step."""
-        split = self._inputs.looked_at(arm)
-        return self._train(LABELS[arm], arm, split, None)
+        note = ", best step" if self._config.refit else ""
+        return self._train(arm, self._inputs.looked_at(arm), note)
 
     def _training(self, arm: str) -> Step[ArtifactRef]:
         """Train an arm as it is compared: on all of its documents, for as many steps."""
@@ -166,10 +166,10 @@ class Arms:
         if not self._config.refit:
             return looked
         like = self._steps.results([looked])[0]
-        return self._train(f"{LABELS[arm]}, all rows", arm, self._inputs.trained_on(arm), like)
+        return self._train(arm, self._inputs.trained_on(arm), like=like)
 
     def _train(
-        self, label: str, arm: str, split: ArtifactRef, like: ArtifactRef | None
+        self, arm: str, split: ArtifactRef, note: str = "", like: ArtifactRef | None = None
     ) -> Step[ArtifactRef]:
         encodings = []
         if arm not in (ADAPTATION_ONLY, ALL_DATA):
@@ -180,9 +180,9 @@ class Arms:
             self._steps,
             self._config,
             self._inputs,
-            label,
+            LABELS[arm] + note,
             self._config.finetune,
-            mixture=self._mixture(arm, split),
+            mixture=self._mixture(arm, split, note),
             split=split,
             encodings=encodings,
             like=like,

@@ -87,7 +87,7 @@ def checkpoints(config: RunConfig) -> list[Path]:
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished run, not interrupted."""
-    path = write_run(tmp_path_factory.mktemp("short"), baselines=[])
+    path = write_run(tmp_path_factory.mktemp("short"), baselines=[], refit=False)
     config = load_config(str(path))
     assert (config.finetune.steps, config.finetune.evaluate_every) == (STEPS, EVALUATE_EVERY)
     assert Chain(config).report
@@ -145,7 +145,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     }
     folder = tmp_path_factory.mktemp("whole")
     runtime = {"root": str(folder / "artifacts"), "device": "cpu", "checkpoint_seconds": 1e-9}
-    config = load_config(str(write_run(folder, baselines=[], finetune=training, runtime=runtime)))
+    config = load_config(
+        str(write_run(folder, baselines=[], refit=False, finetune=training, runtime=runtime))
+    )
     assert Chain(config).report
     return config
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from albat_core.records.splits import TEST, TRAIN, read_role
+from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
 from albat_core.records.vectors import load_queries
 from albat_core.runs.chain import Chain
 from flows.albat import from_file
@@ -63,9 +63,13 @@ def test_a_run_is_started_by_the_path_of_its_file(prefect_server: str, tmp_path:
 
 
 def test_first_run_computes_every_stage(first: Run) -> None:
-    surrogate, own = first.refs("fine-tune: surrogate"), first.refs(f"fine-tune: {ARMS[0]}")
+    surrogate, own = (
+        first.refs("fine-tune: surrogate"),
+        first.refs(f"fine-tune: {ARMS[0]}, best step"),
+    )
     assert surrogate == own  # the same mixture and the same training: trained once
-    assert first.labels - first.computed == {f"fine-tune: {ARMS[0]}"}
+    reused = {f"{what}: {ARMS[0]}, best step" for what in ("write mixture", "fine-tune")}
+    assert first.labels - first.computed == reused
     assert first.labels >= {f"{what}: {arm}" for what in ("fine-tune", "evaluate") for arm in ARMS}
     for ref in first.store.all_refs():
         assert first.store.changed_files(ref) == []
@@ -96,6 +100,7 @@ def test_another_learning_rate_trains_the_arms_alone(start: Start, copied: Run) 
     changed(copied, "finetune", learning_rate=5e-3)
     after = again(start, copied)
     trained = {f"{what}: {arm}" for what in ("fine-tune", "evaluate") for arm in ARMS}
+    trained |= {f"fine-tune: {arm}, best step" for arm in ARMS}
     assert after.computed == trained | {"report"}
 
 
@@ -108,6 +113,7 @@ def test_another_alpha_reuses_scores_and_selection(start: Start, copied: Run) ->
         for arm in ARMS
         if arm != "Adaptation data only"
     }
+    mixed |= {f"{step}, best step" for step in mixed if not step.startswith("evaluate")}
     assert after.computed == mixed | {"report"}
     assert after.manifest("write mixture: ALBAT").facts["alpha"] == 0.25
 
@@ -130,7 +136,8 @@ def test_added_adaptation_rows_are_embedded_alone(start: Start, copied: Run) -> 
         "embed corpus",
         "index",
         "draw random rows",
-        f"fine-tune: {ARMS[0]}",  # the surrogate again, see the first run
+        f"write mixture: {ARMS[0]}, best step",
+        f"fine-tune: {ARMS[0]}, best step",  # the surrogate again, see the first run
     }
     (queries,) = after.refs("embed adaptation set")
     (old,) = copied.refs("embed adaptation set")
@@ -241,6 +248,7 @@ def test_prefect_shows_what_was_reused(start: Start, copied: Run) -> None:
         "take all random candidates",
         "evaluate: Backbone untouched",
         *(f"{what}: {arm}" for what in ("write mixture", "fine-tune", "evaluate") for arm in ARMS),
+        *(f"{what}: {arm}, best step" for what in ("write mixture", "fine-tune") for arm in ARMS),
         "write the report",
     }
     first, second = task_runs("shown", stages | always)
@@ -316,8 +324,8 @@ def test_others_read_mixture_and_adapter_and_find_our_loss(first: Run, tmp_path:
     assert seen["weight"] == pytest.approx({"adaptation": 1 - alpha, "backbone": alpha})
     assert seen["rows"] == first.manifest("write mixture: ALBAT").rows
     assert {"text", "weight", "role", "score", "example_id"} <= set(seen["columns"])
-    train = {e.text for e in read_role(first.store, adaptation, TRAIN)}
-    assert train <= set(seen["texts"])
+    for role in (TRAIN, VALIDATION):
+        assert {e.text for e in read_role(first.store, adaptation, role)} <= set(seen["texts"])
 
 
 def test_a_stage_that_fails_ends_the_command_with_its_error(

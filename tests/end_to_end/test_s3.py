@@ -84,7 +84,9 @@ def test_results_are_in_the_bucket(first: Run, bucket: s3fs.S3FileSystem) -> Non
     assert settings["base_model_name_or_path"] is None  # peft would not find it there
     exported = bucket.find(f"{first.result.places['mixture']}/data")
     assert [Path(name).name for name in exported] == ["train-00000-of-00001.parquet"]
-    assert first.labels - first.computed == {"fine-tune: Adaptation data only"}
+    assert first.labels - first.computed == {
+        f"{what}: Adaptation data only, best step" for what in ("write mixture", "fine-tune")
+    }
 
 
 def test_another_machine_computes_nothing(

@@ -248,19 +248,21 @@ def test_the_benchmark_has_a_column_for_each_metric(
             alpha=0.5,
             share=share,
             best_step=1,
+            learning_rate=0.001,
+            penalty=0.0,
+            surrogate=0.001,
             passes=1,
             seconds=1,
         )
 
-    runs = [
-        result(arm, arm, seed)
-        for arm in ("adaptation_only", "untouched", "albat")
-        for seed in (0, 1)
-    ]
+    roles = {arm: arm for arm in ("adaptation_only", "untouched", "albat")}
+    roles["random"] = "untouched"
+    runs = [result(arm, role, seed) for arm, role in roles.items() for seed in (0, 1)]
     found = rows_of(kept, runs, seed=0)
     rows = {row.arm: row for row in found}
     for place, name in enumerate(METRICS):
-        means = {arm: kept.manifest(asked.arms.grades(arm)[place]).facts["mean"] for arm in rows}
+        grades = {arm: asked.arms.grades(role)[place] for arm, role in roles.items()}
+        means = {arm: kept.manifest(grades[arm]).facts["mean"] for arm in rows}
         for arm, row in rows.items():
             metric = row.metrics[place]
             assert metric.name == name and metric.gain is not None
