@@ -2,6 +2,7 @@
 
 import re
 import string
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -50,6 +51,7 @@ def rouge_l(answers: list[str], references: list[str], prompts: list[str]) -> li
     """
     del prompts
     try:
+        from absl.logging import get_absl_handler
         from rouge_score.rouge_scorer import RougeScorer
         from rouge_score.tokenizers import DefaultTokenizer
     except ImportError as error:
@@ -58,6 +60,8 @@ def rouge_l(answers: list[str], references: list[str], prompts: list[str]) -> li
             where="evaluation.metrics",
             remedy="install albat[metrics], or take rouge_l out",
         ) from error
+    # absl, which comes with it, would close what stderr was when logging is set up anew
+    get_absl_handler().python_handler.stream = sys.__stderr__
     words = DefaultTokenizer(use_stemmer=False)
     if references and not any(map(words.tokenize, references)):
         raise InputError(

@@ -1,11 +1,11 @@
 """Metrics of answers: ROUGE-L is rouge-score's own, exact match SQuAD's; one's own are held to."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
 from albat_core.errors import ConfigError, InputError, MissingDependencyError
 from albat_core.measures.metrics import (
@@ -64,15 +64,29 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rouge_l_is_the_f_measure_of_rouge_score() -> None:
+    found = rouge_l(ANSWERS, REFERENCES, PROMPTS)
+    from rouge_score.rouge_scorer import RougeScorer  # not before: its logging holds on to stderr
+
     plain = RougeScorer(["rougeL"])
     expected = [
         plain.score(target=r, prediction=a)["rougeL"].fmeasure
         for r, a in zip(REFERENCES, ANSWERS, strict=True)
     ]
-    assert rouge_l(ANSWERS, REFERENCES, PROMPTS) == expected
+    assert found == expected
     assert expected == pytest.approx([5 / 6, 0, 2 / 3, 1 / 2])  # by hand
     assert rouge_l(["seven"], ["seven or eight"], [""]) == pytest.approx([1 / 2])
     assert rouge_l(["ships"], ["ship"], [""]) == [0]  # no word is stemmed
+
+
+def test_logging_that_is_set_up_anew_leaves_stderr_open() -> None:
+    code = (
+        "import io, logging.config, sys; sys.stderr = before = io.StringIO()\n"
+        "from albat_core.measures.metrics import rouge_l; rouge_l(['a'], ['a'], [''])\n"
+        "sys.stderr = sys.__stderr__; logging.config.dictConfig({'version': 1})\n"
+        "print(before.closed)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_script_that_rouge_l_does_not_read_is_refused_and_not_scored_0() -> None:
