@@ -102,8 +102,8 @@ def measure_situation(
             trainings = arm.tried
             if chosen and trainings:
                 trainings = [trainings[0] | chosen[arm.name].training]
-            tried = [with_settings(arm.run, finetune=its) for its in trainings]
-            best = arm.run if not tried else tried[0]
+            tried = [with_settings(arm.run, finetune=its) for its in trainings] or [arm.run]
+            best = tried[0]
             if len(tried) > 1:
                 best = min(tried, key=lambda its: _looked(store, its, arm.role))
             results[arm.name] = _result(situation.name, arm.name, Chain(best), arm.role, store)

@@ -148,7 +148,7 @@ def _case(
     return Case(
         task=task,
         seed=run.seed,
-        rows=ran.facts(ran.inputs.adaptation)[TRAIN]["rows"],
+        rows=ran.facts(ran.inputs.trained_on())[TRAIN]["rows"],
         beforehand=beforehand,
         computed=computed,
         alpha=computed.alpha or _PROBE,
