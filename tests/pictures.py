@@ -64,7 +64,7 @@ def write_image_run(folder: Path, family: str = "sd", **changes: object) -> Path
         "retrieval": {"neighbours": 8},
         "selection": {"rows": 12},
         "estimate": {"folds": 2, "rows": 16, "dimension": 64},
-        "scoring": {"noise_levels": 8},
+        "scoring": {"scorer": "advantage", "noise_levels": 8},
         "evaluation": {"noise_levels": 8},
         "surrogate": training,
         "finetune": training,

@@ -112,6 +112,7 @@ def write_run(folder: Path, **changes: object) -> Path:
         "adaptation": {"path": "adaptation.jsonl", **columns},
         "split": {"folds": 3},
         "retrieval": {"neighbours": 8},
+        "scoring": {"scorer": "advantage"},  # asks more of a run than the default
         "selection": {"rows": 20},
         "mixture": {"alpha": 0.5},
         "estimate": {"folds": 2, "rows": 16, "dimension": 64},

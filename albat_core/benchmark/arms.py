@@ -19,7 +19,6 @@ LABELS = {
     UNTOUCHED: "backbone untouched",
     ADAPTATION_ONLY: "adaptation data only",
     "more_steps": "adaptation data only, with ALBAT's compute",
-    "rows_alone": "ALBAT without the penalty",
     **{name: scorer.title for name, scorer in SCORERS.items()},
     ALBAT: "ALBAT",
     ALL_DATA: "all of the adaptation data",
@@ -93,7 +92,6 @@ def measure_situation(
     store = ArtifactStore(run.runtime.root)
     results: dict[str, ArmResult] = {}
     arms = 5 + len(config.scorers) + len(config.alphas) + len(config.shares)
-    arms += bool(penalty_weight(run.finetune, run.backbone))
     with track(f"{situation.name}, seed {seed}", arms, ARMS) as advance:
         rates = [{"learning_rate": chosen[ALBAT].surrogate}] if chosen else _rates(config)
         tried = [with_settings(run, surrogate=rate) for rate in rates]
@@ -155,8 +153,6 @@ def _arms(
     own, mixed = results[ADAPTATION_ONLY], results[ALBAT]
     steps = round(run.finetune.steps * mixed.passes / own.passes)
     yield _Arm("more_steps", run, ADAPTATION_ONLY, [own.training | {"steps": steps}])
-    if penalty_weight(run.finetune, run.backbone):
-        yield _Arm("rows_alone", run, ALBAT, [mixed.training | {"penalty": 0.0}])
     for scorer in (Random(), *config.scorers):
         settings = {section: dict(its) for section, its in scorer.published.items()}
         settings["scoring"] = {"scorer": scorer}

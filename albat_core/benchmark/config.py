@@ -10,7 +10,6 @@ from albat_core.scorers.advantage import Advantage
 from albat_core.scorers.base import Scorer
 from albat_core.scorers.gradient import Gradient
 from albat_core.scorers.matching import Matching
-from albat_core.scorers.nearest import Nearest
 from albat_core.scorers.ngram import Ngram
 from albat_core.store.stage import StageConfig
 
@@ -33,7 +32,7 @@ class EfficacyConfig(StageConfig):
     """The tasks."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Each draws adaptation documents, initialization and batches anew."""
-    scorers: tuple[AnyScorer, ...] = (Nearest(), Ngram(), Advantage(), Gradient(), Matching())
+    scorers: tuple[AnyScorer, ...] = (Advantage(), Ngram(), Gradient(), Matching())
     """Scorers that are compared with ALBAT, at its mixing weight."""
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     """Mixing weights at which ALBAT is tried beside the one that it computes."""
@@ -42,8 +41,8 @@ class EfficacyConfig(StageConfig):
     only; the arms have `split.use` of them."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Learning rates that each arm, and the surrogate, is trained at; the one with the lowest loss
-    on validation documents of the first seed counts. None: the one that is configured. Variants of
-    ALBAT (other mixing weights, no penalty) have ALBAT's."""
+    on validation documents of the first seed counts. None: the one that is configured. ALBAT at
+    other mixing weights has ALBAT's."""
     penalty: float = Field(0.3, gt=0)
     """Weight of the penalty towards the backbone's outputs, which arms without corpus are trained
     both with and without; validation documents of the first seed choose."""

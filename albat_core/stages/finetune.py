@@ -16,7 +16,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, stage_key
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 
 
 def finetune(

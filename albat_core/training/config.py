@@ -44,10 +44,10 @@ class FinetuneConfig(StageConfig):
     """Looks without a new best after which training stops, once it is worse than that beyond the
     noise of the validation rows (two standard errors)."""
     penalty: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """Weight of a penalty that holds the adapter's outputs on the rows trained on to the
-    backbone's, so that few documents are overfitted less: KL divergence (language; nats per token)
-    or squared difference of predictions (diffusion). 0: none. `auto`: 0.3 for a language model,
-    none for diffusion."""
+    """Weight of a penalty that holds the adapter's outputs on adaptation rows to the backbone's, so
+    that few documents are overfitted less: KL divergence (language; nats per token) or squared
+    difference of predictions (diffusion). 0: none. `auto`: 0.3 for a language model, none for
+    diffusion."""
     checkpoints: int = Field(0, ge=0)
     """Adapters with Adam's moments kept from the way to the best step, for the scorer
     `gradient`."""

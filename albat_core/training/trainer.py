@@ -66,7 +66,7 @@ class Trainer:
         mixture: what is trained on.
         validation: examples that decide which step is best.
         config: how.
-        penalty: weight of the penalty towards the backbone's outputs; 0: none.
+        penalty: weight of the penalty towards the backbone's outputs on adaptation rows; 0: none.
         seed: of every draw.
         checkpoint: where the state is kept for a run that is interrupted.
         checkpoint_seconds: how often.
@@ -144,8 +144,10 @@ class Trainer:
         """Take one optimizer step; return the batch's mean loss per unit."""
         step = state.step
         own, other = self._sampler.batch(step)
-        batch = [self._adaptation[i] for i in own] + [self._corpus[i] for i in other]
-        state.passes += (4 if self._penalty else 3) * sum(e.length for e in batch)
+        adaptation, corpus = [self._adaptation[i] for i in own], [self._corpus[i] for i in other]
+        parts = [(adaptation + corpus, 0.0)]
+        if self._penalty:
+            parts = [(adaptation, self._penalty), (corpus, 0.0)]
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step)
         self._backbone.training(True)
@@ -153,27 +155,32 @@ class Trainer:
         loss = 0.0
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self._seed, "dropout and noise", step))
-            for positions in length_batches([e.length for e in batch], self._config.batch_tokens):
-                losses, objective = self._objective([batch[i] for i in positions])
-                torch.autograd.backward(objective.sum() / len(batch))
-                loss += float(losses.detach().sum() / len(batch))
+            for batch, penalty in parts:
+                lengths = [e.length for e in batch]
+                state.passes += (4 if penalty else 3) * sum(lengths)
+                for positions in length_batches(lengths, self._config.batch_tokens):
+                    losses, objective = self._objective([batch[i] for i in positions], penalty)
+                    torch.autograd.backward(objective.sum() / self._config.batch_size)
+                    loss += float(losses.detach().sum() / self._config.batch_size)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"expected a finite loss, got {loss} at step {step}",
-                where="examples " + ", ".join(e.example_id for e in batch[:4]) + ", …",
+                where="examples " + ", ".join(e.example_id for e in parts[0][0][:4]) + ", …",
                 remedy=_REMEDY,
             )
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
         self._optimizer.step()
         return loss
 
-    def _objective(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _objective(
+        self, batch: Sequence[Encoded], penalty: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each example's mean loss, and what is minimized: the penalty added; both (n,)."""
-        if not self._penalty:
+        if not penalty:
             mean = self._backbone.losses(batch).mean
             return mean, mean
         losses, divergence = self._backbone.losses_with_divergence(batch)
-        return losses.mean, losses.mean + self._penalty * divergence.mean
+        return losses.mean, losses.mean + penalty * divergence.mean
 
     def _evaluate(self, state: TrainingState) -> None:
         """Measure the validation loss, and keep the adapter if it is the best yet."""

@@ -247,21 +247,23 @@ def test_the_adapter_is_one_that_peft_loads_with_the_loss_that_was_evaluated(
 
 
 def distance_from_backbone(training: Training, ref: ArtifactRef) -> float:
-    """Mean KL(backbone || adapted) of a held-out token."""
+    """Mean KL(backbone || adapted) of a token that was trained on."""
     with (
         open_backbone(training.backbone, training.runtime) as backbone,
         adapted(backbone, training.store.folder(ref)),
         torch.inference_mode(),
     ):
-        encoded = backbone.encode(read_role(training.store, training.adaptation, TEST))
+        encoded = backbone.encode(read_role(training.store, training.adaptation, TRAIN))
         _, divergence = backbone.losses_with_divergence(encoded)
         return float(divergence.total.sum() / divergence.units.sum())
 
 
-def test_a_penalty_holds_what_is_said_of_other_rows_to_the_backbone(training: Training) -> None:
+def test_a_penalty_holds_what_is_said_of_adaptation_rows_to_the_backbone(
+    training: Training,
+) -> None:
     careful = STEPS.model_copy(update={"learning_rate": 0.005})
     free, light, heavy = (
-        training.run(careful.model_copy(update={"penalty": penalty})) for penalty in (0, 10, 100)
+        training.run(careful.model_copy(update={"penalty": penalty})) for penalty in (0, 30, 300)
     )
     distances = [distance_from_backbone(training, ref) for ref in (free, light, heavy)]
     assert distances[0] > 1.3 * distances[1]
@@ -285,19 +287,23 @@ def test_what_is_reported_of_training_is_the_loss_without_the_penalty(training: 
     assert all(point["train"] < math.log(400) + 0.1 for point in history[1:])
 
 
-def test_without_a_penalty_nothing_is_computed_twice(training: Training) -> None:
-    passes: list[int] = []
+def test_the_penalty_computes_adaptation_rows_twice_and_no_others(training: Training) -> None:
+    rows: list[int] = []
     with open_backbone(training.backbone, training.runtime) as backbone:
         model = backbone._model
-    seen = model.register_forward_hook(lambda *_: passes.append(1))
+    seen = model.register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     counts = []
     for penalty in (0.0, 1.0):
-        passes.clear()
+        rows.clear()
         ref = training.run(STEPS.model_copy(update={"penalty": penalty, "patience": 100}))
-        counts.append(len(passes))
+        counts.append(sum(rows))
         assert training.store.manifest(ref).config["penalty"] == penalty
     seen.remove()
-    assert counts[1] - counts[0] == STEPS.steps  # a pass more for each step
+    alpha = read_mixture(training.store, training.mixture).alpha
+    drawn = STEPS.steps * STEPS.batch_size
+    assert counts[1] - counts[0] == drawn - round(alpha * drawn)
 
 
 def test_an_adapter_goes_on_from_another(training: Training) -> None:

@@ -153,7 +153,7 @@ def test_the_mixture_opens_with_datasets(image_run: Callable[[str], Run], tmp_pa
 
 def test_scores_come_with_their_error_and_the_levels_they_took(start: Start, copied: Run) -> None:
     asked = 0.1  # little: each doubling of the levels takes as long as all before
-    run = start(rewrite(copied.path, {"scoring": {"rank_agreement": asked}}))
+    run = start(rewrite(copied.path, {"scoring": {"scorer": "advantage", "rank_agreement": asked}}))
     assert "score" in run.computed
     facts = run.manifest("score").facts
     tried = facts["rank_agreement"]

@@ -29,7 +29,12 @@ from albat_core.backbones.base import (
 )
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
-from albat_core.backbones.language.likelihood import token_divergence, token_losses
+from albat_core.backbones.language.likelihood import (
+    cross_entropy,
+    divergence,
+    token_losses,
+    token_losses_and_divergence,
+)
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_answers, write_texts
 from albat_core.errors import BackboneError, InputError
@@ -55,6 +60,7 @@ class LanguageBackbone:
         self._model = self._load(config).to(device).eval()
         self._model.requires_grad_(requires_grad=False)
         self._adapted: Any = None
+        self._is_plain: bool | None = None
 
     def _load(self, config: BackboneConfig) -> Any:
         from transformers import AutoModelForCausalLM
@@ -141,7 +147,12 @@ class LanguageBackbone:
         """Return the negative log-likelihood of each token; there is no noise to be fixed."""
         del fixed
         ids, mask = self._tokens(batch)
-        return token_losses(self._logits(ids), ids[:, 1:], mask)
+        targets = ids[:, 1:][mask]
+        if not self._head_reads_alone():
+            return _placed(cross_entropy(self._logits(ids)[mask], targets), mask)
+        hidden = self._hidden(ids, mask)
+        with self._precision():
+            return _placed(token_losses(self._head, hidden, targets), mask)
 
     def losses_with_divergence(
         self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
@@ -149,15 +160,66 @@ class LanguageBackbone:
         """Return the losses, and KL(backbone || adapted) of each token in nats."""
         del fixed
         ids, mask = self._tokens(batch)
+        targets = ids[:, 1:][mask]
+        if not self._head_reads_alone():
+            with as_untouched(self, self._model):
+                before = self._logits(ids)[mask]
+            after = self._logits(ids)[mask]
+            each, moved = cross_entropy(after, targets), divergence(before, after)
+            return _placed(each, mask), _placed(moved, mask)
         with as_untouched(self, self._model):
-            before = self._logits(ids)[mask]
-        after = self._logits(ids)
-        return token_losses(after, ids[:, 1:], mask), token_divergence(before, after, mask)
+            before = self._hidden(ids, mask)
+        after = self._hidden(ids, mask)
+        with self._precision():
+            each, moved = token_losses_and_divergence(self._head, before, after, targets)
+        return _placed(each, mask), _placed(moved, mask)
 
     def _tokens(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids, (n, t), and which of them but the first carry loss, (n, t - 1)."""
         mask = self._collate(batch, "loss_mask", 0)[:, 1:].to(torch.bool)
         return self._collate(batch, "input_ids", 0), mask
+
+    @property
+    def _head(self) -> Any:
+        """The last layer, which makes logits of hidden states."""
+        return self._model.get_output_embeddings()
+
+    def _head_reads_alone(self) -> bool:
+        """Tell whether the last layer is frozen, and logits are what it makes of hidden states."""
+        if self._is_plain is None:
+            self._is_plain = self._head is not None and self._tried_head()
+        return self._is_plain and not any(p.requires_grad for p in self._head.parameters())
+
+    @torch.inference_mode()
+    def _tried_head(self) -> bool:
+        """Compare logits with what the head says alone: some models scale or bound them."""
+        ids = torch.tensor([[0, 1, 2, 3]], device=self.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)[:, 1:]
+        expected = self._logits(ids)[mask].float()
+        try:
+            hidden = self._hidden(ids, mask)
+        except (IndexError, RuntimeError, ValueError):  # it is used in another way
+            return False
+        with self._precision():
+            alone = self._head(hidden).float()
+        return bool(torch.allclose(alone, expected, rtol=1e-2, atol=1e-3 * float(expected.std())))
+
+    def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return what the head reads at all tokens but the last that the mask names, (m, d)."""
+        found = []
+
+        def take(_: torch.nn.Module, read: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            found.append(read[0][:, :-1][mask])
+            return (read[0][:, :0], *read[1:])  # of no token are logits made
+
+        model = self._adapted if self._adapted is not None else self._model
+        hook = self._head.register_forward_pre_hook(take)
+        try:
+            with self._precision():
+                model(input_ids=ids, use_cache=False)
+        finally:
+            hook.remove()
+        return found[0]
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the logits of all tokens but the first, (n, t - 1, v)."""
@@ -246,6 +308,12 @@ class LanguageBackbone:
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them."""
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _placed(each: torch.Tensor, mask: torch.Tensor) -> Losses:
+    """Return numbers (m,) of the m tokens that carry loss as losses of a batch."""
+    whole = torch.zeros_like(mask, dtype=torch.float32)
+    return Losses(each=whole.masked_scatter(mask, each), mask=mask)
 
 
 @contextmanager
