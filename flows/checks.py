@@ -10,6 +10,7 @@ from albat_core.backbones import (
     check_prompts,
     encoder_identity,
     open_splitter,
+    open_trap,
     row_limit,
 )
 from albat_core.devices import resolve_device
@@ -107,14 +108,14 @@ def find_mistakes(
         for source in () if role in unsound else getattr(config, role):
             look = look_at(source, ids["corpus" if role == "corpus" else "adaptation"])
             asked += [look] * (role == ("heldout" if config.heldout else "adaptation"))
-            problems, notes = look.problems, look.notes()
+            problems, notes, untold = look.problems, look.notes(), look.untold()
             uris[role] |= look.uris
             if not problems and not no_backbone and "backbone" not in unsound:
-                problems = _caught(_check_cut, look, source, config, notes)
+                problems = _caught(_check_cut, look, source, config, notes, untold)
             if problems:
                 spoilt.add(role)
             found += [_in_role(role, error) for error in problems]
-            said = [*((tell, note) for note in notes), *((warn, note) for note in look.untold())]
+            said = [*((tell, note) for note in notes), *((warn, note) for note in untold)]
             for teller, note in said:
                 teller(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt and config.decontamination.enabled and config.decontamination.copies:
@@ -210,10 +211,13 @@ def _check_asked(looks: Sequence[Look]) -> None:
         refuse_bare(answerable, len(rows), "evaluation.metrics")
 
 
-def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[str]) -> None:
-    """Cut rows as the run will: chats need a template of the tokenizer's; add to ``notes``."""
-    split = open_splitter(config.backbone)
+def _check_cut(
+    look: Look, source: SourceConfig, config: RunConfig, notes: list[str], untold: list[str]
+) -> None:
+    """Cut rows as the run will: chats need a template of the tokenizer's; add to the notes."""
+    split, trap = open_splitter(config.backbone), open_trap(config.backbone)
     cut = unfit = tried = letters = 0
+    traps: list[str] = []
     for row in look.rows:
         if letters > _LETTERS_CUT or (row.picture is not None and tried == PICTURES_LOOKED_AT):
             break
@@ -233,6 +237,9 @@ def _check_cut(look: Look, source: SourceConfig, config: RunConfig, notes: list[
             raise overlong(row, row_limit(config.backbone))
         unfit += not pieces
         cut += bool(pieces) and not whole
+        traps += [told for piece in pieces[:1] if (told := trap(piece))]
+    if traps:
+        untold.append(f"of {tried} rows tried, in {len(traps)} {traps[0]}")
     limit = row_limit(config.backbone).amount if cut or unfit else ""
     if cut:
         notes.append(f"of {tried} rows tried, {cut} cut: over {limit}")

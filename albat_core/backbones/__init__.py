@@ -112,6 +112,11 @@ def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
     return kind_of(config).splitter(config)
 
 
+def open_trap(config: BackboneConfig) -> Callable[[Example], str | None]:
+    """Return what says how a row will be trained on otherwise than it seems, see ``Kind.trap``."""
+    return kind_of(config).trap(config)
+
+
 def row_limit(config: BackboneConfig) -> RowLimit:
     """Return how much of a row a backbone takes; no weights are loaded."""
     return kind_of(config).limit(config)

@@ -287,6 +287,13 @@ class Kind(Protocol):
         """Return how much of a row is taken; no weights are loaded."""
         ...
 
+    def trap(self, config: BackboneConfig) -> Callable[[Example], str | None]:
+        """Return what says how a row will be trained on otherwise than it seems; None: it is not.
+
+        No weights are loaded.
+        """
+        ...
+
     def load(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> Backbone:

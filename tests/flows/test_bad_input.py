@@ -655,6 +655,23 @@ def test_a_check_tells_what_a_run_would_skip_and_cut(tmp_path: Path) -> None:
     ]
 
 
+def test_a_token_across_prompt_and_answer_is_told(tmp_path: Path) -> None:
+    rows = [{"q": f"leaf {n}?", "a": "root seed.", "id": f"{n}", "doc": f"{n}"} for n in range(20)]
+    columns = {"path": "asked.jsonl", "id_column": "id", "document_column": "doc"}
+    parts = {"inside": ("Q: {q} A: ", "{a}"), "between": ("Q: {q} A:", " {a}")}
+    told: dict[str, list[str]] = {}
+    for name, (prompt, answer) in parts.items():
+        templates = {"prompt_template": prompt, "answer_template": answer}
+        path = write_run(tmp_path / name, adaptation=columns | templates)
+        write_jsonl(path.with_name("asked.jsonl"), rows)
+        told[name] = []
+        assert find_mistakes(load_config(str(path)), warn=told[name].append) == []
+    assert told["between"] == []
+    (note,) = told["inside"]
+    assert "of 20 rows tried, in 20 the end of the prompt, '" in note
+    assert "end prompts before the space, and begin answers with it" in note
+
+
 def test_documents_that_are_held_out_too_are_found_early(tmp_path: Path) -> None:
     rows = topic_rows("plants", 40, seed=1)
     again = [{**row, "id": f"h{row['id']}", "doc": f"h{row['doc']}"} for row in rows]

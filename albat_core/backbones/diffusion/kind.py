@@ -53,6 +53,11 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
             "shorten the caption",
         )
 
+    def trap(self, config: BackboneConfig) -> Callable[[Example], str | None]:
+        """See ``Kind``: there is none."""
+        del config
+        return lambda _: None
+
     def load(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> Backbone:

@@ -55,6 +55,12 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
             "shorten it, raise backbone.max_length",
         )
 
+    def trap(self, config: BackboneConfig) -> Callable[[Example], str | None]:
+        """See ``Kind``: a token may reach from a prompt into its answer."""
+        from albat_core.backbones.language.tokens import TextEncoder
+
+        return TextEncoder(config).trap
+
     def load(
         self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
     ) -> Backbone:

@@ -154,6 +154,23 @@ class TextEncoder:
         mask[:1] = [False] * len(mask[:1])
         return ids, mask
 
+    def trap(self, example: Example) -> str | None:
+        """Tell where a token reaches from a prompt into its answer; None: none does.
+
+        Whoever asks with the prompt alone has other tokens than were trained on, and gets no
+        answer.
+        """
+        if not example.prompt:
+            return None
+        asked, whole = (self._encoded(text)[0] for text in (example.prompt, example.text or ""))
+        if whole[: len(asked)] == asked:
+            return None
+        end = example.prompt[-12:]
+        return (
+            f"the end of the prompt, {end!r}, is one token with the beginning of the answer: end "
+            "prompts before the space, and begin answers with it"
+        )
+
     def _encoded(self, text: str) -> tuple[list[int], list[int]]:
         """Return a text's tokens and the character behind each, begun as the tokenizer does.
 
