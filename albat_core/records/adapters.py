@@ -1,8 +1,23 @@
 """Adapters: what their manifests say of the training."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "adapter"
+
+
+def unfinished_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return which trainings were best at their last step, from their facts.
+
+    One that is not looked at on its way tells nothing of that.
+    """
+    return tuple(
+        f"best at its last step, {each['steps']:,}: more steps would likely better it"
+        for each in facts
+        if each["best_step"] == each["steps"] and len(each["history"]) > 2 and not each["refit"]
+    )
 
 
 def steps_in_all(store: ArtifactStore, adapter: ArtifactRef) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from albat_core.progress import announce
-from albat_core.records import candidates, selections, shards, splits
+from albat_core.records import adapters, candidates, selections, shards, splits
 from albat_core.records.runs import StageRun
 from albat_core.records.vectors import EmbeddedPart
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -16,6 +16,7 @@ NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
     splits.STAGE: splits.split_notes,
     candidates.STAGE: candidates.copy_notes,
     selections.STAGE: selections.short_notes,
+    adapters.STAGE: adapters.unfinished_notes,
 }
 """What a stage did that a person would not expect, from the facts of its artifacts."""
 

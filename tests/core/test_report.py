@@ -637,6 +637,15 @@ def test_a_run_of_which_nothing_is_known_is_told_so() -> None:
     assert charts_of(html) == [] and "None" not in html and "nan" not in html.split("<body>")[1]
 
 
+def test_an_arm_that_was_best_at_its_last_step_is_told(content: ReportContent) -> None:
+    for steps, told in ((400, 0), (300, 1)):
+        arms = [
+            a.model_copy(update={"steps": steps}) if a.name == "albat" else a for a in content.arms
+        ]
+        html = page.render(content.model_copy(update={"arms": tuple(arms)}))
+        assert html.count("still improving") == told
+
+
 def test_fewer_rows_than_wanted_are_told(content: ReportContent) -> None:
     chosen = content.selection
     for wanted, told in ((None, 0), (chosen.selected, 0), (chosen.selected + 7, 1)):

@@ -18,6 +18,7 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.progress import reporting_to
+from albat_core.records.adapters import unfinished_notes
 from albat_core.records.losses import LOSSES
 from albat_core.records.mixtures import read_mixture
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, UNTOUCHED
@@ -304,6 +305,16 @@ def test_the_penalty_computes_adaptation_rows_twice_and_no_others(training: Trai
     alpha = read_mixture(training.store, training.mixture).alpha
     drawn = STEPS.steps * STEPS.batch_size
     assert counts[1] - counts[0] == drawn - round(alpha * drawn)
+
+
+def test_a_training_that_was_best_at_its_last_step_says_so(training: Training) -> None:
+    short = STEPS.model_copy(update={"steps": 10, "learning_rate": 0.001})
+    facts = training.store.manifest(training.run(short)).facts
+    (note,) = unfinished_notes([facts])
+    assert note == "best at its last step, 10: more steps would likely better it"
+    refitted = training.run(short, like=training.run(short))
+    others = [facts | {"best_step": 5}, training.store.manifest(refitted).facts]
+    assert unfinished_notes(others) == ()
 
 
 def test_an_adapter_goes_on_from_another(training: Training) -> None:
