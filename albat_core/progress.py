@@ -26,6 +26,31 @@ def waited_seconds() -> float:
     return float(getattr(_WAITED, "seconds", 0.0))
 
 
+class Now:
+    """Tells, of work under way, when to say again how it goes.
+
+    Args:
+        every: seconds between.
+    """
+
+    def __init__(self, every: float = 30.0) -> None:
+        self._every = every
+        self._began = self._said = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the work began."""
+        return time.monotonic() - self._began
+
+    def is_due(self) -> bool:
+        """Tell whether it is time; once each time."""
+        now = time.monotonic()
+        due = now - self._said >= self._every
+        if due:
+            self._said = now
+        return due
+
+
 class Reporter(Protocol):
     """Shows progress; called from several threads at once."""
 

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from albat_core.benchmark.arms import ARMS
 from albat_core.errors import AlbatError, Interrupted
-from albat_core.progress import Advance, Silent
+from albat_core.progress import Advance, Now, Silent
 from albat_core.records.mixtures import RowChanges
 from albat_core.report.content import Interval, PixelError, ReportContent
 from albat_core.report.verdict import verdict
@@ -36,6 +36,7 @@ from albat_core.report.wording import (
     fixed,
     loss_decimals,
     metric_decimals,
+    pace,
     rounded,
     signed,
     whole,
@@ -76,7 +77,10 @@ def _refuse_to_go_on(stopping: threading.Event) -> None:
 
 
 class TerminalReporter:
-    """Shows bars for work under way, and a line for each stage that is finished."""
+    """Shows bars for work under way, and a line for each stage that is finished.
+
+    What is no terminal gets a line now and then in place of a bar.
+    """
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -108,11 +112,18 @@ class TerminalReporter:
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """Show a bar; see ``albat_core.progress.Reporter``."""
         task = self._progress.add_task(escape(label), total=total, unit=unit) if label else None
+        now, so_far = Now(), 0
 
         def advance(done: int) -> None:
+            nonlocal so_far
             _refuse_to_go_on(self._stopping)
-            if task is not None:
-                self._progress.advance(task, done)
+            if task is None:
+                return
+            self._progress.advance(task, done)
+            so_far += done
+            if now.is_due() and not console.is_terminal:
+                said = pace(label, so_far, total, unit, now.seconds)
+                console.print(f"   {escape(said)}", soft_wrap=True)
 
         try:
             yield advance

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any
 from uuid import UUID
@@ -13,8 +13,8 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from albat_core.progress import Advance, Reporter, report_to, reporter
-from albat_core.report.wording import duration, whole
+from albat_core.progress import Advance, Now, Reporter, report_to, reporter
+from albat_core.report.wording import duration, pace, whole
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,9 @@ _PATIENCE = 5.0  # seconds that the end of a task waits for a server that does n
 
 
 class RunReporter:
-    """Shows long work of a task as a progress artifact, and finished stages in the run's log.
+    """Shows long work of a task as a progress artifact, and what comes of it in the run's log.
+
+    The log has a line for each stage that is finished, and now and then one for work under way.
 
     Args:
         beside: who is told too, and alone outside of runs.
@@ -79,6 +81,7 @@ class _Shown:
         self._sent: tuple[int, bool] | None = None
         self._artifact: UUID | None = None
         self._ended = threading.Event()
+        self._now = Now()
         # the thread must know the run that the artifact belongs to
         self._thread = threading.Thread(
             target=copy_context().run, args=(self._follow,), daemon=True
@@ -95,8 +98,15 @@ class _Shown:
     def _follow(self) -> None:
         while not self._ended.wait(_EVERY):
             self._send()
+            if self._now.is_due():
+                self._log()
         if self._artifact is not None:
             self._send()
+
+    def _log(self) -> None:
+        said = pace(self._label, self._done, self._total, self._unit, self._now.seconds)
+        with suppress(MissingContextError):
+            get_run_logger().info(said)
 
     def _send(self) -> None:
         done, finished = self._done, self.finished

@@ -137,6 +137,23 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
+def pace(label: str, done: int, total: int, unit: str, seconds: float) -> str:
+    """Return ``embed: 1,200 of 20,000 rows, 34.5 a second, 9 min 05 s left``.
+
+    Args:
+        label: names the work.
+        done: units so far.
+        total: of them.
+        unit: what they are.
+        seconds: since it began.
+    """
+    words = f"{label}: {whole(done)} of {whole(total)} {unit}"
+    if not done or seconds <= 0:
+        return words
+    left = duration((total - done) * seconds / done)
+    return f"{words}, {rounded(done / seconds)} a second, {left} left"
+
+
 def caution(arms: Sequence[Arm]) -> str | None:
     """Return a warning where too few documents are held out for intervals to be relied on."""
     documents = min((arm.documents for arm in arms), default=_FEW_DOCUMENTS)

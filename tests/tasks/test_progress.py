@@ -1,5 +1,6 @@
 """Progress on Prefect's pages: not too often, to the end, and beside what a terminal shows."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from albat_core.progress import Advance, Silent, reporter, reporting_to
+from albat_core.progress import Advance, Now, Silent, reporter, reporting_to
 from tasks import progress
 from tasks.progress import RunReporter, report_to_run
 from tests.waiting import wait_until
@@ -74,6 +75,20 @@ def test_work_that_ends_early_is_finished_unless_it_failed(sent: list, fails: bo
         if fails:
             raise ValueError
     assert sent[-1][1:] == (40 if fails else 100, "train: 4 of 10 steps")
+
+
+def test_the_log_says_now_and_then_how_work_goes(
+    sent: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(progress, "Now", lambda: Now(every=EVERY))
+    monkeypatch.setattr(progress, "get_run_logger", lambda: SimpleNamespace(info=said.append))
+    with RunReporter(Counts()).track("embed", 1000, "rows") as advance:
+        advance(250)
+        wait_until(lambda: len(said) > 1)
+    assert all(
+        re.fullmatch(r"embed: 250 of 1,000 rows, [\d,.]+ a second, .* left", t) for t in said
+    )
 
 
 def test_short_work_leaves_nothing(sent: list, monkeypatch: pytest.MonkeyPatch) -> None:

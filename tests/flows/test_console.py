@@ -1,0 +1,57 @@
+"""What is shown of work under way where there is no terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from albat_core.progress import Now
+from albat_core.report.wording import pace
+from flows import console
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_stand_for_bars_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    shown = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+    monkeypatch.setattr(console, "console", shown)
+    monkeypatch.setattr(console, "Now", lambda: Now(every=0))
+    with (
+        console.TerminalReporter() as reporter,
+        reporter.track("embed [corpus]", 400, "rows") as advance,
+    ):
+        advance(100)
+        advance(100)
+    lines = [line for line in shown.file.getvalue().splitlines() if "a second" in line]
+    if terminal:
+        assert lines == []
+        return
+    assert [line.split(",")[0].strip() for line in lines] == [
+        "embed [corpus]: 100 of 400 rows",
+        "embed [corpus]: 200 of 400 rows",
+    ]
+
+
+def test_it_is_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = [0.0]
+    monkeypatch.setattr("albat_core.progress.time.monotonic", lambda: at[0])
+    now = Now(every=30)
+    found = []
+    for seconds in (1, 29, 30, 31, 61, 62, 95):
+        at[0] = seconds
+        found.append(now.is_due())
+    assert found == [False, False, True, False, True, False, True]
+    assert now.seconds == 95
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "said"),
+    [
+        (1200, 60.0, "embed: 1,200 of 20,000 rows, 20.0 a second, 15 min 40 s left"),
+        (0, 60.0, "embed: 0 of 20,000 rows"),
+        (20000, 100.0, "embed: 20,000 of 20,000 rows, 200 a second, 0.0 s left"),
+    ],
+)
+def test_pace_in_words(done: int, seconds: float, said: str) -> None:
+    assert pace("embed", done, 20_000, "rows", seconds) == said
