@@ -39,6 +39,7 @@ LONG_FILE = 400
 HOMES = {
     "datatrove": {"albat_core/sources/filters.py"},
     "faiss": {"albat_core/search.py"},
+    "gguf": {"albat_core/backbones/language/gguf.py"},
     "fsspec": {"albat_core/store/storage.py"},
     "s3fs": set[str](),
     "diffusers": {"albat_core/backbones/diffusion/loading.py"},
@@ -49,6 +50,7 @@ HOMES = {
     },
     "transformers": {
         "albat_core/backbones/diffusion/captions.py",
+        "albat_core/backbones/language/gguf.py",
         "albat_core/backbones/language/model.py",
         "albat_core/backbones/language/tokens.py",
         "albat_core/backbones/vision.py",
@@ -58,7 +60,16 @@ HOMES = {
     "rouge_score": {"albat_core/measures/metrics.py"},
     "typer": {
         f"flows/cli/{n}.py"
-        for n in ("__init__", "adapters", "app", "benchmarks", "look", "production", "runs")
+        for n in [
+            "__init__",
+            "adapters",
+            "app",
+            "benchmarks",
+            "look",
+            "models",
+            "production",
+            "runs",
+        ]
     },
     "psutil": {"flows/local/processes.py", "flows/local/production.py"},
     "rich": {"flows/console.py"},

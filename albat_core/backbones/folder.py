@@ -57,14 +57,20 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         raise BackboneError(
             f"expected weights as *.safetensors, found {', '.join(pickled) or 'none'}",
             where=str(folder),
-            remedy="save the model with safe_serialization=True: pickled weights are never read, "
-            "nor such of other programs (GGUF, ONNX)",
+            remedy="save the model with safe_serialization=True (of GGUF: `albat convert`): "
+            "pickled weights are never read, nor such of other programs",
         )
     return folder
 
 
 def _refuse_single_file(path: str) -> None:
     """Refuse a checkpoint that is one file, as user interfaces for pictures load it."""
+    if path.lower().endswith(".gguf"):
+        raise BackboneError(
+            "expected a model folder, got a GGUF file",
+            where=path,
+            remedy="turn it into a folder once: `albat convert FILE.gguf FOLDER`",
+        )
     if not path.lower().endswith(_SINGLE_FILES):
         return
     name = path.rpartition("/")[2]

@@ -12,6 +12,9 @@ from flows.cli import runs  # noqa: F401 - commands are listed in the order of t
 from flows.cli import look  # noqa: F401
 
 # isort: split
+from flows.cli import models  # noqa: F401
+
+# isort: split
 from flows.cli import benchmarks  # noqa: F401
 
 # isort: split

@@ -89,7 +89,7 @@ def test_losses_and_gradients_are_those_of_the_logits(
                 logits = model(input_ids=ids).logits[0, :-1]
             expected = functional.cross_entropy(logits, labels, reduction="sum")
             assert float(total) == pytest.approx(float(expected), rel=1e-4)
-        assert backbone._is_plain == (family in PLAIN)
+        assert backbone._head.stands_alone == (family in PLAIN)
         if family not in PLAIN:
             return
         backbone.attach_adapter(AdapterConfig(rank=4), seed=0)
@@ -98,7 +98,7 @@ def test_losses_and_gradients_are_those_of_the_logits(
             for parameter in backbone.adapter_parameters().values():
                 torch.nn.init.normal_(parameter, std=0.1)
         in_parts = gradients(backbone, rows)
-        monkeypatch.setattr(backbone, "_is_plain", False)
+        monkeypatch.setattr(backbone._head, "_is_plain", False)
         for mine, whole in zip(in_parts, gradients(backbone, rows), strict=True):
             assert whole.abs().max() > 1e-3
             torch.testing.assert_close(mine, whole, rtol=1e-3, atol=1e-5)
@@ -109,13 +109,13 @@ def test_a_head_that_is_adapted_is_used_as_the_model_does(tmp_path: Path, runtim
     with open_backbone(config, runtime) as backbone:
         assert isinstance(backbone, LanguageBackbone)
         rows = backbone.encode([Example("0", "0", "s", " ".join(sentences("plants", 2, 1)))])
-        assert backbone._head_reads_alone()
+        assert backbone._head.stands_alone
         backbone.attach_adapter(AdapterConfig(rank=4, target_modules=["lm_head"]), seed=0)
-        assert not backbone._head_reads_alone()
+        assert not backbone._head.stands_alone
         moved = gradients(backbone, rows)
         assert any(gradient.abs().max() > 0 for gradient in moved)
         backbone.detach_adapter()
-        assert backbone._head_reads_alone()
+        assert backbone._head.stands_alone
 
 
 def test_no_more_logits_than_a_part_are_alive(
@@ -129,8 +129,8 @@ def test_no_more_logits_than_a_part_are_alive(
         row = Example("0", "0", "s", "leaf root seed stem bloom. " * 4, prompt="leaf root seed")
         rows = backbone.encode([row] * 3)
         backbone.attach_adapter(AdapterConfig(rank=4), seed=0)
-        assert backbone._head_reads_alone()
-        seen = backbone._head.register_forward_hook(
+        assert backbone._head.stands_alone
+        seen = backbone._head.layer.register_forward_hook(
             lambda _, __, out: sizes.append(out[..., 0].numel())
         )
         backbone.losses(rows).mean.sum().backward()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 Head = Callable[[torch.Tensor], torch.Tensor]
-"""A model's last layer: logits (m, v) from hidden states (m, d)."""
+"""Logits (m, v) of what they are made of, (m, d): a model's last layer, which is frozen."""
 Rows = Callable[[torch.Tensor, slice], tuple[torch.Tensor, ...]]
 """Some numbers (m,) each for hidden states (m, d), which are this slice of all."""
 
@@ -43,8 +43,8 @@ def token_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> tor
     Logits are made of some tokens at a time and not kept for the backward pass.
 
     Args:
-        head: frozen.
-        hidden: (m, d), what the head reads of the tokens before.
+        head: makes logits.
+        hidden: (m, d), what it reads of the tokens before.
         targets: (m,) int64, the tokens that come.
     """
 
@@ -61,7 +61,7 @@ def token_losses_and_divergence(
     """Return what ``token_losses`` does, and KL(before || after) in nats; both (m,) float32.
 
     Args:
-        head: frozen.
+        head: makes logits.
         before: hidden states, (m, d); no gradient goes there.
         after: likewise.
         targets: (m,) int64, the tokens that come.

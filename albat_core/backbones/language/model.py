@@ -29,12 +29,8 @@ from albat_core.backbones.base import (
 )
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
-from albat_core.backbones.language.likelihood import (
-    cross_entropy,
-    divergence,
-    token_losses,
-    token_losses_and_divergence,
-)
+from albat_core.backbones.language.head import Head
+from albat_core.backbones.language.likelihood import token_losses, token_losses_and_divergence
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_answers, write_texts
 from albat_core.errors import BackboneError, InputError
@@ -60,7 +56,7 @@ class LanguageBackbone:
         self._model = self._load(config).to(device).eval()
         self._model.requires_grad_(requires_grad=False)
         self._adapted: Any = None
-        self._is_plain: bool | None = None
+        self._head = Head(self._model, self._precision)
 
     def _load(self, config: BackboneConfig) -> Any:
         from transformers import AutoModelForCausalLM
@@ -147,12 +143,10 @@ class LanguageBackbone:
         """Return the negative log-likelihood of each token; there is no noise to be fixed."""
         del fixed
         ids, mask = self._tokens(batch)
-        targets = ids[:, 1:][mask]
-        if not self._head_reads_alone():
-            return _placed(cross_entropy(self._logits(ids)[mask], targets), mask)
-        hidden = self._hidden(ids, mask)
+        read = self._head.read(self._whole, ids, mask)
         with self._precision():
-            return _placed(token_losses(self._head, hidden, targets), mask)
+            each = token_losses(self._head.logits, read, ids[:, 1:][mask])
+        return _placed(each, mask)
 
     def losses_with_divergence(
         self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
@@ -160,18 +154,11 @@ class LanguageBackbone:
         """Return the losses, and KL(backbone || adapted) of each token in nats."""
         del fixed
         ids, mask = self._tokens(batch)
-        targets = ids[:, 1:][mask]
-        if not self._head_reads_alone():
-            with as_untouched(self, self._model):
-                before = self._logits(ids)[mask]
-            after = self._logits(ids)[mask]
-            each, moved = cross_entropy(after, targets), divergence(before, after)
-            return _placed(each, mask), _placed(moved, mask)
         with as_untouched(self, self._model):
-            before = self._hidden(ids, mask)
-        after = self._hidden(ids, mask)
+            before = self._head.read(self._whole, ids, mask)
+        after, targets = self._head.read(self._whole, ids, mask), ids[:, 1:][mask]
         with self._precision():
-            each, moved = token_losses_and_divergence(self._head, before, after, targets)
+            each, moved = token_losses_and_divergence(self._head.logits, before, after, targets)
         return _placed(each, mask), _placed(moved, mask)
 
     def _tokens(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,59 +167,14 @@ class LanguageBackbone:
         return self._collate(batch, "input_ids", 0), mask
 
     @property
-    def _head(self) -> Any:
-        """The last layer, which makes logits of hidden states."""
-        return self._model.get_output_embeddings()
-
-    def _head_reads_alone(self) -> bool:
-        """Tell whether the last layer is frozen, and logits are what it makes of hidden states."""
-        if self._is_plain is None:
-            self._is_plain = self._head is not None and self._tried_head()
-        return self._is_plain and not any(p.requires_grad for p in self._head.parameters())
-
-    @torch.inference_mode()
-    def _tried_head(self) -> bool:
-        """Compare logits with what the head says alone: some models scale or bound them."""
-        ids = torch.tensor([[0, 1, 2, 3]], device=self.device)
-        mask = torch.ones_like(ids, dtype=torch.bool)[:, 1:]
-        expected = self._logits(ids)[mask].float()
-        try:
-            hidden = self._hidden(ids, mask)
-        except (IndexError, RuntimeError, ValueError):  # it is used in another way
-            return False
-        with self._precision():
-            alone = self._head(hidden).float()
-        return bool(torch.allclose(alone, expected, rtol=1e-2, atol=1e-3 * float(expected.std())))
-
-    def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return what the head reads at all tokens but the last that the mask names, (m, d)."""
-        found = []
-
-        def take(_: torch.nn.Module, read: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            found.append(read[0][:, :-1][mask])
-            return (read[0][:, :0], *read[1:])  # of no token are logits made
-
-        model = self._adapted if self._adapted is not None else self._model
-        hook = self._head.register_forward_pre_hook(take)
-        try:
-            with self._precision():
-                model(input_ids=ids, use_cache=False)
-        finally:
-            hook.remove()
-        return found[0]
-
-    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all tokens but the first, (n, t - 1, v)."""
-        model = self._adapted if self._adapted is not None else self._model
-        with self._precision():
-            logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        return logits
+    def _whole(self) -> Any:
+        """The model, with its adapter if it has one."""
+        return self._adapted if self._adapted is not None else self._model
 
     def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
         """Return a text for each prompt, see ``Backbone`` and ``write_texts``."""
-        model = self._adapted if self._adapted is not None else self._model
         with self._precision():
-            return write_texts(model, self._encoder, prompts, config, seed)
+            return write_texts(self._whole, self._encoder, prompts, config, seed)
 
     def questions(self, examples: Sequence[Example]) -> list[Question]:
         """Return rows as what is asked and what was expected, see ``TextEncoder.question``."""
@@ -242,9 +184,8 @@ class LanguageBackbone:
         self, questions: Sequence[Question], config: SamplingConfig, seeds: Sequence[int]
     ) -> list[Answer]:
         """Return what is written to each question, see ``Backbone`` and ``write_answers``."""
-        model = self._adapted if self._adapted is not None else self._model
         with self._precision():
-            return write_answers(model, self._encoder, questions, config, seeds)
+            return write_answers(self._whole, self._encoder, questions, config, seeds)
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""
@@ -303,7 +244,7 @@ class LanguageBackbone:
 
     def training(self, on: bool) -> None:
         """Switch dropout on or off."""
-        (self._adapted if self._adapted is not None else self._model).train(on)
+        self._whole.train(on)
 
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them."""
