@@ -10,6 +10,7 @@ Layout below the root::
 A run that is killed leaves files without a manifest, which nothing reads.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -20,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from albat_core.errors import ArtifactError
 from albat_core.progress import waited_seconds
@@ -67,12 +68,18 @@ class ArtifactRef(BaseModel):
         return hash(str(self))
 
 
+def _inner(name: str) -> str:
+    if not storage.is_inner(name):
+        raise ValueError(f"expected a name inside the artifact, got {name!r}")
+    return name
+
+
 class ArtifactFile(BaseModel):
     """One file of an artifact."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
+    path: Annotated[str, AfterValidator(_inner)]
     bytes: int
     sha256: str
 
@@ -86,7 +93,7 @@ class Manifest(BaseModel):
     stage: str
     stage_version: int
     key: str
-    attempt: str
+    attempt: str = Field(pattern="^[0-9a-f]{8}$")
     created: str
     """UTC, ISO 8601."""
     seconds: float
@@ -213,6 +220,10 @@ class ArtifactStore:
         except ValidationError:
             logger.warning("%s has a manifest that cannot be read: it is made again", ref)
             return None
+        if (manifest.stage, manifest.key) != (ref.stage, ref.key):
+            said = f"{manifest.stage}/{manifest.key}"
+            logger.warning("%s has the manifest of %s: it is made again", ref, said)
+            return None
         present = storage.file_sizes(self._folder_uri(manifest)) if manifest.files else {}
         lost = [file.path for file in manifest.files if present.get(file.path) != file.bytes]
         if lost:
@@ -239,7 +250,8 @@ class ArtifactStore:
     def folder(self, ref: ArtifactRef) -> Path:
         """Return a local folder with the artifact's files, fetched first where it is remote."""
         manifest = self.manifest(ref)
-        cache = storage.fetched_folder("artifacts", ref.stage, ref.key)
+        root = hashlib.sha256(self.root.encode()).hexdigest()[:16]
+        cache = storage.fetched_folder("artifacts", root, ref.stage, ref.key)
         return transfer.download(self._folder_uri(manifest), cache / manifest.attempt)
 
     def place(self, ref: ArtifactRef) -> str:

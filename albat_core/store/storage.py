@@ -74,6 +74,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def is_inner(name: str) -> bool:
+    """Tell whether a name that came from outside stays in the folder that it is joined to."""
+    return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
 _CLIENTS = (
     "botocore",
     "aiobotocore",

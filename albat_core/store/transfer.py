@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from albat_core.errors import InputError
 from albat_core.store.storage import (
     explained,
     file_sizes,
     filesystem,
+    is_inner,
     is_remote,
     join,
     remove,
@@ -78,14 +80,25 @@ def replace_tree(local: Path, uri: str) -> None:
 
 
 def download(uri: str, folder: Path) -> Path:
-    """Return a local folder with what lies under ``uri``; local ones are returned as they are."""
+    """Return a local folder with what lies under ``uri``; local ones are returned as they are.
+
+    Raises:
+        InputError: what is listed there would be written outside of the folder.
+    """
     fs, path = filesystem(uri)
     if not is_remote(uri):
         return Path(path)
     with explained(uri):
+        listed = file_sizes(uri)
+        if strange := [name for name in listed if not is_inner(name)]:
+            raise InputError(
+                f"expected names of files inside it, got {strange[0]!r}",
+                where=uri,
+                remedy="somebody wants files written elsewhere: do not read from there",
+            )
         wanted = {
             name: length
-            for name, length in file_sizes(uri).items()
+            for name, length in listed.items()
             if not ((there := folder / name).exists() and there.stat().st_size == length)
         }
         for some in _batches(wanted):

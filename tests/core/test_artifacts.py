@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -144,6 +145,14 @@ def file_of(store: ArtifactStore, ref: ArtifactRef, name: str) -> str:
     return storage.join(store.root, ref.stage, ref.key, store.manifest(ref).attempt, name)
 
 
+def rewritten(manifest: str, path: str = "", **changes: str) -> None:
+    """Change what a manifest says of itself, or the path of its first file."""
+    said = json.loads(storage.read_bytes(manifest)) | changes
+    if path:
+        said["files"][0]["path"] = path
+    storage.write_bytes(manifest, json.dumps(said).encode())
+
+
 DAMAGE: dict[str, Callable[[str, str], None]] = {
     "lost file": lambda file, _: storage.remove(file),
     "truncated file": lambda file, _: storage.write_bytes(file, b"leaf"),
@@ -151,6 +160,10 @@ DAMAGE: dict[str, Callable[[str, str], None]] = {
     "foreign manifest": lambda _, manifest: storage.write_bytes(manifest, b'{"some": "json"}'),
     "empty manifest": lambda _, manifest: storage.write_bytes(manifest, b""),
     "lost manifest": lambda _, manifest: storage.remove(manifest),
+    "attempt outside": lambda _, manifest: rewritten(manifest, attempt="../../../outside"),
+    "file outside": lambda _, manifest: rewritten(manifest, path="../../outside"),
+    "another's stage": lambda _, manifest: rewritten(manifest, stage="letters"),
+    "another's key": lambda _, manifest: rewritten(manifest, key="0" * 32),
 }
 
 
@@ -282,6 +295,22 @@ def test_a_disk_full_while_publishing_publishes_nothing(
     assert_nothing_is_left(store, tmp_path)
     ref = produce(store, build)
     assert store.changed_files(ref) == []
+
+
+def test_what_was_fetched_of_one_root_is_not_served_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("albat_core.store.artifacts.uuid.uuid4", lambda: UUID(int=7))
+    for word in ("leaf", "root"):
+
+        def build(folder: Path, word: str = word) -> Built:
+            (folder / "word.txt").write_text(word)
+            return Built()
+
+        store = ArtifactStore(f"memory://{tmp_path}/{word}")
+        ref = produce(store, build)
+        assert (store.folder(ref) / "word.txt").read_text() == word
 
 
 def test_a_place_is_told_without_fetching(

@@ -190,6 +190,16 @@ def test_upload_and_download_carry_a_tree(root: str, tmp_path: Path) -> None:
     assert read_tree(str(back)) == {"a": b"a", "b/c": b"b/c"}
 
 
+@pytest.mark.parametrize("name", ["../x", "model/../../x", "/etc/x", "model//x", "", "."])
+def test_nothing_is_written_outside_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(transfer, "file_sizes", lambda _: {"config.json": 2, name: 3})
+    with pytest.raises(InputError, match="names of files inside it"):
+        transfer.download("memory://bucket", tmp_path / "deep" / "cache")
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_download_fetches_only_what_is_not_there_whole(tmp_path: Path) -> None:
     root = f"memory://{tmp_path}"
     write_tree(root, "a", "bb")
