@@ -277,7 +277,9 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
 
     def source(one: SourceConfig) -> SourceConfig:
         paths = tuple(files(p) for p in one.paths)
-        return one.model_copy(update={"path": paths[0] if len(paths) == 1 else paths})
+        root = anchor(os.path.expandvars(one.image_root)) if one.image_root else None
+        path = paths[0] if len(paths) == 1 else paths
+        return one.model_copy(update={"path": path, "image_root": root})
 
     def model(name: str | None) -> str | None:
         """Anchor a model that is there; else it is the hub's."""

@@ -51,6 +51,11 @@ class SourceConfig(StageConfig):
     image_column: Column | None = None
     """Column with a picture: its file's bytes, {bytes, path}, or the path of a file, relative to
     the row's file. Default: `image` for `images` and `webdataset`, else none."""
+    image_root: str | None = None
+    """Folder, local or remote, that pictures are in which a table names by their paths: nothing
+    else is read, whatever a row says. Default: that of the row's file."""
+    allow_urls: bool = False
+    """Whether rows may name pictures by addresses elsewhere, which are then asked for them."""
     template: str | None = None
     """Text made of columns, as in `"Question: {question}\\nAnswer: {answer}"`; null is empty.
     Classes of `datasets` are their names; a column of whole floats in Parquet and Arrow is printed

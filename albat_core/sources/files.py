@@ -120,20 +120,21 @@ def _digest(group: Sequence[Found], source: SourceConfig, prints: dict[str, str]
         content = [file.name, prints[file.uri]]
         if file.format == Images.name:
             content += [prints.get(file.beside.caption or "", ""), row_of(file.beside)]
-        elif source.image_column and (paths := _pictures_named(file, source.image_column)):
+        elif paths := _pictures_named(file, source):
             content.append(paths)
         contents.append(content)
     identity = canonical_json([group[0].format, group[0].label, contents])
     return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
 
-def _pictures_named(file: Found, column: str) -> str | None:
+def _pictures_named(file: Found, source: SourceConfig) -> str | None:
     """Return what changes with the pictures that a table names by their paths, if it does."""
-    if FORMATS[file.format].pictures:
+    column = source.image_column
+    if column is None or FORMATS[file.format].pictures:
         return None
     wanted = {column: "image_column"}
     rows = stream_rows(file.uri, file.format, wanted, lambda _: None)
-    return paths_fingerprint((row[column] for row in rows), file.uri)
+    return paths_fingerprint((row[column] for row in rows), file.uri, source)
 
 
 def locate(path: str, source: SourceConfig) -> list[Found]:

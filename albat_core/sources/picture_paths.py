@@ -1,6 +1,8 @@
 """Pictures that a row has: their bytes, or where their file lies."""
 
 import hashlib
+import os
+import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from albat_core.errors import InputError
+from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
 
 Picture = bytes | str
@@ -16,16 +19,17 @@ Picture = bytes | str
 _ROWS_LOOKED_AT = 16  # of a table, for whether its pictures are paths
 
 
-def picture_of(value: Any, uri: str, where: str) -> Picture | None:
+def picture_of(value: Any, uri: str, where: str, config: SourceConfig) -> Picture | None:
     """Return the picture that a column holds, None where it holds none.
 
     Args:
         value: bytes, {bytes, path} as `datasets` writes it, or a path.
         uri: the row's file; paths are relative to its folder.
         where: the row's place, "file:row".
+        config: says which folder paths must be in.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is something else, or a path out of the folder.
     """
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -40,9 +44,34 @@ def picture_of(value: Any, uri: str, where: str) -> Picture | None:
             where=where,
             remedy="set image_column to the column with the pictures",
         )
-    if "://" in value or Path(value).is_absolute():
-        return value
-    return _spelt(uri.rpartition("/")[0], value.removeprefix("./"))
+    folder = uri.rpartition("/")[0]
+    whole = "://" in value or Path(value).is_absolute()
+    address = value if whole else _spelt(folder, value.removeprefix("./"))
+    _refuse_outside(address, config.image_root or folder, where, config)
+    return address
+
+
+def _refuse_outside(address: str, root: str, where: str, config: SourceConfig) -> None:
+    """Refuse an address out of a folder: rows are others' data, and name what they like."""
+    if _plain(address).startswith(_plain(root).rstrip("/") + "/"):
+        return
+    elsewhere = storage.is_remote(address)
+    if elsewhere and config.allow_urls:
+        return
+    remedy = "set image_root to the folder that the pictures are in"
+    raise InputError(
+        f"expected a picture below {root}, got {address}",
+        where=where,
+        remedy=f"{remedy}, or allow_urls to ask for it" if elsewhere else remedy,
+    )
+
+
+def _plain(address: str) -> str:
+    """Return an address without steps back and forth, a local one from the root."""
+    if storage.is_remote(address):
+        scheme, _, path = address.partition("://")
+        return f"{scheme}://{posixpath.normpath(path)}"
+    return os.path.abspath(storage.filesystem(address)[1])  # noqa: PTH100 - follows no link
 
 
 def one_spelling(name: str) -> str:
@@ -82,18 +111,19 @@ def load_picture(picture: Picture, where: str) -> bytes:
         ) from error
 
 
-def paths_fingerprint(values: Iterable[Any], uri: str) -> str | None:
+def paths_fingerprint(values: Iterable[Any], uri: str, config: SourceConfig) -> str | None:
     """Return what changes when a picture changes that a table names by its path.
 
     Args:
         values: the table's column of pictures, streamed; read to the end only if its first rows
             name paths.
         uri: the table.
+        config: of its source.
 
     Returns:
         None where the first rows have no paths: the pictures are in the table.
     """
-    rows = _paths(values, uri)
+    rows = _paths(values, uri, config)
     first = list(islice(rows, _ROWS_LOOKED_AT))
     if not any(first):
         return None
@@ -103,8 +133,8 @@ def paths_fingerprint(values: Iterable[Any], uri: str) -> str | None:
     return running.hexdigest()
 
 
-def _paths(values: Iterable[Any], uri: str) -> Iterator[str | None]:
+def _paths(values: Iterable[Any], uri: str, config: SourceConfig) -> Iterator[str | None]:
     """Yield the address of each picture that is not in the table."""
     for row, value in enumerate(values):
-        picture = picture_of(value, uri, f"{uri}:{row}")
+        picture = picture_of(value, uri, f"{uri}:{row}", config)
         yield picture if isinstance(picture, str) else None

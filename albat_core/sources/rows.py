@@ -92,7 +92,7 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
             filled = FORMATS[file.format].filled
             names = (f"{name}:{number}", document, file.label)
             example = as_example(row, config, *names, where, filled=filled)
-            picture = picture_of(row[column], uri, where) if column else None
+            picture = picture_of(row[column], uri, where, config) if column else None
             blank = _blank_columns(row, config, used=bool(example.text or example.messages))
             if column and picture is None:
                 blank = (*blank, column)

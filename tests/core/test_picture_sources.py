@@ -257,6 +257,36 @@ def test_columns_of_paths(pictures: Path) -> None:
     assert shown(write_parquet(pictures / "r.parquet", rows)) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/hostname", "../0.png", "deep/../../0.png", "..\\0.png", "file:///etc/hostname",
+     "https://127.0.0.1:1/a.png", "s3://bucket/a.png", "memory://pool/a.png"],
+)  # fmt: skip
+def test_a_row_reads_nothing_out_of_its_folder(pictures: Path, name: str) -> None:
+    (pictures / "table").mkdir()
+    (pictures / "0.png").write_bytes(PICTURES[0])
+    table = write_jsonl(pictures / "table" / "r.jsonl", [{"text": "t", "image": name}])
+    told = refused(lambda: shown(table))
+    assert f"expected a picture below {pictures}/table, got " in told
+    assert "image_root" in told
+    assert ("allow_urls" in told) == ("://" in name and "file" not in name)
+    (error,) = check_source(SourceConfig(path=str(table), image_column="image"))
+    assert "expected a picture below" in error.message
+
+
+def test_folders_and_addresses_are_read_where_that_is_allowed(pictures: Path) -> None:
+    (pictures / "table").mkdir()
+    names = ["../pictures/0.png", str(pictures / "pictures" / "1.png")]
+    rows = [{"text": name, "image": name} for name in names]
+    table = write_jsonl(pictures / "table" / "r.jsonl", rows)
+    found = shown(table, image_root=str(pictures))
+    assert [image for _, image in found] == PICTURES[:2]
+    storage.write_bytes("memory://elsewhere/2.png", PICTURES[2])
+    rows = [{"text": "t", "image": "memory://elsewhere/2.png"}]
+    table = write_jsonl(pictures / "table" / "r.jsonl", rows)
+    assert shown(table, allow_urls=True) == [("t", PICTURES[2])]
+
+
 def test_columns_of_bytes(tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "image": p} for i, p in enumerate([*PICTURES, None])]
     assert shown(write_parquet(tmp_path / "a.parquet", rows)) == EXPECTED
@@ -448,21 +478,32 @@ def test_remote_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
         remote.pipe_file("/pool/r.jsonl", content)
         table = "memory://pool/r.jsonl"
-        assert [e.image for e in rows_of(table, image_column="image")] == [e.image for e in got]
-        first = prints(table, image_column="image"), prints("memory://pool/p")
+        assert [
+            e.image for e in rows_of(table, image_column="image", image_root="memory://pool/p")
+        ] == [e.image for e in got]
+        first = (
+            prints(table, image_column="image", image_root="memory://pool/p"),
+            prints("memory://pool/p"),
+        )
         remote.pipe_file("/pool/p/39.png", PICTURES[1] + b" ")  # listed, not asked for one by one
-        second = prints(table, image_column="image"), prints("memory://pool/p")
+        second = (
+            prints(table, image_column="image", image_root="memory://pool/p"),
+            prints("memory://pool/p"),
+        )
         assert first[0] != second[0]
         assert first[1][:-1] == second[1][:-1]
         assert first[1][-1] != second[1][-1]
         monkeypatch.setattr(storage, "_ASKED_ONE_BY_ONE", 1000)
-        assert (prints(table, image_column="image"), prints("memory://pool/p")) == second
+        assert (
+            prints(table, image_column="image", image_root="memory://pool/p"),
+            prints("memory://pool/p"),
+        ) == second
         remote.pipe_file("/pool/s.tar", tar_of(SAMPLES))
         assert rows_of("memory://pool/s.tar")[0].image == PICTURES[0]
         far = write_jsonl(
             tmp_path / "far.jsonl", [{"text": "t", "image": "memory://pool/p/00.png"}]
         )
-        assert shown(far) == [("t", PICTURES[0])]
+        assert shown(far, image_root="memory://pool") == [("t", PICTURES[0])]
     finally:
         remote.rm("/pool", recursive=True)
 
