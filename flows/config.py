@@ -25,6 +25,7 @@ from flows.mistakes import (
     one_line,
     orphans,
     repeated_keys,
+    written_out,
 )
 
 
@@ -211,10 +212,12 @@ def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
     text = ""
     try:
         text = storage.read_bytes(path).decode()
-        node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        if node := yaml.compose(text, Loader=yaml.SafeLoader):
+            written_out(node)
+        values = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ConfigError("expected UTF-8 text", where=path, remedy="save it as UTF-8") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = "; ".join(f"line {line}: {why}" for (line, _), why in sorted(orphans(text).items()))
         raise ConfigError(
             f"expected YAML: {error}", where=path, remedy=said or _mending(str(error))

@@ -16,8 +16,36 @@ _KEY = re.compile(r"( *)(?:- )?(\w+):(?: |$)")
 _MISREAD = re.compile(r"tag:yaml.org,2002:(int [-+]?0[0-9_]+$|(int|float) .*:)")
 _COMMENTED = re.compile(r"( *)#( ?)( *)(\w+):\s*$")
 
+_MOST_ENTRIES = 100_000  # of a configuration, aliases written out
+
 Place = tuple[int, str]
 """Line and name of a field."""
+
+
+def written_out(node: yaml.Node) -> int:
+    """Return how many entries a file has with its aliases written out.
+
+    Raises:
+        ValueError: too many, of which a few lines are enough, or an alias of what it stands in.
+    """
+    counts: dict[int, int] = {}
+    above: set[int] = set()
+
+    def count(one: yaml.Node) -> int:
+        if id(one) in above:
+            raise ValueError(f"line {one.start_mark.line + 1} holds an alias of itself")
+        if id(one) not in counts:
+            above.add(id(one))
+            inner = one.value if isinstance(one, yaml.CollectionNode) else ()
+            parts = [p for each in inner for p in (each if isinstance(each, tuple) else (each,))]
+            counts[id(one)] = 1 + sum(map(count, parts))
+            above.remove(id(one))
+        return counts[id(one)]
+
+    total = count(node)
+    if total > _MOST_ENTRIES:
+        raise ValueError(f"{total:,} entries with its aliases, over {_MOST_ENTRIES:,}")
+    return total
 
 
 def repeated_keys(node: yaml.Node, above: str = "") -> dict[Place, str]:

@@ -242,6 +242,12 @@ def test_missing_sections_are_described(tmp_path: Path) -> None:
     assert all(len(line.split(" is missing; ")[1]) > 10 for line in said)
 
 
+LAUGHS = "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'ha'}]\n" for n in range(12)
+)
+"""A few lines that stand for 9^11 entries."""
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -250,6 +256,9 @@ def test_missing_sections_are_described(tmp_path: Path) -> None:
         (b"a: [1\n", "expected YAML"),
         (b"a: 2020-99-99\n", "expected YAML"),
         (b"a: !!python/object:os.system x\n", "expected YAML"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000 + b"\n", "expected YAML"),
+        (b"a: &a [*a]\n", "holds an alias of itself"),
+        (LAUGHS.encode(), "entries with its aliases, over 100,000"),
         (b"name: \xff\n", "expected UTF-8"),
     ],
 )
