@@ -3,9 +3,11 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import random
 import string
+import tarfile
 import tracemalloc
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from albat_core.records.examples import Example
 from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
+from albat_core.sources.formats import base, json_file, text, webdataset
 from albat_core.sources.rows import read_rows
 from tests.core.row_files import ROWS, only, refused, rows_of, write_csv, write_jsonl, write_parquet
 
@@ -290,6 +293,40 @@ def test_missing_columns(tmp_path: Path, ending: str, fields: dict, said: list[s
     message = refused(lambda: rows_of(path, **fields))
     for word in said:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.csv", "a.json", "b.json", "a.txt", "a.tar", "b.tar"]
+)
+def test_what_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Small compressed, and endless."""
+    for module in (base, json_file, text, webdataset):
+        for limit in ("LONGEST_ROW", "LONGEST_FILE", "_LONGEST_NAME"):
+            monkeypatch.setattr(module, limit, 1 << 20, raising=False)
+    much = "a" * (3 << 20)
+    contents = {
+        "a.jsonl": '{"text": "a"}\n' + json.dumps({"text": much}),
+        "a.csv": f"text\na\n{much}\n",
+        "a.json": json.dumps([{"text": much}]),
+        "b.json": "[\n" + ",\n".join(['{"text": "leaf"}'] * 200_000) + "\n]",
+        "a.txt": much,
+    }
+    path = tmp_path / f"{name}.gz"
+    if name in contents:
+        path.write_bytes(gzip.compress(contents[name].encode()))
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            member = tarfile.TarInfo("0.txt" if name == "a.tar" else much + ".txt")
+            member.size = len(much)
+            archive.addfile(member, io.BytesIO(much.encode()))
+    tracemalloc.start()
+    told = refused(lambda: rows_of(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "at most 1 MiB at once" in told or "a name of 3," in told
+    assert peak < 3 * len(much)
 
 
 def test_file_that_is_gone(tmp_path: Path) -> None:

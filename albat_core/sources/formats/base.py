@@ -18,6 +18,10 @@ Advance = Callable[[int], None]
 HEAD = 200
 """Rows looked at before a file is taken for what it seems to be."""
 BUFFER = 1 << 20  # bytes read at once
+LONGEST_ROW = 256 << 20
+"""Bytes of a row at most: a small compressed file may hold a line of gigabytes."""
+LONGEST_FILE = 1 << 30
+"""Bytes of a file that is read whole, at most."""
 EXACT = 2**53
 """From here on a float stands for several whole numbers."""
 
@@ -106,12 +110,30 @@ def refuse_missing(wanted: Mapping[str, str], there: Collection[str], where: str
     )
 
 
-def decoded_lines(file: IO[bytes], uri: str, form: str, advance: Advance) -> Iterator[str]:
-    """Yield decoded lines with their ends, a byte order mark taken off."""
+def too_long(where: str, limit: int) -> InputError:
+    """Return the error for a row or file that would fill the memory."""
+    return InputError(
+        f"expected at most {limit >> 20:,} MiB at once, got more",
+        where=where,
+        remedy="set rows apart by line ends, or cut the file into several",
+    )
+
+
+def decoded_lines(
+    file: IO[bytes], uri: str, form: str, advance: Advance, longest: int | None = None
+) -> Iterator[str]:
+    """Yield decoded lines with their ends, a byte order mark taken off.
+
+    Raises:
+        InputError: one is no text, or longer than ``longest`` bytes (``LONGEST_ROW``).
+    """
+    longest = longest or LONGEST_ROW
     buffered = io.BufferedReader(file, BUFFER)  # type: ignore[type-var] # any IO[bytes] will do
     # a binary file may have no line end for gigabytes, so the first block is looked at as such
     refuse_binary(buffered.peek(), uri, form)
-    for number, line in enumerate(buffered, 1):
+    for number, line in enumerate(iter(lambda: buffered.readline(longest + 1), b""), 1):
+        if len(line) > longest:
+            raise too_long(f"{uri}: line {number}", longest)
         advance(len(line))
         if b"\0" in line:
             raise _binary(uri, form, f"a NUL byte in line {number}")

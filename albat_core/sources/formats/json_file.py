@@ -6,7 +6,15 @@ from itertools import chain, islice
 from typing import IO, Any, ClassVar
 
 from albat_core.errors import InputError
-from albat_core.sources.formats.base import Advance, Columns, FileFormat, Row, decoded_lines
+from albat_core.sources.formats.base import (
+    LONGEST_FILE,
+    Advance,
+    Columns,
+    FileFormat,
+    Row,
+    decoded_lines,
+    too_long,
+)
 from albat_core.sources.formats.json_lines import objects_of, with_columns
 
 
@@ -23,7 +31,7 @@ class JsonFile(FileFormat):
 
     def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
         """See ``FileFormat``."""
-        objects = _objects(decoded_lines(file, uri, "JSON", advance), uri)
+        objects = _objects(decoded_lines(file, uri, "JSON", advance, LONGEST_FILE), uri)
         top = [*islice(objects, 2)]
         if len(top) == 1:
             _refuse_wrapped(top[0], columns, uri)
@@ -42,7 +50,12 @@ def _objects(lines: Iterator[str], uri: str) -> Iterator[Row]:
     if _parsed(top[-1]) is not None:
         yield from objects_of(chain(top, lines), uri)
         return
-    top += lines
+    letters = len(top[-1])
+    for line in lines:
+        letters += len(line)
+        if letters > LONGEST_FILE:
+            raise too_long(uri, LONGEST_FILE)
+        top.append(line)
     text = "".join(top)
     top.clear()
     try:

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from typing import IO, ClassVar
 
 from albat_core.sources.formats.base import (
+    LONGEST_FILE,
     Advance,
     Columns,
     FileFormat,
     Row,
     not_utf8,
     refuse_binary,
+    too_long,
 )
 
 
@@ -23,7 +25,9 @@ class Text(FileFormat):
 
     def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
         """See ``FileFormat``."""
-        content = file.read()
+        content = file.read(LONGEST_FILE + 1)
+        if len(content) > LONGEST_FILE:
+            raise too_long(uri, LONGEST_FILE)
         advance(len(content))
         refuse_binary(content, uri, "text")
         try:

@@ -6,10 +6,28 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, ClassVar, Self
 
 from albat_core.errors import InputError
-from albat_core.sources.formats.base import HEAD, Advance, Columns, FileFormat, Row, refuse_missing
+from albat_core.sources.formats.base import (
+    HEAD,
+    LONGEST_ROW,
+    Advance,
+    Columns,
+    FileFormat,
+    Row,
+    refuse_missing,
+    too_long,
+)
 from albat_core.sources.formats.images import Images
 
 _CAPTIONS = ("txt", "caption")
+_LONGEST_NAME = 1 << 20
+_NAMING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+"""Members that tell of the next one's name, and are read whole."""
 _NO_COLUMN_OF = {"text"}  # a missing caption is one of null
 
 
@@ -48,6 +66,12 @@ def _refuse_unseen(wanted: Mapping[str, str], seen: Mapping[str, None], uri: str
 
 class _Header(tarfile.TarInfo):
     """A member's header; where none can be read, `tarfile` would take the archive as ended."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> Self:
+        if self.type in _NAMING and self.size > _LONGEST_NAME:
+            raise tarfile.ReadError(f"a name of {self.size:,} bytes at byte {self.offset}")
+        member: Self = super()._proc_member(tarfile_)  # type: ignore[misc]
+        return member
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -90,6 +114,8 @@ def _samples(
                     remedy="rename one of them in the archive",
                 )
             if _is_used(column, wanted):
+                if member.size > LONGEST_ROW:
+                    raise too_long(f"{uri}:{number} ({member.name[:200]})", LONGEST_ROW)
                 opened = archive.extractfile(member)
                 assert opened is not None
                 members[column] = opened.read()
