@@ -85,6 +85,22 @@ def write_note(folder: Path, fingerprint: str) -> None:
     (folder / NOTE).write_text(json.dumps({"backbone": fingerprint}))
 
 
+def refuse_pickled(folder: Path) -> None:
+    """Refuse a folder without safetensors, in which peft would read pickled weights.
+
+    Raises:
+        BackboneError: it is such a folder.
+    """
+    name = "adapter_model.safetensors"
+    if not (folder / name).is_file():
+        others = sorted(path.name for path in folder.glob("adapter_model.*"))
+        raise BackboneError(
+            f"expected {name}, found {', '.join(others) or 'none'}",
+            where=str(folder),
+            remedy="save the adapter with safe_serialization=True: pickled weights are never read",
+        )
+
+
 def check_note(folder: Path, fingerprint: str, path: str) -> None:
     """Refuse an adapter that says it was made for another backbone.
 

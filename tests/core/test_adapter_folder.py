@@ -165,3 +165,16 @@ def test_what_is_not_refused_computes_the_same_when_merged(
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), adapter)
     expected = adapted(ids, labels=ids).loss
     torch.testing.assert_close(adapted.merge_and_unload()(ids, labels=ids).loss, expected)
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path, runtime: Runtime) -> None:
+    config = config_of(save_backbone(tmp_path / "backbone"))
+    folder = saved(config, tmp_path / "adapter", runtime)
+    weights = folder / "adapter_model.safetensors"
+    torch.save({"a": torch.zeros(1)}, folder / "adapter_model.bin")
+    weights.unlink()
+    with (
+        open_backbone(config, runtime) as backbone,
+        pytest.raises(BackboneError, match=r"expected adapter_model.safetensors, found .*\.bin"),
+    ):
+        backbone.load_adapter(folder)

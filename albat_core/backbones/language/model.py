@@ -14,6 +14,7 @@ from albat_core.backbones.adapters import (
     AdapterConfig,
     check_note,
     peft_config,
+    refuse_pickled,
     unmatched,
     write_note,
 )
@@ -198,6 +199,7 @@ class LanguageBackbone:
         from peft import PeftModel
 
         check_note(folder, self.fingerprint, self._path)
+        refuse_pickled(folder)
         try:
             self._adapted = PeftModel.from_pretrained(self._model, folder, is_trainable=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
