@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from albat_core.backbones import open_backbone
-from albat_core.backbones.base import adapted, length_batches
+from albat_core.backbones.base import adapted
+from albat_core.backbones.batches import length_batches
 from albat_core.measures.discounts import Discount, discounted, standard_errors
 from albat_core.records.candidates import Candidates, read_candidates
 from albat_core.runs.chain import Chain

@@ -20,7 +20,8 @@ from peft import LoraConfig
 
 from albat_core.backbones import open_backbone, resolve_dtype
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import FixedNoise, length_batches
+from albat_core.backbones.base import FixedNoise
+from albat_core.backbones.batches import length_batches
 from albat_core.backbones.diffusion.noise import stratified_levels
 from albat_core.devices import resolve_device
 from albat_core.measures.losses import advantages

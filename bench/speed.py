@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from albat_core.backbones import open_backbone
-from albat_core.backbones.base import length_batches
+from albat_core.backbones.batches import length_batches
 from albat_core.records.shards import iterate_part, parts_of
 from albat_core.sources.files import find_files
 from albat_core.stages.embed import embed_part

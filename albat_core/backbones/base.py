@@ -367,24 +367,6 @@ def adapted(backbone: Backbone, adapter: Path | None) -> Iterator[Backbone]:
         backbone.detach_adapter()
 
 
-def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return positions in batches of similar length, longest first.
-
-    Args:
-        lengths: cost of each example in units.
-        budget: units a batch may have, padding included; one example is always allowed.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * longest <= budget:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
-            longest = lengths[position]
-    return batches
-
-
 def forward_units(backbone: Backbone, encoded: Sequence[Encoded], noise: FixedNoise) -> int:
     """Return the units that a forward pass over examples computes, at all noise levels."""
     return sum(e.length for e in encoded) * (noise.levels if backbone.noisy else 1)

@@ -14,8 +14,8 @@ from albat_core.backbones.base import (
     Encoded,
     FixedNoise,
     forward_units,
-    length_batches,
 )
+from albat_core.backbones.batches import each_batch
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records.examples import Example
@@ -88,7 +88,8 @@ def example_gradients(
     layers = backbone.adapter_layers()
     backbone.training(False)
     with track(label, len(encoded), "examples") as advance:
-        for positions in length_batches([e.length for e in encoded], batch_tokens):
+
+        def take(positions: list[int]) -> None:
             batch = [encoded[i] for i in positions]
             with torch.enable_grad(), _uses_of(layers) as uses:
                 loss = backbone.losses(batch, noise).mean.sum()
@@ -107,6 +108,8 @@ def example_gradients(
                 projection.add(sketch, name, values)
             found[positions] = sketch.cpu().numpy()
             advance(len(batch))
+
+        each_batch([e.length for e in encoded], batch_tokens, take)
     return found
 
 

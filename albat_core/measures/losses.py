@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from albat_core.backbones.base import Backbone, Encoded, FixedNoise, length_batches
+from albat_core.backbones.base import Backbone, Encoded, FixedNoise
+from albat_core.backbones.batches import each_batch
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 
@@ -36,12 +37,15 @@ def example_losses(
     totals = np.zeros(len(encoded))
     units = np.zeros(len(encoded), dtype=np.int64)
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
-        for batch in length_batches([e.length for e in encoded], batch_tokens):
+
+        def measure(batch: list[int]) -> None:
             losses = backbone.losses([encoded[i] for i in batch], noise)
             losses = losses if units_each is None else losses.first(units_each)
             totals[batch] = losses.total.double().cpu().numpy()
             units[batch] = losses.units.cpu().numpy()
             advance(len(batch))
+
+        each_batch([e.length for e in encoded], batch_tokens, measure)
     return totals, units
 
 
@@ -105,7 +109,8 @@ def advantages(
     untouched, adapted, squares = (np.zeros(len(encoded)) for _ in range(3))
     units = np.zeros(len(encoded), dtype=np.int64)
     with torch.inference_mode(), track(label, len(encoded), "examples") as advance:
-        for positions in length_batches([e.length for e in encoded], batch_tokens):
+
+        def measure(positions: list[int]) -> None:
             batch = [encoded[i] for i in positions]
             with backbone.adapter_disabled():
                 before = backbone.losses(batch, noise)
@@ -121,4 +126,6 @@ def advantages(
                 found = torch.where(before.mask, each - mean[:, None], 0.0).square().sum(1)
             squares[positions] = found.cpu().numpy()
             advance(len(positions))
+
+        each_batch([e.length for e in encoded], batch_tokens, measure)
     return Advantages(untouched, adapted, squares, units)

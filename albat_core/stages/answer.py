@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from albat_core.backbones import backbone_identity, open_backbone
-from albat_core.backbones.base import Answer, adapted, length_batches
+from albat_core.backbones.base import Answer, adapted
+from albat_core.backbones.batches import each_batch
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.errors import InputError
 from albat_core.progress import track
@@ -70,12 +71,15 @@ def answer_prompts(
         ):
             questions = backbone.questions(asked)
             lengths = [len(q.ids) + sampling.max_new_tokens for q in questions]
-            for batch in length_batches(lengths, batch_tokens):
+
+            def write(batch: list[int]) -> None:
                 made = backbone.answer(
                     [questions[n] for n in batch], sampling, [seeds[n] for n in batch]
                 )
-                written |= zip(batch, made, strict=True)
+                written.update(zip(batch, made, strict=True))
                 advance(len(batch))
+
+            each_batch(lengths, batch_tokens, write)
         answers = [written[n] for n in range(len(asked))]
         columns = [
             [row.example_id for row in asked],

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.backbones import backbone_identity, encoder_identity, open_embedder
-from albat_core.backbones.base import Embedder, Encoded, length_batches
+from albat_core.backbones.base import Embedder, Encoded
+from albat_core.backbones.batches import each_batch
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
@@ -51,15 +52,18 @@ def embed_examples(
     Raises:
         BackboneError: a value is not finite.
     """
-    vectors: NDArray[np.float32] | None = None
+    vectors: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
     with track(label, len(encoded), "examples") as advance:
-        for batch in length_batches([e.length for e in encoded], batch_tokens):
+
+        def embed(batch: list[int]) -> None:
+            nonlocal vectors
             found = embedder.embed([encoded[i] for i in batch]).numpy()
-            if vectors is None:
+            if not vectors.size:
                 vectors = np.empty((len(encoded), found.shape[1]), dtype=np.float32)
             vectors[batch] = found
             advance(len(batch))
-    assert vectors is not None  # parts and adaptation sets are never empty
+
+        each_batch([e.length for e in encoded], batch_tokens, embed)
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise BackboneError(

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from albat_core.backbones.base import (
     Encoded,
     FixedNoise,
     forward_units,
-    length_batches,
 )
+from albat_core.backbones.batches import each_batch
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.progress import track
@@ -96,6 +97,7 @@ class Trainer:
         self._checkpoint = checkpoint
         self._checkpoint_seconds = checkpoint_seconds
         self._until = until
+        self._budget = config.batch_tokens
         self._sampler = MixtureSampler(
             len(mixture.adaptation), mixture.weights, mixture.alpha, config.batch_size, seed
         )
@@ -152,16 +154,15 @@ class Trainer:
             group["lr"] = learning_rate(self._config, step)
         self._backbone.training(True)
         self._optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
+        found: list[float] = []
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self._seed, "dropout and noise", step))
             for batch, penalty in parts:
                 lengths = [e.length for e in batch]
                 state.passes += (4 if penalty else 3) * sum(lengths)
-                for positions in length_batches(lengths, self._config.batch_tokens):
-                    losses, objective = self._objective([batch[i] for i in positions], penalty)
-                    torch.autograd.backward(objective.sum() / self._config.batch_size)
-                    loss += float(losses.detach().sum() / self._config.batch_size)
+                learn = partial(self._learn, batch, penalty, found)
+                self._budget = each_batch(lengths, self._budget, learn)
+        loss = sum(found)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"expected a finite loss, got {loss} at step {step}",
@@ -171,6 +172,20 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
         self._optimizer.step()
         return loss
+
+    def _learn(
+        self, batch: Sequence[Encoded], penalty: float, found: list[float], positions: list[int]
+    ) -> None:
+        """Add the gradient of some examples of a batch, and their part of its loss."""
+        losses, objective = self._objective([batch[i] for i in positions], penalty)
+        parameters, size = list(self._parameters.values()), self._config.batch_size
+        # all or nothing: where memory ends on the way, fewer examples are tried
+        gradients = torch.autograd.grad(objective.sum() / size, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                there = parameter.grad
+                parameter.grad = gradient if there is None else there + gradient
+        found.append(float(losses.detach().sum() / size))
 
     def _objective(
         self, batch: Sequence[Encoded], penalty: float

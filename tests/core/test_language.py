@@ -27,7 +27,7 @@ from albat_core.backbones import (
     open_backbone,
 )
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import length_batches
+from albat_core.backbones.batches import length_batches
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.backbones.language.tokens import TextEncoder

@@ -1,0 +1,105 @@
+"""Examples in batches that a device has room for."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+
+from albat_core.errors import BackboneError
+
+logger = logging.getLogger(__name__)
+
+_CPU_SAYS = "can't allocate memory"  # torch's allocator, in a RuntimeError
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Return positions in batches of similar length, longest first.
+
+    Args:
+        lengths: cost of each example in units.
+        budget: units a batch may have, padding included; one example is always allowed.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * longest <= budget:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+            longest = lengths[position]
+    return batches
+
+
+def each_batch(lengths: Sequence[int], budget: int, compute: Callable[[list[int]], object]) -> int:
+    """Compute all batches of similar length; where there is no room for one, smaller ones.
+
+    Args:
+        lengths: cost of each example in units.
+        budget: units a batch may have, padding included.
+        compute: takes the positions of a batch; it is called again with fewer where memory ends.
+
+    Returns:
+        the budget that was enough.
+
+    Raises:
+        BackboneError: there is no room for a single example.
+    """
+    waiting = length_batches(lengths, budget)[::-1]
+    while waiting:
+        positions = waiting.pop()
+        if has_room(compute, positions, [lengths[n] for n in positions]):
+            continue
+        budget = max(lengths[n] for n in positions) * (len(positions) // 2)
+        logger.warning("out of memory: on with batch_tokens %s", f"{budget:,}")
+        rest = [*positions, *(n for batch in reversed(waiting) for n in batch)]
+        smaller = length_batches([lengths[n] for n in rest], budget)
+        waiting = [[rest[n] for n in batch] for batch in smaller][::-1]
+    return budget
+
+
+def has_room(
+    compute: Callable[[list[int]], object], positions: list[int], lengths: Sequence[int]
+) -> bool:
+    """Compute a batch; return False where memory ended, of which nothing is left then.
+
+    Args:
+        compute: takes the positions.
+        positions: of the batch.
+        lengths: of its examples, in units.
+
+    Raises:
+        BackboneError: it is a single example.
+    """
+    try:
+        compute(positions)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        if len(positions) == 1:
+            raise BackboneError(
+                f"expected room for one example of {lengths[0]:,} units, the memory is full",
+                where="backbone",
+                remedy="free the device (other processes may use it), lower backbone.max_length or "
+                "the resolution, set backbone.dtype to bfloat16, or take a larger device",
+            ) from error
+    else:
+        return True
+    _release()  # outside: the error holds what fills the memory
+    return False
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error is for want of memory, of a device or of this machine."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_SAYS in str(error)
+
+
+def _release() -> None:
+    """Give back memory of a computation that failed."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
