@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ class AdapterConfig(StageConfig):
     """The small network trained beside the frozen backbone."""
 
     kind: str = "lora"
-    """Kind of adapter: `lora` (low-rank, arXiv 2106.09685)."""
+    """Kind of adapter: `lora` (low-rank, arXiv 2106.09685); `rslora` (its scale is lora_alpha over
+    the root of the rank, arXiv 2312.03732); `dora` (magnitudes are learned apart from directions,
+    arXiv 2402.09353; for language models, and not for surrogates that gradients are taken at)."""
     rank: int = Field(16, ge=1, le=1024)
     """Rank r of the update B A."""
     lora_alpha: float = Field(32.0, gt=0)
-    """Scale of the update: lora_alpha / rank multiplies B A."""
+    """Scale of the update: lora_alpha / rank multiplies B A (`rslora`: over its root)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training, in [0, 1)."""
     target_modules: str | tuple[str, ...] = "auto"
@@ -47,8 +50,15 @@ def lora(adapter: AdapterConfig, **place: Any) -> Any:
     )
 
 
-ADAPTERS: dict[str, Callable[..., Any]] = {"lora": lora}
+ADAPTERS: dict[str, Callable[..., Any]] = {
+    "lora": lora,
+    "rslora": partial(lora, use_rslora=True),
+    "dora": partial(lora, use_dora=True),
+}
 """What makes peft's configuration of each kind of adapter, by the name that settings have."""
+
+BY_LAYER = {"lora", "rslora"}
+"""Kinds that are linear layers alone, of which gradients of single examples are known."""
 
 
 def unmatched(adapter: AdapterConfig, layers: Iterable[str]) -> list[str]:

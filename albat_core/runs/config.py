@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from albat_core.backbones import kind_of, writes_answers
+from albat_core.backbones.adapters import BY_LAYER
 from albat_core.backbones.config import BackboneConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.stages.decontaminate import DecontaminationConfig
@@ -107,7 +108,7 @@ class RunConfig(StageConfig):
     """How candidates are scored."""
     selection: SelectionConfig = Field(SelectionConfig(), validate_default=True)
     """Which candidates are selected, and how much each counts."""
-    mixture: MixtureConfig = MixtureConfig()
+    mixture: MixtureConfig = Field(MixtureConfig(), validate_default=True)
     """How much backbone data is mixed in, and how it is written."""
     estimate: EstimateConfig = EstimateConfig()
     """How the mixing weight is computed, and what the selection is worth."""
@@ -177,6 +178,19 @@ class RunConfig(StageConfig):
         if value.weigh == "proportional" and scoring and not scoring.scorer.gives_weights:
             raise ValueError(
                 "weigh proportional needs the scorer matching, whose scores are weights"
+            )
+        return value
+
+    @field_validator("mixture")
+    @classmethod
+    def _gradients_are_known(cls, value: MixtureConfig, others: ValidationInfo) -> MixtureConfig:
+        surrogate, scoring = others.data.get("surrogate"), others.data.get("scoring")
+        by_gradients = value.alpha == "auto" or (scoring and scoring.scorer.by_gradients)
+        if surrogate and by_gradients and (kind := surrogate.adapter.kind) not in BY_LAYER:
+            raise ValueError(
+                "gradients of single examples are taken at the surrogate, and are not known of the "
+                f"adapter {kind}: set surrogate.adapter.kind to lora (finetune.adapter.kind may "
+                f"stay), or alpha to a number and scoring.scorer to nearest"
             )
         return value
 

@@ -91,6 +91,8 @@ class Scorer(StageConfig):
     by_losses: ClassVar[bool] = False
     """Whether a score is a difference of losses of the row alone: then scores of an earlier
     surrogate may be kept where the new one ranks alike."""
+    by_gradients: ClassVar[bool] = False
+    """Whether it takes gradients of single examples at the surrogate."""
     gives_weights: ClassVar[bool] = False
     """Whether scores are weights: >= 0 with mean 1."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -47,6 +47,7 @@ class Gradient(Scorer):
     title: ClassVar[str] = "gradient similarity (LESS)"
     says: ClassVar[str] = "how much a training step on the row would help, in [-1, 1]"
     needs_surrogate: ClassVar[bool] = True
+    by_gradients: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = (VALIDATION,)
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "selection": {"select": "top", "weigh": "even"}

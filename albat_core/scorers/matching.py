@@ -91,6 +91,7 @@ class Matching(Scorer):
     title: ClassVar[str] = "gradient matching"
     says: ClassVar[str] = "weight at which the rows' mean gradient is the target's, mean 1"
     needs_surrogate: ClassVar[bool] = True
+    by_gradients: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = (VALIDATION,)
     gives_weights: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {

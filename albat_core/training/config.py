@@ -28,6 +28,9 @@ class FinetuneConfig(StageConfig):
     learning_rate: float = Field(2e-3, gt=0)
     """Highest learning rate of AdamW. The default suits small models; large diffusion models
     usually take 1e-4."""
+    lora_plus: float = Field(1.0, gt=0)
+    """How many times the learning rate is that of the factors B, which begin at zero (LoRA+, arXiv
+    2402.12354: 16)."""
     warmup: int = Field(20, ge=0)
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"

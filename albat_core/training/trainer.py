@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,16 @@ def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
     return bool(difference > 2 * error)
 
 
+def _groups(parameters: Mapping[str, torch.Tensor], times: float) -> list[dict[str, Any]]:
+    """Return an optimizer's groups: the factors B have so many times the learning rate."""
+    if times == 1:
+        return [{"params": list(parameters.values()), "times": 1.0}]
+    sorts: dict[float, list[torch.Tensor]] = {1.0: [], times: []}
+    for name, parameter in parameters.items():
+        sorts[times if ".lora_B." in f".{name}" else 1.0].append(parameter)
+    return [{"params": its, "times": factor} for factor, its in sorts.items()]
+
+
 class Trainer:
     """Trains the adapter attached to a backbone, and leaves it at its best step.
 
@@ -103,7 +114,9 @@ class Trainer:
         )
         self._parameters = backbone.adapter_parameters()
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            _groups(self._parameters, config.lora_plus),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
         )
 
     def train(self, label: str) -> TrainingState:
@@ -151,7 +164,7 @@ class Trainer:
         if self._penalty:
             parts = [(adaptation, self._penalty), (corpus, 0.0)]
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._config, step)
+            group["lr"] = learning_rate(self._config, step) * group["times"]
         self._backbone.training(True)
         self._optimizer.zero_grad(set_to_none=True)
         found: list[float] = []

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from albat_core.backbones.adapters import AdapterConfig, peft_config, unmatched
+from albat_core.backbones.adapters import BY_LAYER, AdapterConfig, peft_config, unmatched
 from albat_core.backbones.base import trained_layers
 from albat_core.backbones.diffusion.families.base import Family
 from albat_core.backbones.diffusion.kohya import Layers, original_module
@@ -53,6 +53,12 @@ class PipelineAdapter:
         Raises:
             BackboneError: ``target_modules`` match nothing, or what has no name when saved.
         """
+        if config.kind not in BY_LAYER:
+            raise BackboneError(
+                f"expected an adapter that programs for pictures load, got {config.kind}",
+                where="adapter.kind",
+                remedy=f"set it to {' or '.join(sorted(BY_LAYER))}",
+            )
         targets = config.target_modules
         chosen = self._family.attention if targets == "auto" else targets
         with torch.random.fork_rng(devices=[]):
