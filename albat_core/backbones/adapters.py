@@ -33,6 +33,11 @@ class AdapterConfig(StageConfig):
     text_encoder: bool = False
     """Adapt the attention of a diffusion model's text encoders too."""
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether it is linear layers alone, of which gradients of single examples are known."""
+        return self.kind in BY_LAYER
+
     @field_validator("kind")
     @classmethod
     def _known(cls, value: str) -> str:
@@ -58,7 +63,7 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
 """What makes peft's configuration of each kind of adapter, by the name that settings have."""
 
 BY_LAYER = {"lora", "rslora"}
-"""Kinds that are linear layers alone, of which gradients of single examples are known."""
+"""Kinds that are linear layers alone."""
 
 
 def unmatched(adapter: AdapterConfig, layers: Iterable[str]) -> list[str]:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from albat_core.backbones import kind_of, writes_answers
-from albat_core.backbones.adapters import BY_LAYER
 from albat_core.backbones.config import BackboneConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.stages.decontaminate import DecontaminationConfig
@@ -186,10 +185,10 @@ class RunConfig(StageConfig):
     def _gradients_are_known(cls, value: MixtureConfig, others: ValidationInfo) -> MixtureConfig:
         surrogate, scoring = others.data.get("surrogate"), others.data.get("scoring")
         by_gradients = value.alpha == "auto" or (scoring and scoring.scorer.by_gradients)
-        if surrogate and by_gradients and (kind := surrogate.adapter.kind) not in BY_LAYER:
+        if surrogate and by_gradients and not surrogate.adapter.by_layer:
             raise ValueError(
                 "gradients of single examples are taken at the surrogate, and are not known of the "
-                f"adapter {kind}: set surrogate.adapter.kind to lora (finetune.adapter.kind may "
+                f"adapter {surrogate.adapter.kind}: set surrogate.adapter.kind to lora (finetune.adapter.kind may "
                 f"stay), or alpha to a number and scoring.scorer to nearest"
             )
         return value

@@ -106,7 +106,7 @@ def test_pictures_take_what_their_programs_load(tmp_path: Path) -> None:
     pipeline = save_pipeline(tmp_path / "pipeline")
     config = BackboneConfig(kind="diffusion", path=str(pipeline))
     check_adapter(config, AdapterConfig(kind="rslora", rank=4))
-    with pytest.raises(BackboneError, match="programs for pictures load, got dora"):
+    with pytest.raises(BackboneError, match=r"programs for pictures load, got .*dora"):
         check_adapter(config, AdapterConfig(kind="dora", rank=4))
 
 

@@ -100,7 +100,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "retrieval": {"neighbours": 4},
             "selection": {"rows": 6},
             "estimate": {"folds": 2, "rows": 16, "dimension": 64},
-            "scoring": {"rank_agreement": 0.2},
+            "scoring": {"scorer": "advantage", "rank_agreement": 0.2},
             "surrogate": training,
             "finetune": training,
             "evaluation": {"noise_levels": 2},

@@ -53,9 +53,9 @@ class PipelineAdapter:
         Raises:
             BackboneError: ``target_modules`` match nothing, or what has no name when saved.
         """
-        if config.kind not in BY_LAYER:
+        if not config.by_layer:
             raise BackboneError(
-                f"expected an adapter that programs for pictures load, got {config.kind}",
+                f"expected an adapter that programs for pictures load, got {config!r}",
                 where="adapter.kind",
                 remedy=f"set it to {' or '.join(sorted(BY_LAYER))}",
             )
