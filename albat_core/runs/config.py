@@ -188,8 +188,9 @@ class RunConfig(StageConfig):
         if surrogate and by_gradients and not surrogate.adapter.by_layer:
             raise ValueError(
                 "gradients of single examples are taken at the surrogate, and are not known of the "
-                f"adapter {surrogate.adapter.kind}: set surrogate.adapter.kind to lora (finetune.adapter.kind may "
-                f"stay), or alpha to a number and scoring.scorer to nearest"
+                f"adapter {surrogate.adapter.kind}: set surrogate.adapter.kind to lora "
+                "(finetune.adapter.kind may stay), or alpha to a number and scoring.scorer to "
+                "nearest"
             )
         return value
 
