@@ -14,7 +14,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from albat_core.progress import Advance, Now, Reporter, report_to, reporter
-from albat_core.report.wording import duration, pace, whole
+from albat_core.report.wording import duration, pace, progress, whole
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class _Shown:
         if (done, finished) == self._sent:
             return
         percent = 100.0 if finished else min(100 * done / max(self._total, 1), 100.0)
-        text = f"{self._label}: {whole(done)} of {whole(self._total)} {self._unit}"
+        text = progress(self._label, done, self._total, self._unit)
         try:
             if self._artifact is None:
                 created: Any = create_progress_artifact(percent, description=text)

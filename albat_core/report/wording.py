@@ -137,6 +137,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
+def progress(label: str, done: int, total: int, unit: str) -> str:
+    """Return ``embed: 1,200 of 20,000 rows``."""
+    return f"{label}: {whole(done)} of {whole(total)} {unit}"
+
+
 def pace(label: str, done: int, total: int, unit: str, seconds: float) -> str:
     """Return ``embed: 1,200 of 20,000 rows, 34.5 a second, 9 min 05 s left``.
 
@@ -147,7 +152,7 @@ def pace(label: str, done: int, total: int, unit: str, seconds: float) -> str:
         unit: what they are.
         seconds: since it began.
     """
-    words = f"{label}: {whole(done)} of {whole(total)} {unit}"
+    words = progress(label, done, total, unit)
     if not done or seconds <= 0:
         return words
     left = duration((total - done) * seconds / done)

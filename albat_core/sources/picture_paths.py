@@ -71,7 +71,8 @@ def _plain(address: str) -> str:
     if storage.is_remote(address):
         scheme, _, path = address.partition("://")
         return f"{scheme}://{posixpath.normpath(path)}"
-    return os.path.abspath(storage.filesystem(address)[1])  # noqa: PTH100 - follows no link
+    local = os.path.expanduser(address.removeprefix("file://"))  # noqa: PTH111
+    return os.path.abspath(local)  # noqa: PTH100 - follows no link
 
 
 def one_spelling(name: str) -> str:
