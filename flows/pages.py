@@ -65,7 +65,7 @@ def publish_results(chain: Chain) -> None:
         compare_arms(store, chain.arms.runs, config.seed),
         loss_unit(store, chain.arms.runs),
     )
-    outcome = [headline(arms, unit), caution(arms)]
+    outcome = [headline(arms, unit, chain.alpha), caution(arms)]
     _show(config.name, "verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome)))
     _show(config.name, "results", create_markdown_artifact, results(arms, unit))
 

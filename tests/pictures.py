@@ -48,7 +48,7 @@ def write_image_run(folder: Path, family: str = "sd", **changes: object) -> Path
     write_pictures(folder / "corpus" / "blue", "blue", 24)
     write_pictures(folder / "adaptation", "red", 16, seed=1)
     training = {"steps": 6, "batch_size": 4, "evaluate_every": 3, "warmup": 1, "noise_levels": 4}
-    training["adapter"] = {"rank": 2}
+    training |= {"adapter": {"rank": 2}, "stretch": 1}
     config = {
         "name": "image-toy",
         "output": str(folder / "runs"),
@@ -64,6 +64,7 @@ def write_image_run(folder: Path, family: str = "sd", **changes: object) -> Path
         "retrieval": {"neighbours": 8},
         "selection": {"rows": 12},
         "estimate": {"folds": 2, "rows": 16, "dimension": 64},
+        "mixture": {"fall_back": False},
         "scoring": {"scorer": "advantage", "noise_levels": 8},
         "evaluation": {"noise_levels": 8},
         "surrogate": training,

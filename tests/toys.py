@@ -102,7 +102,7 @@ def write_run(folder: Path, **changes: object) -> Path:
     write_jsonl(folder / "corpus" / "ships.jsonl", topic_rows("ships", 60))
     write_jsonl(folder / "adaptation.jsonl", topic_rows("plants", 40, seed=1))
     columns = {"id_column": "id", "document_column": "doc"}
-    training = {"steps": 12, "batch_size": 4, "evaluate_every": 4, "warmup": 2}
+    training = {"steps": 12, "batch_size": 4, "evaluate_every": 4, "warmup": 2, "stretch": 1}
     training["adapter"] = {"rank": 4}
     config = {
         "name": "toy",
@@ -114,7 +114,7 @@ def write_run(folder: Path, **changes: object) -> Path:
         "retrieval": {"neighbours": 8},
         "scoring": {"scorer": "advantage"},  # asks more of a run than the default
         "selection": {"rows": 20},
-        "mixture": {"alpha": 0.5},
+        "mixture": {"alpha": 0.5, "fall_back": False},  # so short a training shows little
         "estimate": {"folds": 2, "rows": 16, "dimension": 64},
         "surrogate": training,
         "finetune": training,

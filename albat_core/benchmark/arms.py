@@ -153,13 +153,14 @@ def _arms(
     own, mixed = results[ADAPTATION_ONLY], results[ALBAT]
     steps = round(run.finetune.steps * mixed.passes / own.passes)
     yield _Arm("more_steps", run, ADAPTATION_ONLY, [own.training | {"steps": steps}])
+    alpha = Chain(run).alpha  # ALBAT's adapter may be that of adaptation data alone
     for scorer in (Random(), *config.scorers):
         settings = {section: dict(its) for section, its in scorer.published.items()}
         settings["scoring"] = {"scorer": scorer}
-        settings["mixture"] = {"alpha": mixed.alpha}
+        settings["mixture"] = {"alpha": alpha, "fall_back": False}
         yield _Arm(scorer.name, with_settings(run, **settings), ALBAT, rates)
     for each in config.alphas:
-        at = with_settings(run, mixture={"alpha": each})
+        at = with_settings(run, mixture={"alpha": each, "fall_back": False})
         yield _Arm(f"alpha {each:g}", at, ALBAT, [mixed.training])
     for share in config.shares:
         name = ALL_DATA if share == 1 else f"share {share:g}"

@@ -54,6 +54,8 @@ class Said(BaseModel):
     """How many times the adaptation data mixing is worth."""
     multiplier_interval: tuple[float, float]
     """95%."""
+    ended_early: bool
+    """Whether surrogates were best at their last step."""
     ratio: float
     """V_T / (V_w + B) behind it, >= 0."""
     seconds: float
@@ -62,7 +64,7 @@ class Said(BaseModel):
     @property
     def outlook(self) -> Outlook:
         """In a word."""
-        return outlook(self.alpha, self.multiplier_interval[0])
+        return outlook(self.alpha, self.multiplier_interval[0], self.ended_early)
 
 
 class Case(BaseModel):
@@ -133,7 +135,8 @@ def _case(
 ) -> Case:
     quick, ran = Chain(quick_look(run)), Chain(run)
     beforehand, computed = (_said(each, store) for each in (quick, ran))
-    tried = ran if computed.alpha else Chain(with_settings(run, mixture={"alpha": _PROBE}))
+    trained = {"alpha": computed.alpha or _PROBE, "fall_back": False}
+    tried = Chain(with_settings(run, mixture=trained))
     own = ran.arms.evaluation(ADAPTATION_ONLY)
     evaluations = [own, tried.arms.evaluation(ALBAT), *alone[1:]]
     found = [document_losses(store, evaluation) for evaluation in evaluations]
@@ -167,6 +170,7 @@ def _said(chain: Chain, store: ArtifactStore) -> Said:
         alpha_interval=tuple(facts["alpha_interval"]),
         multiplier=facts["multiplier"],
         multiplier_interval=tuple(facts["multiplier_interval"]),
+        ended_early=facts["ended_early"],
         ratio=facts["target_variance"] / max(against, 1e-12),
         seconds=compute_of(chain, store)[1],
     )

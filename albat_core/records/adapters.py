@@ -8,15 +8,21 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 STAGE = "adapter"
 
 
-def unfinished_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return which trainings were best at their last step, from their facts.
+def ended_early(facts: Mapping[str, Any]) -> bool:
+    """Tell whether a training, by its facts, was best at its last step: it was not done.
 
     One that is not looked at on its way tells nothing of that.
     """
+    looked = len(facts["history"]) > 2 and not facts["refit"]
+    return bool(looked and facts["best_step"] == facts["steps"])
+
+
+def unfinished_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return which trainings were best at their last step, from their facts."""
     return tuple(
         f"best at its last step, {each['steps']:,}: more steps would likely better it"
         for each in facts
-        if each["best_step"] == each["steps"] and len(each["history"]) > 2 and not each["refit"]
+        if ended_early(each)
     )
 
 

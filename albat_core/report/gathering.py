@@ -54,7 +54,7 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
     return ReportContent(
         title=str(yaml.safe_load(config_yaml)["name"]),
         created=made_now(),
-        headline=headline(arms, unit),
+        headline=headline(arms, unit, mixture.facts["alpha"]),
         unit=unit,
         arms=tuple(arms),
         curves=tuple(_curves(store, run)),
@@ -94,14 +94,23 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def headline(arms: Sequence[Arm], unit: str) -> str:
-    """Return the result in plain sentences: against adaptation data only and against chance."""
+def headline(arms: Sequence[Arm], unit: str, alpha: float = 0.0) -> str:
+    """Return the result in plain sentences: against adaptation data only and against chance.
+
+    Args:
+        arms: what they came to.
+        unit: of their losses.
+        alpha: of the mixture that was tried; ALBAT's adapter may yet be without one.
+    """
     by_name = {arm.name: arm for arm in arms}
     main, random = by_name[ALBAT], by_name.get(RANDOM)
     digits = wording.arm_decimals(arms)
     reached = f"{wording.in_unit(main.loss.value, unit, digits)} on the held-out documents"
     if not main.backbone_rows:
-        return f"Nothing was mixed in: ALBAT is adaptation data only here, and reaches {reached}."
+        why = "Nothing was mixed in"
+        if alpha:
+            why = f"Validation documents prefer adaptation data alone to alpha {alpha:.2f}"
+        return f"{why}: ALBAT is adaptation data only here, and reaches {reached}."
     others = (
         ("adaptation data only", main.gain),
         ("as many random corpus rows", main.over_random),

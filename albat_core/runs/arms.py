@@ -14,6 +14,7 @@ from albat_core.records.runs import (
     UNTOUCHED,
     ArmRun,
 )
+from albat_core.records.splits import TRAIN
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
 from albat_core.runs.steps import Step, Steps
@@ -26,7 +27,7 @@ from albat_core.stages.mix import write_mixture
 from albat_core.stages.redraw import redraw_heldout
 from albat_core.stages.sample import draw_samples
 from albat_core.store.artifacts import ArtifactRef
-from albat_core.training.config import FinetuneConfig
+from albat_core.training.config import FinetuneConfig, in_steps, stretched
 
 
 class Arms:
@@ -57,8 +58,12 @@ class Arms:
         return (UNTOUCHED, *self._config.baselines, ALBAT)
 
     def mixture(self, arm: str) -> ArtifactRef:
-        """Return what an arm is trained on in the end."""
+        """Return the weighted rows of an arm."""
         return self._mixture(arm, self._inputs.trained_on(arm))
+
+    def trained_mixture(self, arm: str) -> ArtifactRef:
+        """Return the weighted rows that an arm's adapter was trained on in the end."""
+        return self.mixture(ADAPTATION_ONLY if arm == ALBAT and self._falls_back else arm)
 
     def adapter(self, arm: str) -> ArtifactRef | None:
         """Return the adapter of an arm; none for the untouched backbone."""
@@ -152,7 +157,7 @@ class Arms:
 
     def _mixture(self, arm: str, split: ArtifactRef, note: str = "") -> ArtifactRef:
         """Return a split's training rows with those that an arm adds."""
-        rows, alpha = self._added(arm) or (None, 0.0)
+        rows, alpha = self._rows(arm)
         return mix(self._steps, self._config, LABELS[arm] + note, split, rows, alpha)
 
     def _looking(self, arm: str) -> Step[ArtifactRef]:
@@ -162,11 +167,37 @@ class Arms:
 
     def _training(self, arm: str) -> Step[ArtifactRef]:
         """Train an arm as it is compared: on all of its documents, for as many steps."""
+        if arm == ALBAT and self._falls_back:
+            return self._training(ADAPTATION_ONLY)
         looked = self._looking(arm)
         if not self._config.refit:
             return looked
         like = self._steps.results([looked])[0]
         return self._train(arm, self._inputs.trained_on(arm), like=like)
+
+    @cached_property
+    def _falls_back(self) -> bool:
+        """Whether validation documents are predicted no better with ALBAT's mixture."""
+        if not self._config.mixture.fall_back:
+            return False
+        looked = self._steps.results([self._looking(arm) for arm in (ADAPTATION_ONLY, ALBAT)])
+        manifests = map(self._steps.manifest, looked)
+        without, mixed = (its.facts["validation_loss"] for its in manifests)
+        return bool(mixed >= without)
+
+    def _settings(self, arm: str) -> FinetuneConfig:
+        """Return how an arm is trained: on a mixture longer, where adaptation data needs that."""
+        config = self._config.finetune
+        _, alpha = self._rows(arm)
+        if not alpha or config.stretch == 1:
+            return config
+        alone = self._steps.manifest(self._steps.results([self._looking(ADAPTATION_ONLY)])[0])
+        return stretched(config, alone.facts["best_step"] / alone.config["steps"], alpha)
+
+    def _rows(self, arm: str) -> tuple[ArtifactRef | None, float]:
+        """Return the weighted rows that an arm adds and their mixing weight; None, 0 for none."""
+        rows, alpha = self._added(arm) or (None, 0.0)
+        return (rows, alpha) if alpha else (None, 0.0)
 
     def _train(
         self, arm: str, split: ArtifactRef, note: str = "", like: ArtifactRef | None = None
@@ -181,7 +212,7 @@ class Arms:
             self._config,
             self._inputs,
             LABELS[arm] + note,
-            self._config.finetune,
+            self._settings(arm),
             mixture=self._mixture(arm, split, note),
             split=split,
             encodings=encodings,
@@ -306,6 +337,7 @@ def train(
         start: an adapter to go on from.
         like: an adapter at whose best step it ends.
     """
+    rows = steps.manifest(split).facts[TRAIN]["rows"]
     return steps.submit(
         f"fine-tune: {label}",
         finetune,
@@ -313,7 +345,7 @@ def train(
         adaptation=split,
         encodings=[*inputs.own_encodings, *encodings],
         backbone_config=run.backbone,
-        config=config,
+        config=in_steps(config, rows),
         seed=run.seed,
         runtime=run.runtime,
         label=label,

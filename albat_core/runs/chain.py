@@ -75,7 +75,7 @@ class Chain:
 
     def facts(self, ref: ArtifactRef) -> Mapping[str, Any]:
         """Return what the manifest of an artifact says."""
-        return self._store.manifest(ref).facts
+        return self._steps.manifest(ref).facts
 
     @cached_property
     def retrieved(self) -> ArtifactRef:
@@ -345,7 +345,7 @@ class Chain:
             register_adapter,
             run=self.config.name,
             adapter=adapter,
-            mixture=self.arms.mixture(ALBAT),
+            mixture=self.arms.trained_mixture(ALBAT),
             report=self.report if evaluated else None,
             config=self.config,
             runtime=self._runtime,

@@ -9,7 +9,7 @@ from albat_core.progress import announce
 from albat_core.records import adapters, candidates, selections, shards, splits
 from albat_core.records.runs import StageRun
 from albat_core.records.vectors import EmbeddedPart
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
 
 NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
     shards.STAGE: shards.row_notes,
@@ -146,6 +146,10 @@ class Steps:
     ) -> Made:
         """Start a step and wait for it, see ``submit``."""
         return self.results([self.submit(label, stage, *args, **kwargs)])[0]
+
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        """Return what was made, in what way."""
+        return self._store.manifest(ref)
 
     def call(
         self, stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs

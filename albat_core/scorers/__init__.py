@@ -17,7 +17,7 @@ from albat_core.scorers.ngram import Ngram
 from albat_core.scorers.random import Random
 
 SCORERS: dict[str, type[Scorer]] = {
-    scorer.name: scorer for scorer in (Nearest, Advantage, Ngram, Gradient, Matching, Random)
+    scorer.name: scorer for scorer in (Advantage, Nearest, Ngram, Gradient, Matching, Random)
 }
 
 

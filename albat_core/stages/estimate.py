@@ -17,6 +17,7 @@ from albat_core.backbones.base import FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig
 from albat_core.measures.theory import Estimate, Floats, FoldGradients, estimate_terms
 from albat_core.measures.weights import effective_sample_size
+from albat_core.records.adapters import ended_early
 from albat_core.records.encodings import Encodings
 from albat_core.records.examples import Example
 from albat_core.records.selections import read_selection
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from albat_core.measures.gradients import AdapterGradients
 
 STAGE = "estimate"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 DOUBT = {"surrogates": 0.8, "start": 1.2}
 """Standard deviation of log V_T / (V_w + B) about what was measured: docs/calibration.md."""
 LEAST = 0.02
@@ -134,7 +135,8 @@ def estimate_worth(
             highest=highest,
             doubt=DOUBT[config.at],
         )
-        facts = _facts(estimate, highest)
+        early = [ended_early(store.manifest(surrogate).facts) for _, surrogate in folds]
+        facts = _facts(estimate, highest) | {"ended_early": any(early)}
         return Built(rows=len(rows), facts=facts | {"passes": gradients.passes})
 
     return store.produce(

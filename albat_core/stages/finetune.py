@@ -12,7 +12,7 @@ from albat_core.records.mixtures import read_mixture
 from albat_core.records.splits import VALIDATION, read_role, role_digest
 from albat_core.seeding import derive_seed
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, Manifest
 from albat_core.store.stage import Runtime, stage_key
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
@@ -46,8 +46,8 @@ def finetune(
         label: names the progress line.
         start: a trained adapter to go on from; None: a new one, whose effect is nil.
         like: an adapter of the same settings, trained on fewer rows, at whose best step this one
-            ends; what was measured on the way to it is told of this one too. None: validation rows
-            decide.
+            ends (in proportion, where lengths differ); what was measured on the way to it is told
+            of this one too. None: validation rows decide.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -66,7 +66,9 @@ def finetune(
         "backbone": backbone_identity(backbone_config, runtime),
     } | ({"start": start.key} if start else {})
     penalty = penalty_weight(config, backbone_config)
-    settings = config.settings(without={"penalty"}, penalty=penalty, seed=seed)
+    settings = config.settings(
+        without={"penalty", "epochs", "stretch"}, penalty=penalty, seed=seed
+    )
     key = stage_key(STAGE, STAGE_VERSION, settings.named, inputs)
     checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
 
@@ -89,7 +91,7 @@ def finetune(
                 derive_seed(seed, "training"),
                 checkpoint,
                 runtime.checkpoint_seconds,
-                int(store.manifest(like).facts["best_step"]) if like else None,
+                _end(store.manifest(like), config) if like else None,
             )
             state = trainer.train(label)
             parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
@@ -122,3 +124,8 @@ def finetune(
     ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
     checkpoint.remove()
     return ref
+
+
+def _end(like: Manifest, config: FinetuneConfig) -> int:
+    """Return the step at which a training ends that is as long as another until its best."""
+    return round(int(like.facts["best_step"]) * config.steps / int(like.config["steps"]))

@@ -50,6 +50,9 @@ class MixtureConfig(StageConfig):
     alpha: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     """Mixing weight: share of the backbone data in the objective, in [0, 1); `auto`: computed from
     gradients at the surrogate (`estimate`)."""
+    fall_back: bool = True
+    """Whether ALBAT's adapter is that of adaptation data alone where validation documents are
+    predicted no better with the mixture."""
     shard_rows: int = Field(50_000, ge=1)
     """Rows in a Parquet file of the mixture; fewer where they have large pictures."""
 
@@ -102,7 +105,7 @@ def write_mixture(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.settings(without={"alpha"}, alpha=share),
+        config.settings(without={"alpha", "fall_back"}, alpha=share),
         {
             "adaptation": role_digest(store, adaptation, TRAIN),
             "selection": selection.key if selection is not None else None,

@@ -13,7 +13,7 @@ from albat_core.store.claims import claimed
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "report"
-STAGE_VERSION = 7
+STAGE_VERSION = 8
 PAGE, RESULTS = "report.html", "results.json"
 EARLIER = "reports"
 """Folder of the output in which the report of each adapter stays: its day, and its key's start."""

@@ -20,10 +20,9 @@ from albat_core.records.shards import read_examples
 from albat_core.records.splits import role_digest
 from albat_core.records.tables import write_table
 from albat_core.scorers import AnyScorer, scorer_meanings
-from albat_core.scorers.advantage import choose_noise_levels
+from albat_core.scorers.advantage import Advantage, choose_noise_levels
 from albat_core.scorers.base import Given, Scores
 from albat_core.scorers.known import score_what_is_new
-from albat_core.scorers.nearest import Nearest
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
@@ -35,7 +34,7 @@ _SAMPLE = 128  # candidates on which the number of noise levels is chosen
 class ScoringConfig(StageConfig):
     """How candidates are scored."""
 
-    scorer: AnyScorer = Field(Nearest(), description=scorer_meanings())
+    scorer: AnyScorer = Field(Advantage(), description=scorer_meanings())
     discount: Discount = "shrinkage"
     """How a score allows for its standard error, so that rows of a few tokens do not rank first by
     chance: `shrinkage`: it is drawn to the mean as far as its error is large beside what rows

@@ -20,6 +20,11 @@ class FinetuneConfig(StageConfig):
     """The adapter's shape."""
     steps: int = Field(600, ge=1)
     """Optimizer steps at most."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Times that the adaptation rows are read at most, in place of `steps`."""
+    stretch: float = Field(2.0, ge=1)
+    """How many times as long a training on a mixture may be, so that adaptation rows are read as
+    often as adaptation data alone was best after. 1: never longer."""
     batch_size: int = Field(16, ge=1)
     """Examples in an optimizer step."""
     batch_tokens: int = Field(8192, ge=1)
@@ -54,6 +59,35 @@ class FinetuneConfig(StageConfig):
     checkpoints: int = Field(0, ge=0)
     """Adapters with Adam's moments kept from the way to the best step, for the scorer
     `gradient`."""
+
+
+def in_steps(config: FinetuneConfig, rows: int) -> FinetuneConfig:
+    """Return a training's settings with its length in steps.
+
+    Args:
+        config: its length in steps or in epochs.
+        rows: of the adaptation set that are trained on.
+    """
+    if config.epochs is None:
+        return config
+    steps = max(round(config.epochs * rows / config.batch_size), 1)
+    return config.model_copy(update={"steps": steps, "epochs": None})
+
+
+def stretched(config: FinetuneConfig, reached: float, alpha: float) -> FinetuneConfig:
+    """Return how long a training on a mixture is.
+
+    Only 1 - alpha of its rows are of the adaptation set. Where these were learned well before the
+    end the length is enough; where not, all of them are needed.
+
+    Args:
+        config: of a training without a mixture.
+        reached: share of that one's steps after which it was best, in [0, 1].
+        alpha: mixing weight, in [0, 1).
+    """
+    factor = min(max(reached / (1 - alpha), 1.0), config.stretch)
+    epochs = None if config.epochs is None else config.epochs * factor
+    return config.model_copy(update={"steps": round(config.steps * factor), "epochs": epochs})
 
 
 def penalty_weight(config: FinetuneConfig, backbone: BackboneConfig) -> float:

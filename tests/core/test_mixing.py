@@ -124,6 +124,7 @@ FACTS = {
     "alpha_interval": [0.41, 0.6],
     "multiplier": 3.12,
     "multiplier_interval": [2.2, float("inf")],
+    "ended_early": False,
 }
 
 
@@ -136,6 +137,11 @@ def test_the_verdict_in_words() -> None:
     assert verdict(unclear) == (
         "Unclear whether it pays: worth 1.3 times your data (95% interval 0.8 to 1.9), mixed with "
         "alpha = 0.52 (95% interval 0.41 to 0.60). Below 1 it costs."
+    )
+    assert verdict(FACTS | {"ended_early": True}) == (
+        "Unclear whether it pays: adaptation data alone was still learned from when its steps "
+        "ended, so more steps come first. For a training that is done: worth 3.1 times your data "
+        "(95% interval 2.2 to over 100), mixed with alpha = 0.52 (95% interval 0.41 to 0.60)."
     )
     nothing = FACTS | {"alpha": 0.0, "alpha_estimate": 0.02, "alpha_interval": [0.0, 0.08]}
     assert verdict(nothing) == (

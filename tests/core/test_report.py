@@ -735,6 +735,10 @@ def test_the_headline_says_when_random_rows_won_or_nothing_was_mixed_in(
     assert headline(harmful, NATS).endswith(
         "(95% interval 0.035 to 0.065): do not mix this corpus in."
     )
+    preferred = headline(against(content, 0.0, 0.0, backbone_rows=0), NATS, alpha=0.07)
+    assert preferred.startswith(
+        "Validation documents prefer adaptation data alone to alpha 0.07: ALBAT is adaptation data"
+    )
     nothing = headline(against(content, 0.0, 0.0, backbone_rows=0), NATS)
     assert nothing.startswith("Nothing was mixed in") and "2.520 nats per token" in nothing
     with_all = headline(against(content, 0.15, 0.09, over_all_data=around(0.05, 0.02)), NATS)
