@@ -69,6 +69,7 @@ def said(multiplier: float, low: float, high: float, alpha: float = 0.3) -> Said
         alpha_interval=(0.1, 0.5),
         multiplier=multiplier,
         multiplier_interval=(low, high),
+        ended_early=False,
         ratio=0.5,
         seconds=10,
     )
