@@ -16,7 +16,7 @@ from albat_core.records.runs import ALBAT
 from albat_core.report.content import Arm, PixelError, SelectedExample
 from albat_core.report.gathering import compare_arms, headline, loss_unit
 from albat_core.report.showing import most_useful, read_changes
-from albat_core.report.verdict import verdict
+from albat_core.report.verdict import expected, verdict
 from albat_core.report.wording import (
     arm_decimals,
     between,
@@ -65,7 +65,9 @@ def publish_results(chain: Chain) -> None:
         compare_arms(store, chain.arms.runs, config.seed),
         loss_unit(store, chain.arms.runs),
     )
-    outcome = [headline(arms, unit, chain.alpha), caution(arms)]
+    computed = config.mixture.alpha == "auto"
+    outlook = expected(chain.facts(chain.estimate)) if computed else None
+    outcome = [headline(arms, unit, chain.alpha, outlook), caution(arms)]
     _show(config.name, "verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome)))
     _show(config.name, "results", create_markdown_artifact, results(arms, unit))
 

@@ -38,8 +38,10 @@ from albat_core.report.showing import (
     sample_grid,
     selection,
 )
-from albat_core.report.verdict import verdict
+from albat_core.report.verdict import Outlook, expected, verdict
 from albat_core.store.artifacts import ArtifactStore, Manifest
+
+_WRONG = "The verdict, which called mixing likely to pay, was wrong here."
 
 
 def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int) -> ReportContent:
@@ -54,7 +56,7 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
     return ReportContent(
         title=str(yaml.safe_load(config_yaml)["name"]),
         created=made_now(),
-        headline=headline(arms, unit, mixture.facts["alpha"]),
+        headline=headline(arms, unit, mixture.facts["alpha"], expected(mixing) if mixing else None),
         unit=unit,
         arms=tuple(arms),
         curves=tuple(_curves(store, run)),
@@ -94,13 +96,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def headline(arms: Sequence[Arm], unit: str, alpha: float = 0.0) -> str:
+def headline(
+    arms: Sequence[Arm], unit: str, alpha: float = 0.0, outlook: Outlook | None = None
+) -> str:
     """Return the result in plain sentences: against adaptation data only and against chance.
 
     Args:
         arms: what they came to.
         unit: of their losses.
         alpha: of the mixture that was tried; ALBAT's adapter may yet be without one.
+        outlook: of mixing, before anything was trained on a mixture; where it was wrong, that is
+            said.
     """
     by_name = {arm.name: arm for arm in arms}
     main, random = by_name[ALBAT], by_name.get(RANDOM)
@@ -110,7 +116,8 @@ def headline(arms: Sequence[Arm], unit: str, alpha: float = 0.0) -> str:
         why = "Nothing was mixed in"
         if alpha:
             why = f"Validation documents prefer adaptation data alone to alpha {alpha:.2f}"
-        return f"{why}: ALBAT is adaptation data only here, and reaches {reached}."
+        said = f"{why}: ALBAT is adaptation data only here, and reaches {reached}."
+        return f"{said} {_WRONG}" if alpha and outlook == "likely" else said
     others = (
         ("adaptation data only", main.gain),
         ("as many random corpus rows", main.over_random),
@@ -127,7 +134,8 @@ def headline(arms: Sequence[Arm], unit: str, alpha: float = 0.0) -> str:
     helps = random is not None and random.gain is not None and random.gain.low > 0
     if main.gain is not None and main.gain.high < 0 and not helps:
         said += ": do not mix this corpus in"
-    return f"{said}."
+    lost = main.gain is not None and main.gain.high < 0
+    return f"{said}. {_WRONG}" if lost and outlook == "likely" else f"{said}."
 
 
 def _against(other: str, gain: Interval, digits: int) -> str:

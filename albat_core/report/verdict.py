@@ -20,6 +20,11 @@ def outlook(alpha: float, least: float, ended_early: bool = False) -> Outlook:
     return "likely" if least >= 1 and not ended_early else "unclear"
 
 
+def expected(facts: Mapping[str, Any]) -> Outlook:
+    """Return whether mixing is expected to pay, from the facts of the manifest of ``estimate``."""
+    return outlook(facts["alpha"], facts["multiplier_interval"][0], facts["ended_early"])
+
+
 def verdict(facts: Mapping[str, Any]) -> str:
     """Return what mixing is expected to be worth, in one or two sentences.
 
@@ -31,7 +36,7 @@ def verdict(facts: Mapping[str, Any]) -> str:
     """
     alpha, multiplier = facts["alpha"], facts["multiplier"]
     (low, high), (least, most) = facts["alpha_interval"], facts["multiplier_interval"]
-    said = outlook(alpha, least, facts["ended_early"])
+    said = expected(facts)
     if said == "unlikely":
         return (
             f"Unlikely to pay, do not mix: the best alpha is {facts['alpha_estimate']:.2f} "

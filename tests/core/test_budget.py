@@ -1,4 +1,4 @@
-"""Mixing never takes from the adaptation data: how long a training is, and when nothing is mixed in."""
+"""Mixing never takes from adaptation data: how long trainings are, and when nothing is mixed in."""
 
 from pathlib import Path
 

@@ -739,6 +739,18 @@ def test_the_headline_says_when_random_rows_won_or_nothing_was_mixed_in(
     assert preferred.startswith(
         "Validation documents prefer adaptation data alone to alpha 0.07: ALBAT is adaptation data"
     )
+    wrong = "The verdict, which called mixing likely to pay, was wrong here."
+    assert (
+        preferred
+        != f"{preferred} {wrong}"
+        == headline(against(content, 0.0, 0.0, backbone_rows=0), NATS, alpha=0.07, outlook="likely")
+    )
+    assert headline(harmful, NATS, 0.5, "likely").endswith(wrong)
+    for right in (
+        headline(harmful, NATS, 0.5, "unclear"),
+        headline(content.arms, NATS, 0.5, "likely"),
+    ):
+        assert wrong not in right
     nothing = headline(against(content, 0.0, 0.0, backbone_rows=0), NATS)
     assert nothing.startswith("Nothing was mixed in") and "2.520 nats per token" in nothing
     with_all = headline(against(content, 0.15, 0.09, over_all_data=around(0.05, 0.02)), NATS)
