@@ -161,7 +161,7 @@ def _arms(
         yield _Arm(scorer.name, with_settings(run, **settings), ALBAT, rates)
     for each in config.alphas:
         at = with_settings(run, mixture={"alpha": each, "fall_back": False})
-        yield _Arm(f"alpha {each:g}", at, ALBAT, [mixed.training])
+        yield _Arm(f"alpha {each:g}", at, ALBAT, rates)
     for share in config.shares:
         name = ALL_DATA if share == 1 else f"share {share:g}"
         yield _Arm(name, with_settings(run, split={"use": share}), ADAPTATION_ONLY, alone)

@@ -41,8 +41,7 @@ class EfficacyConfig(StageConfig):
     only; the arms have `split.use` of them."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Learning rates that each arm, and the surrogate, is trained at; the one with the lowest loss
-    on validation documents of the first seed counts. None: the one that is configured. ALBAT at
-    other mixing weights has ALBAT's."""
+    on validation documents of the first seed counts. None: the one that is configured."""
     penalty: float = Field(0.3, gt=0)
     """Weight of the penalty towards the backbone's outputs, which arms without corpus are trained
     both with and without; validation documents of the first seed choose."""
