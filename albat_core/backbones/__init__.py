@@ -96,14 +96,23 @@ tags: [lora, albat]
 ---
 # LoRA adapter
 
-Trained by albat on {facts["adaptation_rows"]} adaptation rows and {facts["backbone_rows"]} rows of
-the backbone's own corpus (alpha = {facts["alpha"]:.3f}); kept at step {facts["best_step"]} of
-{facts["steps"]}, validation loss {facts["validation_loss"]:.4f} ({kind.loss_unit}).
+Trained by albat on {facts["adaptation_rows"]} adaptation rows{_beside(facts)}; kept at step
+{facts["best_step"]} of {facts["steps"]}, validation loss {facts["validation_loss"]:.4f}
+({kind.loss_unit}).
 {refit}
 ```python
 {kind.loading.format(path=path)}
 ```
 """
+
+
+def _beside(facts: Mapping[str, Any]) -> str:
+    """Return which rows an adapter was trained on beside those of the adaptation set."""
+    rows, made = facts["backbone_rows"], facts["generated_rows"]
+    read = f"{rows - made} rows of the backbone's own corpus" if rows > made else ""
+    written = f"{made} rows that the backbone generated" if made else ""
+    others = ", ".join(filter(None, (read, written)))
+    return f", {others} (alpha = {facts['alpha']:.3f})" if others else " alone"
 
 
 @lru_cache(maxsize=4)

@@ -26,6 +26,9 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 """A shard's rows: one example each, as `Example` describes them."""
 
+GENERATED = "generated"
+"""Source of examples that the backbone made."""
+
 PICTURE_COLUMNS = ("image", "frame")
 """Columns of ``EXAMPLE_SCHEMA`` that a table may lack where no example has a picture."""
 

@@ -10,7 +10,7 @@ from albat_core.backbones import backbone_identity, kind_of, open_backbone
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
-from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.examples import GENERATED, Example, examples_to_table
 from albat_core.records.shards import STAGE
 from albat_core.records.tables import write_table
 from albat_core.seeding import derive_seed
@@ -18,7 +18,6 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE_VERSION = 4
-SOURCE = "generated"
 _AT_ONCE = 64  # rows made between two looks at whether to stop
 
 
@@ -85,11 +84,11 @@ def generate_rows(
                 remedy="give generated.prompts, or raise generated.sampling.max_new_tokens",
             )
         facts = {
-            "files": [SOURCE],
+            "files": [GENERATED],
             "rows": rows,
             "documents": rows,
             "parts": parts,
-            "sources": {SOURCE: rows},
+            "sources": {GENERATED: rows},
         }
         return Built(rows=rows, facts=facts)
 
@@ -104,8 +103,8 @@ def generate_rows(
 
 def _named(examples: Sequence[Example], first: int) -> list[Example]:
     """Return examples named by their numbers, each a document, counted from ``first``."""
-    names = [f"{SOURCE}/{n}" for n in range(first, first + len(examples))]
+    names = [f"{GENERATED}/{n}" for n in range(first, first + len(examples))]
     return [
-        replace(example, example_id=name, document=name, source=SOURCE)
+        replace(example, example_id=name, document=name, source=GENERATED)
         for name, example in zip(names, examples, strict=True)
     ]

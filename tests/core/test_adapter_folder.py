@@ -27,6 +27,7 @@ TIED = [("lm_head",), ("embed_tokens",), ("embed_tokens", "q_proj"), ("lm_head",
 FACTS = {
     "adaptation_rows": 1,
     "backbone_rows": 1,
+    "generated_rows": 0,
     "alpha": 0.5,
     "best_step": 1,
     "steps": 2,
@@ -96,6 +97,19 @@ def test_a_backbone_of_the_hub_is_named_by_its_id(
     assert "base_model: owner/tiny-llama\n" in card
     assert "from_pretrained('owner/tiny-llama')" in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("rows", "made", "said"),
+    [
+        (3, 0, "1 adaptation rows, 3 rows of the backbone's own corpus (alpha = 0.500)"),
+        (3, 3, "1 adaptation rows, 3 rows that the backbone generated (alpha = 0.500)"),
+        (0, 0, "1 adaptation rows alone;"),
+    ],
+)
+def test_the_card_says_which_rows_were_trained_on(rows: int, made: int, said: str) -> None:
+    facts = FACTS | {"backbone_rows": rows, "generated_rows": made}
+    assert said in adapter_card(config_of("somewhere/model"), facts)
 
 
 def test_an_adapter_of_pictures_says_no_path_either(tmp_path: Path) -> None:
