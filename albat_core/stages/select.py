@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.errors import ConfigError
+from albat_core.measures.discounts import discounted
 from albat_core.measures.weights import Floats, effective_sample_size, exponential_weights
 from albat_core.records.candidates import CANDIDATE_SCHEMA, read_candidates, read_neighbours
 from albat_core.records.scores import SCORE_SCHEMA, read_scores
@@ -26,10 +27,11 @@ class SelectionConfig(StageConfig):
 
     rows: int = Field(4000, ge=1)
     """Backbone rows selected at most."""
-    select: Literal["turns", "top", "gumbel"] = "turns"
+    select: Literal["turns", "top", "sources", "gumbel"] = "turns"
     """`turns`: each adaptation example in turn takes its best-scored neighbour, so that all are
-    served; `top`: the best scores, whoever they serve; `gumbel`: drawn without replacement with
-    chances that grow as exp(score / temperature)."""
+    served; `top`: the best scores, whoever they serve; `sources`: all of the source with the best
+    mean score, then of the next, where a source is of one hand, as an artist or a typeface;
+    `gumbel`: drawn without replacement with chances that grow as exp(score / temperature)."""
     temperature: float | None = Field(None, gt=0)
     """Temperature of `gumbel`, in units of the score; none: the one at which the chances have an
     effective sample size of `rows`."""
@@ -75,6 +77,27 @@ def best_by_turns(
             alive.append(queue)
         queues = alive
     return list(taken)
+
+
+def best_by_source(scores: Floats, sources: NDArray[np.str_], limit: int) -> list[int]:
+    """Take the candidates of whole sources, those of the best mean score first.
+
+    A mean over few rows says little, and is drawn to the mean of all as far (``discounted``).
+
+    Args:
+        scores: (n,), higher is better.
+        sources: (n,) of each candidate.
+        limit: candidates to take at most.
+
+    Returns:
+        candidates taken: source by source, of each the best-scored first.
+    """
+    _, which, counts = np.unique(sources, return_inverse=True, return_counts=True)
+    means = np.bincount(which, scores) / counts
+    within = np.square(scores - means[which]).sum() / max(len(scores) - len(counts), 1)
+    means = discounted(means, np.sqrt(within / counts), "shrinkage")
+    order = np.lexsort((-scores, which, -means[which]))
+    return [int(row) for row in order[:limit]]
 
 
 def gumbel_top(scores: Floats, count: int, temperature: float | None, seed: int) -> list[int]:
@@ -147,6 +170,9 @@ def select(
             chosen = best_by_turns(
                 queries.astype(np.int64), pairs["candidate"].to_numpy(), values, config.rows
             )
+        elif config.select == "sources":
+            sources = np.array(table["source"].to_pylist())
+            chosen = best_by_source(values, sources, config.rows)
         elif config.select == "gumbel":
             chosen = gumbel_top(values, config.rows, config.temperature, seed)
         else:

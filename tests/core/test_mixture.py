@@ -19,7 +19,14 @@ from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import NOTES
 from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
 from albat_core.stages.score import ScoringConfig
-from albat_core.stages.select import SelectionConfig, best_by_turns, gumbel_top, select, weights_of
+from albat_core.stages.select import (
+    SelectionConfig,
+    best_by_source,
+    best_by_turns,
+    gumbel_top,
+    select,
+    weights_of,
+)
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 SCORED = np.random.default_rng(3).normal(size=400)
@@ -29,6 +36,33 @@ def test_effective_sample_size_of_known_weights() -> None:
     assert effective_sample_size(np.full(8, 1 / 8)) == pytest.approx(8)
     assert effective_sample_size(np.array([1.0, 0.0, 0.0])) == pytest.approx(1)
     assert effective_sample_size(np.array([0.5, 0.25, 0.25])) == pytest.approx(1 / 0.375)
+
+
+def test_sources_are_taken_whole_the_best_mean_first() -> None:
+    scores = np.array([0.9, 0.2, 0.5, 0.6, 0.7, 0.1, 0.0, 0.2])
+    sources = np.array(["a", "a", "b", "b", "b", "c", "c", "c"])
+    assert best_by_source(scores, sources, 10) == [4, 3, 2, 0, 1, 7, 5, 6]
+    assert best_by_source(scores, sources, 4) == [4, 3, 2, 0]
+
+
+def test_a_source_of_one_lucky_row_does_not_come_first() -> None:
+    noise = np.random.default_rng(0).normal(size=(6, 40))
+    means = np.repeat(np.arange(6.0)[:, None] / 2, 40, axis=1)
+    scores = np.append(means + noise, 2.8)  # above the best mean, 2.5, by less than one row's noise
+    sources = np.append(np.repeat(np.arange(6), 40), 6).astype(str)
+    taken = [sources[row] for row in best_by_source(scores, sources, 241)]
+    assert list(dict.fromkeys(taken)) == ["5", "4", "6", "3", "2", "1", "0"]
+
+
+def test_a_selection_may_be_of_whole_sources(chain: Chain, run_config: RunConfig) -> None:
+    settings = SelectionConfig(rows=20, select="sources", weigh="even")
+    store = ArtifactStore(run_config.runtime.root)
+    chosen = select(chain.candidates, chain.scores, settings, 0, run_config.runtime)
+    rows = read_selection(store, chosen)
+    taken = rows["source"].to_pylist()
+    scored = read_table(store.folder(chain.scores) / SCORES)
+    first = [s for s in scored["source"].to_pylist() if s == taken[0]]
+    assert taken[: len(first)] == first[: len(taken)]
 
 
 @pytest.mark.parametrize("ess", [0.01, 0.1, 0.5, 0.9, 0.999])
