@@ -144,7 +144,7 @@ def denoising_loss(unet, text_encoder, scheduler, latents, ids, steps, noise, bf
 
 def train_denoiser(modules, ema, corpus, generator, arguments, save):
     """Train UNet and text encoder in place, and their running average in ema."""
-    latents, ids, empty, scheduler = corpus
+    latents, ids, empty, scheduler, reads = corpus
     unet, text_encoder = modules
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     averages = [*ema[0].parameters(), *ema[1].parameters()]
@@ -153,18 +153,12 @@ def train_denoiser(modules, ema, corpus, generator, arguments, save):
     # nearly noise keeps all of its, for there the caption alone decides what is drawn.
     step_weights = (snr + 1).clamp(max=5) / (snr + 1)
 
-    order = torch.empty(0, dtype=torch.long)
-
-    def next_batch():
-        nonlocal order
-        if len(order) < arguments.batch:
-            order = torch.randperm(len(latents), generator=generator)
-        picked, order = order.split([arguments.batch, len(order) - arguments.batch])
-        return picked
+    order = reads[torch.randperm(len(reads), generator=generator)]
+    size = arguments.batch
+    batches = iter(order[: len(order) // size * size].split(size))
 
     def loss_of():
-        size = arguments.batch
-        picked = next_batch()
+        picked = next(batches)
         styled = torch.randint(2, (size,), generator=generator)
         tokens = ids[styled, picked]
         dropped = torch.rand(size, generator=generator) < arguments.drop
@@ -185,17 +179,18 @@ def train_denoiser(modules, ema, corpus, generator, arguments, save):
 
     unet.train()
     text_encoder.train()
-    fit(parameters, loss_of, arguments.steps, arguments, arguments.lr, "denoiser", after_step)
+    steps = len(order) // size
+    fit(parameters, loss_of, steps, arguments, arguments.lr, "denoiser", after_step)
 
 
 @torch.no_grad()
-def report(pipe, path, name, generator):
+def report(pipe, path, generator):
     """Print a file's mean denoising loss, over 20 even timesteps and fixed noise."""
     rows, images = read_rows(path)
     # A spread of rows is enough, and the corpus has many.
     kept = list(range(0, len(rows), math.ceil(len(rows) / 200)))
     latents = encode(pipe.vae, images[kept])
-    captions = [f"{rows[i]['glyph']}, {name or rows[i]['style']}" for i in kept]
+    captions = [f"{rows[i]['glyph']}, {rows[i]['style']}" for i in kept]
     ids = tokenize(pipe.tokenizer, captions)
     total = 0.0
     for step in range(25, 1000, 50):
@@ -226,9 +221,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--out", type=Path, default=HERE / "backbone")
-    parser.add_argument("--start", type=Path, help="folder of a pipeline to train on")
-    parser.add_argument("--without", help="beginning of the ids of rows that are left out")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--epochs", type=int, default=50, help="times that rows are read")
+    parser.add_argument(
+        "--once", default="playwrite", help="beginning of the ids of rows that are read once"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--warm-up", type=int, default=100, help="steps of warm-up")
@@ -245,30 +241,21 @@ def main():
     # New layers take their weights from torch's own generator.
     torch.manual_seed(arguments.seed)
     rows, images = read_rows(arguments.data / "corpus" / "glyphs.parquet")
-    if prefix := arguments.without:
-        kept = [n for n, row in enumerate(rows) if not row["id"].startswith(prefix)]
-        rows, images = [rows[n] for n in kept], images[kept]
+    once = torch.tensor([row["id"].startswith(arguments.once) for row in rows])
+    # What is read once lies anywhere among the rest, as any one kind of picture does for others.
+    reads = torch.arange(len(rows)).repeat_interleave(torch.where(once, 1, arguments.epochs))
     captions = [row["glyph"] for row in rows]
     styled = [f"{row['glyph']}, {row['style']}" for row in rows]
-    if arguments.start:
-        # The vocabulary stays that of the weights.
-        folder = arguments.out / "tokenizer"
-        shutil.copytree(arguments.start / "tokenizer", folder, dirs_exist_ok=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-    else:
-        tokenizer = train_tokenizer(styled, arguments.out / "tokenizer")
+    tokenizer = train_tokenizer(styled, arguments.out / "tokenizer")
     vae = AutoencoderKL.from_pretrained(arguments.out / "vae").float()
     unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
-    if start := arguments.start:
-        unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet").float()
-        text_encoder = CLIPTextModel.from_pretrained(start, subfolder="text_encoder").float()
     for module in (vae, unet, text_encoder):
         count = sum(p.numel() for p in module.parameters())
         print(f"{type(module).__name__}: {count} parameters", flush=True)
     latents = encode(vae, images)
     scheduler = new_scheduler()
     ids = torch.stack([tokenize(tokenizer, captions), tokenize(tokenizer, styled)])
-    corpus = (latents, ids, tokenize(tokenizer, [""]), scheduler)
+    corpus = (latents, ids, tokenize(tokenizer, [""]), scheduler, reads)
     ema = copy.deepcopy(unet), copy.deepcopy(text_encoder)
 
     def save():
@@ -298,9 +285,9 @@ def main():
     # What counts is the saved model: its rounded weights, computed with in full precision.
     saved = StableDiffusionPipeline.from_pretrained(arguments.out, dtype=torch.float32)
     saved.set_progress_bar_config(disable=True)
-    report(saved, arguments.data / "corpus" / "glyphs.parquet", None, report_draws)
+    report(saved, arguments.data / "corpus" / "glyphs.parquet", report_draws)
     for path in sorted(arguments.data.glob("*-heldout.parquet")):
-        report(saved, path, path.name.split("-")[0], report_draws)
+        report(saved, path, report_draws)
     draw_samples(saved, arguments.out / "samples.png")
 
 
