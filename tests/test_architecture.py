@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 CORE, TASKS, FLOWS = "albat_core", "tasks", "flows"
 
 ORDER = (
+    "redaction",
     "errors",
     "progress",
     "seeding",

@@ -214,7 +214,7 @@ def register_adapter(
             gain=arm.gain if arm else None,
             multiplier=results.multiplier if results else None,
             metrics=arm.metrics if arm else (),
-            config=config.model_dump(mode="json", exclude={"runtime", "output", "reselection"}),
+            config=config.settings(without={"runtime", "output", "reselection"}).shown,
         )
     )
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from albat_core.errors import ConfigError
 from albat_core.records.selections import Selected
+from albat_core.redaction import without_secrets
 from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.store import storage
@@ -142,4 +143,5 @@ def data_fingerprint(config: RunConfig) -> str:
 def basis(config: RunConfig) -> str:
     """Return what changes with the settings that an earlier selection must share."""
     shared = config.model_dump(mode="json", include=_BASIS, exclude_defaults=True)
-    return hashlib.blake2b(canonical_json(shared).encode(), digest_size=16).hexdigest()
+    identity = canonical_json(without_secrets(shared))
+    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()

@@ -27,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from albat_core.errors import ArtifactError
 from albat_core.progress import waited_seconds
+from albat_core.redaction import without_secrets
 from albat_core.store import storage, transfer
 from albat_core.store.claims import claimed
 from albat_core.store.stage import Settings, given, stage_key
@@ -192,9 +193,9 @@ class ArtifactStore:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=round(time.perf_counter() - began - waited_seconds() + waited, 3),
                 rows=built.rows,
-                config=dict(config),
-                inputs=dict(inputs),
-                facts=built.facts,
+                config=without_secrets(dict(config)),
+                inputs=without_secrets(dict(inputs)),
+                facts=without_secrets(built.facts),
                 files=files,
                 versions=_library_versions(),
             )
