@@ -61,6 +61,11 @@ def escape(text: str) -> str:
     return _escape(redacted(text).translate(_CONTROLS))
 
 
+def in_bytes(count: int) -> str:
+    """Return a size as people read it."""
+    return decimal(count)
+
+
 class _Rate(ProgressColumn):
     """Units a second."""
 
@@ -264,7 +269,7 @@ def show_places(places: dict[str, str]) -> None:
 
 def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) -> None:
     """Print what an artifact is."""
-    size = decimal(sum(file.bytes for file in manifest.files))
+    size = in_bytes(sum(file.bytes for file in manifest.files))
     about = {
         "artifact": str(ref),
         "folder": store.place(ref),

@@ -31,6 +31,7 @@ ORDER = (
     "stages",
     "runs",
     "benchmark",
+    "pruning",
 )
 """The rooms of the core from the ground up: each imports from those before it alone."""
 
@@ -69,6 +70,7 @@ HOMES = {
             "look",
             "models",
             "production",
+            "pruning",
             "runs",
         ]
     },

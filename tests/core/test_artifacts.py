@@ -238,7 +238,7 @@ def test_hints_and_strangers_are_no_artifacts(store: ArtifactStore, build: Build
 def test_concurrent_producers_end_in_one_valid_artifact(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_take", lambda _uri: True)  # as where no claim holds them off
+    monkeypatch.setattr(claims, "_take", lambda *_: True)  # as where no claim holds them off
     barrier = threading.Barrier(4)
 
     def build(folder: Path) -> Built:
