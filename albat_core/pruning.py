@@ -33,6 +33,7 @@ DAY = 86400.0
 """Seconds."""
 _TABLES = (calibration.STAGE, table.STAGE)
 _WRITTEN = (CLAIMS, "checkpoints", "latest", "registry", "watches")  # folders of small files
+_TELLING = {"registry": "entry", "latest": "hint"}  # folders whose files tell of an artifact
 _OTHERS = (*_WRITTEN, "drafts")  # than stages
 _KEY = re.compile(r"[0-9a-f]{32}")
 _NAMED = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
@@ -65,7 +66,7 @@ class Unneeded:
         kind: what it is, in a word or two.
         place: a file or a folder.
         bytes: that its files have.
-        ref: where it is an artifact.
+        ref: the artifact that it is, or tells of.
     """
 
     kind: str
@@ -96,7 +97,7 @@ class Pruning:
         Raises:
             ArtifactError: a record of what is needed cannot be read.
         """
-        files = file_states(self._store.root)
+        files = {p: s for p, s in file_states(self._store.root).items() if "/" in p}
         folders: dict[ArtifactRef, dict[str, FileState]] = defaultdict(dict)
         for path, state in files.items():
             stage, key, inner = (*path.split("/", 2), "", "")[:3]
@@ -107,12 +108,12 @@ class Pruning:
         gone = self._artifacts(folders, manifests)
         found = [
             Unneeded("artifact", self._uri(str(ref)), _bytes(folders[ref].values()), ref)
-            for ref in gone
+            for ref in sorted(gone, key=str)
         ]
         for ref, its in folders.items():
             if ref not in gone:
                 found += self._attempts(ref, its, manifests.get(ref))
-        found += self._records({ref.key for ref in gone}, files)
+        found += self._records({ref.key: ref for ref in gone}, files)
         found += self._left_files(files)
         return [*found, *self._drafts(), *self._copies()]
 
@@ -120,15 +121,13 @@ class Pruning:
         """Remove what was found, and yield each that is gone; what cannot be removed is noted."""
         for each in unneeded:
             try:
-                if each.ref is None:
-                    storage.remove(each.place)
-                elif next(self._claims_held(), None):
+                if each.ref and next(self._claims_held(), None):
                     self.notes.append(f"{each.place} stays: a run has begun")
                     continue
-                else:
+                if each.ref and each.kind == "artifact":
                     with claimed(self._store.claim(each.ref), str(each.ref), lambda: None):
                         storage.remove(storage.join(each.place, MANIFEST))  # vouches no longer
-                        storage.remove(each.place)
+                storage.remove(each.place)
             except (AlbatError, OSError) as error:
                 self.notes.append(f"{each.place} stays: {error}")
                 continue
@@ -188,16 +187,16 @@ class Pruning:
             if _ATTEMPT.fullmatch(name) and not vouched and self._is_old(its):
                 yield Unneeded("attempt", self._uri(str(ref), name), _bytes(its))
 
-    def _records(self, gone: set[str], files: Files) -> Iterator[Unneeded]:
+    def _records(self, gone: Mapping[str, ArtifactRef], files: Files) -> Iterator[Unneeded]:
         """Yield entries of the registry and hints at the newest whose artifacts go."""
         for path, state in files.items():
             top, *_, name = path.split("/")
-            if top == "registry" and name.removesuffix(".json") in gone:
-                yield Unneeded("entry", self._uri(path), state.bytes)
-            elif top == "latest" and gone:
+            key = name.removesuffix(".json")
+            if top == "latest" and gone:
                 said = storage.read_bytes(self._uri(path)).decode(errors="replace")
-                if gone.intersection(_NAMED.findall(said)):
-                    yield Unneeded("hint", self._uri(path), state.bytes)
+                key = next(iter(_NAMED.findall(said)), "")
+            if top in _TELLING and key in gone:
+                yield Unneeded(_TELLING[top], self._uri(path), state.bytes, gone[key])
 
     def _left_files(self, files: Files) -> Iterator[Unneeded]:
         """Yield claims, checkpoints and files that nobody will finish."""
