@@ -179,7 +179,7 @@ def test_what_interrupted_work_left_goes(store: ArtifactStore) -> None:
         f"{adapter}/0123abcd/data",  # another attempt's manifest
         f"checkpoints/{key}.safetensors",
         f"claims/scores/{key}.json",
-        f"registry/.cancer@production.json.0123abcd",
+        "registry/.cancer@production.json.0123abcd",
         f"{adapter}/.manifest.json.0123abcd",
     ):
         write(store, path)
