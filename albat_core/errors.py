@@ -1,8 +1,10 @@
 """The errors that albat raises: each says what was expected and got, where, and what to do."""
 
+from albat_core.redaction import redacted
+
 
 class AlbatError(Exception):
-    """Base of every error that a person can act on.
+    """Base of every error that a person can act on; secrets of addresses are left out.
 
     Args:
         message: what was expected and what was got.
@@ -11,10 +13,8 @@ class AlbatError(Exception):
     """
 
     def __init__(self, message: str, where: str = "", remedy: str = "") -> None:
-        super().__init__(message, where, remedy)
-        self.message = message
-        self.where = where
-        self.remedy = remedy
+        self.message, self.where, self.remedy = map(redacted, (message, where, remedy))
+        super().__init__(self.message, self.where, self.remedy)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
+from albat_core.redaction import redacted
+
 Advance = Callable[[int], None]
 
 _WAITED = threading.local()
@@ -110,7 +112,7 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
 
 def track(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
     """Open a progress line, see ``Reporter.track``."""
-    return _reporter.track(label, total, unit)
+    return _reporter.track(redacted(label), total, unit)
 
 
 def track_long(label: str, total: int, unit: str, least: int) -> AbstractContextManager[Advance]:
@@ -122,4 +124,4 @@ def announce(
     stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str] = ()
 ) -> None:
     """Tell that a stage is finished, see ``Reporter.announce``."""
-    _reporter.announce(stage, rows, seconds, reused, notes)
+    _reporter.announce(stage, rows, seconds, reused, [redacted(note) for note in notes])

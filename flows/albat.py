@@ -13,7 +13,7 @@ from albat_core.records.selections import Selected
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.reselection import data_fingerprint, note_finished
-from albat_core.store.artifacts import ArtifactRef
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from flows.config import load_config
 from flows.pages import publish_results, publish_run, publish_selection
 from flows.running.lifting import as_flow
@@ -44,7 +44,8 @@ def chain_of(
         previous: an earlier selection to go on from.
         trained: the selection that an adapter was last trained on, to compare with.
     """
-    with tasks_on(config.runtime) as execute:
+    store = ArtifactStore(config.runtime.root)
+    with store.in_use(), tasks_on(config.runtime) as execute:
         yield Chain(config, execute, previous, trained)
 
 

@@ -26,6 +26,7 @@ from albat_core.benchmark.arms import ARMS
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance, Now, Silent
 from albat_core.records.mixtures import RowChanges
+from albat_core.redaction import redacted
 from albat_core.report.content import Interval, PixelError, ReportContent
 from albat_core.report.verdict import verdict
 from albat_core.report.wording import (
@@ -56,8 +57,13 @@ errors = Console(stderr=True, highlight=False)
 
 
 def escape(text: str) -> str:
-    """Return a text as it stands, with neither markup nor control characters."""
-    return _escape(text.translate(_CONTROLS))
+    """Return a text as it stands, with neither markup, control characters nor secrets."""
+    return _escape(redacted(text).translate(_CONTROLS))
+
+
+def in_bytes(count: int) -> str:
+    """Return a size as people read it."""
+    return decimal(count)
 
 
 class _Rate(ProgressColumn):
@@ -263,7 +269,7 @@ def show_places(places: dict[str, str]) -> None:
 
 def show_artifact(ref: ArtifactRef, manifest: Manifest, store: ArtifactStore) -> None:
     """Print what an artifact is."""
-    size = decimal(sum(file.bytes for file in manifest.files))
+    size = in_bytes(sum(file.bytes for file in manifest.files))
     about = {
         "artifact": str(ref),
         "folder": store.place(ref),

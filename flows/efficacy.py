@@ -23,7 +23,7 @@ def efficacy(config: EfficacyConfig) -> FlowResult:
         config: what is compared.
     """
     runtime = config.situations[0].run.runtime
-    with tasks_in_processes(config.parallel) as execute:
+    with ArtifactStore(runtime.root).in_use(), tasks_in_processes(config.parallel) as execute:
         first, *others = config.seeds
         tuned = [
             execute(measure_situation, situation=each, config=config, seed=first)
@@ -47,7 +47,7 @@ def calibration(config: CalibrationConfig) -> FlowResult:
         config: on which tasks, seeds and sizes.
     """
     runtime = config.situations[0].run.runtime
-    with tasks_in_processes(config.parallel) as execute:
+    with ArtifactStore(runtime.root).in_use(), tasks_in_processes(config.parallel) as execute:
         measured = [
             execute(calibrate, situation=each, sizes=config.sizes, seed=seed)
             for seed in config.seeds

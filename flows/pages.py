@@ -13,6 +13,7 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from albat_core.records.runs import ALBAT
+from albat_core.redaction import redacted
 from albat_core.report.content import Arm, PixelError, SelectedExample
 from albat_core.report.gathering import compare_arms, headline, loss_unit
 from albat_core.report.showing import most_useful, read_changes
@@ -204,6 +205,7 @@ def _show(run: str, what: str, create: Callable[..., object], content: Any) -> N
     """Put content on the page; the run has its results also where that fails."""
     key = re.sub("[^a-z0-9]+", "-", f"{run}-{what}".lower()).strip("-")
     try:
-        create(content, key=key, description=f"{what} of {run}")
+        shown = redacted(content) if isinstance(content, str) else content
+        create(shown, key=key, description=f"{what} of {run}")
     except Exception as error:
         get_run_logger().warning("%s of %s cannot be shown: %s", what, run, error)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 CORE, TASKS, FLOWS = "albat_core", "tasks", "flows"
 
 ORDER = (
+    "redaction",
     "errors",
     "progress",
     "seeding",
@@ -30,6 +31,7 @@ ORDER = (
     "stages",
     "runs",
     "benchmark",
+    "pruning",
 )
 """The rooms of the core from the ground up: each imports from those before it alone."""
 
@@ -68,6 +70,7 @@ HOMES = {
             "look",
             "models",
             "production",
+            "pruning",
             "runs",
         ]
     },

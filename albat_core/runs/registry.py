@@ -9,12 +9,13 @@ Files are small and written whole, so that a reader on any storage sees an old o
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.runs import ALBAT
@@ -23,6 +24,8 @@ from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime, StageConfig
+
+logger = logging.getLogger(__name__)
 
 PRODUCTION = "production"
 """The alias that is meant where none is named."""
@@ -66,6 +69,10 @@ class Entry(BaseModel):
         return f"{self.run}/{self.adapter.key[:8]}"
 
 
+class _Alias(BaseModel):
+    adapter: str = Field(pattern="^[0-9a-f]{32}$")
+
+
 class Registry:
     """The adapters of one artifact store.
 
@@ -95,30 +102,58 @@ class Registry:
         return entry
 
     def entries(self, run: str = "") -> list[Entry]:
-        """Return the adapters of a run, or of all, the oldest first."""
+        """Return the adapters of a run, or of all, the oldest first; broken entries are noted."""
+        found, broken = self.read_entries(run)
+        for error in broken:
+            logger.warning("%s", error)
+        return found
+
+    def read_entries(self, run: str = "") -> tuple[list[Entry], list[ArtifactError]]:
+        """Return the adapters of a run, or of all, the oldest first; and what cannot be read."""
         folder = storage.join(self._root, run) if run else self._root
-        found = []
+        found: list[Entry] = []
+        broken: list[ArtifactError] = []
         for path in storage.file_sizes(folder):
-            if not path.endswith(".json") or "@" in path:
+            if not path.endswith(".json") or "@" in path or path.rpartition("/")[2][0] == ".":
                 continue
             try:
                 found.append(Entry.model_validate_json(storage.read_bytes(f"{folder}/{path}")))
             except ValidationError as error:
-                raise ArtifactError(
-                    f"expected an entry of the registry ({error.error_count()} mistakes)",
-                    where=f"{folder}/{path}",
-                    remedy="remove the file and run the run again, which finds its artifacts",
-                ) from error
-        return sorted(found, key=lambda e: (e.created, e.adapter.key))
+                broken.append(
+                    ArtifactError(
+                        f"expected an entry of the registry ({error.error_count()} mistakes)",
+                        where=f"{folder}/{path}",
+                        remedy="remove the file and run the run again, which finds its artifacts",
+                    )
+                )
+        return sorted(found, key=lambda e: (e.created, e.adapter.key)), broken
 
     def aliases(self) -> dict[str, str]:
-        """Return the adapter's key that each ``run@alias`` means."""
-        found = {}
+        """Return the adapter's key that each ``run@alias`` means; broken ones are noted."""
+        found, broken = self.read_aliases()
+        for error in broken.values():
+            logger.warning("%s", error)
+        return found
+
+    def read_aliases(self) -> tuple[dict[str, str], dict[str, ArtifactError]]:
+        """Return the adapter's key that each ``run@alias`` means; and those that mean none."""
+        found: dict[str, str] = {}
+        broken: dict[str, ArtifactError] = {}
         for path in storage.file_sizes(self._root):
             name = path.removesuffix(".json")
-            if "@" in name and "/" not in name:
-                found[name] = str(json.loads(storage.read_bytes(f"{self._root}/{path}"))["adapter"])
-        return found
+            if "@" not in name or "/" in name or name[0] == ".":
+                continue
+            try:
+                content = _Alias.model_validate_json(storage.read_bytes(f"{self._root}/{path}"))
+                found[name] = content.adapter
+            except ValidationError:
+                broken[name] = ArtifactError(
+                    "expected an alias with the whole key of an adapter",
+                    where=f"{self._root}/{path}",
+                    remedy=f"let it mean one again: `albat promote NAME --as "
+                    f"{name.partition('@')[2]}`, or remove the file",
+                )
+        return found, broken
 
     def find(self, name: str) -> Entry:
         """Return the adapter that a name means.
@@ -141,7 +176,11 @@ class Registry:
         return matching[0]
 
     def matching(self, name: str) -> list[Entry]:
-        """Return the adapters that a name could mean, see ``find``."""
+        """Return the adapters that a name could mean, see ``find``.
+
+        Raises:
+            ArtifactError: it is an alias that cannot be read.
+        """
         run, _, alias = name.partition("@")
         run, _, start = run.partition("/")
         if not run:
@@ -149,7 +188,11 @@ class Registry:
         entries = self.entries(run)
         if not (start or alias):
             return entries[-1:]
-        start = self.aliases().get(f"{run}@{alias}", "none") if alias else start
+        if alias:
+            aliases, broken = self.read_aliases()
+            if error := broken.get(f"{run}@{alias}"):
+                raise error
+            start = aliases.get(f"{run}@{alias}", "none")
         return [e for e in entries if e.adapter.key.startswith(start)]
 
     def promote(self, name: str, alias: str = PRODUCTION) -> Entry:
@@ -214,7 +257,7 @@ def register_adapter(
             gain=arm.gain if arm else None,
             multiplier=results.multiplier if results else None,
             metrics=arm.metrics if arm else (),
-            config=config.model_dump(mode="json", exclude={"runtime", "output", "reselection"}),
+            config=config.settings(without={"runtime", "output", "reselection"}).shown,
         )
     )
 

@@ -14,8 +14,9 @@ import logging
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from albat_core.errors import ConfigError
+from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.selections import Selected
+from albat_core.redaction import without_secrets
 from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.store import storage
@@ -101,6 +102,27 @@ class Watches:
         """Note that a state was acted on."""
         storage.write_bytes(self._place(name, "acted"), acted.model_dump_json(indent=1).encode())
 
+    def all_acted(self) -> list[Acted]:
+        """Return every state that was acted on, of watched runs and of others.
+
+        Raises:
+            ArtifactError: one cannot be read.
+        """
+        found = []
+        for path in storage.file_sizes(self._root):
+            if not path.endswith("/acted.json"):
+                continue
+            try:
+                content = storage.read_bytes(storage.join(self._root, path))
+                found.append(Acted.model_validate_json(content))
+            except ValidationError as error:
+                raise ArtifactError(
+                    f"expected what a run came to ({error.error_count()} mistakes)",
+                    where=storage.join(self._root, path),
+                    remedy="run the run of that name again, or remove the file",
+                ) from error
+        return found
+
     def _place(self, name: str, kind: str) -> str:
         return storage.join(self._root, name, f"{kind}.json")
 
@@ -142,4 +164,5 @@ def data_fingerprint(config: RunConfig) -> str:
 def basis(config: RunConfig) -> str:
     """Return what changes with the settings that an earlier selection must share."""
     shared = config.model_dump(mode="json", include=_BASIS, exclude_defaults=True)
-    return hashlib.blake2b(canonical_json(shared).encode(), digest_size=16).hexdigest()
+    identity = canonical_json(without_secrets(shared))
+    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.errors import AlbatError, InputError
 from albat_core.progress import track_long
+from albat_core.redaction import redacted
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.formats import COMPRESSED, FORMATS, base_name, ending_formats, format_of
 from albat_core.sources.formats.arrow import Arrow
@@ -161,7 +162,7 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
     alone = there and uris == [root]
     base = place.rstrip("/") if there else above_glob(place)
     if alone:
-        named = {root.rpartition("/")[2]: root}
+        named = {redacted(root).rpartition("/")[2]: root}
     else:
         named = {_plain(uri).removeprefix(base).lstrip("/"): uri for uri in uris}
         named = _without_sidecars(named, source, root)
@@ -302,8 +303,11 @@ def distinct(found: Iterable[Found]) -> list[Found]:
 
 def _longer(file: Found) -> str:
     """Return the file's name with one more of the folders above it."""
-    above = _plain(file.uri).removesuffix(file.name).strip("/")
-    return f"{above.rpartition('/')[2]}/{file.name}" if above else file.uri
+    address = redacted(file.uri)
+    if file.name == address:  # of files whose addresses differ in their secrets alone
+        return f"{hashlib.blake2b(file.uri.encode(), digest_size=4).hexdigest()}/{address}"
+    above = _plain(address).removesuffix(file.name).strip("/")
+    return f"{above.rpartition('/')[2]}/{file.name}" if above else address
 
 
 def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:

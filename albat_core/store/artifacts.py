@@ -6,6 +6,7 @@ Layout below the root::
     <stage>/<key>/manifest.json    written last, in one piece; names the attempt it vouches for
     latest/<stage>/<family>.json   a hint: the newest artifact of a family, safe to lose
     claims/<stage>/<key>.json      while it is made: by whom
+    claims/runs/<number>.json      while a run goes on
 
 A run that is killed leaves files without a manifest, which nothing reads.
 """
@@ -18,6 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,13 +29,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from albat_core.errors import ArtifactError
 from albat_core.progress import waited_seconds
+from albat_core.redaction import without_secrets
 from albat_core.store import storage, transfer
 from albat_core.store.claims import claimed
+from albat_core.store.drafts import PREFIX, new_draft
 from albat_core.store.stage import Settings, given, stage_key
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+CLAIMS = "claims"
 MANIFEST_SCHEMA = 1
 _VERSIONS_KEPT = (
     "albat",
@@ -149,8 +154,7 @@ class ArtifactStore:
         ref = ArtifactRef(stage=stage, key=key)
         found = self.find(ref)
         if found is None:
-            claim = storage.join(self.root, "claims", stage, f"{key}.json")
-            with claimed(claim, str(ref), lambda: self.find(ref)) as found:
+            with claimed(self.claim(ref), str(ref), lambda: self.find(ref)) as found:
                 if found is None:
                     self._seen[str(ref)] = self._make(
                         ref, stage_version, settings.shown, inputs, build
@@ -192,9 +196,9 @@ class ArtifactStore:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=round(time.perf_counter() - began - waited_seconds() + waited, 3),
                 rows=built.rows,
-                config=dict(config),
-                inputs=dict(inputs),
-                facts=built.facts,
+                config=without_secrets(dict(config)),
+                inputs=without_secrets(dict(inputs)),
+                facts=without_secrets(built.facts),
                 files=files,
                 versions=_library_versions(),
             )
@@ -210,11 +214,21 @@ class ArtifactStore:
         return manifest
 
     def find(self, ref: ArtifactRef) -> Manifest | None:
-        """Return the manifest of a finished artifact, or None where files of it are lost."""
+        """Return the manifest of a finished artifact, or None where files of it are lost.
+
+        Raises:
+            ArtifactError: there is a folder in the manifest's place.
+        """
         try:
             content = storage.read_bytes(storage.join(self.root, ref.stage, ref.key, MANIFEST))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError as error:
+            raise ArtifactError(
+                "expected a manifest, which is a file, got a folder",
+                where=storage.join(self.root, ref.stage, ref.key, MANIFEST),
+                remedy="remove the folder",
+            ) from error
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError:
@@ -230,6 +244,17 @@ class ArtifactStore:
             logger.warning("%s has lost or changed %s: it is made again", ref, ", ".join(lost))
             return None
         return manifest
+
+    def claim(self, ref: ArtifactRef) -> str:
+        """Return where it is said who makes an artifact."""
+        return storage.join(self.root, CLAIMS, ref.stage, f"{ref.key}.json")
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Say that a run goes on here while the context lasts: no artifact is pruned meanwhile."""
+        claim = storage.join(self.root, CLAIMS, "runs", f"{uuid.uuid4().hex}.json")
+        with claimed(claim, "a run", lambda: None):
+            yield
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
         """Return an artifact's manifest.
@@ -315,11 +340,11 @@ class ArtifactStore:
     def _draft_folder(self) -> Path:
         """Return a new empty folder, on the root's own disk where that is local."""
         if storage.is_remote(self.root):
-            return Path(tempfile.mkdtemp(prefix="albat-draft-"))
+            return new_draft(Path(tempfile.gettempdir()), PREFIX)
         drafts = Path(self.root) / "drafts"
         with storage.writing(self.root):
             drafts.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=drafts))
+            folder = new_draft(drafts)
             folder.chmod(drafts.stat().st_mode)  # mkdtemp's 0700 would hide it from other users
             return folder
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from albat_core.redaction import without_secrets
+
 
 def _title(name: str, _field: object) -> str:
     """Return a field's title in forms; a section's would be its class's otherwise."""
@@ -82,14 +84,16 @@ class StageConfig(BaseModel):
     )
 
     def settings(self, *, without: Collection[str] = (), **beside: Any) -> Settings:
-        """Return the settings as the key of a result has them.
+        """Return the settings as the key of a result has them, without secrets of addresses.
 
         Args:
             without: fields that do not change the result.
             beside: more that does, see ``given``.
         """
         shown, named = (
-            self.model_dump(mode="json", exclude=set(without), exclude_defaults=short)
+            without_secrets(
+                self.model_dump(mode="json", exclude=set(without), exclude_defaults=short)
+            )
             for short in (False, True)
         )
         more = given(**beside)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections import Counter
@@ -209,8 +210,14 @@ def read_bytes(uri: str) -> bytes:
         return file.read()
 
 
-def write_bytes(uri: str, content: bytes) -> None:
-    """Write a small file so that a reader sees all of it or none."""
+def write_bytes(uri: str, content: bytes, *, lasting: bool = True) -> None:
+    """Write a small file so that a reader sees all of it or none.
+
+    Args:
+        uri: of the file.
+        content: all of it.
+        lasting: whether a local one is on the disk before this returns, as after a loss of power.
+    """
     fs, path = filesystem(uri)
     with writing(uri):
         if is_remote(uri):
@@ -221,11 +228,26 @@ def write_bytes(uri: str, content: bytes) -> None:
         # not mkstemp, whose 0600 would hide the file from other users
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.write(content)
+                if lasting:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(target)
+            if lasting and sys.platform != "win32":  # which opens no folders
+                _sync_folder(target.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def list_files(uri: str) -> list[str]:

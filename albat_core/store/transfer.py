@@ -1,5 +1,6 @@
 """Folders copied between this machine and storage, several files at once."""
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -113,4 +114,6 @@ def download(uri: str, folder: Path) -> Path:
                     if part.exists() and part.stat().st_size == wanted[name]:
                         part.replace(folder / name)
                     part.unlink(missing_ok=True)
+    if folder.is_dir():
+        os.utime(folder)  # when it was last used
     return folder

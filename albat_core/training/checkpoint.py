@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
 from albat_core.backbones.base import Backbone
+from albat_core.redaction import redacted
 from albat_core.store import storage
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class CheckpointFile:
         except FileNotFoundError:
             return None
         except (SafetensorError, ValueError, KeyError, TypeError):
-            logger.warning("%s cannot be read: training starts anew", self._uri)
+            logger.warning("%s cannot be read: training starts anew", redacted(self._uri))
             return None
         for name, tensor in tensors.items():
             group, _, key = name.partition("/")

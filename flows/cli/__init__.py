@@ -21,6 +21,9 @@ from flows.cli import benchmarks  # noqa: F401
 from flows.cli import adapters  # noqa: F401
 
 # isort: split
+from flows.cli import pruning  # noqa: F401
+
+# isort: split
 from flows.cli import production  # noqa: F401
 
 # isort: split

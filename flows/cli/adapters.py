@@ -19,12 +19,13 @@ def list_adapters(
     prepare_environment()
     from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
-    from flows.console import console, show_adapters
+    from flows.console import console, escape, show_adapters
 
     registry = Registry(ArtifactStore(root))
     entries = registry.entries(run)
     if not entries:
-        console.print(f"no adapters below {ArtifactStore(root).root}; `albat run` makes one")
+        place = escape(ArtifactStore(root).root)
+        console.print(f"no adapters below {place}; `albat run` makes one")
         return
     show_adapters(entries, registry.aliases())
 
@@ -39,10 +40,11 @@ def promote(
     prepare_environment()
     from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
-    from flows.console import console
+    from flows.console import console, escape
 
     entry = Registry(ArtifactStore(root)).promote(name, alias)
-    console.print(f"[cyan]{entry.run}@{alias}[/] is now [cyan]{entry.name}[/]")
+    moved, to = escape(f"{entry.run}@{alias}"), escape(entry.name)
+    console.print(f"[cyan]{moved}[/] is now [cyan]{to}[/]")
 
 
 @app.command(rich_help_panel=ADAPTERS)

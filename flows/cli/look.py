@@ -25,13 +25,14 @@ def init(
 ) -> None:
     """Write a commented starter configuration."""
     prepare_environment()
-    from flows.console import console
+    from flows.console import console, escape
     from flows.starting import SCHEMA, write_starter
 
     write_starter(path, minimal=minimal, image=image)
+    file, schema = escape(str(path)), escape(str(path.with_name(SCHEMA)))
     console.print(
-        f"wrote [cyan]{path}[/], and [cyan]{path.with_name(SCHEMA)}[/] for editors; set its paths, "
-        f"then run [bold]albat check {path}[/]"
+        f"wrote [cyan]{file}[/], and [cyan]{schema}[/] for editors; set its paths, "
+        f"then run [bold]albat check {file}[/]"
     )
 
 
@@ -64,9 +65,11 @@ def _show_verdict(run: "RunConfig") -> None:
     """Compute and print what the corpus is expected to be worth."""
     from albat_core.runs.chain import Chain
     from albat_core.runs.quick_look import quick_look
+    from albat_core.store.artifacts import ArtifactStore
     from flows.console import TerminalReporter, show_verdict
 
     with (
+        ArtifactStore(run.runtime.root).in_use(),
         TerminalReporter() as reporter,
         stop_on_ctrl_c(reporter, STOPS_WITHIN),
         reporting_to(reporter),
@@ -93,7 +96,7 @@ def show(
     from albat_core.errors import ArtifactError
     from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
-    from flows.console import console, show_artifact
+    from flows.console import console, escape, show_artifact
 
     store = ArtifactStore(root)
     if not ref:
@@ -101,9 +104,9 @@ def show(
         for each in refs:
             manifest = store.find(each)
             made = f"{manifest.created}  {manifest.rows:,} rows" if manifest else "incomplete"
-            console.print(f"{each}  [dim]{made}[/]", soft_wrap=True)
+            console.print(f"{escape(str(each))}  [dim]{made}[/]", soft_wrap=True)
         if not refs:
-            console.print(f"no artifacts below {store.root}")
+            console.print(f"no artifacts below {escape(store.root)}")
         return
     try:
         found = store.resolve(ref)

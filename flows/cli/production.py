@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from albat_core.redaction import redacted
 from albat_core.store import storage
 from flows.cli.app import PRODUCTION, ConfigPath, Device, Root, app, load, refuse_mistakes
 from flows.running.own_process import prepare_environment
@@ -42,16 +43,18 @@ def up(
 @app.command(rich_help_panel=PRODUCTION)
 def down(folder: Folder = _HERE) -> None:
     """Stop what `albat up` started; runs under way are cancelled, the database is kept."""
-    from flows.console import console
+    from flows.console import console, escape
     from flows.local.production import down as stop
 
     with console.status("stopping"):
         cancelled = stop(folder.resolve())
     if cancelled is None:
-        console.print(f"nothing to stop: `albat up` started nothing with {folder}")
+        console.print(f"nothing to stop: `albat up` started nothing with {escape(str(folder))}")
         return
     for name in cancelled:
-        console.print(f"[yellow]cancelled[/] the run {name}; run again, it goes on from there")
+        console.print(
+            f"[yellow]cancelled[/] the run {escape(name)}; run again, it goes on from there"
+        )
     console.print("[green]✓[/] stopped; the database is kept for the next [bold]albat up[/]")
 
 
@@ -98,4 +101,4 @@ def notify(
 
     place = storage.absolute(uri)
     asyncio.run(deploying.notify(server_in_use(folder.resolve(), server), place))
-    typer.echo(f"✓ told that {place} has changed")
+    typer.echo(f"✓ told that {redacted(place)} has changed")

@@ -238,7 +238,7 @@ def test_hints_and_strangers_are_no_artifacts(store: ArtifactStore, build: Build
 def test_concurrent_producers_end_in_one_valid_artifact(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_take", lambda _uri: True)  # as where no claim holds them off
+    monkeypatch.setattr(claims, "_take", lambda *_: True)  # as where no claim holds them off
     barrier = threading.Barrier(4)
 
     def build(folder: Path) -> Built:
@@ -333,3 +333,14 @@ def test_drafts_have_the_rights_of_their_folder(tmp_path: Path, build: Builder) 
     store = ArtifactStore(str(tmp_path))
     folder = store.folder(produce(store, build))
     assert folder.stat().st_mode & 0o777 == (tmp_path / "drafts").stat().st_mode & 0o777
+
+
+def test_a_folder_in_a_manifest_s_place_is_named(tmp_path: Path, build: Builder) -> None:
+    store = ArtifactStore(str(tmp_path))
+    ref = store.produce(**IDENTITY, build=build)
+    place = tmp_path / str(ref) / "manifest.json"
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(ArtifactError, match=r"manifest\.json: expected a manifest"):
+        ArtifactStore(str(tmp_path)).produce(**IDENTITY, build=build)
+    assert list(store.all_refs()) == []

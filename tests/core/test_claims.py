@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from albat_core.errors import Interrupted
+from albat_core.errors import ArtifactError, Interrupted
 from albat_core.progress import Silent, reporting_to
 from albat_core.store import claims, storage
 from albat_core.store.artifacts import ArtifactStore, Built
@@ -104,6 +106,10 @@ def test_a_claim_that_is_renewed_is_waited_for(claim: str, monkeypatch: pytest.M
         {"renewed": 0.0},
         {"renewed": time.time() + 1e6},
         {"host": socket.gethostname(), "process": 2**22 + 1},
+        {"host": socket.gethostname(), "process": 2**70},
+        {"host": socket.gethostname(), "process": "many"},
+        {"host": socket.gethostname(), "process": -1},
+        {"process": None},
         {"renewed": "soon"},
     ],
 )
@@ -119,11 +125,73 @@ def test_a_claim_is_renewed_while_it_is_held(claim: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(claims, "_RENEWED", 0.05)
 
     def renewed() -> float:
-        return claims._read(claim)[2]  # it may just be written
+        there = claims._read(claim)  # it may just be written
+        assert there
+        return there.renewed
 
     with claimed(claim, "k", nothing):
         first = renewed()
         wait_until(lambda: renewed() > first)
+
+
+class Clock:
+    """Counts the seconds that a waiter sleeps, each of which does something."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, each: Callable[[float], None]) -> None:
+        self.seconds = 0.0
+        self._each = each
+        monkeypatch.setattr(claims.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(claims.time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        self._each(self.seconds)
+
+
+@pytest.mark.parametrize("minutes", [-20, -2, 3, 20])
+def test_clocks_that_differ_do_no_work_twice(
+    claim: str, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    def renew(seconds: float) -> None:
+        if seconds % 15 == 0:
+            write(claim, renewed=time.time() + minutes * 60 + seconds)
+
+    write(claim, renewed=time.time() + minutes * 60)
+    clock = Clock(monkeypatch, renew)
+    with claimed(claim, "k", lambda: "made" if clock.seconds > 300 else None) as found:
+        assert found == "made"
+
+
+def test_a_claim_that_is_renewed_no_longer_lapses(
+    claim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(claim)
+    clock = Clock(monkeypatch, lambda _: None)
+    with claimed(claim, "k", nothing) as found:
+        assert found is None
+    assert 60 <= clock.seconds < 62
+
+
+def test_another_s_claim_is_neither_renewed_nor_given_up(
+    claim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_RENEWED", 0.02)
+    with claimed(claim, "k", nothing):
+        write(claim, holder="another")  # it took ours for one that had lapsed
+        said = storage.read_bytes(claim)
+        wait_until(lambda: all(t.name != "renew" for t in threading.enumerate()))
+        assert storage.read_bytes(claim) == said
+    assert storage.read_bytes(claim) == said
+
+
+def test_a_folder_in_a_claim_s_place_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "claims" / "k.json"
+    place.mkdir(parents=True)
+    with (
+        pytest.raises(ArtifactError, match=r"k\.json: expected a claim"),
+        claimed(str(place), "k", nothing),
+    ):
+        pytest.fail("it was not held")
 
 
 def test_what_was_made_just_before_the_claim_is_found(claim: str) -> None:

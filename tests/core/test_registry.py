@@ -9,8 +9,10 @@ from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.mixtures import ADAPTATION, BACKBONE, RowChanges, changed_rows
 from albat_core.records.tables import write_table
 from albat_core.report.content import Interval
-from albat_core.runs.registry import Entry, Registry, changed_settings
+from albat_core.runs.config import RunConfig
+from albat_core.runs.registry import Entry, Registry, changed_settings, register_adapter
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 
 GAIN = Interval(value=0.2, low=0.1, high=0.3)
 
@@ -105,13 +107,51 @@ def test_a_lost_adapter_and_a_strange_alias_are_not_promoted(store: ArtifactStor
     assert registry.aliases() == {}
 
 
-def test_an_entry_that_cannot_be_read_is_named(store: ArtifactStore) -> None:
+def test_an_entry_that_cannot_be_read_is_named_and_the_others_are_there(
+    store: ArtifactStore, caplog: pytest.LogCaptureFixture
+) -> None:
     registry = Registry(store)
-    registry.register(entry(store, 1))
-    place = Path(store.root, "registry", "cancer", "broken.json")
-    place.write_text("{}")
-    with pytest.raises(ArtifactError, match=r"broken\.json"):
-        registry.entries()
+    sound = registry.register(entry(store, 1))
+    folder = Path(store.root, "registry", "cancer")
+    (folder / "broken.json").write_text("{}")
+    (folder / "noise.json").write_bytes(b"\xff\x00")
+    (folder / ".unfinished.json").write_text("{")
+    assert registry.entries() == [sound]
+    assert all(name in caplog.text for name in ("broken.json", "noise.json"))
+    assert "unfinished" not in caplog.text
+    registry.register(entry(store, 2))
+    assert len(registry.entries("cancer")) == 2
+
+
+@pytest.mark.parametrize("content", ['{"adapter": ""}', '{"adapter": "a"}', "{}", "", "[1]"])
+def test_an_alias_that_cannot_be_read_means_nothing_and_is_named(
+    store: ArtifactStore, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    registry = Registry(store)
+    sound = registry.register(entry(store, 1))
+    registry.promote(sound.name, "staging")
+    Path(store.root, "registry", "cancer@production.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"cancer@production\.json"):
+        registry.find("cancer@production")
+    assert registry.aliases() == {"cancer@staging": sound.adapter.key}
+    assert "cancer@production.json" in caplog.text
+    assert registry.find("cancer@staging") == sound
+    registry.promote(sound.name)
+    assert registry.find("cancer@production") == sound
+
+
+def test_the_registry_holds_no_secret(store: ArtifactStore, run_config: RunConfig) -> None:
+    source = run_config.corpus[0].model_copy(update={"path": "http://user:5eCr3t@host/a.jsonl"})
+    config = run_config.model_copy(update={"corpus": (source,)})
+    ref = store.produce(
+        "adapter",
+        1,
+        {},
+        {},
+        lambda _: Built(facts=dict.fromkeys(("alpha", "adaptation_rows", "backbone_rows"), 0)),
+    )
+    register_adapter("run", ref, ref, None, config, Runtime(root=store.root))
+    assert "5eCr3t" not in next(Path(store.root, "registry", "run").glob("*.json")).read_text()
 
 
 def mixture(store: ArtifactStore, own: list[str], others: list[str]) -> ArtifactRef:

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.store import storage, transfer
+from albat_core.store.listing import file_states
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -263,3 +265,28 @@ def test_a_client_that_cannot_connect_is_told(module: str, monkeypatch: pytest.M
         storage.exists("memory://data/a.jsonl")
     assert caught.value.where == "memory://data/a.jsonl"
     assert "network" in caught.value.remedy
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, synced = tmp_path / "deep" / "manifest.json", []
+
+    def sync(descriptor: int) -> None:
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), target.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    storage.write_bytes(str(target), b"{}")
+    (file, named), (folder, after) = synced
+    assert Path(file).name.startswith(".manifest.json.")
+    assert not named
+    assert (folder, after) == (str(target.parent), True)
+    storage.write_bytes(str(target), b"{}", lasting=False)
+    assert len(synced) == 2
+
+
+def test_a_listing_says_when_files_changed(root: str) -> None:
+    storage.write_bytes(storage.join(root, "deep", "a"), b"abc")
+    [(path, state)] = file_states(root).items()
+    assert (path, state.bytes) == ("deep/a", 3)
+    assert abs(state.changed - time.time()) < 60

@@ -16,13 +16,14 @@ import yaml
 
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint
 from albat_core.errors import InputError, TransientError
+from albat_core.pruning import Keeping, Pruning
 from albat_core.sources import files as input_files
 from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_files
 from albat_core.sources.rows import read_rows
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.artifacts import ArtifactStore, Built
 from flows.albat import albat
 from flows.checks import find_mistakes
 from flows.config import load_config
@@ -98,6 +99,18 @@ def test_another_machine_computes_nothing(
     assert second.computed == set()
     assert second.manifests() == before
     assert second.result.places == first.result.places
+
+
+def test_pruning_takes_nothing_that_the_run_needs(first: Run, bucket: s3fs.S3FileSystem) -> None:
+    store = first.store
+    lone = store.produce("scores", 1, {}, {"of": "nothing"}, lambda _: Built())
+    left = f"{HOME}/artifacts/adapter/{'b' * 32}/0123abcd"
+    bucket.pipe(f"{left}/data", b"half")
+    looking = Pruning(store, Keeping(younger=-60))  # all, that of this second too
+    gone = {each.place for each in looking.remove(looking.find())}
+    assert gone == {f"{store.root}/{lone}", left}
+    assert not bucket.exists(left)
+    assert run().computed == set()
 
 
 def test_what_others_change_is_seen_at_once(first: Run, bucket: s3fs.S3FileSystem) -> None:

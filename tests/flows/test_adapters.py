@@ -94,3 +94,45 @@ def test_no_adapters_yet(albat: Albat, tmp_path: Path) -> None:
     outcome = albat("list", "--root", tmp_path)
     assert outcome.code == 0
     assert "albat run" in outcome.out
+
+
+def test_paths_that_look_like_markup_are_printed_as_they_are(
+    albat: Albat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = tmp_path / "[" / "x] [red]"
+    for command in (("list", "--root", odd), ("show", "--root", odd), ("prune", "--root", odd)):
+        outcome = albat(*command)
+        assert outcome.code == 0
+        assert str(odd) in outcome.out
+    odd.mkdir(parents=True)
+    assert str(odd / "a.yaml") in albat("init", odd / "a.yaml").out
+
+
+def test_one_broken_entry_does_not_hide_the_others(
+    albat: Albat, names: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "registry" / "cancer" / "broken.json").write_text("{")
+    (tmp_path / "registry" / "cancer@production.json").write_text('{"adapter": ""}')
+    outcome = albat("list", "--root", tmp_path)
+    assert outcome.code == 0
+    assert all(name in outcome.out for name in names)
+    assert "production" not in outcome.out
+
+
+def test_pruning_says_what_would_go_and_removes_it_when_told(
+    albat: Albat, names: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
+    store = ArtifactStore(str(tmp_path))
+    lone = mixture(store, ["t9"], ["c9"])
+    command = ("prune", "--root", tmp_path)
+    assert "nothing to remove" in albat(*command).out  # it is young
+    said = albat(*command, "--older", 0).out
+    assert str(lone) in said
+    assert "1 would go" in said
+    assert store.find(lone)
+    assert "removed 1" in albat(*command, "--older", 0, "--yes").out
+    assert store.find(lone) is None
+    assert all(name in albat("list", "--root", tmp_path).out for name in names)
