@@ -89,12 +89,13 @@ class Watches:
 
     def acted(self, name: str) -> Acted | None:
         """Return the state that was last acted on, if any was that can be gone on from."""
+        place = self._place(name, "acted")
         try:
-            return Acted.model_validate_json(storage.read_bytes(self._place(name, "acted")))
+            return Acted.model_validate_json(storage.read_bytes(place))
         except FileNotFoundError:
             return None
         except ValidationError:
-            logger.warning("%s was selected for by another version: it is done anew", name)
+            logger.warning("%s is cut off or of another version: %s is selected anew", place, name)
             return None
 
     def set_acted(self, name: str, acted: Acted) -> None:
