@@ -66,9 +66,7 @@ def finetune(
         "backbone": backbone_identity(backbone_config, runtime),
     } | ({"start": start.key} if start else {})
     penalty = penalty_weight(config, backbone_config)
-    settings = config.settings(
-        without={"penalty", "epochs", "stretch"}, penalty=penalty, seed=seed
-    )
+    settings = config.settings(without={"penalty", "epochs", "stretch"}, penalty=penalty, seed=seed)
     key = stage_key(STAGE, STAGE_VERSION, settings.named, inputs)
     checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
 
