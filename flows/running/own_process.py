@@ -26,6 +26,7 @@ _PREFECT_SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else an event that is not taken fills a page
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
 PROCESS_SETTINGS = {
@@ -73,7 +74,7 @@ def embedded_server() -> Iterator[Callable[[], None]]:
 
     Raises:
         StartError: it does not start; raised by what is given, too.
-        AlbatError: it answers no longer.
+        ServerGoneError: it answers no longer.
     """
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
@@ -117,6 +118,10 @@ def embedded_server() -> Iterator[Callable[[], None]]:
             server.stop()
 
 
+class ServerGoneError(AlbatError):
+    """A server no longer answers: whoever gets this ends at once, as Prefect would ask further."""
+
+
 @contextmanager
 def _gone_is_told(server: str) -> Iterator[None]:
     """Say in a sentence that a server is gone, where Prefect has asked for it again and again."""
@@ -125,7 +130,7 @@ def _gone_is_told(server: str) -> Iterator[None]:
     try:
         yield
     except httpx.TransportError as error:
-        raise AlbatError(
+        raise ServerGoneError(
             f"expected the Prefect server to answer, it no longer does ({error})",
             where=server,
             remedy="run the same command again when it does: what was finished is found",

@@ -12,14 +12,13 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.settings.context import temporary_settings
 
-from albat_core.errors import AlbatError
 from flows.local.processes import StartError, listen
 from flows.local.server import OwnServer
-from flows.running.own_process import embedded_server
+from flows.running.own_process import ServerGoneError, embedded_server
 from tests.waiting import PATIENCE, wait_until
 
 STANDS_FOR_A_SERVER = """
-import http.server, pathlib, sys, time
+import http.server, pathlib, socketserver, sys, time
 
 making = pathlib.Path("making a database")
 try:
@@ -34,7 +33,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+class Server(socketserver.TCPServer):  # that of http.server looks its own name up
+    allow_reuse_address = True
+
+Server(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
 
 Make = Callable[[], OwnServer]
@@ -114,7 +116,34 @@ def test_a_command_says_that_its_server_is_gone() -> None:
     named = "http://127.0.0.1:9/api"
     with (
         temporary_settings({PREFECT_API_URL: named}),
-        pytest.raises(AlbatError, match=r"127\.0\.0\.1:9.*no longer.*\n.*run the same command"),
+        pytest.raises(
+            ServerGoneError, match=r"127\.0\.0\.1:9.*no longer.*\n.*run the same command"
+        ),
         embedded_server(),
     ):
         raise httpx.ConnectError("refused")
+
+
+GONE = """
+import atexit
+from unittest import mock
+from flows import cli
+from flows.running.own_process import ServerGoneError
+
+def app(**_):
+    raise ServerGoneError("expected a server")
+
+atexit.register(print, "what Prefect would do at the end")
+with mock.patch.object(cli, "app", app):
+    cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_command_whose_server_is_gone_ends_at_once() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", GONE], capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert ended.returncode == 1
+    assert "expected a server" in ended.stderr
+    assert "Prefect would" not in ended.stdout
