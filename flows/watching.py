@@ -161,7 +161,7 @@ def _has_yet_to_end(run: FlowRun) -> bool:
     about = EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])
     with get_client(sync_client=True) as client:
         last = client.read_events(EventFilter(resource=about), limit=1).events
-        if _ago(max(state.timestamp, *(event.occurred for event in last))) < _SILENT:
+        if _ago(max([state.timestamp, *(event.occurred for event in last)])) < _SILENT:
             return True
         message = f"No sign of life for {_SILENT.total_seconds() / 60:.0f} minutes."
         client.set_flow_run_state(run.id, Crashed(message=message))

@@ -73,13 +73,13 @@ class Watches:
         """Return the configuration with which a run is watched.
 
         Raises:
-            ConfigError: it was noted by a version whose settings had other names.
+            ConfigError: it was noted by a version whose settings had other names, or is cut off.
         """
         place = self._place(name, "watch")
         try:
             return RunConfig.model_validate_json(storage.read_bytes(place))
         except ValidationError as error:
-            first = ".".join(map(str, error.errors()[0]["loc"]))
+            first = ".".join(map(str, error.errors()[0]["loc"])) or "JSON that ends too soon"
             raise ConfigError(
                 f"expected the settings of a run, {error.error_count()} are not known or not sound "
                 f"({first} and others)",
