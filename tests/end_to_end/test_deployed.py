@@ -6,14 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import s3fs
-from prefect.client.orchestration import PrefectClient
 
 from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Registry
@@ -192,28 +190,6 @@ def test_what_a_person_gave_the_runs_environment_is_kept(deployed: Deployed) -> 
     fields = deployed.get("/work_pools/albat")["base_job_template"]["variables"]["properties"]
     assert fields["env"]["default"] == {"OWN": "kept"}
     assert "flows.local.launching" in fields["command"]["default"]
-
-
-def test_an_automation_of_an_older_version_is_brought_up_to_date(deployed: Deployed) -> None:
-    api, wanted = deployed.state.api, deploying.crashed_runs()
-    named = {"automations": {"name": {"any_": [wanted.name]}}}
-
-    def within() -> list[float]:
-        found = deployed.post("/automations/filter", **named).raise_for_status().json()
-        return [each["trigger"]["within"] for each in found]
-
-    async def make_older() -> None:
-        trigger = wanted.trigger.model_copy(update={"within": timedelta(seconds=99)})
-        async with PrefectClient(api) as client:
-            [there] = await client.read_automations_by_name(wanted.name)
-            older = wanted.model_copy(update={"trigger": trigger})
-            await client.update_automation(there.id, older)
-
-    [now] = within()
-    asyncio.run(make_older())
-    assert within() == [99]
-    asyncio.run(deploying.prepare(api, own=True))
-    assert within() == [now]
 
 
 def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3: Served) -> None:
