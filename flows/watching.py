@@ -1,26 +1,35 @@
 """Selecting again when adaptation data has changed: the flow that looks, and the one that acts."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import cast
 
 from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.events.filters import EventFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
 from prefect.variables import Variable
 
 from albat_core.errors import AlbatError, TransientError
 from albat_core.runs.config import RunConfig
 from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint, note_finished
+from albat_core.store.stage import canonical_json
 from flows.albat import FlowResult, chain_of
 from flows.pages import publish_changes, publish_run, publish_selection
 from flows.running.lifting import as_flow
 
 RESELECT = "reselect/reselect"
 _ROOTS = "albat_watched_roots"  # of the server's variables
-_MOST_ATTEMPTS = 5  # at one state of the data, before a person has to look
+_MOST_FAILURES = 5  # at one state of the data, before a person has to look
+_REST = timedelta(hours=6)  # after so many, between one try and the next
+_SILENT = timedelta(minutes=10)  # runs tell every half minute that they are alive
 _MOST_WAITS = 60  # for the data to settle
 
 
@@ -61,9 +70,10 @@ def _others_go_on(name: str, failed: list[str]) -> Iterator[None]:
     """Note the trouble of one run, or of one place, so that the others are looked at too."""
     try:
         yield
-    except AlbatError as error:
-        get_run_logger().error("%s: %s", name, error)
-        failed.append(f"{name}: {error}")
+    except Exception as error:  # whatever it is, it is this one's
+        said = str(error) if isinstance(error, AlbatError) else f"{type(error).__name__}: {error}"
+        get_run_logger().error("%s: %s", name, said)
+        failed.append(f"{name}: {said}")
 
 
 def _remembered() -> list[str]:
@@ -98,30 +108,68 @@ def start_reselection(run: RunConfig, state: str, watches: Watches) -> str:
     """Start the re-selection of a state of the data, unless it was started; return its run's name.
 
     The server keeps one run for each idempotency key, whoever asks: two watchers get the same run.
-    One that failed is tried again, a few times.
+    One that has ended without acting on the state is followed by another, however it ended. Only
+    failures are held against it: after some of them the next waits.
+
+    Args:
+        run: whose data has changed, as it is watched.
+        state: of the data, see ``data_fingerprint``.
+        watches: where it is noted what was acted on.
+
+    Raises:
+        AlbatError: it failed too often, and not long ago.
     """
-    for attempt in range(_MOST_ATTEMPTS):
+    settings = run.model_dump(mode="json", exclude_defaults=True)  # the root is one of them
+    all_of_it = canonical_json([settings, state]).encode()
+    key = f"{run.name}-{hashlib.blake2b(all_of_it, digest_size=16).hexdigest()}"
+    failures = 0
+    for attempt in count():
         try:
             found = run_deployment(
                 RESELECT,
                 parameters={"config": run.model_dump(mode="json")},
-                idempotency_key=f"{run.name}-{state}-{attempt}",
+                idempotency_key=f"{key}-{attempt}",
                 timeout=0,
                 as_subflow=False,
             )
         except ObjectNotFound:  # nothing is deployed: it is done here
             reselect(run)
-            return run.name
+            break
         started = cast("FlowRun", found)  # the other kind is for callers that are async
         acted = watches.acted(run.name)  # written before its run ends
-        done = acted is not None and acted.fingerprint == state
-        if done or started.state is None or not started.state.is_final():
+        if (acted is not None and acted.fingerprint == state) or _has_yet_to_end(started):
             return str(started.name)
-    raise AlbatError(
-        f"expected a re-selection that ends well, {_MOST_ATTEMPTS} at the same data did not",
-        where=RESELECT,
-        remedy="see the logs of its last runs; it is tried again when the data changes",
-    )
+        if started.state is not None and started.state.is_failed():
+            failures += 1
+            if failures >= _MOST_FAILURES and _ago(started.state.timestamp) < _REST:
+                raise AlbatError(
+                    f"expected a re-selection that ends well, {failures} at the same data failed",
+                    where=RESELECT,
+                    remedy="see the logs of its last runs; it is tried again when the data "
+                    f"changes, or {_REST.total_seconds() / 3600:.0f} hours after the last",
+                )
+    return run.name
+
+
+def _has_yet_to_end(run: FlowRun) -> bool:
+    """Tell whether a run will end; one that began and fell silent is told to have crashed."""
+    state = run.state
+    if state is None or state.is_scheduled() or state.is_paused():
+        return True
+    if state.is_final():
+        return False
+    about = EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])
+    with get_client(sync_client=True) as client:
+        last = client.read_events(EventFilter(resource=about), limit=1).events
+        if _ago(max([state.timestamp, *(event.occurred for event in last)])) < _SILENT:
+            return True
+        message = f"No sign of life for {_SILENT.total_seconds() / 60:.0f} minutes."
+        client.set_flow_run_state(run.id, Crashed(message=message))
+    return False
+
+
+def _ago(moment: datetime) -> timedelta:
+    return datetime.now(UTC) - moment
 
 
 @as_flow

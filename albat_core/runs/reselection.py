@@ -74,13 +74,13 @@ class Watches:
         """Return the configuration with which a run is watched.
 
         Raises:
-            ConfigError: it was noted by a version whose settings had other names.
+            ConfigError: it was noted by a version whose settings had other names, or is cut off.
         """
         place = self._place(name, "watch")
         try:
             return RunConfig.model_validate_json(storage.read_bytes(place))
         except ValidationError as error:
-            first = ".".join(map(str, error.errors()[0]["loc"]))
+            first = ".".join(map(str, error.errors()[0]["loc"])) or "JSON that ends too soon"
             raise ConfigError(
                 f"expected the settings of a run, {error.error_count()} are not known or not sound "
                 f"({first} and others)",
@@ -90,12 +90,13 @@ class Watches:
 
     def acted(self, name: str) -> Acted | None:
         """Return the state that was last acted on, if any was that can be gone on from."""
+        place = self._place(name, "acted")
         try:
-            return Acted.model_validate_json(storage.read_bytes(self._place(name, "acted")))
+            return Acted.model_validate_json(storage.read_bytes(place))
         except FileNotFoundError:
             return None
         except ValidationError:
-            logger.warning("%s was selected for by another version: it is done anew", name)
+            logger.warning("%s is cut off or of another version: %s is selected anew", place, name)
             return None
 
     def set_acted(self, name: str, acted: Acted) -> None:

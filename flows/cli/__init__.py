@@ -1,5 +1,6 @@
 """The `albat` command."""
 
+import os
 import signal
 import sys
 
@@ -28,7 +29,7 @@ from flows.cli import production  # noqa: F401
 
 # isort: split
 from flows.cli.app import app
-from flows.running.own_process import AT_ONCE, STOPPED, stop_is_unsaid
+from flows.running.own_process import AT_ONCE, STOPPED, ServerGoneError, stop_is_unsaid
 
 
 def main() -> None:
@@ -44,6 +45,9 @@ def main() -> None:
         from flows.console import show_error
 
         show_error(error)
+        if isinstance(error, ServerGoneError):
+            sys.stdout.flush()
+            os._exit(1)  # Prefect would tell the server of each event, for minutes
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C, without a word

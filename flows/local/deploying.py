@@ -2,18 +2,18 @@
 
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import WorkerFilter
+from prefect.client.schemas.filters import FlowRunFilter, WorkerFilter, WorkPoolFilter
 from prefect.events.schemas.automations import AutomationCore
 from prefect.events.schemas.events import Event, Resource
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
 from albat_core.errors import ConfigError
@@ -40,7 +40,8 @@ async def prepare(api: str, own: bool) -> None:
 
     Args:
         api: address.
-        own: whether the server is this machine's own: then what is there is brought up to date.
+        own: whether the server is this machine's own: then what is there is brought up to date,
+            an automation only where it differs, as it then forgets whom it has heard of.
 
     Raises:
         ConfigError: the pool is there, and its runs are no processes.
@@ -51,7 +52,7 @@ async def prepare(api: str, own: bool) -> None:
         there = await client.read_automations_by_name(wanted.name)
         if not there:
             await client.create_automation(wanted)
-        elif own:
+        elif own and AutomationCore.model_validate(there[0].model_dump()) != wanted:
             await client.update_automation(there[0].id, wanted)
 
 
@@ -152,3 +153,23 @@ async def cancel(api: str, runs: Iterable[str]) -> list[str]:
                 await client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
                 stopped.append(run.name)
     return stopped
+
+
+async def crash_lost(api: str, alive: Container[str]) -> list[str]:
+    """Tell a server whose runs are all of this machine which of them are gone; return their names.
+
+    Args:
+        api: address.
+        alive: ids of the runs that processes compute.
+    """
+    begun = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+    runs = FlowRunFilter.model_validate({"state": begun})
+    pool = WorkPoolFilter.model_validate({"name": {"any_": [POOL]}})
+    lost = []
+    async with PrefectClient(api) as client:
+        for run in await client.read_flow_runs(flow_run_filter=runs, work_pool_filter=pool):
+            if str(run.id) not in alive:
+                message = "Its worker was killed. Run it again: what was finished is found."
+                await client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+                lost.append(run.name)
+    return lost

@@ -163,6 +163,8 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
     else:
         _refuse_silent(wanted.api)
     asyncio.run(deploying.prepare(wanted.api, wanted.own_server))
+    if wanted.own_server:
+        _crash_lost(wanted.api)
     log, name = log_of(folder, "worker"), deploying.worker_name(wanted.mark)
     pool = ["--pool", deploying.POOL, "--name", name, "--install-policy", "never"]
     worker = start(
@@ -278,15 +280,24 @@ def _clear(folder: Path, found: Up) -> list[str]:
     runs, cancelled = runs_of(others), []
     stop([process for process in others if process.pid == found.worker_pid], _RUN_PATIENCE)
     stop([process for process in others if process.is_running()], _RUN_PATIENCE)
-    if runs:
+    if runs or found.server_pid is not None:
         from flows.local import deploying
 
         spare_loopback(os.environ)
         if asyncio.run(deploying.answers(found.api)):
             cancelled = asyncio.run(deploying.cancel(found.api, runs))
+            if found.own_server:
+                _crash_lost(found.api)
     stop(marked(found.mark), _SERVER_PATIENCE)
     _state(folder).unlink(missing_ok=True)
     return cancelled
+
+
+def _crash_lost(api: str) -> None:
+    """Mark the runs of workers that were killed: a server of this machine alone has no others."""
+    from flows.local import deploying
+
+    asyncio.run(deploying.crash_lost(api, runs_of(psutil.process_iter())))
 
 
 @contextmanager

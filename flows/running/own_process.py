@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from albat_core.errors import Interrupted
+from albat_core.errors import AlbatError, Interrupted
 
 STOPPED = "stopped: what was finished is kept; run the same command again to go on"
 AT_ONCE = "stopped at once; what was finished is kept: run the same command again to go on"
@@ -26,6 +26,7 @@ _PREFECT_SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else an event that is not taken fills a page
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
 PROCESS_SETTINGS = {
@@ -70,6 +71,10 @@ def embedded_server() -> Iterator[Callable[[], None]]:
     """Start Prefect's server, unless one is configured; what is given waits until it answers.
 
     It starts beside the imports and checks that a run begins with, which take as long.
+
+    Raises:
+        StartError: it does not start; raised by what is given, too.
+        ServerGoneError: it answers no longer.
     """
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
@@ -77,16 +82,33 @@ def embedded_server() -> Iterator[Callable[[], None]]:
 
     from flows.local.server import OwnServer
 
-    if PREFECT_API_URL.value() is not None:
-        yield lambda: None
+    if (named := PREFECT_API_URL.value()) is not None:
+        with _gone_is_told(named):
+            yield lambda: None
         return
     server = OwnServer()
-    starting = threading.Thread(target=server.start, daemon=True)
+    failed: list[Exception] = []
+
+    def start() -> None:
+        try:
+            server.start()
+        except Exception as error:  # raised where it is waited for
+            failed.append(error)
+
+    def answers() -> None:
+        starting.join()
+        if failed:
+            raise failed[0]
+
+    starting = threading.Thread(target=start, daemon=True)
     starting.start()
     try:
         # the heartbeat is for workers' runs; here its thread would hold every end for a second
-        with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield starting.join
+        with (
+            temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+            _gone_is_told("the server of this command"),
+        ):
+            yield answers
     finally:
         if starting.is_alive():  # a mistake ended the run before the server answered
             if server.server_process is not None:
@@ -94,6 +116,25 @@ def embedded_server() -> Iterator[Callable[[], None]]:
         else:
             APILogHandler().flush()  # or its worker looks for a server that is gone, for a minute
             server.stop()
+
+
+class ServerGoneError(AlbatError):
+    """A server no longer answers: whoever gets this ends at once, as Prefect would ask further."""
+
+
+@contextmanager
+def _gone_is_told(server: str) -> Iterator[None]:
+    """Say in a sentence that a server is gone, where Prefect has asked for it again and again."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ServerGoneError(
+            f"expected the Prefect server to answer, it no longer does ({error})",
+            where=server,
+            remedy="run the same command again when it does: what was finished is found",
+        ) from error
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -5,17 +5,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import s3fs
-from prefect.client.orchestration import PrefectClient
-from prefect.events.schemas.events import Event, Resource
 
 from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Registry
@@ -43,8 +39,6 @@ FLOWS = {
     "watch-adaptation",
     "reselect",
 }
-HEARTBEAT = "prefect.flow-run.heartbeat"
-STATES = [f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "Completed")]
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -198,43 +192,6 @@ def test_what_a_person_gave_the_runs_environment_is_kept(deployed: Deployed) -> 
     assert "flows.local.launching" in fields["command"]["default"]
 
 
-def test_an_automation_of_an_older_version_is_brought_up_to_date(deployed: Deployed) -> None:
-    api, wanted = deployed.state.api, deploying.crashed_runs()
-    named = {"automations": {"name": {"any_": [wanted.name]}}}
-
-    def within() -> list[float]:
-        found = deployed.post("/automations/filter", **named).raise_for_status().json()
-        return [each["trigger"]["within"] for each in found]
-
-    async def make_older() -> None:
-        trigger = wanted.trigger.model_copy(update={"within": timedelta(seconds=99)})
-        async with PrefectClient(api) as client:
-            [there] = await client.read_automations_by_name(wanted.name)
-            older = wanted.model_copy(update={"trigger": trigger})
-            await client.update_automation(there.id, older)
-
-    [now] = within()
-    asyncio.run(make_older())
-    assert within() == [99]
-    asyncio.run(deploying.prepare(api, own=True))
-    assert within() == [now]
-
-
-def test_only_a_run_that_fell_silent_has_crashed(deployed: Deployed) -> None:
-    for within in (40, 160, 320):  # Prefect takes 10 and more
-        (back, done, silent), has_heard = heard_of_once(deployed, within)
-        heard = 6  # one after the other: of two at once Prefect may lose one
-        for run_id, name in ((back, "SCHEDULED"), (done, "COMPLETED")):
-            told = deployed.post(f"/flow_runs/{run_id}/set_state", state={"type": name})
-            told.raise_for_status()
-            heard += has_heard(heard + 1, within / 4)
-        if heard == 8:  # else they may have seemed silent, too
-            break
-    wait_until(lambda: deployed.get(f"/flow_runs/{silent}")["state_type"] == "CRASHED", 0.3)
-    states = [deployed.get(f"/flow_runs/{run_id}")["state_type"] for run_id in (back, done)]
-    assert states == ["SCHEDULED", "COMPLETED"]
-
-
 def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3: Served) -> None:
     store, bucket = ArtifactStore(run.runtime.root), s3.client()
     deployed.trigger("albat/albat", config=run.model_dump(mode="json")).raise_for_status()
@@ -274,59 +231,6 @@ def test_a_run_then_new_data_then_the_end(deployed: Deployed, run: RunConfig, s3
     mark = deployed.state.mark
     assert "stopped" in deployed.albat("down")
     assert marked(mark) == []
-
-
-def heard_of_once(deployed: Deployed, within: int) -> tuple[list[str], Callable[..., bool]]:
-    """Begin three runs, each heard of once, that have crashed after so many seconds of silence.
-
-    What is given with them waits until what decides on them has heard so many events, and tells
-    whether that came within so many seconds.
-    """
-    flow = deployed.get("/deployments/name/evaluate/evaluate")["flow_id"]
-    ids = [deployed.post("/flow_runs/", flow_id=flow).json()["id"] for _ in range(3)]
-    those = {"prefect.resource.id": [*map(resource, ids)]}
-    quick = deploying.crashed_runs().model_dump(mode="json") | {"name": f"within {within}"}
-    quick["trigger"] |= {"match": those, "within": within}
-    deployed.post("/automations/", **quick).raise_for_status()
-    # tells when what decides on automations has heard of all three
-    witness = quick | {"name": f"heard of, within {within}", "actions": [{"type": "do-nothing"}]}
-    of_witness = {"posture": "Reactive", "after": [], "expect": [*STATES, HEARTBEAT], "within": 0}
-    witness["trigger"] = quick["trigger"] | of_witness
-    made = deployed.post("/automations/", **witness).raise_for_status().json()["id"]
-    heard = {
-        "event": {"name": ["prefect.automation.triggered"]},
-        "resource": {"id": [f"prefect.automation.{made}"]},
-    }
-
-    def has_heard(count: int, patience: float = PATIENCE) -> bool:
-        end, total = time.monotonic() + patience, 0
-        while total < count and time.monotonic() < end:
-            time.sleep(0.3)
-            total = deployed.post("/events/filter", filter=heard).json()["total"]
-        return total >= count
-
-    for run_id in ids:
-        told = deployed.post(f"/flow_runs/{run_id}/set_state", state={"type": "RUNNING"})
-        told.raise_for_status()
-    assert has_heard(3)  # or what follows on it would be kept back until it comes
-    asyncio.run(heartbeats(deployed.state.api, ids))
-    assert has_heard(6)  # events of states come another way, and would overtake them
-    return ids, has_heard
-
-
-def resource(run_id: str) -> str:
-    """Return what events call a flow run."""
-    return f"prefect.flow-run.{run_id}"
-
-
-async def heartbeats(api: str, run_ids: list[str]) -> None:
-    """Tell the server once that runs are alive, as their processes do."""
-    async with PrefectClient(api) as client:
-        for run_id in run_ids:
-            about = Resource({"prefect.resource.id": resource(run_id)})
-            beat = Event(event=HEARTBEAT, resource=about)
-            told = await client.request("POST", "/events", json=[beat.model_dump(mode="json")])
-            told.raise_for_status()
 
 
 def put_rows(bucket: s3fs.S3FileSystem, topic: str) -> None:

@@ -235,6 +235,63 @@ def test_a_run_that_was_killed_goes_on(
     assert same_adapter(adapter_of(config), adapter_of(whole))
 
 
+def test_a_run_whose_server_was_killed_goes_on(
+    whole: RunConfig, home: Path, tmp_path: Path
+) -> None:
+    config = without_albat(whole, tmp_path)
+    path = file_for(config, whole)
+    go = path.with_suffix(".go")
+    command = Albat(path, home, go=go)
+    command.wait_until(lambda: checkpoints(config))
+    (server,) = servers_of(command.process.pid)
+    os.kill(server, signal.SIGKILL)
+    command.wait_until(lambda: set(servers_of(command.process.pid)) - {server})
+    go.touch()
+    code, out, err = command.ended()
+    assert code == 0, err
+    assert "ALBAT reaches" in out
+    assert "rror" not in out + err
+
+
+TERMINATED = """
+import os, signal, sys
+from contextlib import contextmanager
+from flows.cli import main
+from flows.running import own_process
+
+answer, when = own_process.own_answer_to_sigterm, sys.argv.pop()
+
+@contextmanager
+def amid_prefects():
+    if when == "before":
+        os.kill(os.getpid(), signal.SIGTERM)
+    with answer():
+        yield
+    os.kill(os.getpid(), signal.SIGTERM)
+
+own_process.own_answer_to_sigterm = amid_prefects
+main()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_sigterm_that_prefect_answers_ends_without_a_traceback(
+    when: str, whole: RunConfig, prefect_server: str, tmp_path: Path
+) -> None:
+    path = file_for(without_albat(whole, tmp_path), whole)
+    ended = subprocess.run(
+        [sys.executable, "-c", TERMINATED, "embed", str(path), when],
+        env={**os.environ, "PREFECT_API_URL": prefect_server},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert STOPPED in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
 STOPS_TWICE = """
 import os, signal, time
 from flows.running.own_process import stop_on_ctrl_c

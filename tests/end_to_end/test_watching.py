@@ -1,13 +1,17 @@
 """Adaptation data that changes: one re-selection for each state of it."""
 
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled, State
 
 from albat_core.errors import AlbatError, TransientError
 from albat_core.records.mixtures import ADAPTATION, BACKBONE, changed_rows
@@ -155,24 +159,147 @@ def test_data_is_acted_on_once_it_has_settled(
         changed_state(run, None)
 
 
-def test_a_re_selection_that_ended_meanwhile_is_not_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, keys = watched(tmp_path, threshold=1.0), []
+class Runs:
+    """A server's runs by their keys; new ones have the next of some states."""
 
-    def ended(name: str, *, idempotency_key: str, **_: object) -> FlowRun:
-        keys.append(idempotency_key)
-        return FlowRun(flow_id=uuid4(), name="the-first", state=Completed())
+    def __init__(self, *states: State) -> None:
+        self._states = iter(states)
+        self.by_key: dict[str, FlowRun] = {}
+        self.heard: list[datetime] = []
+        self.told: list[State] = []
+
+    def start(self, _name: str, *, idempotency_key: str, **_: object) -> FlowRun:
+        if idempotency_key not in self.by_key:
+            made = FlowRun(flow_id=uuid4(), name=f"run-{len(self)}", state=next(self._states))
+            self.by_key[idempotency_key] = made
+        return self.by_key[idempotency_key]
+
+    def __len__(self) -> int:
+        return len(self.by_key)
+
+    # as a client
+
+    def __enter__(self) -> "Runs":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read_events(self, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(events=[SimpleNamespace(occurred=time) for time in self.heard])
+
+    def set_flow_run_state(self, _run: object, state: State) -> None:
+        self.told.append(state)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runs]:
+    """Let re-selections be started on a server that has only runs."""
+
+    def made(*states: State) -> Runs:
+        server = Runs(*states)
+        monkeypatch.setattr(watching, "run_deployment", server.start)
+        monkeypatch.setattr(watching, "get_client", lambda **_: server)
+        return server
+
+    return made
+
+
+def ago(**time: float) -> datetime:
+    return datetime.now(UTC) - timedelta(**time)
+
+
+def test_a_re_selection_that_ended_meanwhile_is_not_started_again(
+    tmp_path: Path, runs: Callable[..., Runs]
+) -> None:
+    run, server = watched(tmp_path, threshold=1.0), runs(Completed(), Completed(), Scheduled())
 
     class ActedOn(Watches):
         def acted(self, name: str) -> Acted:
             return Acted.model_construct(fingerprint="now")
 
-    monkeypatch.setattr(watching, "run_deployment", ended)
     watches = ActedOn(run.runtime.root)
-    assert watching.start_reselection(run, "now", watches) == "the-first"
-    assert keys == ["toy-now-0"]
+    assert watching.start_reselection(run, "now", watches) == "run-0"
+    assert len(server) == 1
     # the data was so before, and is so again
-    with pytest.raises(AlbatError, match="ends well"):
-        watching.start_reselection(run, "earlier", watches)
-    assert len(keys) > 2
+    assert watching.start_reselection(run, "earlier", watches) == "run-2"
+    assert watching.start_reselection(run, "earlier", watches) == "run-2"
+
+
+def test_a_re_selection_is_of_one_root_and_configuration(
+    tmp_path: Path, runs: Callable[..., Runs]
+) -> None:
+    run, server = watched(tmp_path, threshold=1.0), runs(*[Scheduled()] * 3)
+    elsewhere = run.runtime.model_copy(update={"root": str(tmp_path / "elsewhere")})
+    others = [run.model_copy(update={"runtime": elsewhere}), run.model_copy(update={"seed": 9})]
+    watches = Watches(run.runtime.root)
+    started = [watching.start_reselection(each, "now", watches) for each in (run, *others, run)]
+    assert started == ["run-0", "run-1", "run-2", "run-0"]
+    assert len(server) == 3
+
+
+def test_only_failures_are_held_against_a_state_of_the_data(
+    tmp_path: Path, runs: Callable[..., Runs]
+) -> None:
+    run = watched(tmp_path, threshold=1.0)
+    watches = Watches(run.runtime.root)
+    runs(*[Cancelled()] * 6, *[Crashed()] * 6, Scheduled())
+    assert watching.start_reselection(run, "now", watches) == "run-12"
+    server = runs(*[Failed(timestamp=ago(hours=7))] * 4, Failed(), Scheduled())
+    for _ in range(2):
+        with pytest.raises(AlbatError, match="5 at the same data failed"):
+            watching.start_reselection(run, "now", watches)
+    assert len(server) == 5
+    last = server.by_key[list(server.by_key)[-1]]
+    last.state = Failed(timestamp=ago(hours=7))
+    assert watching.start_reselection(run, "now", watches) == "run-5"
+
+
+def test_a_re_selection_that_will_never_end_is_followed_by_another(
+    tmp_path: Path, runs: Callable[..., Runs]
+) -> None:
+    run = watched(tmp_path, threshold=1.0)
+    watches = Watches(run.runtime.root)
+    server = runs(Running(timestamp=ago(minutes=30)), Scheduled())
+    server.heard = [ago(minutes=9)]  # late, as on a busy machine
+    assert watching.start_reselection(run, "now", watches) == "run-0"
+    assert server.told == []
+    for silent in ([ago(minutes=11)], []):
+        server = runs(Running(timestamp=ago(minutes=30)), Scheduled())
+        server.heard = silent
+        assert watching.start_reselection(run, "now", watches) == "run-1"
+        [told] = server.told
+        assert told.is_crashed()
+
+
+def test_what_cannot_be_read_is_told_and_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, other = watched(tmp_path, threshold=1.0), str(tmp_path / "other")
+    watches = Watches(run.runtime.root)
+    for name in ("a-cut", "another-version", "broken", "strange", "toy"):
+        watches.add(run.model_copy(update={"name": name}))
+    folder = Path(run.runtime.root, "watches")
+    cut, older = folder / "a-cut" / "watch.json", folder / "another-version" / "watch.json"
+    cut.write_bytes(cut.read_bytes()[:99])
+    older.write_text(older.read_text().replace('"seed":', '"seeds":', 1))
+    (folder / "broken" / "acted.json").write_bytes(b"\xff{")
+
+    def looked(run: RunConfig, acted: Acted | None) -> str:
+        assert acted is None
+        if run.name == "strange":
+            raise RuntimeError("of a library")
+        return "now"
+
+    monkeypatch.setattr(watching, "_remembered", lambda: [other, run.runtime.root])
+    monkeypatch.setattr(watching, "get_run_logger", lambda: logging.getLogger("albat_core"))
+    monkeypatch.setattr(watching, "changed_state", looked)
+    monkeypatch.setattr(watching, "start_reselection", lambda run, *_: started.append(run.name))
+    started: list[str] = []
+    Path(other).write_text("no folder")
+    with pytest.raises(AlbatError) as raised:
+        watch_adaptation.fn()
+    assert started == ["broken", "toy"]
+    said = str(raised.value)
+    assert all(name in said for name in ("a-cut", "another-version", "RuntimeError: of a library"))
+    assert "broken" not in said
+    assert "broken/acted.json" in caplog.text
