@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
-from fsspec.utils import glob_translate
+from fsspec.compression import compr
+from fsspec.utils import glob_translate, infer_compression
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.progress import track_long
@@ -184,19 +186,52 @@ def exists(uri: str) -> bool:
         return bool(fs.exists(path))
 
 
+class _Explained(io.BufferedIOBase):
+    """A remote file whose own errors are told apart from those of whoever decodes it."""
+
+    def __init__(self, file: Any, uri: str) -> None:
+        self._file = file
+        self._uri = uri
+
+    def read(self, size: int | None = -1) -> bytes:
+        with explained(self._uri):
+            return bytes(self._file.read(-1 if size is None else size))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+
 @contextmanager
 def open_binary(uri: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file for reading; ``decompress`` by its ending (.gz, .bz2, .xz, .zst)."""
+    """Open a file for reading; ``decompress`` by its ending (.gz, .bz2, .xz, .zst).
+
+    Raises:
+        TransientError: storage does not answer; what damaged content raises passes as it is.
+    """
+    fs, path = filesystem(uri)
     with explained(uri):
-        fs, path = filesystem(uri)
-        zstd = decompress and path.lower().endswith(".zst")  # fsspec would need one more library
-        with fs.open(path, "rb", compression="infer" if decompress and not zstd else None) as file:
-            if not zstd:
-                yield file
-                return
+        opened = fs.open(path, "rb")
+    with opened:
+        file = _Explained(opened, uri) if is_remote(uri) else opened
+        packed = infer_compression(path) if decompress else None
+        if path.lower().endswith(".zst") and decompress:  # fsspec would need one more library
             import pyarrow as pa
 
             yield pa.CompressedInputStream(file, "zstd")
+        elif packed:
+            with compr[packed](file, mode="rb") as unpacked:
+                yield unpacked
+        else:
+            yield file
 
 
 def read_bytes(uri: str) -> bytes:
