@@ -39,7 +39,8 @@ from albat_core.report.showing import (
     selection,
 )
 from albat_core.report.verdict import verdict
-from albat_core.store.artifacts import ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.manifests import Manifest
 
 
 def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int) -> ReportContent:

@@ -12,7 +12,8 @@ from albat_core.records.mixtures import read_mixture
 from albat_core.records.splits import VALIDATION, read_role, role_digest
 from albat_core.seeding import derive_seed
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime, stage_key
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
@@ -66,9 +67,7 @@ def finetune(
         "backbone": backbone_identity(backbone_config, runtime),
     } | ({"start": start.key} if start else {})
     penalty = penalty_weight(config, backbone_config)
-    settings = config.settings(
-        without={"penalty", "epochs", "stretch"}, penalty=penalty, seed=seed
-    )
+    settings = config.settings(without={"penalty", "epochs", "stretch"}, penalty=penalty, seed=seed)
     key = stage_key(STAGE, STAGE_VERSION, settings.named, inputs)
     checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
 

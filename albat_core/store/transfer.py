@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,8 +97,13 @@ def _replace_files(fs: Any, local: Path, uri: str, path: str) -> None:
         _put(fs, local, path, [name])
 
 
-def download(uri: str, folder: Path) -> Path:
+def download(uri: str, folder: Path, again: Collection[str] = ()) -> Path:
     """Return a local folder with what lies under ``uri``; local ones are returned as they are.
+
+    Args:
+        uri: of a folder.
+        folder: for what is remote; files of the right size that lie there are not fetched.
+        again: files that are fetched all the same.
 
     Raises:
         InputError: what is listed there would be written outside of the folder.
@@ -117,7 +122,8 @@ def download(uri: str, folder: Path) -> Path:
         wanted = {
             name: length
             for name, length in listed.items()
-            if not ((there := folder / name).exists() and there.stat().st_size == length)
+            if name in again
+            or not ((there := folder / name).exists() and there.stat().st_size == length)
         }
         for some in _batches(wanted):
             # several threads may want the same file
