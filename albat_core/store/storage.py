@@ -221,7 +221,7 @@ def open_binary(uri: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
     with explained(uri):
         opened = fs.open(path, "rb")
     with opened:
-        file = _Explained(opened, uri) if is_remote(uri) else opened
+        file: Any = _Explained(opened, uri) if is_remote(uri) else opened
         packed = infer_compression(path) if decompress else None
         if path.lower().endswith(".zst") and decompress:  # fsspec would need one more library
             import pyarrow as pa
