@@ -41,6 +41,10 @@ class ArtifactError(AlbatError):
     """An artifact is missing, incomplete or changed."""
 
 
+class DamagedError(ArtifactError):
+    """A file of an artifact, which ``where`` names, is not what was written."""
+
+
 class TrainingError(AlbatError):
     """Training cannot go on: the loss is not finite."""
 

@@ -24,10 +24,11 @@ from albat_core.records.adapters import STAGE as ADAPTER
 from albat_core.runs.registry import Entry, Registry
 from albat_core.runs.reselection import Watches
 from albat_core.store import storage
-from albat_core.store.artifacts import CLAIMS, MANIFEST, ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import CLAIMS, ArtifactRef, ArtifactStore
 from albat_core.store.claims import claimed, may_be_held
 from albat_core.store.drafts import PREFIX, is_left
 from albat_core.store.listing import FileState, file_states
+from albat_core.store.manifests import MANIFEST, Manifest
 
 DAY = 86400.0
 """Seconds."""

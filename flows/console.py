@@ -43,7 +43,8 @@ from albat_core.report.wording import (
     whole,
 )
 from albat_core.runs.registry import Entry, flattened
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.manifests import Manifest
 
 _SHOWN_ROWS = 5
 _SHOWN_VALUES = 8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
-from albat_core.store import storage, transfer
+from albat_core.store import fingerprints, storage, transfer
 from albat_core.store.pointers import LONGEST, REMEDY, is_pointer
 
 MODEL_CONFIG = "config.json"
@@ -36,7 +36,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
     folder = Path(path).expanduser()
     if storage.is_remote(path):
         _refuse_single_file(path)
-        name = storage.tree_fingerprint(path)[:16]
+        name = fingerprints.tree_fingerprint(path)[:16]
         folder = transfer.download(path, storage.fetched_folder("backbones", name))
     elif not folder.is_dir():
         _refuse_single_file(path)

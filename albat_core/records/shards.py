@@ -79,7 +79,7 @@ def parts_of(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> list[Part]:
 def part_path(store: ArtifactStore, address: str) -> Path:
     """Return the local path of the part at ``<shards key>/<part name>``."""
     key, _, name = address.partition("/")
-    return store.folder(ArtifactRef(stage=STAGE, key=key)) / name
+    return store.file(ArtifactRef(stage=STAGE, key=key), name)
 
 
 def read_examples(store: ArtifactStore, shard: Sequence[str], row: Sequence[int]) -> list[Example]:
@@ -121,6 +121,6 @@ def _take(path: Path, rows: Sequence[int]) -> list[Example]:
 
 def iterate_part(store: ArtifactStore, part: Part, size: int = 1024) -> Iterator[list[Example]]:
     """Yield a part's examples, ``size`` at a time, in order."""
-    with pq.ParquetFile(store.folder(part.shards) / part.name) as file:
+    with pq.ParquetFile(store.file(part.shards, part.name)) as file:
         for batch in file.iter_batches(batch_size=size, columns=EXAMPLE_SCHEMA.names):
             yield table_to_examples(pa.Table.from_batches([batch]))

@@ -39,7 +39,8 @@ from albat_core.report.showing import (
     selection,
 )
 from albat_core.report.verdict import Outlook, expected, verdict
-from albat_core.store.artifacts import ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.manifests import Manifest
 
 _WRONG = "The verdict, which called mixing likely to pay, was wrong here."
 

@@ -33,7 +33,8 @@ from albat_core.report.content import (
     Selection,
     SourceCount,
 )
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.manifests import Manifest
 
 CHANGES = "changes.json"
 """In the artifact of a comparison of two selections."""

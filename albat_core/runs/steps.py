@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
+from albat_core.errors import DamagedError
 from albat_core.progress import announce
 from albat_core.records import adapters, candidates, selections, shards, splits
 from albat_core.records.runs import StageRun
 from albat_core.records.vectors import EmbeddedPart
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.manifests import Manifest
 
 NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
     shards.STAGE: shards.row_notes,
@@ -49,24 +52,40 @@ class _Done(Generic[Made]):
         return self.made
 
 
+@dataclass(frozen=True)
+class _Failed:
+    error: DamagedError
+
+    def result(self) -> NoReturn:
+        raise self.error
+
+
 def call_here(
     stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs
 ) -> Pending[Made]:
-    """Call a stage at once, in this thread."""
-    return _Done(stage(*args, **kwargs))
+    """Call a stage at once, in this thread; damage is told to whoever waits for it."""
+    try:
+        return _Done(stage(*args, **kwargs))
+    except DamagedError as error:
+        return _Failed(error)
 
 
 class Step(Generic[Made]):
-    """One call of a stage.
+    """One call of a stage, started at once.
 
     Args:
         label: of the steps that it is one of.
-        pending: what it will have made.
+        start: starts the call.
+        replace: makes the artifact of a name again, which the call found damaged.
     """
 
-    def __init__(self, label: str, pending: Pending[Made]) -> None:
+    def __init__(
+        self, label: str, start: Callable[[], Pending[Made]], replace: Callable[[str], None]
+    ) -> None:
         self.label = label
-        self._pending = pending
+        self._start = start
+        self._replace = replace
+        self._pending = start()
         self._done: list[Made] = []
 
     @property
@@ -75,10 +94,26 @@ class Step(Generic[Made]):
         return bool(self._done)
 
     def result(self) -> Made:
-        """Wait for it; raise what the stage raised."""
-        if not self._done:
-            self._done.append(self._pending.result())
+        """Wait for it; raise what the stage raised.
+
+        Where the stage met a damaged artifact that a step has made, both are done again, once.
+        """
+        damaged: set[str] = set()
+        while not self._done:
+            try:
+                self._done.append(self._pending.result())
+            except DamagedError as error:
+                if error.where in damaged:
+                    raise
+                damaged.add(error.where)
+                self._replace(error.where)
+                self._pending = self._start()
         return self._done[0]
+
+    def again(self) -> None:
+        """Start it anew."""
+        self._done.clear()
+        self._pending = self._start()
 
     @property
     def ref(self) -> ArtifactRef | None:
@@ -123,7 +158,8 @@ class Steps:
         name = (stage, _hashable(args), _hashable(kwargs))
         if name not in self._known:
             self._began.setdefault(label, time.perf_counter())
-            self._known[name] = step = Step(label, self._execute(stage, *args, **kwargs))
+            start = partial(self._execute, stage, *args, **kwargs)
+            self._known[name] = step = Step(label, start, self._replace)
             self._noted.setdefault(label, []).append(step)
         return self._known[name]
 
@@ -155,7 +191,7 @@ class Steps:
         self, stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs
     ) -> Made:
         """Call what makes no artifact, and wait for it; nothing is noted."""
-        return self._execute(stage, *args, **kwargs).result()
+        return Step("", partial(self._execute, stage, *args, **kwargs), self._replace).result()
 
     @property
     def stages(self) -> list[StageRun]:
@@ -166,6 +202,13 @@ class Steps:
             if refs:
                 found.append(StageRun(label=label, refs=refs))
         return found
+
+    def _replace(self, name: str) -> None:
+        """Do the step again that made an artifact, unless it is there once more."""
+        for step in [step for step in self._known.values() if step.done]:
+            if step.ref is not None and str(step.ref) == name and not self._store.find(step.ref):
+                step.again()
+                step.result()
 
     def _announce(self, label: str) -> None:
         refs = _refs(self._noted[label])

@@ -22,7 +22,7 @@ from albat_core.sources.formats.text import Text
 from albat_core.sources.picture_folders import Beside, row_of, without_descriptions
 from albat_core.sources.picture_paths import paths_fingerprint
 from albat_core.sources.readers import readable, stream_rows
-from albat_core.store import storage
+from albat_core.store import fingerprints, storage
 from albat_core.store.patterns import above_glob, braced, is_pattern
 from albat_core.store.stage import canonical_json
 
@@ -105,13 +105,13 @@ def _fingerprints(found: Sequence[Found]) -> dict[str, str]:
     uris = [file.uri for file in found] + captions
     prints = {}
     with track_long("look at input files", len(uris), "files", _MANY) as advance:
-        for uri, content in zip(uris, storage.fingerprints(uris), strict=True):
+        for uri, content in zip(uris, fingerprints.fingerprints(uris), strict=True):
             prints[uri] = content
             advance(1)
     for uri, content in prints.items():
         if not content:
             with readable(uri):
-                prints[uri] = storage.fingerprint(uri)
+                prints[uri] = fingerprints.fingerprint(uri)
     return prints
 
 

@@ -17,7 +17,7 @@ from albat_core.sources.formats.images import Images
 from albat_core.sources.formats.text import Text
 from albat_core.sources.picture_paths import one_spelling
 from albat_core.sources.readers import readable, stream_rows
-from albat_core.store import storage
+from albat_core.store import fingerprints, storage
 
 KEY = "file_name"
 """Column of a table of pictures that names the file, as in `datasets`' image folders."""
@@ -129,7 +129,7 @@ def _describe(pictures: Sequence[str], listed: Iterable[str]) -> list[Beside]:
     versions = {}
     for uri in tables.values():
         with readable(uri):
-            versions[uri] = storage.fingerprint(uri)
+            versions[uri] = fingerprints.fingerprint(uri)
     found = []
     for uri in pictures:
         folder = uri.rpartition("/")[0]
@@ -154,7 +154,7 @@ def _refuse_absent(listed: Collection[str]) -> None:
     for uri in sorted(filter(_is_table, listed)):
         folder = one_spelling(uri.rpartition("/")[0])
         with readable(uri):
-            version = storage.fingerprint(uri)
+            version = fingerprints.fingerprint(uri)
         absent = [name for name in _table(uri, version).rows if f"{folder}/{name}" not in there]
         if absent:
             more = f", nor {len(absent) - 1} more that the table names" if absent[1:] else ""

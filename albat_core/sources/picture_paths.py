@@ -11,7 +11,7 @@ from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.sources.config import SourceConfig
-from albat_core.store import storage
+from albat_core.store import fingerprints, storage
 
 Picture = bytes | str
 """A picture's file, or its address."""
@@ -129,7 +129,7 @@ def paths_fingerprint(values: Iterable[Any], uri: str, config: SourceConfig) -> 
     if not any(first):
         return None
     running = hashlib.sha256()
-    for found in storage.fingerprints(path for path in chain(first, rows) if path):
+    for found in fingerprints.fingerprints(path for path in chain(first, rows) if path):
         running.update(f"{found}\n".encode())
     return running.hexdigest()
 

@@ -1,6 +1,5 @@
 """Rows of a file, whatever its format."""
 
-import gzip
 import lzma
 import math
 import tarfile
@@ -40,7 +39,7 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
             for row in reader.read(file, uri, columns, advance):
                 yield {name: _known(value) for name, value in row.items()}
         except (InputError, *damage) as error:
-            if _of_storage(error, uri):
+            if _of_storage(error):
                 raise
             with storage.open_binary(uri) as whatever:
                 refuse_pointer(whatever.read(LONGEST), uri)
@@ -58,11 +57,11 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float | Decimal) and math.isnan(value) else value
 
 
-def _of_storage(error: Exception, uri: str) -> bool:
+def _of_storage(error: Exception) -> bool:
     """Tell whether reading failed rather than what was read: decoders set no error number."""
-    if not isinstance(error, OSError) or isinstance(error, gzip.BadGzipFile):
-        return False
-    return error.errno is not None or storage.is_remote(uri)
+    return isinstance(error, FileNotFoundError) or (
+        isinstance(error, OSError) and error.errno is not None
+    )
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def compare_selections(
 
 
 def export_changes(changes: ArtifactRef, output: str, runtime: Runtime) -> dict[str, str]:
-    """Copy the page of a comparison below ``output``; return its place by name."""
+    """Copy the page of a comparison below ``output``, in one piece; return its place by name."""
     place = storage.join(output, PAGE)
     page = ArtifactStore(runtime.root).folder(changes) / PAGE
     storage.write_bytes(place, page.read_bytes())

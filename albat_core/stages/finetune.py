@@ -13,7 +13,8 @@ from albat_core.records.mixtures import read_mixture
 from albat_core.records.splits import VALIDATION, read_role, role_digest
 from albat_core.seeding import derive_seed
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime, stage_key
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 

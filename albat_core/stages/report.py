@@ -56,17 +56,30 @@ def read_results(store: ArtifactStore, report: ArtifactRef) -> ReportContent:
 def export_run(
     run: RunArtifacts, report: ArtifactRef, output: str, runtime: Runtime
 ) -> dict[str, str]:
-    """Copy report, adapter and mixture below ``output``; return their places by name."""
+    """Copy report, adapter and mixture below ``output``; return their places by name.
+
+    Each is replaced as ``transfer.replace_tree`` says, one after the other and the report last:
+    where this is killed, the report tells of the adapter before.
+
+    Args:
+        run: whose adapter and mixture.
+        report: of it.
+        output: a folder, local or remote.
+        runtime: where artifacts are kept.
+
+    Raises:
+        DamagedError: what would be copied is not what was written; nothing is copied.
+    """
     store = ArtifactStore(runtime.root)
     adapter = next(arm.adapter for arm in run.arms if arm.name == ALBAT)
     assert adapter is not None  # ALBAT's arm is always trained
-    places = {"adapter": adapter, "mixture": run.mixture}
+    folders = {"adapter": store.folder(adapter), "mixture": store.folder(run.mixture)}
     page = store.folder(report)
     kept = f"{store.manifest(report).created[:10]}-{adapter.key[:8]}.html"
     with claimed(f"{output}.claim", output, lambda: None):  # another of this name may end now
-        for name, ref in places.items():
-            transfer.replace_tree(store.folder(ref), storage.join(output, name))
-        for name in (PAGE, RESULTS):
-            storage.write_bytes(storage.join(output, name), (page / name).read_bytes())
+        for name, folder in folders.items():
+            transfer.replace_tree(folder, storage.join(output, name))
         storage.write_bytes(storage.join(output, EARLIER, kept), (page / PAGE).read_bytes())
-    return {"report": storage.join(output, PAGE)} | {n: storage.join(output, n) for n in places}
+        for name in (RESULTS, PAGE):
+            storage.write_bytes(storage.join(output, name), (page / name).read_bytes())
+    return {"report": storage.join(output, PAGE)} | {n: storage.join(output, n) for n in folders}

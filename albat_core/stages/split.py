@@ -214,7 +214,7 @@ def _contents(table: pa.Table) -> list[str]:
 
 
 def _read(store: ArtifactStore, parts: Sequence[Part]) -> pa.Table:
-    tables = [read_table(store.folder(p.shards) / p.name) for p in parts]
+    tables = [read_table(store.file(p.shards, p.name)) for p in parts]
     return pa.concat_tables([EXAMPLE_SCHEMA.empty_table(), *tables])
 
 

@@ -18,28 +18,27 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from albat_core.errors import ArtifactError
+from albat_core.errors import AlbatError, ArtifactError, DamagedError
 from albat_core.progress import waited_seconds
 from albat_core.redaction import without_secrets
-from albat_core.store import storage, transfer
+from albat_core.store import storage, transfer, verification
 from albat_core.store.claims import claimed
 from albat_core.store.drafts import PREFIX, new_draft
+from albat_core.store.manifests import MANIFEST, ArtifactFile, Manifest
 from albat_core.store.stage import Settings, given, stage_key
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 CLAIMS = "claims"
-MANIFEST_SCHEMA = 1
 _VERSIONS_KEPT = (
     "albat",
     "torch",
@@ -71,47 +70,6 @@ class ArtifactRef(BaseModel):
 
     def __hash__(self) -> int:
         return hash(str(self))
-
-
-def _inner(name: str) -> str:
-    if not storage.is_inner(name):
-        raise ValueError(f"expected a name inside the artifact, got {name!r}")
-    return name
-
-
-class ArtifactFile(BaseModel):
-    """One file of an artifact."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: Annotated[str, AfterValidator(_inner)]
-    bytes: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """What an artifact is: how it was made, from what, and which files it has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    manifest_schema: int = MANIFEST_SCHEMA
-    stage: str
-    stage_version: int
-    key: str
-    attempt: str = Field(pattern="^[0-9a-f]{8}$")
-    created: str
-    """UTC, ISO 8601."""
-    seconds: float
-    """Wall-clock seconds it took to make."""
-    rows: int
-    """Rows of data in it."""
-    config: dict[str, Any]
-    inputs: dict[str, Any]
-    facts: dict[str, Any]
-    """What the stage measured or counted, by name."""
-    files: tuple[ArtifactFile, ...]
-    versions: dict[str, str]
-    """Library versions that made it."""
 
 
 class Built(BaseModel):
@@ -202,8 +160,7 @@ class ArtifactStore:
                 files=files,
                 versions=_library_versions(),
             )
-            content = manifest.model_dump_json(indent=1).encode()
-            storage.write_bytes(storage.join(place, MANIFEST), content)
+            storage.write_bytes(storage.join(place, MANIFEST), manifest.written())
         except Exception as error:
             if storage.is_full(error):
                 raise storage.no_space(str(draft)) from error
@@ -216,9 +173,12 @@ class ArtifactStore:
     def find(self, ref: ArtifactRef) -> Manifest | None:
         """Return the manifest of a finished artifact, or None where files of it are lost.
 
+        Files are not read: see ``folder``.
+
         Raises:
             ArtifactError: there is a folder in the manifest's place.
         """
+        self._seen.pop(str(ref), None)
         try:
             content = storage.read_bytes(storage.join(self.root, ref.stage, ref.key, MANIFEST))
         except (FileNotFoundError, NotADirectoryError):
@@ -230,9 +190,10 @@ class ArtifactStore:
                 remedy="remove the folder",
             ) from error
         try:
-            manifest = Manifest.model_validate_json(content)
-        except ValidationError:
-            logger.warning("%s has a manifest that cannot be read: it is made again", ref)
+            manifest = Manifest.read(content)
+        except ValueError as error:
+            why = str(error).partition("\n")[0]
+            logger.warning("%s has a manifest that cannot be read (%s): it is made again", ref, why)
             return None
         if (manifest.stage, manifest.key) != (ref.stage, ref.key):
             said = f"{manifest.stage}/{manifest.key}"
@@ -273,11 +234,56 @@ class ArtifactStore:
         return manifest
 
     def folder(self, ref: ArtifactRef) -> Path:
-        """Return a local folder with the artifact's files, fetched first where it is remote."""
+        """Return a local folder with the artifact's files, fetched first where it is remote.
+
+        Files are held against their digests, once in a process.
+
+        Raises:
+            ArtifactError: it is not there or not whole.
+            DamagedError: a file is not what was written; the artifact counts as lost from now on.
+        """
+        return self._verified(ref, [file.path for file in self.manifest(ref).files])
+
+    def file(self, ref: ArtifactRef, name: str) -> Path:
+        """Return the local path of one of the artifact's files; the others are not read.
+
+        Raises:
+            ArtifactError: it is not there or not whole.
+            DamagedError: see ``folder``.
+        """
+        return self._verified(ref, [name]) / name
+
+    def _verified(self, ref: ArtifactRef, names: Sequence[str]) -> Path:
         manifest = self.manifest(ref)
+        written = {file.path: file.sha256 for file in manifest.files}
+        wanted = {name: written[name] for name in names}
+        place = self._folder_uri(manifest)
+        folder = self._local_folder(manifest)
+        wrong = verification.wrong_files(folder, wanted)
+        if wrong and storage.is_remote(self.root):
+            transfer.download(place, folder, again=wrong)
+            wrong = verification.wrong_files(folder, wanted)
+        if not wrong:
+            return folder
+        current = self.find(ref)
+        if current is not None and current.attempt != manifest.attempt:
+            return self.folder(ref)  # somebody has made it again
+        with suppress(OSError, AlbatError):  # whoever may not write here cannot make it again
+            storage.remove(storage.join(self.root, ref.stage, ref.key, MANIFEST))
+        name, got = next(iter(wrong.items()))
+        said = f"expected {place}/{name} with SHA-256 {written[name][:12]}, got {got[:12]}"
+        logger.warning("%s: %s; it counts as lost and is made again", ref, said)
+        raise DamagedError(
+            said, where=str(ref), remedy="run the same command again: this artifact is made again"
+        )
+
+    def _local_folder(self, manifest: Manifest) -> Path:
+        """Return where an artifact's files lie on this machine, or will once they are fetched."""
+        if not storage.is_remote(self.root):
+            return Path(self._folder_uri(manifest))
         root = hashlib.sha256(self.root.encode()).hexdigest()[:16]
-        cache = storage.fetched_folder("artifacts", root, ref.stage, ref.key)
-        return transfer.download(self._folder_uri(manifest), cache / manifest.attempt)
+        name = (manifest.stage, manifest.key, manifest.attempt)
+        return storage.fetched_folder("artifacts", root, *name)
 
     def place(self, ref: ArtifactRef) -> str:
         """Return where the artifact's files lie, local or remote; nothing is fetched."""

@@ -2,19 +2,20 @@
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import sys
 import tempfile
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
-from fsspec.utils import glob_translate
+from fsspec.compression import compr
+from fsspec.utils import glob_translate, infer_compression
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.progress import track_long
@@ -22,7 +23,6 @@ from albat_core.store.patterns import braced, globbed, is_pattern, walked
 
 _BLOCK = 4 << 20
 _TAKES_SECONDS = 1 << 30  # bytes whose digest a person waits for
-_ASKED_ONE_BY_ONE = 32  # files of a folder
 _S3_OPTIONS = {
     "use_listings_cache": False,  # others write too: what was listed once may have changed
     # compatible servers refuse botocore's checksums on ranged reads
@@ -185,19 +185,52 @@ def exists(uri: str) -> bool:
         return bool(fs.exists(path))
 
 
+class _Explained(io.BufferedIOBase):
+    """A remote file whose own errors are told apart from those of whoever decodes it."""
+
+    def __init__(self, file: Any, uri: str) -> None:
+        self._file = file
+        self._uri = uri
+
+    def read(self, size: int | None = -1) -> bytes:
+        with explained(self._uri):
+            return bytes(self._file.read(-1 if size is None else size))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+
 @contextmanager
 def open_binary(uri: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file for reading; ``decompress`` by its ending (.gz, .bz2, .xz, .zst)."""
+    """Open a file for reading; ``decompress`` by its ending (.gz, .bz2, .xz, .zst).
+
+    Raises:
+        TransientError: storage does not answer; what damaged content raises passes as it is.
+    """
+    fs, path = filesystem(uri)
     with explained(uri):
-        fs, path = filesystem(uri)
-        zstd = decompress and path.lower().endswith(".zst")  # fsspec would need one more library
-        with fs.open(path, "rb", compression="infer" if decompress and not zstd else None) as file:
-            if not zstd:
-                yield file
-                return
+        opened = fs.open(path, "rb")
+    with opened:
+        file: Any = _Explained(opened, uri) if is_remote(uri) else opened
+        packed = infer_compression(path) if decompress else None
+        if path.lower().endswith(".zst") and decompress:  # fsspec would need one more library
             import pyarrow as pa
 
             yield pa.CompressedInputStream(file, "zstd")
+        elif packed:
+            with compr[packed](file, mode="rb") as unpacked:
+                yield unpacked
+        else:
+            yield file
 
 
 def read_bytes(uri: str) -> bytes:
@@ -306,64 +339,6 @@ def digest(file: Path | str) -> str:
             running.update(block)
             advance(len(block))
     return running.hexdigest()
-
-
-def fingerprint(uri: str) -> str:
-    """Return what changes when a file's content changes.
-
-    Local files are read (SHA-256); of remote ones the store's own tag and size are taken.
-    """
-    if not is_remote(uri):
-        return digest(uri)
-    fs, path = filesystem(uri)
-    with explained(uri):
-        return _tag(fs, path, fs.info(path))
-
-
-def fingerprints(uris: Iterable[str]) -> Iterator[str]:
-    """Yield the fingerprint of each file, in order; "" where there is none that can be read.
-
-    A remote folder is listed once where many of its files are asked for.
-    """
-    asked: Counter[str] = Counter()
-    listings: dict[str, dict[str, str]] = {}
-    for uri in uris:
-        folder, _, name = uri.rpartition("/")
-        asked[folder] += is_remote(uri) and not uri.startswith("http")  # which lists nothing
-        if asked[folder] > _ASKED_ONE_BY_ONE:
-            if folder not in listings:
-                listings[folder] = _folder_tags(folder)
-            yield listings[folder].get(name, "")
-            continue
-        try:
-            yield fingerprint(uri)
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            yield ""
-
-
-def _folder_tags(folder: str) -> dict[str, str]:
-    fs, path = filesystem(folder)
-    with explained(folder):
-        entries = fs.ls(path, detail=True)
-    return {
-        str(entry["name"]).rpartition("/")[2]: _tag(fs, entry["name"], entry)
-        for entry in entries
-        if entry["type"] == "file"
-    }
-
-
-def tree_fingerprint(uri: str) -> str:
-    """Return what changes when anything below a remote folder changes, by one listing."""
-    fs, path = filesystem(uri)
-    with explained(uri):
-        found = fs.find(path, detail=True)
-    tags = [f"{name} {_tag(fs, name, found[name])}" for name in sorted(found)]
-    return hashlib.sha256("\n".join(tags).encode()).hexdigest()
-
-
-def _tag(fs: Any, path: str, details: dict[str, Any]) -> str:
-    tag = details.get("ETag") or details.get("etag") or details.get("LastModified") or fs.ukey(path)
-    return hashlib.sha256(f"{tag}|{details['size']}".encode()).hexdigest()
 
 
 def remove(uri: str) -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,9 @@ from albat_core.store.storage import (
     remove,
     writing,
 )
+from albat_core.store.switching import switch
 
+_STARTS = ("README.md", "adapter_config.json")  # files that readers of a folder start from
 Key = TypeVar("Key")
 
 _FILES_AT_ONCE = 16  # that are copied
@@ -31,20 +33,17 @@ def upload(folder: Path, uri: str) -> None:
     fs, path = filesystem(uri)
     with writing(uri):
         if is_remote(uri):
-            _put(fs, folder, path)
+            files = (p for p in folder.rglob("*") if p.is_file())
+            _put(fs, folder, path, [p.relative_to(folder).as_posix() for p in files])
         else:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(str(folder), path)
 
 
-def _put(fs: Any, folder: Path, path: str) -> None:
-    """Copy a local folder's files below a path of a remote file system, several at once."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    for some in _batches({file: file.stat().st_size for file in files}):
-        fs.put(
-            [str(file) for file in some],
-            [join(path, file.relative_to(folder).as_posix()) for file in some],
-        )
+def _put(fs: Any, folder: Path, path: str, names: Iterable[str]) -> None:
+    """Copy files of a local folder below a path of a remote file system, several at once."""
+    for some in _batches({name: (folder / name).stat().st_size for name in sorted(names)}):
+        fs.put([str(folder / name) for name in some], [join(path, name) for name in some])
 
 
 def _batches(sizes: Mapping[Key, int]) -> Iterator[list[Key]]:
@@ -62,26 +61,50 @@ def _batches(sizes: Mapping[Key, int]) -> Iterator[list[Key]]:
 
 
 def replace_tree(local: Path, uri: str) -> None:
-    """Copy a local folder to ``uri`` in place of what is there."""
+    """Copy a local folder to ``uri`` in place of what is there.
+
+    A local reader finds the old folder or the new one, whenever it looks and wherever this is
+    killed; where the system cannot exchange folders (only Linux can, and few network drives), it
+    finds none for an instant, and the old one stays beside if this is killed then. Remote files
+    are replaced one by one, and what is stale is removed, before the file that readers start from:
+    whoever finds that of a new folder finds all of it, but files read meanwhile may be of either.
+
+    Args:
+        local: the new folder.
+        uri: where it is wanted.
+    """
     fs, path = filesystem(uri)
     with writing(uri):
         if is_remote(uri):
-            remove(uri)
-            _put(fs, local, path)
+            _replace_files(fs, local, uri, path)
             return
-        target = Path(path)
+        target = Path(path).resolve()  # a link stays one
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
             shutil.copytree(local, fresh, dirs_exist_ok=True)
-            remove(uri)
-            fresh.replace(target)
+            switch(fresh, target)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove(str(fresh))
 
 
-def download(uri: str, folder: Path) -> Path:
+def _replace_files(fs: Any, local: Path, uri: str, path: str) -> None:
+    names = {p.relative_to(local).as_posix() for p in local.rglob("*") if p.is_file()}
+    first = sorted(names.intersection(_STARTS))
+    _put(fs, local, path, names.difference(first))
+    for name in file_sizes(uri).keys() - names:
+        remove(join(uri, name))
+    for name in first:
+        _put(fs, local, path, [name])
+
+
+def download(uri: str, folder: Path, again: Collection[str] = ()) -> Path:
     """Return a local folder with what lies under ``uri``; local ones are returned as they are.
+
+    Args:
+        uri: of a folder.
+        folder: for what is remote; files of the right size that lie there are not fetched.
+        again: files that are fetched all the same.
 
     Raises:
         InputError: what is listed there would be written outside of the folder.
@@ -100,7 +123,8 @@ def download(uri: str, folder: Path) -> Path:
         wanted = {
             name: length
             for name, length in listed.items()
-            if not ((there := folder / name).exists() and there.stat().st_size == length)
+            if name in again
+            or not ((there := folder / name).exists() and there.stat().st_size == length)
         }
         for some in _batches(wanted):
             # several threads may want the same file

@@ -1,5 +1,6 @@
 """Resumable state of a training run: one safetensors file, replaced in one piece."""
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class TrainingState:
 
 
 _GROUPS = ("parameters", "best_parameters", "moments", "waypoints")
+_BLANK = "0" * 64  # in the digest's place while the file's digest is computed
 
 
 class CheckpointFile:
@@ -73,19 +75,26 @@ class CheckpointFile:
             for name, tensor in getattr(state, group).items()
         }
         scalars = {k: v for k, v in vars(state).items() if k not in _GROUPS}
-        storage.write_bytes(self._uri, save(tensors, {"state": json.dumps(scalars)}))
+        content = save(tensors, {"state": json.dumps(scalars), "sha256": _BLANK})
+        digest = hashlib.sha256(content).hexdigest()
+        storage.write_bytes(self._uri, content.replace(_BLANK.encode(), digest.encode(), 1))
 
     def read(self) -> TrainingState | None:
-        """Return the state to go on from, or None where there is none that can be read."""
+        """Return the state to go on from, or None where there is none that is as it was written."""
         try:
             content = storage.read_bytes(self._uri)
             tensors = load(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            state = TrainingState(**json.loads(header["__metadata__"]["state"]))
+            said = header["__metadata__"]
+            blank = content.replace(said["sha256"].encode(), _BLANK.encode(), 1)
+            if (got := hashlib.sha256(blank).hexdigest()) != said["sha256"]:
+                raise ValueError(f"expected SHA-256 {said['sha256'][:12]}, got {got[:12]}")
+            state = TrainingState(**json.loads(said["state"]))
         except FileNotFoundError:
             return None
-        except (SafetensorError, ValueError, KeyError, TypeError):
-            logger.warning("%s cannot be read: training starts anew", redacted(self._uri))
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            told = "%s cannot be read (%s): training starts anew"
+            logger.warning(told, redacted(self._uri), error)
             return None
         for name, tensor in tensors.items():
             group, _, key = name.partition("/")

@@ -21,7 +21,8 @@ from albat_core.sources.files import InputFile, find_files
 from albat_core.stages import shard as corpus
 from albat_core.stages.shard import ShardConfig, make_shards, refuse_barren, refuse_duplicates
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime
 from tests.core.row_files import ROWS, only, refused, write_jsonl, write_parquet, write_texts
 

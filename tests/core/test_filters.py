@@ -27,7 +27,8 @@ from albat_core.sources.config import SourceConfig
 from albat_core.sources.filters import FILTERS, judge
 from albat_core.stages import shard as corpus
 from albat_core.stages.shard import refuse_barren
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.manifests import Manifest
 from tests.core.row_files import only, refused, write_jsonl
 from tests.core.test_corpus import MAX_WORDS, Sharder, split_words
 

@@ -16,12 +16,22 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
+from albat_core.errors import InputError, TransientError
 from albat_core.records.examples import Example
 from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.formats import base, json_file, text, webdataset
+from albat_core.sources.readers import stream_rows
 from albat_core.sources.rows import read_rows
+from albat_core.store import storage
 from tests.core.row_files import ROWS, only, refused, rows_of, write_csv, write_jsonl, write_parquet
+
+
+def packed(raw: bytes, ending: str) -> bytes:
+    """Compress as a file's ending says."""
+    if ending == "zst":
+        return pa.Codec("zstd").compress(raw, asbytes=True)
+    return {"gz": gzip, "bz2": bz2, "xz": lzma}[ending].compress(raw)
 
 
 def test_every_table_format_gives_the_same_examples(tmp_path: Path) -> None:
@@ -37,16 +47,9 @@ def test_every_table_format_gives_the_same_examples(tmp_path: Path) -> None:
         write_csv(tmp_path / "r.csv", ROWS),
         write_parquet(tmp_path / "r.parquet", ROWS),
     ]
-    raw = jsonl.read_bytes()
-    packed = {
-        "gz": gzip.compress(raw),
-        "bz2": bz2.compress(raw),
-        "xz": lzma.compress(raw),
-        "zst": pa.Codec("zstd").compress(raw, asbytes=True),
-    }
-    for ending, content in packed.items():
+    for ending in ("gz", "bz2", "xz", "zst"):
         paths.append(tmp_path / f"r.jsonl.{ending}")
-        paths[-1].write_bytes(content)
+        paths[-1].write_bytes(packed(jsonl.read_bytes(), ending))
     paths.append(tmp_path / "r.csv.gz")
     paths[-1].write_bytes(gzip.compress((tmp_path / "r.csv").read_bytes()))
     for path in paths:
@@ -55,14 +58,9 @@ def test_every_table_format_gives_the_same_examples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
 def test_packed_files_that_were_joined_are_read_to_their_end(tmp_path: Path, ending: str) -> None:
-    pack = {
-        "gz": gzip.compress,
-        "bz2": bz2.compress,
-        "xz": lzma.compress,
-        "zst": lambda raw: pa.Codec("zstd").compress(raw, asbytes=True),
-    }[ending]
     path = tmp_path / f"r.jsonl.{ending}"
-    path.write_bytes(b"".join(pack(f'{{"text": "{n}"}}\n'.encode()) for n in range(3)))
+    lines = (f'{{"text": "{n}"}}\n'.encode() for n in range(3))
+    path.write_bytes(b"".join(packed(line, ending) for line in lines))
     assert [row.text for row in rows_of(path)] == ["0", "1", "2"]  # as cat a.gz b.gz is
     path.write_bytes(path.read_bytes()[:-3])
     assert "truncated" in refused(lambda: rows_of(path))
@@ -215,6 +213,41 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
         assert str(path) in message
         for word in said:
             assert word in message, (name, message)
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_damage_of_a_remote_file_is_told_apart_from_storage_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    lines = "".join(f'{{"text": "{number * 7919 % 104729}"}}\n' for number in range(9999)).encode()
+    whole = packed(lines, ending)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    uri = f"memory://{tmp_path}/r.jsonl.{ending}"
+    for content in (whole[: len(whole) // 2], bytes(flipped), lines):
+        storage.write_bytes(uri, content)
+        with pytest.raises(InputError, match="damaged or truncated"):
+            list(stream_rows(uri, "jsonl", None, lambda _: None))
+    storage.write_bytes(uri, whole)
+    assert sum(1 for _ in stream_rows(uri, "jsonl", None, lambda _: None)) == 9999
+
+    def fail(*_: object) -> bytes:
+        raise OSError("connection lost")
+
+    with storage.open_binary(uri) as opened:
+        monkeypatch.setattr(type(opened._file), "read", fail)  # type: ignore[attr-defined]
+    with pytest.raises(TransientError, match="connection lost"):
+        list(stream_rows(uri, "jsonl", None, lambda _: None))
+
+
+def test_damage_of_a_remote_table_is_told(tmp_path: Path) -> None:
+    content = write_parquet(tmp_path / "good", ROWS * 500).read_bytes()
+    uri = f"memory://{tmp_path}/r.parquet"
+    storage.write_bytes(
+        uri, content[:4] + bytes(len(content) // 2) + content[4:][len(content) // 2 :]
+    )
+    with pytest.raises(InputError, match="damaged"):
+        list(stream_rows(uri, "parquet", None, lambda _: None))
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

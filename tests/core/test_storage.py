@@ -2,15 +2,18 @@
 
 import errno
 import os
+import shutil
 import stat
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
-from albat_core.store import storage, transfer
+from albat_core.store import fingerprints, storage, switching, transfer
 from albat_core.store.listing import file_states
 
 
@@ -145,16 +148,16 @@ def test_a_name_with_brackets_is_a_name_where_it_exists(tmp_path: Path) -> None:
 def test_a_fingerprint_changes_with_the_content(root: str) -> None:
     uri = storage.join(root, "file")
     storage.write_bytes(uri, b"one")
-    first = storage.fingerprint(uri)
-    assert storage.fingerprint(uri) == first
+    first = fingerprints.fingerprint(uri)
+    assert fingerprints.fingerprint(uri) == first
     storage.write_bytes(uri, b"two")  # of the same length
-    assert storage.fingerprint(uri) != first
+    assert fingerprints.fingerprint(uri) != first
 
 
 def test_a_local_fingerprint_is_the_contents_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")  # the digest of FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert storage.fingerprint(str(tmp_path / "x")) == expected
+    assert fingerprints.fingerprint(str(tmp_path / "x")) == expected
     assert storage.digest(tmp_path / "x") == expected
 
 
@@ -182,6 +185,94 @@ def test_a_replacement_that_fails_leaves_the_old_tree(
     with pytest.raises(StorageFullError):
         transfer.replace_tree(tmp_path / "local", str(tmp_path / "store" / "target"))
     assert set(storage.file_sizes(str(tmp_path / "store"))) == {"target/old.txt"}
+
+
+class Killed(BaseException):
+    """What ends a process between two steps, and nothing catches."""
+
+
+def die(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def test_a_tree_is_never_gone_while_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at before and after each call that touches the disk's folders, and killed there."""
+    target = str(tmp_path / "store" / "target")
+    old, new = {"old.txt": b"old.txt"}, {"new.txt": b"new.txt"}
+    write_tree(str(tmp_path / "local"), *new)
+    for place in ("replace", "rename", "unlink", "rmdir"):
+        for module in (os, Path):
+            shutil.rmtree(tmp_path / "store", ignore_errors=True)
+            write_tree(target, *old)
+            with monkeypatch.context() as patch, suppress(Killed):
+                patch.setattr(module, place, die)
+                transfer.replace_tree(tmp_path / "local", target)
+            assert read_tree(target) in (old, new)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", die)  # after the exchange, before the old one is gone
+        patch.setattr(transfer, "remove", die)
+        transfer.replace_tree(tmp_path / "local", target)
+    assert read_tree(target) == new
+
+
+def test_where_folders_cannot_be_exchanged_the_old_one_stays_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switching, "_exchanged", lambda *_: False)
+    target = str(tmp_path / "store" / "target")
+    write_tree(str(tmp_path / "local"), "new.txt")
+    write_tree(target, "old.txt")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        rename = Path.rename
+        patch.setattr(Path, "rename", lambda a, b: rename(a, b) if a.name == "target" else die())
+        transfer.replace_tree(tmp_path / "local", target)
+    assert b"old.txt" in read_tree(str(tmp_path / "store")).values()
+    transfer.replace_tree(tmp_path / "local", target)
+    assert read_tree(target) == {"new.txt": b"new.txt"}
+
+
+def test_a_link_that_is_replaced_stays_one(tmp_path: Path) -> None:
+    write_tree(str(tmp_path / "local"), "new.txt")
+    write_tree(str(tmp_path / "elsewhere"), "old.txt")
+    (tmp_path / "target").symlink_to(tmp_path / "elsewhere")
+    transfer.replace_tree(tmp_path / "local", str(tmp_path / "target"))
+    assert (tmp_path / "target").is_symlink()
+    assert read_tree(str(tmp_path / "elsewhere")) == {"new.txt": b"new.txt"}
+
+
+def test_remote_files_are_replaced_before_that_which_readers_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step, and so wherever it is killed: whoever finds the new start finds it all."""
+    target = f"memory://{tmp_path}/target"
+    names = ("README.md", "adapter_config.json", "a/weights", "weights")
+    for name in names:
+        storage.write_bytes(str(tmp_path / "local" / name), b"new")
+        storage.write_bytes(storage.join(target, name), b"old")
+    storage.write_bytes(storage.join(target, "a/stale"), b"old")
+    fs, _ = storage.filesystem(target)
+    seen: list[dict[str, bytes]] = []
+
+    def noted(step: str) -> Callable[..., object]:
+        done = getattr(type(fs), step)
+
+        def do(*args: object, **kwargs: object) -> object:
+            result = done(*args, **kwargs)
+            seen.append(read_tree(target))
+            return result
+
+        return do
+
+    for step in ("put_file", "rm", "rm_file"):
+        monkeypatch.setattr(type(fs), step, noted(step))
+    transfer.replace_tree(tmp_path / "local", target)
+    whole = dict.fromkeys(names, b"new")
+    assert len(seen) > len(names)
+    assert all(tree.keys() >= whole.keys() for tree in seen)  # nothing is ever missing
+    started = [tree for tree in seen if tree["adapter_config.json"] == b"new"]
+    assert started == [whole]
 
 
 def test_upload_and_download_carry_a_tree(root: str, tmp_path: Path) -> None:

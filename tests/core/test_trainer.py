@@ -105,6 +105,11 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(
     for spoilt in (b"", content[:100], content[:-100], b"\0" * len(content)):
         checkpoint.write_bytes(spoilt)
         assert CheckpointFile(str(checkpoint)).read() is None
+    for at in (9, *range(100, len(content), len(content) // 40), len(content) - 1):
+        flipped = bytearray(content)
+        flipped[at] ^= 4
+        checkpoint.write_bytes(flipped)
+        assert CheckpointFile(str(checkpoint)).read() is None, at
     assert_ends_as_if_never_stopped(training, another, STEPS)
 
 

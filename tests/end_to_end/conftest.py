@@ -16,7 +16,8 @@ import pytest
 import s3fs
 
 from albat_core.runs.config import RunConfig
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.manifests import Manifest
 from flows.albat import FlowResult, albat
 from flows.config import load_config
 from flows.running.own_process import prepare_environment

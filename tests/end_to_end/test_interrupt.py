@@ -18,7 +18,8 @@ from albat_core.records.runs import ALBAT, LABELS
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Manifest
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.manifests import Manifest
 from albat_core.training.checkpoint import CheckpointFile
 from flows.config import load_config
 from flows.running.own_process import AT_ONCE, STOPPED

@@ -1,5 +1,7 @@
 """The whole chain with everything on S3: a real server on this machine (rclone)."""
 
+import bz2
+import gzip
 import json
 import shutil
 import tempfile
@@ -246,6 +248,39 @@ def test_a_changed_byte_in_the_bucket_is_found(first: Run, bucket: s3fs.S3FileSy
         assert store.changed_files(ref) == [manifest.files[0].path]
     finally:
         bucket.pipe(place, whole)
+
+
+def test_a_changed_byte_in_the_bucket_is_mended_by_the_run_that_meets_it(
+    first: Run,
+    bucket: s3fs.S3FileSystem,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (ref,) = first.refs("fine-tune: ALBAT")
+    before = first.manifest("fine-tune: ALBAT")
+    weights = next(file for file in before.files if file.path == "adapter_model.safetensors")
+    place = f"{HOME}/artifacts/{ref}/{before.attempt}/{weights.path}"
+    whole = bucket.cat(place)
+    bucket.pipe(place, whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    forget(tmp_path_factory, monkeypatch)
+    after = run()
+    (made,) = [f for f in after.manifest("fine-tune: ALBAT").files if f.path == weights.path]
+    assert after.manifest("fine-tune: ALBAT").attempt != before.attempt
+    assert made == weights
+    assert storage.digest(f"{after.result.places['adapter']}/{weights.path}") == weights.sha256
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2"])
+def test_a_damaged_compressed_file_is_told(bucket: s3fs.S3FileSystem, ending: str) -> None:
+    lines = "".join(f'{{"text": "{n * 7919 % 104729}"}}\n' for n in range(9999)).encode()
+    packed = {"gz": gzip, "bz2": bz2}[ending].compress(lines)
+    damaged = bytearray(packed)
+    damaged[len(packed) // 2] ^= 0xFF
+    for content in (packed[: len(packed) // 2], bytes(damaged)):
+        bucket.pipe(f"{HOME}/damaged.jsonl.{ending}", content)
+        (file,) = find_files(SourceConfig(path=f"{HOME}/damaged.jsonl.{ending}"))
+        with pytest.raises(InputError, match="damaged or truncated"):
+            list(read_rows(file))
 
 
 def test_wrong_keys_and_no_answer_are_told_apart(

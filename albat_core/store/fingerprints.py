@@ -1,0 +1,70 @@
+"""Fingerprints: what changes when the content of files changes."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from albat_core.store import storage
+
+_ASKED_ONE_BY_ONE = 32  # files of a folder
+
+
+def fingerprint(uri: str) -> str:
+    """Return what changes when a file's content changes.
+
+    Local files are read (SHA-256); of remote ones the store's own tag and size are taken.
+    """
+    if not storage.is_remote(uri):
+        return storage.digest(uri)
+    fs, path = storage.filesystem(uri)
+    with storage.explained(uri):
+        return _tag(fs, path, fs.info(path))
+
+
+def fingerprints(uris: Iterable[str]) -> Iterator[str]:
+    """Yield the fingerprint of each file, in order; "" where there is none that can be read.
+
+    A remote folder is listed once where many of its files are asked for.
+    """
+    asked: Counter[str] = Counter()
+    listings: dict[str, dict[str, str]] = {}
+    for uri in uris:
+        folder, _, name = uri.rpartition("/")
+        asked[folder] += storage.is_remote(uri) and not uri.startswith(
+            "http"
+        )  # which lists nothing
+        if asked[folder] > _ASKED_ONE_BY_ONE:
+            if folder not in listings:
+                listings[folder] = _folder_tags(folder)
+            yield listings[folder].get(name, "")
+            continue
+        try:
+            yield fingerprint(uri)
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+            yield ""
+
+
+def _folder_tags(folder: str) -> dict[str, str]:
+    fs, path = storage.filesystem(folder)
+    with storage.explained(folder):
+        entries = fs.ls(path, detail=True)
+    return {
+        str(entry["name"]).rpartition("/")[2]: _tag(fs, entry["name"], entry)
+        for entry in entries
+        if entry["type"] == "file"
+    }
+
+
+def tree_fingerprint(uri: str) -> str:
+    """Return what changes when anything below a remote folder changes, by one listing."""
+    fs, path = storage.filesystem(uri)
+    with storage.explained(uri):
+        found = fs.find(path, detail=True)
+    tags = [f"{name} {_tag(fs, name, found[name])}" for name in sorted(found)]
+    return hashlib.sha256("\n".join(tags).encode()).hexdigest()
+
+
+def _tag(fs: Any, path: str, details: dict[str, Any]) -> str:
+    tag = details.get("ETag") or details.get("etag") or details.get("LastModified") or fs.ukey(path)
+    return hashlib.sha256(f"{tag}|{details['size']}".encode()).hexdigest()
