@@ -16,8 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from albat_core.benchmark import calibration, table
 from albat_core.errors import AlbatError
 from albat_core.records.adapters import STAGE as ADAPTER
@@ -247,8 +245,8 @@ class Pruning:
     def _manifest(self, ref: ArtifactRef) -> Manifest | None:
         place = self._uri(str(ref), MANIFEST)
         try:
-            return Manifest.model_validate_json(storage.read_bytes(place))
-        except (ValidationError, OSError) as error:
+            return Manifest.read(storage.read_bytes(place))
+        except (ValueError, OSError) as error:
             self.notes.append(f"{place} cannot be read, so its folder stays: {error}")
             return None
 
