@@ -14,6 +14,7 @@ A run that is killed leaves files without a manifest, which nothing reads.
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -264,6 +265,8 @@ class ArtifactStore:
             transfer.download(place, folder, again=wrong)
             wrong = verification.wrong_files(folder, wanted)
         if not wrong:
+            if storage.is_remote(self.root):
+                os.utime(folder)  # when its copy was last used
             return folder
         current = self.find(ref)
         if current is not None and current.attempt != manifest.attempt:

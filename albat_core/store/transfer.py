@@ -1,6 +1,5 @@
 """Folders copied between this machine and storage, several files at once."""
 
-import os
 import shutil
 import tempfile
 import uuid
@@ -138,6 +137,4 @@ def download(uri: str, folder: Path, again: Collection[str] = ()) -> Path:
                     if part.exists() and part.stat().st_size == wanted[name]:
                         part.replace(folder / name)
                     part.unlink(missing_ok=True)
-    if folder.is_dir():
-        os.utime(folder)  # when it was last used
     return folder
