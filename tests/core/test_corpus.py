@@ -20,7 +20,7 @@ from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, find_files
 from albat_core.stages import shard as corpus
 from albat_core.stages.shard import ShardConfig, make_shards, refuse_barren, refuse_duplicates
-from albat_core.store import storage
+from albat_core.store import fingerprints
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime
@@ -397,7 +397,7 @@ def test_check_reads_heads_only_and_no_fingerprints(
 ) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text('{"text": "a"}\n' * 5000 + "broken\n")
-    monkeypatch.setattr(storage, "fingerprint", lambda _uri: pytest.fail("read whole"))
+    monkeypatch.setattr(fingerprints, "fingerprint", lambda _uri: pytest.fail("read whole"))
     assert check_source(SourceConfig(path=str(path))) == []
 
 

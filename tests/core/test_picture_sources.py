@@ -21,7 +21,7 @@ from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_files
 from albat_core.sources.rows import read_rows
-from albat_core.store import storage
+from albat_core.store import fingerprints, storage
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
 from tests.core.row_files import only, refused, rows_of, write_csv, write_jsonl, write_parquet
 
@@ -493,7 +493,7 @@ def test_remote_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert first[0] != second[0]
         assert first[1][:-1] == second[1][:-1]
         assert first[1][-1] != second[1][-1]
-        monkeypatch.setattr(storage, "_ASKED_ONE_BY_ONE", 1000)
+        monkeypatch.setattr(fingerprints, "_ASKED_ONE_BY_ONE", 1000)
         assert (
             prints(table, image_column="image", image_root="memory://pool/p"),
             prints("memory://pool/p"),

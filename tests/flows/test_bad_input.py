@@ -623,7 +623,7 @@ def test_full_disk_for_the_manifest_alone(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "fsync", full)
         refused(lambda: store.produce("toy", 1, {}, {}, lambda _: Built(rows=1)), StorageFullError)
     assert list(store.all_refs()) == []
     ref = store.produce("toy", 1, {}, {}, lambda _: Built(rows=1))
