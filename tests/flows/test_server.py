@@ -104,6 +104,7 @@ def test_a_command_says_that_its_server_does_not_start(monkeypatch: pytest.Monke
         raise StartError("expected a server")
 
     monkeypatch.setattr(OwnServer, "start", fails)
+    monkeypatch.setattr(OwnServer, "_instances", {})  # where Prefect may keep one of its own
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with (
         temporary_settings({PREFECT_API_URL: None}),
