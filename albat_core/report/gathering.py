@@ -133,9 +133,9 @@ def headline(
     if main.over_random is not None and main.over_random.high < 0:
         said = f"Random rows did better than selected ones: {said}"
     helps = random is not None and random.gain is not None and random.gain.low > 0
-    if main.gain is not None and main.gain.high < 0 and not helps:
-        said += ": do not mix this corpus in"
     lost = main.gain is not None and main.gain.high < 0
+    if lost and not helps:
+        said += ": do not mix this corpus in"
     return f"{said}. {_WRONG}" if lost and outlook == "likely" else f"{said}."
 
 

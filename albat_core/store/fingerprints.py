@@ -31,9 +31,8 @@ def fingerprints(uris: Iterable[str]) -> Iterator[str]:
     listings: dict[str, dict[str, str]] = {}
     for uri in uris:
         folder, _, name = uri.rpartition("/")
-        asked[folder] += storage.is_remote(uri) and not uri.startswith(
-            "http"
-        )  # which lists nothing
+        # a web server lists nothing
+        asked[folder] += storage.is_remote(uri) and not uri.startswith("http")
         if asked[folder] > _ASKED_ONE_BY_ONE:
             if folder not in listings:
                 listings[folder] = _folder_tags(folder)

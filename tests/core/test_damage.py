@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,16 +18,9 @@ from albat_core.store import storage, verification
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> ArtifactStore:
-    """Artifacts on this machine, and some that count as remote, with their copies beside."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    local = request.param == "local"
-    return ArtifactStore(str(tmp_path / "root") if local else f"memory://{tmp_path}/root")
+@pytest.fixture
+def store(anywhere: ArtifactStore) -> ArtifactStore:
+    return anywhere
 
 
 @pytest.fixture

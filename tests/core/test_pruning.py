@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,16 +21,9 @@ GONE = 2**22 + 1
 """No process has this number."""
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> ArtifactStore:
-    """A root on this machine, and one that counts as remote; drafts and copies beside them."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = str(tmp_path / "root") if request.param == "local" else f"memory://{tmp_path}/root"
-    return ArtifactStore(root)
+@pytest.fixture
+def store(anywhere: ArtifactStore) -> ArtifactStore:
+    return anywhere
 
 
 def make(store: ArtifactStore, stage: str, **inputs: object) -> ArtifactRef:
