@@ -25,8 +25,8 @@ from albat_core.store import storage
 from albat_core.store.artifacts import CLAIMS, ArtifactRef, ArtifactStore
 from albat_core.store.claims import claimed, may_be_held
 from albat_core.store.drafts import PREFIX, is_left
-from albat_core.store.listing import FileState, file_states
 from albat_core.store.manifests import MANIFEST, Manifest
+from albat_core.store.storage import FileState, file_states
 
 DAY = 86400.0
 """Seconds."""

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import math
 import os
 import shutil
 import sys
@@ -10,8 +11,9 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import fsspec
 from fsspec.compression import compr
@@ -319,11 +321,30 @@ def size(uri: str) -> int:
 
 def file_sizes(uri: str) -> dict[str, int]:
     """Return path (relative to ``uri``) and bytes of every file below a folder, by one listing."""
+    return {name: state.bytes for name, state in file_states(uri).items()}
+
+
+class FileState(NamedTuple):
+    """What a listing says of a file."""
+
+    bytes: int
+    changed: float
+    """POSIX time; infinite where the storage does not say."""
+
+
+def file_states(uri: str) -> dict[str, FileState]:
+    """Return path (relative to ``uri``) and state of every file below a folder, by one listing."""
     fs, path = filesystem(uri)
     with explained(uri):
         found = fs.find(path, detail=True)
     base = len(path.rstrip("/")) + 1
-    return {str(name)[base:]: int(entry["size"]) for name, entry in found.items()}
+    return {str(n)[base:]: FileState(int(e["size"]), _changed(e)) for n, e in found.items()}
+
+
+def _changed(details: dict[str, Any]) -> float:
+    said = next((details[n] for n in ("mtime", "LastModified", "created") if n in details), None)
+    said = said.timestamp() if isinstance(said, datetime) else said
+    return float(said) if isinstance(said, int | float) else math.inf
 
 
 def digest(file: Path | str) -> str:

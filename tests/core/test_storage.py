@@ -14,7 +14,7 @@ import pytest
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.store import fingerprints, storage, switching, transfer
-from albat_core.store.listing import file_states
+from albat_core.store.storage import file_states
 
 
 @pytest.fixture(params=["local", "memory"])
