@@ -263,7 +263,7 @@ class ArtifactStore:
         wrong = verification.wrong_files(folder, wanted)
         if wrong and storage.is_remote(self.root):
             transfer.download(place, folder, again=wrong)
-            wrong = verification.wrong_files(folder, wanted)
+            wrong = verification.wrong_files(folder, wanted, again=wrong)
         if not wrong:
             if storage.is_remote(self.root):
                 os.utime(folder)  # when its copy was last used

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,18 @@ def test_damage_of_a_copy_is_mended_from_where_it_was_fetched(tmp_path: Path) ->
             folders = list(pool.map(lambda _: ArtifactStore(store.root).folder(ref), range(8)))
         assert {(folder / "words.txt").read_text() for folder in folders} == {"leaf root"}
         assert store.find(ref) is not None
+
+
+def test_a_file_written_anew_within_a_tick_of_the_clock_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("leaf")
+    wanted = {file.name: storage.digest(file)}
+    file.write_text("lead")
+    state = file.stat()
+    assert list(verification.wrong_files(tmp_path, wanted)) == [file.name]
+    file.write_text("leaf")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert verification.wrong_files(tmp_path, wanted, again=[file.name]) == {}
 
 
 def test_what_others_have_made_again_meanwhile_is_taken(store: ArtifactStore) -> None:
