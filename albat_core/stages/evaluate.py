@@ -62,8 +62,19 @@ def evaluate(
     config: EvaluationConfig,
     runtime: Runtime,
     label: str = "evaluate",
+    role: str = TEST,
 ) -> ArtifactRef:
     """Measure the loss of every held-out example with an adapter (None: without).
+
+    Args:
+        adapter: of the backbone.
+        adaptation: the rows with their roles.
+        encodings: of those rows, where they are kept.
+        backbone_config: of the backbone.
+        config: how it is measured.
+        runtime: root and device.
+        label: what progress is told as.
+        role: of the rows in place of held-out ones.
 
     Raises:
         BackboneError: the adapter was made for another backbone, or a loss is not finite.
@@ -71,7 +82,7 @@ def evaluate(
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
-        examples = read_role(store, adaptation, TEST)
+        examples = read_role(store, adaptation, role)
         with (
             open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone,
             adapted(backbone, store.folder(adapter) if adapter else None),
@@ -101,7 +112,7 @@ def evaluate(
         config.settings(without=_OF_ANSWERS),
         {
             "adapter": adapter.key if adapter else None,
-            "heldout": role_digest(store, adaptation, TEST),
+            "heldout": role_digest(store, adaptation, role),
             "backbone": backbone_identity(backbone_config, runtime),
         },
         build,

@@ -11,9 +11,12 @@ from albat_core.benchmark.chart import CHART
 from albat_core.benchmark.config import EfficacyConfig
 from albat_core.benchmark.table import RESULTS, TABLE, Row, data_multiplier, table, tabulate
 from albat_core.errors import ConfigError
+from albat_core.records.runs import ALBAT, UNTOUCHED
+from albat_core.records.splits import ROLES, TEST, TRAIN, UNUSED, read_role
 from albat_core.report.content import Interval
 from albat_core.runs.chain import Chain
 from albat_core.store.artifacts import ArtifactStore
+from bench.development import losses
 from flows.config import load_efficacy
 from tests.toys import write_run
 
@@ -248,3 +251,19 @@ def test_an_empty_runtime_is_its_defaults(tmp_path: Path) -> None:
     assert (situation.run.runtime.workers, situation.run.runtime.device) == (3, "cpu")
     path.write_text(f"run: {run.replace('{workers: 3}', '')}\nsituations: {{a: }}\n")
     assert len(load_efficacy(str(path)).situations) == 1
+
+
+@pytest.mark.slow
+def test_development_documents_are_neither_trained_on_nor_held_out(
+    config: EfficacyConfig, results: list
+) -> None:
+    situation = config.situations[0]
+    store = ArtifactStore(situation.run.runtime.root)
+    rows = Chain(situation.run).inputs.adaptation
+    of_role = {role: {e.document for e in read_role(store, rows, role)} for role in ROLES}
+    found = {arm.arm: losses(arm, situation) for arm in results if arm.arm in (UNTOUCHED, ALBAT)}
+    for _, units in found.values():
+        assert len(units) == len(of_role[UNUSED]) > 0
+    assert not of_role[UNUSED] & (of_role[TEST] | of_role[TRAIN])
+    (before, _), (after, _) = found[UNTOUCHED], found[ALBAT]
+    assert np.abs(before - after).min() > 0
