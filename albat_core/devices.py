@@ -47,6 +47,17 @@ def resolve_device(runtime: Runtime) -> torch.device:
     return torch.device("cuda" if there and runtime.device != "cpu" else "cpu")
 
 
+def device_name(runtime: Runtime) -> str:
+    """Return the device to compute on as people call it."""
+    import torch
+
+    device = resolve_device(runtime)
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    threads = torch.get_num_threads()
+    return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
+
+
 def gpu_count() -> int:
     """Return how many GPUs this machine has."""
     import torch

@@ -19,6 +19,7 @@ ORDER = (
     "seeding",
     "store",
     "devices",
+    "memory",
     "pictures",
     "search",
     "records",
@@ -74,8 +75,8 @@ HOMES = {
             "runs",
         ]
     },
-    "psutil": {"flows/local/processes.py", "flows/local/production.py"},
-    "rich": {"flows/console.py"},
+    "psutil": {"albat_core/memory.py", "flows/local/processes.py", "flows/local/production.py"},
+    "rich": {"flows/console.py", "flows/showing.py"},
 }
 """Files that may import a library."""
 

@@ -155,7 +155,7 @@ def open_backbone(
 
 @contextmanager
 def open_embedder(
-    encoder: str | None, config: BackboneConfig, runtime: Runtime, known: Precomputed
+    encoder: str | None, config: BackboneConfig, runtime: Runtime, known: Precomputed | None = None
 ) -> Iterator[Embedder]:
     """Give what represents examples as vectors: an image encoder, or else the backbone.
 

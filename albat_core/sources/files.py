@@ -30,6 +30,7 @@ _SMALL_FOLDER = {Text.name: 64}  # up to so many files are entries of their own
 _GROUP_ENDS = 64  # one file in so many ends a group
 _GROUP_LIMIT = 512  # files
 _MANY = 256  # files that take a while to look at
+_USUAL_RATIO = 4  # text takes about so much more space than its compressed file
 _LITTER = re.compile(r"(^|/)(\._[^/]*|\.DS_Store|Thumbs\.db|ehthumbs\.db|desktop\.ini)$", re.I)
 """What file managers leave in folders."""
 _SIDECARS = ("state.json", "dataset_info.json", "dataset_dict.json")
@@ -362,3 +363,15 @@ def find_problems(source: SourceConfig) -> tuple[list[InputFile], list[AlbatErro
         except AlbatError as error:
             problems.append(error)
     return [as_input(group, source) for group in grouped(distinct(found))], problems
+
+
+def amount_of(file: InputFile) -> tuple[int, str]:
+    """Return how much there is to read, and in which unit its readers tell how far they are."""
+    if file.format == Images.name:
+        return len(file.uris), "pictures"
+    packed = (uri.lower().endswith(COMPRESSED) for uri in file.uris)
+    sizes = (
+        storage.size(uri) * (_USUAL_RATIO if its else 1)
+        for uri, its in zip(file.uris, packed, strict=True)
+    )
+    return sum(sizes), "bytes"

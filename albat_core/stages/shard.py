@@ -21,12 +21,9 @@ from albat_core.records.shards import Part, parts_of
 from albat_core.records.tables import read_table, write_table
 from albat_core.sources.checks import no_rows, null_row
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile
+from albat_core.sources.files import InputFile, amount_of
 from albat_core.sources.filters import judge, library_versions
-from albat_core.sources.formats import COMPRESSED
-from albat_core.sources.formats.images import Images
 from albat_core.sources.rows import PlacedRow, document_hash, in_share, placed_rows, untold
-from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
@@ -36,7 +33,6 @@ STAGE_VERSION = 7  # bump when equal inputs would give different output
 _SKIPPED = ("null", "uncaptioned", "damaged", "filtered", "unfit")  # reasons
 _IDS_KEPT = 5  # ids of skipped rows that the manifest names
 _PART_BYTES = 64 << 20  # of pictures in a part file
-_USUAL_RATIO = 4  # text takes about so much more space than its compressed file
 
 
 class ShardConfig(StageConfig):
@@ -141,20 +137,13 @@ def _cut(
     left_out_for = judge(file.config.filters)
     ids: dict[str, list[str]] = {why: [] for why in _SKIPPED}
     documents = array("Q")
-    total, unit = len(file.uris), "pictures"
-    if file.format != Images.name:
-        unit = "bytes"
-        total = sum(
-            storage.size(uri) * (_USUAL_RATIO if uri.lower().endswith(COMPRESSED) else 1)
-            for uri in file.uris
-        )
 
     def skip(why: str, row: Example) -> None:
         counts[why] += 1
         if counts[why] <= _IDS_KEPT:
             ids[why].append(row.example_id)
 
-    with track(f"cut {file.label}", total, unit) as advance:
+    with track(f"cut {file.label}", *amount_of(file)) as advance:
         for placed in placed_rows(file, advance):
             counts["rows"] += 1
             if lacking := placed.lacks(file.config):

@@ -19,7 +19,8 @@ def list_adapters(
     prepare_environment()
     from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
-    from flows.console import console, escape, show_adapters
+    from flows.console import console, escape
+    from flows.showing import show_adapters
 
     registry = Registry(ArtifactStore(root))
     entries = registry.entries(run)
@@ -54,7 +55,7 @@ def diff(first: Name, second: Name, root: StoreRoot = ".albat") -> None:
     from albat_core.records.mixtures import changed_rows
     from albat_core.runs.registry import Registry, changed_settings
     from albat_core.store.artifacts import ArtifactStore
-    from flows.console import show_difference
+    from flows.showing import show_difference
 
     store = ArtifactStore(root)
     before, after = (Registry(store).find(name) for name in (first, second))

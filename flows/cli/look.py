@@ -42,6 +42,9 @@ def check(
     verdict: Annotated[
         bool, typer.Option("--verdict", help="Then say whether it will pay, without fine-tuning.")
     ] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Then say what the run will take, stage by stage.")
+    ] = False,
     root: Root = None,
     device: Device = None,
 ) -> None:
@@ -57,8 +60,22 @@ def check(
     if mistakes:
         raise typer.Exit(1)
     console.print("[green]✓[/] no mistakes found")
+    if cost:
+        _show_costs(load(config, root, device))
     if verdict:
         _show_verdict(load(config, root, device))
+
+
+def _show_costs(run: "RunConfig") -> None:
+    """Measure and print what each stage of a run will take."""
+    from albat_core.devices import device_name
+    from albat_core.runs.cost import expected_costs
+    from flows.console import console
+    from flows.showing import show_costs
+
+    with console.status("measuring batches"):
+        costs = expected_costs(run)
+    show_costs(costs, device_name(run.runtime))
 
 
 def _show_verdict(run: "RunConfig") -> None:
@@ -66,7 +83,8 @@ def _show_verdict(run: "RunConfig") -> None:
     from albat_core.runs.chain import Chain
     from albat_core.runs.quick_look import quick_look
     from albat_core.store.artifacts import ArtifactStore
-    from flows.console import TerminalReporter, show_verdict
+    from flows.console import TerminalReporter
+    from flows.showing import show_verdict
 
     with (
         ArtifactStore(run.runtime.root).in_use(),
@@ -96,7 +114,8 @@ def show(
     from albat_core.errors import ArtifactError
     from albat_core.runs.registry import Registry
     from albat_core.store.artifacts import ArtifactStore
-    from flows.console import console, escape, show_artifact
+    from flows.console import console, escape
+    from flows.showing import show_artifact
 
     store = ArtifactStore(root)
     if not ref:

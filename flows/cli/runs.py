@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def _run(name: str, config: str, root: str | None, device: str | None, verbose: bool) -> None:
     """Run one of the flows in this process, after looking for mistakes."""
     prepare_environment(verbose)
-    from flows.console import TerminalReporter, console, show_note, show_places, show_results
+    from flows.console import TerminalReporter, console, show_note, show_places
+    from flows.showing import show_results
 
     with console.status("reading the configuration"):
         run = load(config, root, device)

@@ -13,7 +13,8 @@ import yaml
 from albat_core.errors import InputError
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from flows.config import starter_config
-from flows.console import in_words, show_error, show_note
+from flows.console import show_error, show_note
+from flows.showing import in_words
 from tests.flows.conftest import Albat
 from tests.toys import topic_rows, write_jsonl
 

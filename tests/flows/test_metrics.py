@@ -26,8 +26,8 @@ from albat_core.stages.report import RESULTS, read_results
 from albat_core.store.artifacts import ArtifactStore
 from flows.checks import check_file
 from flows.config import load_config
-from flows.console import show_results
 from flows.pages import results
+from flows.showing import show_results
 from tests.flows.conftest import Albat
 from tests.pictures import write_image_run
 from tests.toys import rewrite, topic_rows, write_jsonl, write_run

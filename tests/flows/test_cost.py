@@ -1,0 +1,116 @@
+"""What a run is said to take beforehand, against what is there and what runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from albat_core.memory import peak_memory
+from albat_core.runs import cost
+from albat_core.runs.chain import Chain
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.counting import extent_of, spread
+from albat_core.store.artifacts import ArtifactStore
+from flows.config import load_config
+from tests.flows.conftest import Albat
+from tests.pictures import write_image_run
+from tests.toys import rewrite, topic_rows, write_jsonl, write_run
+
+
+def whole(row: object) -> list:
+    """Leave a row as it is."""
+    return [row]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "jsonl.gz"])
+def test_rows_are_counted_from_the_heads_of_files(tmp_path: Path, ending: str) -> None:
+    rows = topic_rows("plants", 6000)
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        pa.output_stream(path, compression="detect").write(
+            "".join(json.dumps(row) + "\n" for row in rows).encode()
+        )
+    found = extent_of([SourceConfig(path=str(path), id_column="id")], whole)
+    assert len(found.sample) < 3000
+    if ending.endswith("gz"):  # how far packed text unfolds is guessed
+        assert 2000 < found.count < 18000
+    else:
+        assert found.count == pytest.approx(6000, rel=0.05)
+
+
+def test_small_files_are_counted_to_the_row(tmp_path: Path) -> None:
+    for number in range(3):
+        write_jsonl(tmp_path / f"{number}.jsonl", topic_rows("plants", 40, seed=number))
+    source = SourceConfig(path=str(tmp_path / "*.jsonl"), id_column="id")
+    assert extent_of([source], whole).count == 120
+    half = source.model_copy(update={"share": 0.5})
+    assert extent_of([half], lambda row: [row, row]).count == 120
+
+
+def test_rows_are_spread_over_all() -> None:
+    assert spread("abcdef", 3) == list("ace")
+    assert spread("ab", 5) == list("ababa")
+
+
+def test_the_peak_of_work_is_measured_and_not_of_what_was_freed() -> None:
+    device = torch.device("cpu")
+    np.ones(50_000_000)  # 400 MB, freed
+    with peak_memory(device) as before:
+        pass
+    with peak_memory(device) as peak:
+        np.ones(25_000_000)
+    assert 150e6 < peak.bytes - before.bytes < 350e6
+
+
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
+def test_the_stages_of_a_run_are_counted_as_they_will_be(tmp_path: Path, kind: str) -> None:
+    path = write_run(tmp_path) if kind == "texts" else write_image_run(tmp_path)
+    config = load_config(str(rewrite(path, {"mixture": {"alpha": "auto"}})))
+    costs = {each.name: each for each in cost.expected_costs(config)}
+    chain = Chain(config)
+    store = ArtifactStore(config.runtime.root)
+    corpus = sum(store.manifest(ref).rows for ref in chain.inputs.corpus)
+    own = store.manifest(chain.inputs.adaptation).facts
+    every = corpus + sum(own[role]["rows"] for role in ("train", "validation", "test"))
+    assert costs["embed"].of == f"{every} rows"
+    folds = min(config.estimate.folds, config.split.folds)
+    assert costs["train surrogates"].of == f"{folds} times {config.surrogate.steps} steps"
+    assert ("compute inputs" in costs) == (kind == "pictures")
+    assert ("score" in costs) == config.scoring.scorer.by_losses
+    *others, total = costs.values()
+    assert total.name == "in all"
+    assert total.seconds == pytest.approx(sum(each.seconds or 0 for each in others))
+    assert all(each.seconds > 0 for each in others if each.name != "search")
+    computed = [each for each in others if each.name not in ("read and cut", "search")]
+    assert all(100e6 < each.bytes < 10e9 for each in computed)
+    assert total.bytes == max(each.bytes for each in others)
+
+
+def test_more_rows_and_steps_cost_more(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+
+    def counted() -> dict[str, str]:
+        return {each.name: each.of for each in cost.expected_costs(load_config(str(path)))}
+
+    before = counted()
+    training = yaml.safe_load(path.read_text())["finetune"] | {"steps": 120}
+    rewrite(path, {"finetune": training, "baselines": [], "refit": False})
+    after = counted()
+    assert before["fine-tune"] == "6 trainings, 72 steps"
+    assert after["fine-tune"] == "1 trainings, 120 steps"
+    assert after["embed"] == before["embed"]
+
+
+def test_check_tells_what_a_run_will_take(albat: Albat, tmp_path: Path) -> None:
+    said = albat("check", write_run(tmp_path), "--cost")
+    assert said.code == 0
+    assert "time, up to" in said.out
+    assert "in all" in said.out
+    assert "measured on the CPU with" in said.out
