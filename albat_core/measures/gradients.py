@@ -1,9 +1,7 @@
 """Gradients of single examples in the adapter's parameters, in a random projection."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
 
 import numpy as np
 import torch
@@ -24,9 +22,6 @@ from albat_core.seeding import torch_generator
 Gradients = NDArray[np.float32]
 Transform = Callable[[str, torch.Tensor], torch.Tensor]
 """Changes the gradients (n, ...) of the parameter named, before they are projected."""
-
-Use = tuple[str, torch.nn.Module, torch.Tensor, torch.Tensor]
-"""A layer's use in a forward pass: its name, the layer, what it read and what it gave."""
 
 
 class Projection:
@@ -85,27 +80,26 @@ def example_gradients(
         BackboneError: a layer of the adapter is of a kind whose gradients are not known.
     """
     found = np.zeros((len(encoded), projection.dimension), dtype=np.float32)
-    layers = backbone.adapter_layers()
+    layers, parameters = backbone.adapter_layers(), list(backbone.adapter_parameters().values())
     backbone.training(False)
     with track(label, len(encoded), "examples") as advance:
 
         def take(positions: list[int]) -> None:
             batch = [encoded[i] for i in positions]
-            with torch.enable_grad(), _uses_of(layers) as uses:
-                loss = backbone.losses(batch, noise).mean.sum()
-                given = torch.autograd.grad(loss, [out for *_, out in uses], allow_unused=True)
             sketch = torch.zeros(len(batch), projection.dimension, device=backbone.device)
-            by_name = defaultdict(list)
-            for (name, layer, read, _), gradient in zip(uses, given, strict=True):
-                if gradient is not None:
-                    by_name[name].append((layer, read, gradient))
-            for name, times in by_name.items():  # a layer is used at each noise level
-                values = reduce(
-                    torch.add, (_layer_gradients(name, *use, len(batch)) for use in times)
-                )
-                if transform is not None:
-                    values = transform(name, values)
-                projection.add(sketch, name, values)
+            sums: dict[str, torch.Tensor] = {}  # a layer is used at each noise level
+
+            def add(name: str, gradient: torch.Tensor) -> None:
+                if transform is None:
+                    projection.add(sketch, name, gradient)
+                else:
+                    sums[name] = sums[name] + gradient if name in sums else gradient
+
+            with torch.enable_grad(), _given_to(layers, len(batch), add):
+                loss = backbone.losses(batch, noise).mean.sum()
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+            for name, gradient in sums.items():
+                projection.add(sketch, name, transform(name, gradient))  # type: ignore[misc]
             found[positions] = sketch.cpu().numpy()
             advance(len(batch))
 
@@ -151,24 +145,37 @@ class AdapterGradients:
 
 
 @contextmanager
-def _uses_of(layers: Mapping[str, torch.nn.Module]) -> Iterator[list[Use]]:
-    """Note what these layers read and give while the context lasts."""
-    uses: list[Use] = []
+def _given_to(
+    layers: Mapping[str, torch.nn.Module],
+    examples: int,
+    add: Callable[[str, torch.Tensor], None],
+) -> Iterator[None]:
+    """Give each example's gradients of these layers to ``add`` as soon as a backward pass has them.
+
+    None is kept for longer: those of all layers would take more memory than the pass.
+    """
     handles = []
     for name, layer in layers.items():
 
-        def note(
+        def read(
             its: torch.nn.Module,
-            read: tuple[torch.Tensor, ...],
+            inputs: tuple[torch.Tensor, ...],
             out: torch.Tensor,
             name: str = name,
         ) -> None:
-            if out.requires_grad:
-                uses.append((name, its, read[0].detach(), out))
+            if not out.requires_grad:
+                return
+            # as it is computed with, mixed precision included; let go of as the pass goes back
+            known = [inputs[0].detach().to(out.dtype)]
 
-        handles.append(layer.register_forward_hook(note))
+            def written(gradient: torch.Tensor) -> None:
+                add(name, _layer_gradients(name, its, known.pop(), gradient, examples))
+
+            out.register_hook(written)  # type: ignore[no-untyped-call]
+
+        handles.append(layer.register_forward_hook(read))
     try:
-        yield uses
+        yield
     finally:
         for handle in handles:
             handle.remove()

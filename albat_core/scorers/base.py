@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Scores = NDArray[np.float64]
 
+_KEPT = 4  # a gradient keeps so many times what a loss does
 LABEL = "score candidates"
 """Names the progress line of work on all candidates."""
 
@@ -65,7 +66,8 @@ class Given:
         """Return what takes gradients of the attached adapter, projected to so many coordinates."""
         from albat_core.measures.gradients import AdapterGradients
 
-        return AdapterGradients(self.backbone, self.batch_tokens, self.noise, dimension)
+        at_once = max(self.batch_tokens // _KEPT, 1)
+        return AdapterGradients(self.backbone, at_once, self.noise, dimension)
 
 
 class Scorer(StageConfig):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from albat_core.measures.gradients import AdapterGradients
 
 STAGE = "estimate"
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 DOUBT = {"surrogates": 0.8, "start": 1.2}
 """Standard deviation of log V_T / (V_w + B) about what was measured: docs/calibration.md."""
 LEAST = 0.02
@@ -63,8 +63,9 @@ class EstimateConfig(StageConfig):
     count for more, as a training of few steps does not go far along them."""
     stands_for: float = Field(1.0, ge=1)
     """How many times as large the selection is that the selected rows stand for."""
-    batch_tokens: int = Field(8192, ge=1)
-    """Tokens in a batch, padding included; of pictures, positions of their latents."""
+    batch_tokens: int = Field(2048, ge=1)
+    """Tokens in a batch, padding included; of pictures, positions of their latents. A gradient
+    keeps what a loss lets go of, so these are fewer than elsewhere."""
     noise_levels: int = Field(8, ge=1, le=1000)
     """Noise levels of a diffusion model that a gradient is the mean of."""
 
