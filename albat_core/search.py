@@ -13,6 +13,12 @@ from albat_core.errors import DimensionMismatchError, MissingDependencyError
 from albat_core.store.stage import Runtime
 
 Vectors = NDArray[np.float32]
+Positions = NDArray[np.int64]
+
+_WIDER, _WIDEST = 4, 2048
+"""Times as many neighbours by codes as are then compared exactly; FAISS finds no more on a GPU."""
+_FEWEST = 40
+_GATHERED = 1 << 24  # numbers of exact vectors in memory at once, 64 MB
 
 
 def check_faiss() -> None:
@@ -87,10 +93,15 @@ class VectorIndex:
     Args:
         index: the FAISS index, on the CPU.
         runtime: a CUDA device is used where FAISS was built for it.
+        exact: (n, d) float16, the vectors that the index has as codes only; may be mapped from a
+            file. More neighbours are then found by codes, and the nearest of them by these.
     """
 
-    def __init__(self, index: Any, runtime: Runtime) -> None:
+    def __init__(
+        self, index: Any, runtime: Runtime, exact: NDArray[np.float16] | None = None
+    ) -> None:
         self._index = index
+        self._exact = exact
         self._gpu = gpus(runtime) > 0
         if self._gpu:
             faiss = _faiss()
@@ -99,7 +110,7 @@ class VectorIndex:
 
     @classmethod
     def new(
-        cls, dimension: int, factory: str, runtime: Runtime, *, probes: int = 0, seed: int = 0
+        cls, dimension: int, factory: str, runtime: Runtime, *, cells: int = 0, seed: int = 0
     ) -> "VectorIndex":
         """Return an empty index.
 
@@ -107,30 +118,68 @@ class VectorIndex:
             dimension: of the vectors.
             factory: what FAISS is to make, such as "Flat" or "IVF100,PQ32x8".
             runtime: where it computes.
-            probes: cells looked into per query; 0 where the kind has no cells.
+            cells: of the kind; 0 where it has none.
             seed: of the cells' k-means, in [0, 2**31).
         """
         faiss = _faiss()
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-        if probes:
-            index.nprobe, index.cp.seed = probes, seed
+        if cells:
+            index.cp.seed = seed
         return cls(index, runtime)
 
     @classmethod
-    def read(cls, path: Path, runtime: Runtime) -> "VectorIndex":
+    def read(
+        cls, path: Path, runtime: Runtime, exact: NDArray[np.float16] | None = None
+    ) -> "VectorIndex":
         """Return the index that ``save`` wrote."""
-        return cls(_faiss().read_index(str(path)), runtime)
+        return cls(_faiss().read_index(str(path)), runtime, exact)
+
+    def compare_with(self, exact: NDArray[np.float16] | None) -> None:
+        """Give the vectors, (n, d), that the nearest are found by; None: those it has."""
+        self._exact = exact
+
+    def look_into(self, probes: int) -> None:
+        """Set how many cells are looked into per query."""
+        self._index.nprobe = probes
+        graph = self._graph()
+        if graph is not None:
+            graph.hnsw.efSearch = max(2 * probes, _FEWEST)
 
     def train(self, sample: Vectors) -> None:
         """Learn cells and codes from (n, d) projected vectors, where the kind has any."""
-        if not self._index.is_trained:
-            self._index.train(sample)
+        if self._index.is_trained:
+            return
+        graph = self._graph()
+        if graph is not None:
+            self._join(graph, sample)
+        self._index.train(sample)
+
+    def _graph(self) -> Any:
+        """Return the graph by which cells are found; None where each is compared with."""
+        faiss = _faiss()
+        cells = faiss.try_extract_index_ivf(self._index)
+        found = faiss.downcast_index(cells.quantizer) if cells is not None else None
+        return found if hasattr(found, "hnsw") else None
+
+    def _join(self, graph: Any, sample: Vectors) -> None:
+        """Learn the cells and join them to a graph, which is another one where threads race."""
+        faiss = _faiss()
+        cells = faiss.extract_index_ivf(self._index)
+        means = faiss.Clustering(cells.d, cells.nlist, cells.cp)
+        means.train(sample, faiss.IndexFlatIP(cells.d))
+        centres = faiss.vector_to_array(means.centroids).reshape(cells.nlist, cells.d)
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)
+        try:
+            graph.add(centres)
+        finally:
+            faiss.omp_set_num_threads(threads)
 
     def add(self, vectors: Vectors) -> None:
         """Add (n, d) projected vectors behind those there are."""
         self._index.add(vectors)
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Positions]:
         """Return each query's k most similar rows.
 
         Args:
@@ -149,8 +198,19 @@ class VectorIndex:
                 f"queries have d={queries.shape[1]} but the index has d={self._index.d}",
                 remedy="embed queries and corpus with the same backbone",
             )
-        D, I = self._index.search(np.ascontiguousarray(queries), k)  # noqa: N806, E741
-        return D, I
+        queries = np.ascontiguousarray(queries)
+        if self._exact is None:
+            similarities, positions = self._index.search(queries, k)
+            return similarities, positions
+        wide = min(max(_WIDER * k, _FEWEST), max(_WIDEST, k), len(self._exact))
+        found = self._index.search(queries, max(wide, k))[1]
+        size = max(_GATHERED // (found.shape[1] * queries.shape[1]), 1)
+        parts = [
+            _nearest(queries[start : start + size], found[start : start + size], self._exact, k)
+            for start in range(0, len(queries), size)
+        ]
+        similarities, positions = (np.concatenate(its) for its in zip(*parts, strict=True))
+        return similarities, positions
 
     def save(self, path: Path) -> None:
         """Write the index as FAISS does, from the CPU."""
@@ -161,39 +221,68 @@ class VectorIndex:
             faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
+def _nearest(
+    queries: Vectors, positions: Positions, exact: NDArray[np.float16], k: int
+) -> tuple[Vectors, Positions]:
+    """Return the k nearest of some rows (n, m) by their exact vectors, as ``search`` does."""
+    vectors = exact[np.maximum(positions, 0)].astype(np.float32)
+    similarities = np.einsum("nd,nmd->nm", queries, vectors)
+    similarities[positions < 0] = -np.inf
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(positions, order, 1)
+
+
 def gpus(runtime: Runtime) -> int:
     """Return how many GPUs FAISS computes on: 0 where it is built without, or none is wanted."""
     wanted = resolve_device(runtime).type == "cuda"
     return int(_faiss().get_num_gpus()) if wanted else 0
 
 
-def exact_search(
-    queries: Vectors, blocks: Iterator[Vectors], k: int, gpus: int = 0
-) -> tuple[Vectors, NDArray[np.int64]]:
-    """Return the k most similar rows of all blocks by comparing with every one.
+class ExactSearch:
+    """The rows most similar to queries, of all in blocks that are given one after the other.
 
     Args:
         queries: (n, d) float32 projected vectors.
-        blocks: (m, d) float32 projected vectors, in order.
         k: neighbours wanted.
         gpus: that compute; 0: the CPU.
 
-    Returns:
-        similarities (n, k) float32, descending, -inf where there is no row;
-        positions (n, k) int64, -1 where there is none.
+    Attributes:
+        similarities: (n, k) float32, descending, -inf where there is no row.
+        positions: (n, k) int64, -1 where there is none.
     """
-    faiss = _faiss()
-    from faiss.contrib.exhaustive_search import knn_ground_truth
 
-    similarities, positions = knn_ground_truth(
-        queries, blocks, k, faiss.METRIC_INNER_PRODUCT, ngpu=gpus
-    )
-    # FAISS counts the rows of a block on from those before it, also the -1 of rows that are missing
-    missing = similarities < -2.0
-    return np.where(missing, -np.inf, similarities), np.where(missing, -1, positions)
+    def __init__(self, queries: Vectors, k: int, gpus: int = 0) -> None:
+        self._queries = np.ascontiguousarray(queries)
+        self._rows = 0
+        self._resources = _faiss().StandardGpuResources() if gpus else None
+        self.similarities: Vectors = np.full((len(queries), k), -np.inf, np.float32)
+        self.positions: Positions = np.full((len(queries), k), -1, np.int64)
+
+    def add(self, block: Vectors) -> None:
+        """Compare with (m, d) float32 projected vectors, which come behind those before."""
+        faiss, k = _faiss(), self.positions.shape[1]
+        asked = (self._queries, np.ascontiguousarray(block), min(k, len(block)))
+        metric = faiss.METRIC_INNER_PRODUCT
+        if self._resources is None:
+            similarities, positions = faiss.knn(*asked, metric=metric)
+        else:
+            similarities, positions = faiss.knn_gpu(self._resources, *asked, metric=metric)
+        every = np.concatenate([self.similarities, similarities], axis=1)
+        places = np.concatenate([self.positions, positions + self._rows], axis=1)
+        order = np.argsort(-every, axis=1, kind="stable")[:, :k]
+        self.similarities = np.take_along_axis(every, order, 1)
+        self.positions = np.take_along_axis(places, order, 1)
+        self._rows += len(block)
 
 
-def recall(found: NDArray[np.int64], exact: NDArray[np.int64]) -> float:
+def without(positions: Positions, own: Positions, k: int) -> Positions:
+    """Return the first k positions of each row (n, m) that are not its own, (n,)."""
+    others = positions != own[:, None]
+    order = np.argsort(~others, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(positions, order, 1)
+
+
+def recall(found: Positions, exact: Positions) -> float:
     """Return recall@k: the share of the k exact neighbours (n, k) that were found, in [0, 1]."""
     hits = [
         len(set(f) & set(e) - {-1}) for f, e in zip(found.tolist(), exact.tolist(), strict=True)

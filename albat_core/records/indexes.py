@@ -15,6 +15,7 @@ from albat_core.store.stage import Runtime
 
 STAGE = "index"
 _FAISS_FILE, _SPACE_FILE, _PARTS_FILE = "index.faiss", "space.npz", "parts.json"
+_VECTORS_FILE = "vectors.npy"  # of an index that has codes only
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class CorpusIndex:
         return [self.addresses[p] for p in parts], (where - starts).tolist()
 
 
+def whole_vectors(folder: Path, rows: int, dimension: int) -> NDArray[np.float16]:
+    """Return what an index's projected vectors (n, d) are kept in, on disk rather than in memory.
+
+    Half precision changes a similarity by some 1e-4.
+    """
+    kept: NDArray[np.float16] = np.lib.format.open_memmap(
+        folder / _VECTORS_FILE, "w+", np.float16, (rows, dimension)
+    )
+    return kept
+
+
 def write_index(
     folder: Path, index: VectorIndex, space: EmbeddingSpace, parts: Sequence[Part]
 ) -> None:
@@ -61,8 +73,10 @@ def load_index(store: ArtifactStore, ref: ArtifactRef, runtime: Runtime) -> Corp
     folder = store.folder(ref)
     arrays = np.load(folder / _SPACE_FILE, allow_pickle=False)
     parts = json.loads((folder / _PARTS_FILE).read_text())
+    vectors = folder / _VECTORS_FILE
+    exact = np.load(vectors, mmap_mode="r", allow_pickle=False) if vectors.exists() else None
     return CorpusIndex(
-        index=VectorIndex.read(folder / _FAISS_FILE, runtime),
+        index=VectorIndex.read(folder / _FAISS_FILE, runtime, exact),
         space=EmbeddingSpace(arrays["mean"], arrays["whitening"]),
         addresses=[address for address, _ in parts],
         ends=np.cumsum([rows for _, rows in parts], dtype=np.int64),

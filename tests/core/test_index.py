@@ -15,7 +15,7 @@ from albat_core.progress import Advance, Silent, reporting_to
 from albat_core.records.indexes import CorpusIndex, load_index
 from albat_core.records.shards import Part
 from albat_core.records.vectors import VECTORS, EmbeddedPart
-from albat_core.search import EmbeddingSpace, VectorIndex, exact_search, recall
+from albat_core.search import EmbeddingSpace, ExactSearch, VectorIndex, recall, without
 from albat_core.seeding import numpy_generator
 from albat_core.stages.index import IndexConfig, build_index, choose_kind
 from albat_core.store import storage
@@ -160,10 +160,12 @@ def test_the_recall_of_approximate_search_is_as_measured(
     vectors = clustered(spread=0.5)
     index, facts = built(embedded(*in_blocks(vectors)), runtime, seed=5, **config)
     assert facts["factory"] == factory
-    drawn = np.sort(numpy_generator(5, "index", "recall").permutation(ROWS)[:256])
+    drawn = np.sort(
+        numpy_generator(5, "index", "recall").choice(ROWS, 256, replace=False, shuffle=False)
+    )
     queries = index.space.project(vectors[drawn])
-    found = index.index.search(queries, 10)[1]
-    exact = nearest(queries, index.space.project(vectors), 10)
+    found = without(index.index.search(queries, 11)[1], drawn, 10)
+    exact = without(nearest(queries, index.space.project(vectors), 11), drawn, 10)
     hits = np.mean([len(set(f) & set(e)) / 10 for f, e in zip(found, exact, strict=True)])
     assert facts["recall_at_10"] == pytest.approx(hits, abs=1e-3)
     assert least < hits < 1
@@ -202,6 +204,61 @@ def test_equal_corpora_give_equal_indices(embedded: Embedded, runtime: Runtime, 
         return found
 
     assert digests() == digests()
+
+
+def test_what_codes_find_is_compared_by_the_vectors_themselves(
+    embedded: Embedded, runtime: Runtime
+) -> None:
+    vectors = clustered(spread=0.5)
+    index, facts = built(
+        embedded(*in_blocks(vectors)), runtime, kind="ivfpq", cells=10, probes=10, code_bytes=16
+    )
+    queries = index.space.project(clustered(50, seed=1, spread=0.5))
+    projected = index.space.project(vectors)
+    expected = nearest(queries, projected, 10)
+    similarities, found = index.index.search(queries, 10)
+    assert recall(found, expected) > 0.95
+    assert facts["recall_at_10"] > 0.95
+    exact = np.take_along_axis(queries @ projected.T, found, axis=1)
+    np.testing.assert_allclose(similarities, exact, atol=1e-3)
+    index.index.compare_with(None)
+    assert recall(index.index.search(queries, 10)[1], expected) < 0.9
+
+
+def test_as_many_cells_are_looked_into_as_the_recall_takes(
+    embedded: Embedded, runtime: Runtime
+) -> None:
+    parts = embedded(clustered(spread=0.1))
+    found = [
+        built(parts, runtime, kind="ivf", cells=200, least_recall=least)[1]
+        for least in (0.3, 0.9, 1.0)
+    ]
+    assert [facts["probes"] for facts in found] == sorted(facts["probes"] for facts in found)
+    assert found[0]["probes"] == 8 < found[1]["probes"] < found[2]["probes"]
+    assert found[0]["recall_at_10"] < 0.9 <= found[1]["recall_at_10"] < found[2]["recall_at_10"]
+
+
+def test_what_a_row_finds_of_itself_does_not_count() -> None:
+    positions = np.array([[5, 1, 2], [1, 7, 2], [0, 1, 2]])
+    assert without(positions, np.array([5, 7, 9]), 2).tolist() == [[1, 2], [1, 2], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_many_cells_are_found_by_a_graph(
+    embedded: Embedded, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    parts = embedded(*in_blocks(clustered(spread=0.5)))
+    _, plain = built(parts, runtime, kind=kind, cells=40)
+    monkeypatch.setattr("albat_core.stages.index._MANY_CELLS", 40)
+    digests = []
+    for _ in range(2):
+        storage.remove(storage.join(runtime.root, "index"))
+        ref = build_index(parts, IndexConfig(kind=kind, cells=40), 0, runtime)
+        manifest = ArtifactStore(runtime.root).manifest(ref)
+        digests.append([file.sha256 for file in manifest.files])
+    assert manifest.facts["factory"].startswith("IVF40_HNSW32,")
+    assert manifest.facts["recall_at_10"] == pytest.approx(plain["recall_at_10"], abs=0.03)
+    assert digests[0] == digests[1]
 
 
 def test_small_corpora_can_be_indexed_in_any_kind(embedded: Embedded, runtime: Runtime) -> None:
@@ -276,10 +333,7 @@ def test_every_pass_over_the_vectors_is_shown(embedded: Embedded, runtime: Runti
 
     with reporting_to(Watching()):
         build_index(embedded(*in_blocks(clustered())), IndexConfig(kind="ivf"), 0, runtime)
-    assert list(shown) == [
-        f"index: {what}"
-        for what in ("whiten", "draw a sample", "add", "draw queries", "measure recall")
-    ]
+    assert list(shown) == [f"index: {what}" for what in ("whiten", "draw a sample", "add")]
     assert {sum(done) for done in shown.values()} == {ROWS}
 
 
@@ -313,19 +367,20 @@ def test_the_kind_follows_rows_and_memory(
 
 def test_exact_search_over_blocks_is_that_over_all() -> None:
     vectors, queries = clustered(700), clustered(20, seed=1)
-    similarities, positions = exact_search(queries, iter(in_blocks(vectors, 64)), 9)
-    whole = exact_search(queries, iter([vectors]), 9)
-    assert np.array_equal(positions, whole[1])
-    assert np.array_equal(positions, nearest(queries, vectors, 9))
-    np.testing.assert_allclose(similarities, whole[0], rtol=1e-5)
+    parts, whole = ExactSearch(queries, 9), ExactSearch(queries, 9)
+    for block in in_blocks(vectors, 64):
+        parts.add(block)
+    whole.add(vectors)
+    assert np.array_equal(parts.positions, whole.positions)
+    assert np.array_equal(parts.positions, nearest(queries, vectors, 9))
+    np.testing.assert_allclose(parts.similarities, whole.similarities, rtol=1e-5)
 
 
 def test_exact_search_of_few_rows_says_where_there_is_none() -> None:
-    similarities, positions = exact_search(
-        np.eye(2, dtype=np.float32), iter([np.eye(2, dtype=np.float32)]), 3
-    )
-    assert positions.tolist() == [[0, 1, -1], [1, 0, -1]]
-    assert similarities.tolist() == [[1, 0, -np.inf], [1, 0, -np.inf]]
+    search = ExactSearch(np.eye(2, dtype=np.float32), 3)
+    search.add(np.eye(2, dtype=np.float32))
+    assert search.positions.tolist() == [[0, 1, -1], [1, 0, -1]]
+    assert search.similarities.tolist() == [[1, 0, -np.inf], [1, 0, -np.inf]]
 
 
 @pytest.mark.parametrize(
