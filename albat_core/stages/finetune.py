@@ -18,7 +18,7 @@ from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime, stage_key
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 
 
 def finetune(

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from albat_core.backbones.adapters import (
     AdapterConfig,
@@ -36,6 +37,9 @@ from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_answers, write_texts
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
+
+_SHORT = 128
+"""Tokens up to which a CPU's flash attention is slower backwards, in bfloat16, than plain one."""
 
 
 class LanguageBackbone:
@@ -122,8 +126,13 @@ class LanguageBackbone:
         rows = [e.inputs[name] + [fill] * (longest - e.length) for e in batch]
         return torch.tensor(rows, device=self.device)
 
-    def _precision(self) -> AbstractContextManager[None]:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._autocast)
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        with ExitStack() as ways:
+            ways.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self._autocast))
+            if self._autocast and self._encoder.max_length <= _SHORT and torch.is_grad_enabled():
+                ways.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
 
     @torch.inference_mode()
     def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
