@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -149,6 +150,23 @@ def refuse_incomplete(folder: Path) -> None:
                     remedy="copy or download it again",
                 ) from error
         _refuse_missing_shards(room)
+
+
+def count_weights(folder: Path) -> int:
+    """Return about how many weights a backbone has, by the headers of its files."""
+    from safetensors import safe_open
+
+    count = 0
+    for room in _rooms(folder):
+        sizes: dict[str, int] = {}  # variants have the same names
+        for path in room.glob("*.safetensors"):
+            with safe_open(path, "np") as file:
+                for name in file.keys():  # noqa: SIM118
+                    tensor = file.get_slice(name)
+                    packed = 2 if tensor.get_dtype() == "U8" else 1  # of 4 bits, two in a byte
+                    sizes[name] = packed * math.prod(tensor.get_shape())
+        count += sum(sizes.values())
+    return count
 
 
 def _refuse_missing_shards(room: Path) -> None:

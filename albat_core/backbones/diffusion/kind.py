@@ -87,6 +87,14 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         """See ``Kind``."""
         _captions(config).refuse_long(prompts)
 
+    def check_chat(self, config: BackboneConfig) -> None:
+        """See ``Kind``."""
+        raise BackboneError(
+            "expected a backbone that writes chats, got one that draws pictures",
+            where=config.path,
+            remedy="give generated.prompts",
+        )
+
     def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
         """See ``Kind``."""
         from albat_core.backbones.diffusion.adapter import PipelineAdapter

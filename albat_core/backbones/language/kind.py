@@ -113,6 +113,12 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
         TextEncoder(config).beginnings(prompts)
 
+    def check_chat(self, config: BackboneConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.language.tokens import TextEncoder
+
+        TextEncoder(config).opening()
+
     def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
         """See ``Kind``."""
         from albat_core.backbones.language.adapter import attached

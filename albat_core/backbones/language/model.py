@@ -175,6 +175,10 @@ class LanguageBackbone:
         with self._precision():
             return write_texts(self._whole, self._encoder, prompts, config, seed)
 
+    def opening(self) -> Question:
+        """Return what a chat begins with, see ``TextEncoder.opening``."""
+        return self._encoder.opening()
+
     def questions(self, examples: Sequence[Example]) -> list[Question]:
         """Return rows as what is asked and what was expected, see ``TextEncoder.question``."""
         return [self._encoder.question(example) for example in examples]
