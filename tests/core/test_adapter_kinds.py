@@ -87,7 +87,7 @@ def test_a_start_that_changes_the_backbone_is_refused_with_the_reason(init: str)
     with pytest.raises(ValidationError, match=rf"{init} begins by changing the backbone's own"):
         AdapterConfig(init=init)
     with pytest.raises(ValidationError, match="'default' or 'gaussian'"):
-        AdapterConfig(init="gausian")
+        AdapterConfig(init="kaiming")
 
 
 def test_gradients_of_examples_are_those_of_autograd(
