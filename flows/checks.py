@@ -7,11 +7,13 @@ from typing import Any, ParamSpec
 from albat_core.backbones import (
     check_adapter,
     check_backbone,
+    check_chat,
     check_prompts,
     encoder_identity,
     open_splitter,
     open_trap,
     row_limit,
+    weights_of,
 )
 from albat_core.devices import resolve_device
 from albat_core.errors import AlbatError, ConfigError, InputError
@@ -35,11 +37,13 @@ from albat_core.stages.split import (
 )
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
+from albat_core.training.config import FinetuneConfig
 from flows.config import load_config, load_sound_part
 
 Given = ParamSpec("Given")
 Tell = Callable[[str], object]
 _LETTERS_CUT = 200_000  # of a source, before anything is computed
+_MILLIONS = 100  # of a backbone's weights, above which the default learning rate is high
 _GRADED = 3  # rows on which a metric is tried
 _COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
@@ -81,7 +85,8 @@ def find_mistakes(
         config: of the run.
         unsound: its sections that are not to be looked at.
         tell: told what the run would skip or change, from the rows looked at.
-        warn: told what no step of the run tells: splits read as one, files that are in two roles.
+        warn: told what no step of the run tells: splits read as one, files that are in two roles,
+            settings that do not suit the backbone.
     """
     found: list[AlbatError] = []
     if "runtime" not in unsound:
@@ -95,7 +100,7 @@ def find_mistakes(
     if "backbone" not in unsound:
         anywhere = config.runtime.model_copy(update={"device": "auto"})
         no_backbone = _caught(check_backbone, config.backbone, anywhere)
-        found += no_backbone or _demands(config, unsound)
+        found += no_backbone or _demands(config, unsound, warn)
     for place, encoder in _encoders(config).items():
         if encoder is not None and place.partition(".")[0] not in unsound:
             problems = _caught(encoder_identity, encoder, config.runtime)
@@ -134,8 +139,8 @@ def _runner_problems(runtime: Runtime) -> list[AlbatError]:
     return _caught(check_runner, runtime)
 
 
-def _demands(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:
-    """Return what is asked of a sound backbone that it cannot do."""
+def _demands(config: RunConfig, unsound: Collection[str], warn: Tell) -> list[AlbatError]:
+    """Return what is asked of a sound backbone that it cannot do; warn of what it does badly."""
     found: list[AlbatError] = []
     sections = [name for name in ("finetune", "surrogate") if name not in unsound]
     adapters = {getattr(config, name).adapter: name for name in sections}  # often the same
@@ -147,7 +152,31 @@ def _demands(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:
         if prompts and section not in unsound:
             problems = _caught(check_prompts, config.backbone, prompts)
             found += [_in_role(section, error) for error in problems]
+    if "generated" not in unsound and config.generated.begins_chats:
+        found += [_in_role("generated", e) for e in _caught(check_chat, config.backbone)]
+    for note in _ill_suited(config, unsound):
+        warn(note)
     return found
+
+
+def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
+    """Yield what is told of settings that a sound backbone takes, but does not go well with."""
+    bare = "generated" not in unsound and config.generated.begins_bare
+    if bare and not _caught(check_chat, config.backbone):
+        yield (
+            "generated.freely: the backbone has a chat template, without which an instruct model "
+            "writes little of what it was trained on: `freely: chat` begins by it"
+        )
+    usual = FinetuneConfig().learning_rate
+    sections = [name for name in ("surrogate", "finetune") if name not in unsound]
+    high = [name for name in sections if getattr(config, name).learning_rate == usual]
+    weights = weights_of(config.backbone) / 1e6
+    if high and weights > _MILLIONS:
+        yield (
+            f"{' and '.join(f'{name}.learning_rate' for name in high)}: at the default {usual:g}, "
+            f"which suits small models; the backbone has {weights:,.0f} million weights, and for "
+            "LoRA on models of billions 1e-4 to 2e-4 is usual"
+        )
 
 
 def _encoders(config: RunConfig) -> dict[str, str | None]:

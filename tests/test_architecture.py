@@ -41,6 +41,7 @@ LONG_FILE = 400
 
 HOMES = {
     "datatrove": {"albat_core/sources/filters.py"},
+    "bitsandbytes": set[str](),  # transformers and peft import it
     "faiss": {"albat_core/search.py"},
     "gguf": {"albat_core/backbones/language/gguf.py"},
     "fsspec": {"albat_core/store/storage.py"},
@@ -49,12 +50,14 @@ HOMES = {
     "peft": {
         "albat_core/backbones/adapters.py",
         "albat_core/backbones/diffusion/adapter.py",
+        "albat_core/backbones/language/adapter.py",
         "albat_core/backbones/language/model.py",
     },
     "transformers": {
         "albat_core/backbones/diffusion/captions.py",
         "albat_core/backbones/language/gguf.py",
         "albat_core/backbones/language/model.py",
+        "albat_core/backbones/language/quantization.py",
         "albat_core/backbones/language/tokens.py",
         "albat_core/backbones/vision.py",
     },

@@ -12,7 +12,13 @@ from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed, RowLimit
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
-from albat_core.backbones.folder import backbone_folder, folder_fingerprint, hub_id, model_folder
+from albat_core.backbones.folder import (
+    backbone_folder,
+    count_weights,
+    folder_fingerprint,
+    hub_id,
+    model_folder,
+)
 from albat_core.backbones.language.kind import LanguageKind
 from albat_core.devices import lent_device, resolve_device
 from albat_core.records.examples import Example
@@ -223,6 +229,11 @@ def check_backbone(config: BackboneConfig, runtime: Runtime) -> None:
     kind_of(config).check(config)
 
 
+def weights_of(config: BackboneConfig) -> int:
+    """Return about how many weights a backbone has; none is loaded."""
+    return count_weights(backbone_folder(config))
+
+
 def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
     """Look whether a backbone takes prompts, without loading its weights.
 
@@ -230,6 +241,15 @@ def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
         InputError: one is too long.
     """
     kind_of(config).check_prompts(config, prompts)
+
+
+def check_chat(config: BackboneConfig) -> None:
+    """Look whether a backbone writes chats of its own, without loading its weights.
+
+    Raises:
+        BackboneError: it has no chat template.
+    """
+    kind_of(config).check_chat(config)
 
 
 def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,6 +12,7 @@ from albat_core.errors import BackboneError
 from albat_core.store.stage import StageConfig
 
 NOTE = "albat.json"
+_CHANGING = ("pissa", "olora", "loftq", "corda")  # peft's names, some with a number behind
 
 
 class AdapterConfig(StageConfig):
@@ -25,6 +26,10 @@ class AdapterConfig(StageConfig):
     """Rank r of the update B A."""
     lora_alpha: float = Field(32.0, gt=0)
     """Scale of the update: lora_alpha / rank multiplies B A (`rslora`: over its root)."""
+    init: Literal["default", "gaussian"] = "default"
+    """How the factor A begins, B being zero: `default`, evenly drawn (Kaiming); `gaussian`, with a
+    deviation of 1 / rank, as in diffusers' trainings. Such as begin by changing the backbone's own
+    weights (`pissa`, `olora`, `loftq`) are refused."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training, in [0, 1)."""
     target_modules: str | tuple[str, ...] = "auto"
@@ -37,6 +42,17 @@ class AdapterConfig(StageConfig):
     def by_layer(self) -> bool:
         """Whether it is linear layers alone, of which gradients of single examples are known."""
         return self.kind in BY_LAYER
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _leaves_the_backbone(cls, value: Any) -> Any:
+        if str(value).startswith(_CHANGING):
+            raise ValueError(
+                f"expected default or gaussian: {value} begins by changing the backbone's own "
+                "weights, with which an adapter is compared (penalty, advantage, evaluation) and "
+                "on which it is loaded"
+            )
+        return value
 
     @field_validator("kind")
     @classmethod
@@ -92,7 +108,10 @@ def peft_config(adapter: AdapterConfig, targets: str | Sequence[str], **task: An
         task: what peft is told of the model beside, such as ``task_type``.
     """
     names = targets if isinstance(targets, str) else list(targets)
-    return ADAPTERS[adapter.kind](adapter, target_modules=names, **task)
+    config = ADAPTERS[adapter.kind](adapter, target_modules=names, **task)
+    if adapter.init != "default":
+        config.init_lora_weights = adapter.init
+    return config
 
 
 def write_note(folder: Path, fingerprint: str) -> None:

@@ -178,6 +178,13 @@ class Backbone(Embedder, Protocol):
         Each has a seed of its own, derived from ``seed`` and its place.
         """
 
+    def opening(self) -> Question:
+        """Return what a chat begins with: what is asked when a user's first words are wanted.
+
+        Raises:
+            BackboneError: it writes no chats.
+        """
+
     def questions(self, examples: Sequence[Example]) -> list[Question]:
         """Return rows that have prompt and answer as what is asked and what was expected.
 
@@ -316,6 +323,13 @@ class Kind(Protocol):
 
         Raises:
             InputError: one is too long.
+        """
+
+    def check_chat(self, config: BackboneConfig) -> None:
+        """Look whether the backbone writes chats of its own.
+
+        Raises:
+            BackboneError: it has no chat template.
         """
 
     def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:

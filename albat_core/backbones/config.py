@@ -35,6 +35,10 @@ class BackboneConfig(StageConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of computing; adapters are kept in float32. `auto`: bfloat16 where the device has
     instructions for it (a GPU, a CPU with AVX-512 BF16 or AMX), else float32."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Weights of a language model that is loaded in 4 bits (NF4, with double quantization: QLoRA,
+    arXiv 2305.14314) or 8 (LLM.int8, arXiv 2208.07339), which takes `albat[quantization]`; none: as
+    they are saved. Adapters stay in float32, and fit the model in full precision too."""
     max_length: int = Field(512, ge=8, le=131072)
     """Tokens that an example may have, special tokens included; longer rows are cut up. Captions
     are held to the text encoder's own limit instead."""

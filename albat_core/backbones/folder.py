@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
@@ -14,6 +17,8 @@ MODEL_CONFIG = "config.json"
 """Describes a transformers model."""
 PIPELINE_INDEX = "model_index.json"
 """Names the components of a diffusers pipeline, each in a folder of its own."""
+BITSANDBYTES = "bitsandbytes"
+"""The method of quantization that gradients go through."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
@@ -24,11 +29,16 @@ _VARIANTS = ("*.fp16.*", "*.bf16.*", "*non_ema*", "*.onnx*")  # the same weights
 
 def backbone_folder(config: BackboneConfig) -> Path:
     """Return the local folder with the backbone, see ``model_folder``."""
-    return model_folder(config.path, config.revision)
+    return model_folder(config.path, config.revision, (BITSANDBYTES,))
 
 
-def model_folder(path: str, revision: str | None = None) -> Path:
+def model_folder(path: str, revision: str | None = None, taken: Collection[str] = ()) -> Path:
     """Return the local folder with a model, fetched first where it is remote or on the hub.
+
+    Args:
+        path: local folder, address in a store, or hub id.
+        revision: on the hub.
+        taken: methods by which the weights of a model of transformers may be quantized.
 
     Raises:
         BackboneError: there is none, or it has no safetensors weights.
@@ -51,7 +61,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         )
     rooms = _rooms(folder)
     for room in rooms:
-        _refuse_quantized(room / MODEL_CONFIG)
+        _refuse_quantized(room, taken if rooms == [folder] else ())  # of pipelines none is
     if not any(file for room in rooms for file in room.glob("*.safetensors")):
         pickled = sorted(p.name for room in rooms for end in _OTHER_WEIGHTS for p in room.glob(end))
         raise BackboneError(
@@ -83,19 +93,31 @@ def _refuse_single_file(path: str) -> None:
     )
 
 
-def _refuse_quantized(description: Path) -> None:
-    """Refuse a model whose description says that its weights are quantized."""
+def quantization_of(folder: Path) -> dict[str, Any] | None:
+    """Return how a model's weights are quantized, by ``quant_method``; None: they are not."""
+    description = folder / MODEL_CONFIG
     try:
         said = json.loads(description.read_text()) if description.is_file() else {}
     except ValueError:
-        return  # told by what reads it
-    quantized = said.get("quantization_config") or said.get("quantization")  # the latter: MLX
-    if quantized:
-        method = quantized.get("quant_method", "") if isinstance(quantized, dict) else quantized
+        return None  # told by what reads it
+    how = said.get("quantization_config") or said.get("quantization")  # the latter: MLX
+    if not how:
+        return None
+    if not isinstance(how, dict):
+        return {"quant_method": str(how)}
+    older = "load_in_8bit" in how or "load_in_4bit" in how  # than the name of the method
+    return {"quant_method": BITSANDBYTES if older else "MLX", **how}
+
+
+def _refuse_quantized(room: Path, taken: Collection[str]) -> None:
+    """Refuse weights that are quantized by another method than those that are taken."""
+    method = (quantization_of(room) or {}).get("quant_method")
+    if method and method not in taken:
         raise BackboneError(
-            f"expected weights in full precision, found a quantized checkpoint ({method or 'MLX'})",
-            where=str(description.parent),
-            remedy="name the model that it was made from: adapters and gradients need its weights",
+            f"expected weights in full precision, found a quantized checkpoint ({method})",
+            where=str(room),
+            remedy="name the model that it was made from"
+            + (f"; of quantized ones, {' and '.join(taken)} alone is read" if taken else ""),
         )
 
 
@@ -128,6 +150,23 @@ def refuse_incomplete(folder: Path) -> None:
                     remedy="copy or download it again",
                 ) from error
         _refuse_missing_shards(room)
+
+
+def count_weights(folder: Path) -> int:
+    """Return about how many weights a backbone has, by the headers of its files."""
+    from safetensors import safe_open
+
+    count = 0
+    for room in _rooms(folder):
+        sizes: dict[str, int] = {}  # variants have the same names
+        for path in room.glob("*.safetensors"):
+            with safe_open(path, "np") as file:
+                for name in file.keys():  # noqa: SIM118
+                    tensor = file.get_slice(name)
+                    packed = 2 if tensor.get_dtype() == "U8" else 1  # of 4 bits, two in a byte
+                    sizes[name] = packed * math.prod(tensor.get_shape())
+        count += sum(sizes.values())
+    return count
 
 
 def _refuse_missing_shards(room: Path) -> None:

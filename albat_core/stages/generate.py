@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from albat_core.backbones import backbone_identity, kind_of, open_backbone
+from albat_core.backbones.base import Backbone, Question
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
@@ -26,12 +28,25 @@ class GenerationConfig(StageConfig):
 
     prompts: tuple[str, ...] = ()
     """What rows are made from, in turns: for pictures of a dog, `"a photo of a dog"`."""
-    freely: bool = False
-    """A language model may write rows from no prompt at all."""
+    freely: Literal["chat"] | bool = False
+    """A language model may write rows from no prompt at all, beginning with its first token; or,
+    with `chat`, by its chat template: what a user asks, and then the answer, as an instruct model
+    was trained to (Magpie, arXiv 2406.08464). Chats of which either is not at its end within
+    `sampling.max_new_tokens` are left out."""
     rows: int = Field(200, ge=1)
     """Rows made; those with nothing to learn from are left out."""
     sampling: SamplingConfig = SamplingConfig()
     """How they are drawn."""
+
+    @property
+    def begins_bare(self) -> bool:
+        """Whether rows are texts that the backbone begins itself."""
+        return self.freely is True and not self.prompts
+
+    @property
+    def begins_chats(self) -> bool:
+        """Whether rows are chats that the backbone begins itself."""
+        return self.freely == "chat" and not self.prompts
 
 
 def generate_rows(
@@ -68,7 +83,10 @@ def generate_rows(
             for start in range(0, len(prompts), _AT_ONCE):
                 some = prompts[start : start + _AT_ONCE]
                 draws = derive_seed(seed, "rows from", start)
-                made = _named(backbone.generate(some, config.sampling, draws), start)
+                if config.begins_chats:
+                    made = _named(_chats(backbone, len(some), config.sampling, draws), start)
+                else:
+                    made = _named(backbone.generate(some, config.sampling, draws), start)
                 # what was written may have more tokens when it is read
                 kept = [piece for example in made for piece in backbone.pieces(example)]
                 if kept:
@@ -99,6 +117,28 @@ def generate_rows(
         {"backbone": backbone_identity(backbone_config, runtime)},
         build,
     )
+
+
+def _chats(backbone: Backbone, count: int, sampling: SamplingConfig, seed: int) -> list[Example]:
+    """Return chats that the backbone writes of its own, those that come to an end."""
+
+    def written(questions: list[Question], what: str, numbers: Sequence[int]) -> list[str]:
+        seeds = [derive_seed(seed, what, n) for n in numbers]
+        answers = backbone.answer(questions, sampling, seeds)
+        return [answer.text if answer.ended else "" for answer in answers]
+
+    asked = written([backbone.opening()] * count, "asked", range(count))
+    numbers = [n for n, text in enumerate(asked) if text]
+    if not numbers:
+        return []
+    begun = [_chat(asked[n], "…") for n in numbers]
+    answers = written(backbone.questions(begun), "answered", numbers)
+    return [_chat(asked[n], text) for n, text in zip(numbers, answers, strict=True) if text]
+
+
+def _chat(asked: str, answer: str) -> Example:
+    user, assistant = {"role": "user", "content": asked}, {"role": "assistant", "content": answer}
+    return Example("", "", GENERATED, messages=(user, assistant))
 
 
 def _named(examples: Sequence[Example], first: int) -> list[Example]:

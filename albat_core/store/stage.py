@@ -125,7 +125,8 @@ class Runtime(BaseModel):
     """Address of that cluster, such as `tcp://host:8786` or `ray://host:10001`; none: one on this
     machine, for this run. Its machines must reach `root`, the inputs and Prefect's server."""
     checkpoint_seconds: float = Field(30.0, gt=0)
-    """Seconds between checkpoints of a training run, from which it goes on if interrupted."""
+    """Seconds between checkpoints of a training run, from which it goes on if interrupted; 20 times
+    what one takes to write, where that is more."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them: training then needs less memory."""
 

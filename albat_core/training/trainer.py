@@ -27,6 +27,7 @@ from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingStat
 from albat_core.training.config import FinetuneConfig, learning_rate
 from albat_core.training.sampler import MixtureSampler
 
+_PAUSE = 20  # times that writing a checkpoint took, at least, until the next: 5% of a training
 _REMEDY = (
     "lower this training's learning_rate (surrogate or finetune), or set backbone.dtype to float32"
 )
@@ -70,6 +71,11 @@ def _groups(parameters: Mapping[str, torch.Tensor], times: float) -> list[dict[s
     return [{"params": its, "times": factor} for factor, its in sorts.items()]
 
 
+def _aside(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return copies in the machine's memory: a device's is for what computes."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+
 class Trainer:
     """Trains the adapter attached to a backbone, and leaves it at its best step.
 
@@ -81,7 +87,7 @@ class Trainer:
         penalty: weight of the penalty towards the backbone's outputs on adaptation rows; 0: none.
         seed: of every draw.
         checkpoint: where the state is kept for a run that is interrupted.
-        checkpoint_seconds: how often.
+        checkpoint_seconds: how often, or less often where writing it takes long.
         until: step that training ends at, without a look at any validation example; None: these
             decide.
     """
@@ -127,7 +133,7 @@ class Trainer:
         """
         state = self._restore()
         end = self._config.steps if self._until is None else self._until
-        saved = time.monotonic()
+        saved, pause = time.monotonic(), self._checkpoint_seconds
         with track(label, end, "steps") as advance, self._kept_if_stopped(state):
             advance(state.step)
             while True:
@@ -138,9 +144,10 @@ class Trainer:
                 state.recent.append(self._step(state))
                 state.step += 1
                 advance(1)
-                if time.monotonic() - saved > self._checkpoint_seconds:
+                if (began := time.monotonic()) - saved > pause:
                     self._checkpoint.write(self._snapshot(state))
                     saved = time.monotonic()
+                    pause = max(self._checkpoint_seconds, _PAUSE * (saved - began))
         if self._until is None:
             self._set(state.best_parameters)
         return state
@@ -232,7 +239,7 @@ class Trainer:
         state.history.append(measured)
         if self._config.checkpoints and state.step:
             there = {f"parameters/{name}": value for name, value in self._copy().items()}
-            there |= {name: value.detach().clone() for name, value in self._moments().items()}
+            there |= _aside(self._moments())
             state.waypoints |= {f"{state.step}/{name}": value for name, value in there.items()}
         state.worse = bool(state.history[1:]) and is_worse(totals, state.best_totals, units)
         if loss < state.best_loss:
@@ -257,7 +264,7 @@ class Trainer:
         return state.worse and waited >= self._config.patience * self._config.evaluate_every
 
     def _copy(self) -> Tensors:
-        return {name: p.detach().clone() for name, p in self._parameters.items()}
+        return _aside(self._parameters)
 
     def take_waypoint(self, state: TrainingState, step: int) -> Tensors:
         """Set the adapter to that of an earlier step, and return Adam's moments there."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
@@ -50,6 +50,44 @@ def test_an_adapter_is_peft_s_own(
     with torch.no_grad():
         expected = loaded(input_ids=ids, labels=ids).loss
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_gaussian_start_is_peft_s_with_no_effect_and_of_the_seed(
+    kind: str, backbone_config: BackboneConfig, runtime: Runtime, tmp_path: Path
+) -> None:
+    with open_backbone(backbone_config, runtime) as backbone:
+        encoded = backbone.encode([ROW])
+        before = float(backbone.losses(encoded).mean.detach())
+        drawn = []
+        for seed, init in ((0, "gaussian"), (0, "gaussian"), (1, "gaussian")):
+            backbone.attach_adapter(AdapterConfig(kind=kind, rank=8, init=init), seed)
+            assert float(backbone.losses(encoded).mean.detach()) == pytest.approx(before, rel=1e-6)
+            here = backbone.adapter_parameters()
+            drawn.append(torch.cat([p.detach().flatten() for n, p in here.items() if "_A" in n]))
+            if seed == 1:
+                backbone.save_adapter(tmp_path / "adapter")
+            backbone.detach_adapter()
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    plain = AutoModelForCausalLM.from_pretrained(backbone_config.path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=8, init_lora_weights="gaussian", target_modules="all-linear")
+        theirs = get_peft_model(plain, config).named_parameters()
+    expected = torch.cat([p.detach().flatten() for n, p in theirs if "_A" in n])
+    assert torch.equal(drawn[0], expected)
+    assert float(drawn[0].std()) == pytest.approx(1 / 8, rel=0.05)
+    plain = AutoModelForCausalLM.from_pretrained(backbone_config.path)
+    assert PeftModel.from_pretrained(plain, tmp_path / "adapter") is not None
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "loftq", "corda"])
+def test_a_start_that_changes_the_backbone_is_refused_with_the_reason(init: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{init} begins by changing the backbone's own"):
+        AdapterConfig(init=init)
+    with pytest.raises(ValidationError, match="'default' or 'gaussian'"):
+        AdapterConfig(init="kaiming")
 
 
 def test_gradients_of_examples_are_those_of_autograd(

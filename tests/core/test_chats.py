@@ -521,3 +521,17 @@ def test_a_mixture_gives_datasets_the_messages_as_they_came(tmp_path: Path) -> N
     first, tokenizer = opened["train"][0], qwen3()
     ids = tokenizer.apply_chat_template(first["messages"], tools=json.loads(first["tools"]))
     assert ids["input_ids"] == spoken(tokenizer, CHATS["a call"], tools=rows[0].tools)[0]
+
+
+@pytest.mark.usefixtures("fixed_day")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_chat_begins_with_what_stands_in_front_of_a_user_s_words(name: str) -> None:
+    tokenizer = tokenizer_of((TEMPLATES / f"{name}.jinja").read_text())
+    [asked] = shaped(name, [user("seed root")])
+    prompt = tokenizer.apply_chat_template([asked], tokenize=False, add_generation_prompt=True)
+    front, closing = ChatRenderer(tokenizer, "tokenizer", DAY).opening()
+    before, words, behind = prompt.partition("seed root")
+    assert words
+    assert before.rstrip(" ") == front != ""
+    heads = [t for t in tokenizer.added_tokens_encoder if behind.strip().startswith(t)]
+    assert closing == max(heads, key=len, default=behind.strip()) != ""

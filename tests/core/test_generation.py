@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
-from albat_core.backbones import check_prompts, kind_of, open_backbone
+from albat_core.backbones import check_chat, check_prompts, kind_of, open_backbone
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.backbones.language.tokens import TextEncoder
@@ -231,6 +231,85 @@ def test_rows_are_written_freely_where_no_prompts_are_given(
     assert sum(r.continues for r in rows) > 50  # cut at twelve tokens
     other = generate_rows(backbone_config, config, 1, runtime)
     assert not {r.text for r in rows} & {r.text for r in rows_of(store, other)}
+
+
+@pytest.fixture
+def brief(copied: BackboneConfig) -> BackboneConfig:
+    """A backbone that soon comes to an end."""
+    path = Path(copied.path) / "generation_config.json"
+    ends = {"eos_token_id": list(range(1, 80))}
+    path.write_text(json.dumps(json.loads(path.read_text()) | ends))
+    return copied
+
+
+def test_chats_are_begun_by_the_template_where_they_are_wanted(
+    brief: BackboneConfig, runtime: Runtime
+) -> None:
+    store = ArtifactStore(runtime.root)
+    sampling = SamplingConfig(max_new_tokens=20)
+    config = GenerationConfig(rows=70, freely="chat", sampling=sampling)
+    check_chat(brief)
+    ref = generate_rows(brief, config, 0, runtime)
+    rows = rows_of(store, ref)
+    assert 30 < len(rows) < 70  # some say nothing, or do not come to their end
+    assert len({r.example_id for r in rows}) == len(rows) == store.manifest(ref).rows
+    for row in rows:
+        assert [m["role"] for m in row.messages or ()] == ["user", "assistant"]
+        assert all(m["content"].strip() for m in row.messages or ())
+    assert len({r.digest() for r in rows}) == len(rows)
+    again = generate_rows(brief, config, 1, runtime)
+    assert not {r.digest() for r in rows} & {r.digest() for r in rows_of(store, again)}
+    texts = generate_rows(brief, config.model_copy(update={"freely": True}), 0, runtime)
+    assert texts.key != ref.key
+    assert all(r.messages is None for r in rows_of(store, texts))
+    with open_backbone(brief, runtime) as backbone:
+        encoded = backbone.encode(rows)
+    assert all(e.loss_units < e.length - 5 for e in encoded)
+    one = config.model_copy(update={"sampling": SamplingConfig(max_new_tokens=1)})
+    with pytest.raises(BackboneError, match="nothing to learn from"):  # what is cut is left out
+        generate_rows(brief, one, 0, runtime)
+
+
+def test_what_a_chat_says_is_what_follows_the_template_in_transformers(
+    copied: BackboneConfig, runtime: Runtime
+) -> None:
+    weights = load_file(Path(copied.path) / "model.safetensors")
+    weights |= {name: 20 * weights[name] for name in weights if "proj" in name}  # else it repeats
+    save_file(weights, Path(copied.path) / "model.safetensors", {"format": "pt"})
+    tokenizer = TextEncoder(copied).tokenizer
+    model = AutoModelForCausalLM.from_pretrained(copied.path)
+
+    def follows(text: str) -> str:
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        written = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)[0]
+        return tokenizer.decode(written[ids.shape[1] :], skip_special_tokens=True).strip()
+
+    greedy = SamplingConfig(max_new_tokens=12, temperature=0)
+    with open_backbone(copied, runtime) as backbone:
+        [said] = backbone.answer([backbone.opening()], greedy, [0])
+        asked = {"role": "user", "content": said.text}
+        chat = Example("", "", "s", messages=(asked, {"role": "assistant", "content": "…"}))
+        [answer] = backbone.answer(backbone.questions([chat]), greedy, [0])
+    assert said.text == follows("<s>user\n") != ""
+    prompt = tokenizer.apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
+    assert answer.text == follows(prompt) != said.text
+
+
+def test_no_chat_is_begun_without_a_template(copied: BackboneConfig, runtime: Runtime) -> None:
+    tokenizer = TextEncoder(copied).tokenizer
+    tokenizer.chat_template = "{{ 'nothing of yours' }}"
+    tokenizer.save_pretrained(copied.path)
+    with pytest.raises(BackboneError, match="it does not show them"):
+        check_chat(copied)
+    for file in Path(copied.path).glob("chat_template*"):
+        file.unlink()
+    with pytest.raises(BackboneError, match="expected a chat template"):
+        check_chat(copied)
+    generation = GenerationConfig(rows=2, freely="chat")
+    with pytest.raises(BackboneError, match="expected a chat template"):
+        generate_rows(copied, generation, 0, runtime)
+    prompted = GenerationConfig(rows=2, freely="chat", prompts=("leaf",), sampling=SHORT)
+    assert generate_rows(copied, prompted, 0, runtime)
 
 
 def test_rows_without_anything_to_learn_are_left_out(

@@ -28,7 +28,8 @@ from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.stages.finetune import finetune
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
-from albat_core.training.checkpoint import CheckpointFile
+from albat_core.training import trainer
+from albat_core.training.checkpoint import CheckpointFile, TrainingState
 from albat_core.training.config import FinetuneConfig, continued, learning_rate, penalty_weight
 from albat_core.training.trainer import Trainer, is_worse
 from tests.core.trainings import STEPS, StopsAt, Training, same
@@ -85,6 +86,7 @@ def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(
     training: Training, another: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training.runtime = training.runtime.model_copy(update={"checkpoint_seconds": 1e-9})
+    monkeypatch.setattr(trainer, "_PAUSE", 0)
     with reporting_to(StopsAt(13, error=RuntimeError)), pytest.raises(RuntimeError):
         training.run()
     began: list[int] = []
@@ -93,6 +95,49 @@ def test_a_run_that_crashed_goes_on_from_its_last_checkpoint(
     assert_ends_as_if_never_stopped(training, another, STEPS)
     assert began[0] == 12  # written after each step, the crash came before the thirteenth's
     assert began[8:] == list(range(20))  # the other run's
+
+
+@pytest.mark.parametrize(("took", "steps"), [(0.0, 2), (0.125, 3), (0.475, 10)])
+def test_writing_checkpoints_takes_a_small_share_of_the_time(
+    training: Training, monkeypatch: pytest.MonkeyPatch, took: float, steps: int
+) -> None:
+    now, written = 0.0, []
+    step, write = Trainer._step, CheckpointFile.write
+
+    def stepped(self: Trainer, state: TrainingState) -> float:
+        nonlocal now
+        now += 1
+        return step(self, state)
+
+    def wrote(self: CheckpointFile, state: TrainingState) -> None:
+        nonlocal now
+        now += took
+        written.append(state.step)
+        write(self, state)
+
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now)
+    monkeypatch.setattr(Trainer, "_step", stepped)
+    monkeypatch.setattr(CheckpointFile, "write", wrote)
+    training.runtime = training.runtime.model_copy(update={"checkpoint_seconds": 1.5})
+    training.run(STEPS.model_copy(update={"patience": 100}))
+    assert written[0] == 2
+    assert np.diff(written).tolist() == [steps] * ((20 - 2) // steps)
+
+
+def test_what_is_put_aside_leaves_the_device(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    to = torch.Tensor.to
+    states: list[TrainingState] = []
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda *a: states.append(train(*a)) or states[-1])
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *a, **k: asked.append(a) or to(t, *a, **k))
+    training.run(STEPS.model_copy(update={"checkpoints": 2}))
+    [state] = states
+    each = [*state.waypoints.values(), *state.best_parameters.values()]
+    assert len({t.data_ptr() for t in each}) == len(each)
+    assert asked.count(("cpu",)) >= len(each)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
+from albat_core.backbones import weights_of
 from albat_core.errors import (
     AlbatError,
     BackboneError,
@@ -33,6 +35,7 @@ from albat_core.stages.report import PAGE, read_results
 from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
 from albat_core.stages.shard import STAGE as SHARDS
 from albat_core.store.artifacts import ArtifactStore, Built
+from flows import checks
 from flows.checks import find_mistakes
 from flows.config import load_config
 from tests.toys import rewrite, save_backbone, topic_rows, write_jsonl, write_run
@@ -705,6 +708,46 @@ def test_a_missing_faiss_is_found_early(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "faiss", None)
     (mistake,) = find_mistakes(load_config(str(path)))
     assert "FAISS is needed and not installed" in str(mistake)
+
+
+def test_the_default_learning_rate_is_told_of_where_the_backbone_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path)
+
+    def notes(**changes: object) -> list[str]:
+        told: list[str] = []
+        config = load_config(str(rewrite(path, changes)))
+        assert find_mistakes(config, warn=told.append) == []
+        return told
+
+    assert notes() == []
+    weights = LlamaForCausalLM.from_pretrained(tmp_path / "backbone").num_parameters()
+    assert weights_of(load_config(str(path)).backbone) == weights
+    monkeypatch.setattr(checks, "_MILLIONS", weights / 1e6)
+    assert notes() == []
+    monkeypatch.setattr(checks, "_MILLIONS", weights / 1e6 - 0.001)
+    [note] = notes()
+    assert note.startswith("surrogate.learning_rate and finetune.learning_rate: at the default")
+    assert "0.002" in note and "1e-4 to 2e-4" in note
+    [note] = notes(finetune={"learning_rate": 1e-4})
+    assert note.startswith("surrogate.learning_rate: at the default")
+    assert notes(surrogate={"learning_rate": 1e-4}) == []
+
+
+def test_a_chat_model_that_is_to_write_freely_is_told_of_its_template(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    for freely, count in ((False, 0), (True, 1), ("chat", 0)):
+        told: list[str] = []
+        config = load_config(str(rewrite(path, {"generated": {"freely": freely}})))
+        assert find_mistakes(config, warn=told.append) == []
+        assert len(told) == count
+        assert all("`freely: chat` begins by it" in note for note in told)
+    for file in (tmp_path / "backbone").glob("chat_template*"):
+        file.unlink()
+    [error] = find_mistakes(config)
+    assert str(error).count("generated: ")
+    assert "expected a chat template" in error.message
 
 
 def test_few_photographs_are_told_the_split_that_takes_them(tmp_path: Path) -> None:

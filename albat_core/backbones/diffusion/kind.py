@@ -9,6 +9,7 @@ from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Kind, RowLimit
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.folder import backbone_folder, refuse_incomplete
+from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 
 if TYPE_CHECKING:
@@ -71,6 +72,12 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         """See ``Kind``: files are whole, the family known, and pictures have a size that fits."""
         from albat_core.backbones.diffusion.families import find_family, refuse_indivisible
 
+        if config.quantization:
+            raise BackboneError(
+                f"expected a language model to quantize to {config.quantization}, got a pipeline",
+                where=config.path,
+                remedy="leave backbone.quantization out",
+            )
         folder = backbone_folder(config)
         refuse_incomplete(folder)
         refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
@@ -79,6 +86,14 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
     def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
         """See ``Kind``."""
         _captions(config).refuse_long(prompts)
+
+    def check_chat(self, config: BackboneConfig) -> None:
+        """See ``Kind``."""
+        raise BackboneError(
+            "expected a backbone that writes chats, got one that draws pictures",
+            where=config.path,
+            remedy="give generated.prompts",
+        )
 
     def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
         """See ``Kind``."""

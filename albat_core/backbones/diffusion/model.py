@@ -235,6 +235,10 @@ class DiffusionBackbone:
                 )
         return made
 
+    def opening(self) -> Question:
+        """Raise: no chat is written."""
+        raise self._writes_nothing()
+
     def questions(self, examples: Sequence[Example]) -> list[Question]:
         """Raise: pictures are not asked for texts."""
         raise self._writes_nothing()

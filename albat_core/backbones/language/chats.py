@@ -24,7 +24,14 @@ from albat_core.backbones.language.probing import (
     shows,
     tried,
 )
-from albat_core.backbones.language.shapes import content_of, has_parts, shapes, writes_contents
+from albat_core.backbones.language.shapes import (
+    around_user,
+    content_of,
+    has_parts,
+    refuse_lost_calls,
+    shapes,
+    writes_contents,
+)
 from albat_core.errors import BackboneError, InputError
 from albat_core.records.examples import Example
 
@@ -154,19 +161,42 @@ class ChatRenderer:
         content = start if content is None else min(max(content, start), end)
         return LastAnswer(whole, start, content, end, closing)
 
+    def opening(self) -> tuple[str, str]:
+        """Return what stands in front of a user's first words, and what ends them, "" if nothing.
+
+        Raises:
+            BackboneError: the tokenizer has no chat template, or it does not show them.
+        """
+        around = around_user(self._rendering(None)[2])
+        if around is None:
+            raise BackboneError(
+                "expected a chat template that begins with a user's words, it does not show them",
+                where=self._where,
+                remedy="give generated.prompts",
+            )
+        front, behind = around[0].rstrip(" "), around[1].strip()  # a space is the first word's
+        first = "".join(self._units(behind)[:1])
+        return front, first if first in self._special else behind
+
     def _write(self, example: Example) -> _Written | None:
         """Return a chat up to the last answer that carries loss; None where there is none."""
         messages = list(example.messages or ())
+        template, apply, render = self._rendering(_tools(example))
+        turns = [n for n, message in enumerate(messages) if _learnt(message)]
+        if not turns:
+            return None
+        messages, whole = self._whole(messages[: turns[-1] + 1], render, example.example_id)
+        spans = [self._span(whole, messages, turn, render) for turn in turns]
+        return _Written(messages, whole, spans, template, apply, render)
+
+    def _rendering(self, tools: list[Any] | None) -> tuple[str, Callable[..., Any], Render]:
+        """Return the template, what applies it, and what writes text by it."""
         if not self._tokenizer.chat_template:
             raise BackboneError(
                 "expected a chat template for rows of messages, the tokenizer has none",
                 where=self._where,
                 remedy="use a chat model, or template / prompt_template columns instead",
             )
-        turns = [n for n, message in enumerate(messages) if _learnt(message)]
-        if not turns:
-            return None
-        tools = _tools(example)
         template = dated(self._tokenizer.get_chat_template(tools=tools), self._day)
 
         def apply(some: Messages, *, prompt: bool = False, **how: Any) -> Any:
@@ -177,9 +207,7 @@ class ChatRenderer:
         def render(some: Messages, *, prompt: bool = False) -> str:
             return str(apply(some, prompt=prompt, tokenize=False))
 
-        messages, whole = self._whole(messages[: turns[-1] + 1], render, example.example_id)
-        spans = [self._span(whole, messages, turn, render) for turn in turns]
-        return _Written(messages, whole, spans, template, apply, render)
+        return template, apply, render
 
     def _whole(self, messages: Messages, render: Render, name: str) -> tuple[Messages, str]:
         """Return a chat in the shape that its template takes, and its text."""
@@ -190,7 +218,7 @@ class ChatRenderer:
             except REFUSALS as error:
                 first = first or error
                 continue
-            _refuse_lost_calls(whole, shape, render, name)
+            refuse_lost_calls(whole, shape, render, name)
             return shape, whole
         taken = (n for n in range(len(messages), 0, -1) if tried(render, messages[:n]) is not None)
         turn = next(taken, 0)
@@ -345,21 +373,6 @@ def _tools(example: Example) -> list[Any] | None:
         if isinstance(tools, list) and tools:
             return tools
     return None
-
-
-def _refuse_lost_calls(whole: str, messages: Messages, render: Render, name: str) -> None:
-    """Raise where the template leaves out a call: an answer that says nothing would be learnt."""
-    for turn, message in enumerate(messages):
-        if not message.get("tool_calls") or message["role"] != "assistant":
-            continue
-        changed = [tried(render, some) for some in list(changes(messages, turn))[1:]]
-        if changed and all(other in (None, whole) for other in changed):
-            raise InputError(
-                f"expected a chat template that writes tool_calls, it leaves out those of message "
-                f"{turn}",
-                where=f"example {name}",
-                remedy="use a model whose template has them, or write the calls into the content",
-            )
 
 
 def _within(mask: Sequence[bool], marked: Sequence[int]) -> list[bool]:

@@ -34,7 +34,8 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
     def identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``."""
-        return self.input_identity(config)
+        how = {"quantization": config.quantization} if config.quantization else {}
+        return self.input_identity(config) | how
 
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``; the date that templates are told, where it is another than the default."""
@@ -71,10 +72,17 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         return LanguageBackbone(config, device, dtype, fingerprint)
 
     def check(self, config: BackboneConfig) -> None:
-        """See ``Kind``: files are whole, tokenizer, model and ``max_length`` fit together."""
+        """See ``Kind``: files are whole, tokenizer, model and ``max_length`` fit together.
+
+        Raises:
+            BackboneError: they do not.
+            MissingDependencyError: what quantizes its weights is not installed.
+        """
         from albat_core.backbones.language.model import described
+        from albat_core.backbones.language.quantization import check_quantization
         from albat_core.backbones.language.tokens import TextEncoder
 
+        check_quantization(config)
         refuse_incomplete(backbone_folder(config))
         encoder = TextEncoder(config)
         text_config = described(config).get_text_config()
@@ -105,8 +113,16 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
         TextEncoder(config).beginnings(prompts)
 
+    def check_chat(self, config: BackboneConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.language.tokens import TextEncoder
+
+        TextEncoder(config).opening()
+
     def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
         """See ``Kind``."""
-        from albat_core.backbones.language.model import attached, hollow
+        from albat_core.backbones.language.adapter import attached
+        from albat_core.backbones.language.model import hollow
+        from albat_core.backbones.language.quantization import bits_of
 
-        attached(hollow(config), adapter, config.path)
+        attached(hollow(config), adapter, config.path, bits_of(config))

@@ -1,6 +1,5 @@
 """Causal language models (transformers) as backbones, with LoRA adapters (peft)."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -11,14 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from albat_core.backbones.adapters import (
-    AdapterConfig,
-    check_note,
-    peft_config,
-    refuse_pickled,
-    unmatched,
-    write_note,
-)
+from albat_core.backbones.adapters import AdapterConfig, check_note, refuse_pickled, write_note
 from albat_core.backbones.base import (
     Answer,
     Encoded,
@@ -31,8 +23,10 @@ from albat_core.backbones.base import (
 )
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
+from albat_core.backbones.language.adapter import attached, released
 from albat_core.backbones.language.head import Head
 from albat_core.backbones.language.likelihood import token_losses, token_losses_and_divergence
+from albat_core.backbones.language.quantization import bits_of, how_to_load, prepare
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_answers, write_texts
 from albat_core.errors import BackboneError, InputError
@@ -56,9 +50,11 @@ class LanguageBackbone:
         # a CPU multiplies in bfloat16 fast only forwards: there the weights stay in float32
         self._autocast = dtype == torch.bfloat16 and device.type == "cpu"
         self._weights_dtype = torch.float32 if self._autocast else dtype
+        self._dtype = dtype
         self._path, self._revision = config.path, config.revision
         self._encoder = TextEncoder(config)
-        self._model = self._load(config).to(device).eval()
+        self._bits = bits_of(config)
+        self._model = self._load(config).eval()
         self._model.requires_grad_(requires_grad=False)
         self._adapted: Any = None
         self._head = Head(self._model, self._precision)
@@ -66,7 +62,7 @@ class LanguageBackbone:
     def _load(self, config: BackboneConfig) -> Any:
         from transformers import AutoModelForCausalLM
 
-        folder = backbone_folder(config)
+        folder, how = backbone_folder(config), how_to_load(config, self.device)
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -75,6 +71,7 @@ class LanguageBackbone:
                 local_files_only=True,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
+                **how,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise unreadable("model", folder, error) from error
@@ -86,7 +83,8 @@ class LanguageBackbone:
                 remedy="the folder is incomplete or of another architecture: save it again",
             )
         model.name_or_path = hub_id(self._path)  # peft notes it where it has no other name
-        return model
+        prepare(model, self._dtype)
+        return model if how else model.to(self.device)
 
     def pieces(self, example: Example) -> list[Example]:
         """Cut an example into ones that fit, see ``TextEncoder.pieces``."""
@@ -186,6 +184,10 @@ class LanguageBackbone:
         with self._precision():
             return write_texts(self._whole, self._encoder, prompts, config, seed)
 
+    def opening(self) -> Question:
+        """Return what a chat begins with, see ``TextEncoder.opening``."""
+        return self._encoder.opening()
+
     def questions(self, examples: Sequence[Example]) -> list[Question]:
         """Return rows as what is asked and what was expected, see ``TextEncoder.question``."""
         return [self._encoder.question(example) for example in examples]
@@ -201,7 +203,7 @@ class LanguageBackbone:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._adapted = attached(self._model, config, self._path)
+            self._adapted = attached(self._model, config, self._path, self._bits)
 
     def load_adapter(self, folder: Path) -> None:
         """Attach the adapter saved in ``folder``, after checking whose it is."""
@@ -250,7 +252,7 @@ class LanguageBackbone:
     def detach_adapter(self) -> None:
         """Give the layers back as they were."""
         if self._adapted is not None:
-            self._model = _released(self._adapted).eval()
+            self._model = released(self._adapted).eval()
             self._adapted = None
 
     def training(self, on: bool) -> None:
@@ -332,76 +334,3 @@ def hollow(config: BackboneConfig) -> Any:
             )
     except (OSError, ValueError, KeyError) as error:
         raise unreadable("model", backbone_folder(config), error) from error
-
-
-def attached(model: Any, config: AdapterConfig, where: str) -> Any:
-    """Return the model with a LoRA adapter.
-
-    Raises:
-        BackboneError: ``target_modules`` match nothing, what peft does not adapt, or tied weights.
-    """
-    from peft import get_peft_model
-    from peft.utils.error import NoMatchingPeftModuleError
-
-    targets = "all-linear" if config.target_modules == "auto" else config.target_modules
-    try:
-        adapted = get_peft_model(model, peft_config(config, targets, task_type="CAUSAL_LM"))
-    except ValueError as error:
-        names = _linear_names(model)
-        if isinstance(error, NoMatchingPeftModuleError):
-            raise BackboneError(
-                f"adapter.target_modules={targets!r} match no layer",
-                where=where,
-                remedy=f"choose from {', '.join(names)}, or all-linear",
-            ) from error
-        raise BackboneError(
-            f"expected a model that peft adapts in {targets!r} ({error})",
-            where=where,
-            remedy=f"set adapter.target_modules to others of {', '.join(names)}",
-        ) from error
-    if absent := unmatched(config, adapted.base_model.targeted_module_names):
-        names = _linear_names(_released(adapted))
-        raise BackboneError(
-            f"adapter.target_modules: {', '.join(map(repr, absent))} match no layer, others do",
-            where=where,
-            remedy=f"choose from {', '.join(names)}",
-        )
-    if tied := _tied_targets(adapted):
-        _released(adapted)
-        raise BackboneError(
-            f"expected targets with weights of their own, those of {', '.join(tied)} are tied: "
-            "merged, an adapter of one would change the other too",
-            where=where,
-            remedy="leave out of adapter.target_modules the layers that embed and predict tokens",
-        )
-    return adapted
-
-
-def _tied_targets(adapted: Any) -> list[str]:
-    """Return the adapted layers whose weights another layer has too."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    uses = Counter(id(p) for _, p in adapted.named_parameters(remove_duplicate=False))
-    return [
-        name.removeprefix("base_model.model.")
-        for name, layer in adapted.named_modules()
-        if isinstance(layer, BaseTunerLayer)
-        and any(uses[id(p)] > 1 for p in layer.get_base_layer().parameters())
-    ]
-
-
-def _released(adapted: Any) -> Any:
-    """Return the model that an adapter was attached to, as it was."""
-    model = adapted.unload()
-    # peft leaves its mark on the model, and warns of a second adapter where it finds it
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    return model
-
-
-def _linear_names(model: Any) -> list[str]:
-    return sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from albat_core.backbones.language.probing import PROBE, Messages, Render, tried
+from albat_core.backbones.language.probing import PROBE, Messages, Render, changes, tried
+from albat_core.errors import InputError
 
 
 def content_of(text: str, parts: bool) -> Any:
@@ -15,6 +16,16 @@ def content_of(text: str, parts: bool) -> Any:
 def has_parts(messages: Messages) -> bool:
     """Tell whether a message has a list of parts as its content."""
     return any(isinstance(message.get("content"), list) for message in messages)
+
+
+def around_user(render: Render) -> tuple[str, str] | None:
+    """Return what stands around a user's first words, up to the answer; None: they do not show."""
+    for parts in (False, True):
+        asked = [{"role": "user", "content": content_of(PROBE, parts)}]
+        front, shown, behind = (tried(render, asked, prompt=True) or "").partition(PROBE)
+        if shown:
+            return front, behind
+    return None
 
 
 def shapes(messages: Messages, writes: Callable[[bool], bool]) -> Iterator[Messages]:
@@ -42,6 +53,21 @@ def writes_contents(render: Render, parts: bool) -> bool:
     text = tried(render, [asked, {"role": "assistant", "content": content}]) or ""
     codes = (str(content), json.dumps(content, ensure_ascii=False)) if parts else ()
     return PROBE in text and not any(code in text for code in codes)
+
+
+def refuse_lost_calls(whole: str, messages: Messages, render: Render, name: str) -> None:
+    """Raise where the template leaves out a call: an answer that says nothing would be learnt."""
+    for turn, message in enumerate(messages):
+        if not message.get("tool_calls") or message["role"] != "assistant":
+            continue
+        changed = [tried(render, some) for some in list(changes(messages, turn))[1:]]
+        if changed and all(other in (None, whole) for other in changed):
+            raise InputError(
+                f"expected a chat template that writes tool_calls, it leaves out those of message "
+                f"{turn}",
+                where=f"example {name}",
+                remedy="use a model whose template has them, or write the calls into the content",
+            )
 
 
 def _with_content(message: dict[str, Any], parts: bool) -> dict[str, Any]:

@@ -85,6 +85,22 @@ class TextEncoder:
         begins = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
         return [token for token in begins if token is not None][:1]
 
+    def opening(self) -> Question:
+        """Return what a chat begins with, which a user's first words answer (arXiv 2406.08464).
+
+        Raises:
+            BackboneError: the tokenizer has no chat template, or it does not show them.
+        """
+        front, closing = self._chats.opening()
+        ids = list(self.tokenizer(front, add_special_tokens=False)["input_ids"]) or self._first()
+        return self._ended(Question(ids, self.decoded(ids), ""), closing)
+
+    def _ended(self, question: Question, closing: str) -> Question:
+        """Return a question whose answer ends with a text, or the special token that it is."""
+        named = closing in self.tokenizer.added_tokens_encoder
+        end = self.tokenizer.convert_tokens_to_ids(closing) if named else None
+        return replace(question, end=end, stop="" if named else closing)
+
     def question(self, example: Example) -> Question:
         """Return what is asked for a row's answer, and the answer.
 
@@ -108,22 +124,16 @@ class TextEncoder:
             return Question(asked, prompt, reference, lead=text[begun:start])
         spoken = self._chats.last_answer(example)
         assert spoken is not None  # rows without an answer are not asked
-        whole, start, closing = spoken.whole, spoken.start, spoken.closing
+        whole, start = spoken.whole, spoken.start
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         first = next((n for n, (_, end) in enumerate(offsets) if end > start), len(ids))
         said = next((n for n, (_, end) in enumerate(offsets) if end > spoken.content), len(ids))
         last = sum(begin < spoken.end for begin, _ in offsets)
         across = whole[offsets[said][0] : spoken.content] if said < last else ""
-        named = closing in self.tokenizer.added_tokens_encoder
-        question = Question(
-            ids[:first] or self._first(),
-            self.decoded(ids[:first]),
-            "",
-            lead=self.decoded(ids[first:said]) + across,
-            end=self.tokenizer.convert_tokens_to_ids(closing) if named else None,
-            stop="" if named else closing,
-        )
+        lead = self.decoded(ids[first:said]) + across
+        before = Question(ids[:first] or self._first(), self.decoded(ids[:first]), "", lead=lead)
+        question = self._ended(before, spoken.closing)
         return replace(question, reference=self.said(question, ids[first:last]))
 
     def said(self, question: Question, ids: Sequence[int]) -> str:
