@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import torch
 
     from albat_core.backbones.vision import VisionEncoder
+
+# peft imports it where it is installed, and on a CPU it asks for more kernels each time
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 KINDS: dict[str, Kind] = {"language": LanguageKind(), "diffusion": DiffusionKind()}
 """The kinds of backbone by the name that settings have: the only look-up by modality."""

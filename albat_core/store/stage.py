@@ -22,6 +22,7 @@ _KINDS = {  # of values, as a form names them
     "number": "number",
     "array": "list",
     "null": "none",
+    "boolean": "yes or no",
 }
 
 
