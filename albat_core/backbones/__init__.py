@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed, RowLimit
-from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint, hub_id, model_folder
 from albat_core.backbones.language.kind import LanguageKind
@@ -49,10 +49,14 @@ def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def _dtype_name(config: BackboneConfig, runtime: Runtime) -> str:
+    return str(resolve_dtype(config, resolve_device(runtime))).removeprefix("torch.")
+
+
 def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:
     """Return what identifies a backbone in the key of a result that it computes."""
     content = folder_fingerprint(backbone_folder(config), weights=True)
-    dtype = str(resolve_dtype(config, resolve_device(runtime))).removeprefix("torch.")
+    dtype = _dtype_name(config, runtime)
     return {"content": content, "dtype": dtype, **kind_of(config).identity(config)}
 
 
@@ -155,22 +159,26 @@ def open_backbone(
 
 @contextmanager
 def open_embedder(
-    encoder: str | None, config: BackboneConfig, runtime: Runtime, known: Precomputed | None = None
+    embedder: EmbedderConfig,
+    config: BackboneConfig,
+    runtime: Runtime,
+    known: Precomputed | None = None,
 ) -> Iterator[Embedder]:
-    """Give what represents examples as vectors: an image encoder, or else the backbone.
+    """Give what represents examples as vectors: an encoder, or else the backbone or a part of it.
 
     Args:
-        encoder: folder or hub id of an image encoder; None: the backbone itself.
+        embedder: which.
         config: of the backbone.
         runtime: where to compute.
         known: the backbone's inputs that were computed before.
     """
-    if encoder is None:
+    kind = kind_of(config)
+    if embedder.encoder is None:
         with open_backbone(config, runtime, known) as backbone:
-            yield backbone
+            yield kind.embedder(backbone, embedder)
     else:
-        with open_encoder(encoder, runtime) as opened:
-            yield opened
+        with lent_device(runtime) as device:
+            yield kind.load_encoder(embedder.encoder, device, resolve_dtype(config, device))
 
 
 @contextmanager
@@ -181,20 +189,24 @@ def open_encoder(path: str, runtime: Runtime) -> Iterator[VisionEncoder]:
         path: folder or hub id.
         runtime: where to compute.
     """
+    from albat_core.backbones.vision import load_vision_encoder
+
     with lent_device(runtime) as device:
-        yield _load_encoder(path, device)
+        yield load_vision_encoder(path, device)
 
 
-@lru_cache(maxsize=2)
-def _load_encoder(path: str, device: torch.device) -> VisionEncoder:
-    from albat_core.backbones.vision import VisionEncoder
+def embedder_identity(
+    embedder: EmbedderConfig, config: BackboneConfig, runtime: Runtime
+) -> dict[str, Any]:
+    """Return what identifies what embeds, beside its settings, in the key of a result."""
+    if embedder.encoder is None:
+        return backbone_identity(config, runtime)
+    dtype = _dtype_name(config, runtime)
+    return encoder_identity(embedder.encoder) | kind_of(config).encoder_identity(dtype)
 
-    return VisionEncoder(path, device)
 
-
-def encoder_identity(path: str, runtime: Runtime) -> dict[str, Any]:
-    """Return what identifies an image encoder in the key of a result that it computes."""
-    del runtime
+def encoder_identity(path: str) -> dict[str, Any]:
+    """Return what identifies an encoder's files in the key of a result that it computes."""
     return {"encoder": folder_fingerprint(model_folder(path), weights=True)}
 
 
@@ -221,6 +233,16 @@ def check_backbone(config: BackboneConfig, runtime: Runtime) -> None:
     """
     resolve_device(runtime)
     kind_of(config).check(config)
+
+
+def check_embedder(config: BackboneConfig, embedder: EmbedderConfig) -> None:
+    """Look whether rows can be represented so, without loading weights.
+
+    Raises:
+        BackboneError: the backbone has no such part, or the encoder does not fit its rows.
+        MissingDependencyError: what the encoder needs is not installed.
+    """
+    kind_of(config).check_embedder(config, embedder)
 
 
 def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:

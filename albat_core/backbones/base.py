@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from numpy.typing import NDArray
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.config import BackboneConfig, SamplingConfig
+from albat_core.backbones.config import BackboneConfig, EmbedderConfig, SamplingConfig
 from albat_core.records.examples import Example
 
 if TYPE_CHECKING:  # torch takes a second to import, and who only configures does not need it
@@ -310,6 +310,31 @@ class Kind(Protocol):
         Raises:
             BackboneError: its parts do not fit together, or not the configuration.
         """
+
+    def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:
+        """Look whether rows can be represented so; no weights are loaded.
+
+        Raises:
+            BackboneError: the backbone has no such part, or the encoder does not fit its rows.
+            MissingDependencyError: what the encoder needs is not installed.
+        """
+
+    def embedder(self, backbone: Backbone, embedder: EmbedderConfig) -> Embedder:
+        """Return a loaded backbone, or the part of it that embeds; see ``check_embedder``."""
+        ...
+
+    def load_encoder(self, path: str, device: torch.device, dtype: torch.dtype) -> Embedder:
+        """Return the encoder that represents this kind's rows in place of a backbone.
+
+        Raises:
+            BackboneError: there is none, or it does not fit its rows.
+            MissingDependencyError: what it needs is not installed.
+        """
+        ...
+
+    def encoder_identity(self, dtype: str) -> dict[str, Any]:
+        """Return what changes the result of such an encoder, beside its files."""
+        ...
 
     def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
         """Look whether the backbone takes prompts.
