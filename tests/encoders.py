@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tests.pipelines import LONGEST_CAPTION, _clip_tokenizer
-from tests.toys import TOPICS
+from tests.toys import TOPICS, _tokenizer
 
 SIDE = 32
 _TINY = {
@@ -117,6 +117,16 @@ def save_sentence_encoder(folder: Path, *, prompt: str = "", dense: bool = False
         modules.append(_seeded(lambda: Dense(_TINY["hidden_size"], 8)))
     prompts = {"default_prompt_name": "query", "prompts": {"query": prompt}} if prompt else {}
     SentenceTransformer(modules=modules, device="cpu", **prompts).save(str(folder))
+    return folder
+
+
+def save_static_encoder(folder: Path) -> Path:
+    """Save an encoder of sentence-transformers that is a table of vectors: no layers, no mask."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    table = _seeded(lambda: StaticEmbedding(_tokenizer(), embedding_dim=16))
+    SentenceTransformer(modules=[table], device="cpu").save(str(folder))
     return folder
 
 

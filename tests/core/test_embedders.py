@@ -24,13 +24,13 @@ from albat_core.records.examples import Example
 from albat_core.records.shards import parts_of
 from albat_core.records.vectors import load_vectors
 from albat_core.runs.chain import Chain
-from albat_core.stages.embed import EmbeddingConfig, embed_part
+from albat_core.stages.embed import EmbeddingConfig, embed_examples, embed_part
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
 from flows.checks import find_mistakes
 from flows.config import load_config
 from tests.conftest import Cut
-from tests.encoders import save_dino, save_sentence_encoder
+from tests.encoders import save_dino, save_sentence_encoder, save_static_encoder
 from tests.pictures import write_image_run
 from tests.toys import save_backbone, sentences, topic_rows, write_run
 
@@ -205,6 +205,20 @@ def test_texts_are_embedded_as_sentence_transformers_does(
     assert encoded[-1].length == 24  # the most that it reads
     assert [e.example_id for e in encoded] == [f"e{n}" for n in range(5)]
     assert ours.encode([]) == []
+
+
+def test_vectors_of_words_alone_are_an_encoder_too(tmp_path: Path) -> None:
+    folder = save_static_encoder(tmp_path / "static")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    with open_embedder(
+        EmbeddingConfig(encoder=str(folder)), BackboneConfig(path="none"), Runtime(device="cpu")
+    ) as ours:
+        encoded = ours.encode(rows(*TEXTS))
+        vectors = embed_examples(ours, encoded, 20, "")
+    np.testing.assert_allclose(vectors, theirs.encode(TEXTS), atol=2e-2)
+    assert [e.length for e in encoded] == [
+        len(theirs.tokenizer.encode(text, add_special_tokens=False).ids) for text in TEXTS
+    ]
 
 
 def test_a_chat_is_embedded_by_what_its_turns_say(tmp_path: Path) -> None:

@@ -63,12 +63,19 @@ class SentenceEncoder:
         texts = [example_text(example) for example in examples]
         if not texts:
             return []
-        prompt = self._model.prompts.get(self._model.default_prompt_name or "")
-        mask = self._model.preprocess(texts, prompt=prompt)["attention_mask"]
         return [
             Encoded(example.example_id, {"text": text}, length, length)
-            for example, text, length in zip(examples, texts, mask.sum(1).tolist(), strict=True)
+            for example, text, length in zip(examples, texts, self._lengths(texts), strict=True)
         ]
+
+    def _lengths(self, texts: list[str]) -> list[int]:
+        """Return how many tokens are read of each text, at least 1."""
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "")
+        read = self._model.preprocess(texts, prompt=prompt)
+        if "attention_mask" in read:
+            return [max(count, 1) for count in read["attention_mask"].sum(1).tolist()]
+        each = (self._model.preprocess([text], prompt=prompt) for text in texts)  # static vectors
+        return [max(one["input_ids"].numel(), 1) for one in each]
 
     def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
         """Return what the library's own ``encode`` gives, (n, d) float32 on the CPU."""
