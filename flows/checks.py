@@ -8,6 +8,7 @@ from albat_core.backbones import (
     check_adapter,
     check_backbone,
     check_chat,
+    check_embedder,
     check_prompts,
     encoder_identity,
     open_splitter,
@@ -101,10 +102,7 @@ def find_mistakes(
         anywhere = config.runtime.model_copy(update={"device": "auto"})
         no_backbone = _caught(check_backbone, config.backbone, anywhere)
         found += no_backbone or _demands(config, unsound, warn)
-    for place, encoder in _encoders(config).items():
-        if encoder is not None and place.partition(".")[0] not in unsound:
-            problems = _caught(encoder_identity, encoder, config.runtime)
-            found += [_in_role(place, error) for error in problems]
+    found += _embedder_problems(config, unsound, sound=not no_backbone)
     spoilt = set(unsound)
     ids: dict[str, dict[str, str]] = {"corpus": {}, "adaptation": {}}
     uris: dict[str, set[str]] = {"corpus": set(), "adaptation": set(), "heldout": set()}
@@ -179,13 +177,27 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
         )
 
 
-def _encoders(config: RunConfig) -> dict[str, str | None]:
-    """Return the image encoders that are configured, by field."""
-    return {
-        "embedding.encoder": config.embedding.encoder,
-        "samples.dino": config.samples.dino,
-        "samples.clip": config.samples.clip,
-    }
+def _embedder_problems(
+    config: RunConfig, unsound: Collection[str], *, sound: bool
+) -> list[AlbatError]:
+    """Return what is wrong with what embeds rows, and with the encoders that compare samples.
+
+    Args:
+        config: of the run.
+        unsound: its sections that are not to be looked at.
+        sound: whether there is a backbone whose layers can be counted.
+    """
+    found: list[AlbatError] = []
+    if not {"backbone", "embedding"} & set(unsound) and (sound or not config.embedding.layers):
+        problems = _caught(check_embedder, config.backbone, config.embedding)
+        named = config.embedding.encoder is not None  # else an error names the setting itself
+        found += [_in_role("embedding.encoder", e) for e in problems] if named else problems
+    compared = {"dino": config.samples.dino, "clip": config.samples.clip}
+    for name, encoder in compared.items():
+        if encoder is not None and "samples" not in unsound:
+            problems = _caught(encoder_identity, encoder)
+            found += [_in_role(f"samples.{name}", error) for error in problems]
+    return found
 
 
 def _caught(

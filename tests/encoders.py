@@ -1,10 +1,13 @@
-"""Tiny image encoders for tests, built from config classes with their image processors."""
+"""Tiny encoders of pictures and texts for tests, built from config classes."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -19,6 +22,7 @@ from transformers import (
 )
 
 from tests.pipelines import LONGEST_CAPTION, _clip_tokenizer
+from tests.toys import TOPICS, _tokenizer
 
 SIDE = 32
 _TINY = {
@@ -93,6 +97,37 @@ def _seeded(make: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return make()
+
+
+def save_sentence_encoder(folder: Path, *, prompt: str = "", dense: bool = False) -> Path:
+    """Save a tiny BERT of sentence-transformers that reads 24 tokens: mean of 16 dimensions."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+
+    words = sorted({w for each in TOPICS.values() for w in each} | {".", "query", ":"})
+    vocabulary = {
+        w: n for n, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    }
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=24, **_TINY)
+    bert = folder.with_name(f"{folder.name}-bert")
+    _seeded(lambda: BertModel(config)).save_pretrained(bert)
+    BertTokenizer(vocab=vocabulary, model_max_length=24).save_pretrained(bert)
+    modules = [Transformer(str(bert)), Pooling(_TINY["hidden_size"], pooling_mode="mean")]
+    if dense:
+        modules.append(_seeded(lambda: Dense(_TINY["hidden_size"], 8)))
+    prompts = {"default_prompt_name": "query", "prompts": {"query": prompt}} if prompt else {}
+    SentenceTransformer(modules=modules, device="cpu", **prompts).save(str(folder))
+    return folder
+
+
+def save_static_encoder(folder: Path) -> Path:
+    """Save an encoder of sentence-transformers that is a table of vectors: no layers, no mask."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    table = _seeded(lambda: StaticEmbedding(_tokenizer(), embedding_dim=16))
+    SentenceTransformer(modules=[table], device="cpu").save(str(folder))
+    return folder
 
 
 ENCODERS = {

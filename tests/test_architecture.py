@@ -63,6 +63,7 @@ HOMES = {
     },
     "matplotlib": {"albat_core/report/drawing.py", "albat_core/benchmark/chart.py"},
     "PIL": {"albat_core/pictures.py"},
+    "sentence_transformers": {"albat_core/backbones/language/sentences.py"},
     "rouge_score": {"albat_core/measures/metrics.py"},
     "typer": {
         f"flows/cli/{n}.py"

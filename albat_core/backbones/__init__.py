@@ -10,8 +10,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Backbone, Embedder, Kind, Precomputed, RowLimit
-from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.base import Backbone, Embedder, Precomputed
+from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import (
     backbone_folder,
@@ -20,6 +20,7 @@ from albat_core.backbones.folder import (
     hub_id,
     model_folder,
 )
+from albat_core.backbones.kind import Kind, RowLimit
 from albat_core.backbones.language.kind import LanguageKind
 from albat_core.devices import lent_device, resolve_device
 from albat_core.records.examples import Example
@@ -59,10 +60,14 @@ def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def _dtype_name(config: BackboneConfig, runtime: Runtime) -> str:
+    return str(resolve_dtype(config, resolve_device(runtime))).removeprefix("torch.")
+
+
 def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:
     """Return what identifies a backbone in the key of a result that it computes."""
     content = folder_fingerprint(backbone_folder(config), weights=True)
-    dtype = str(resolve_dtype(config, resolve_device(runtime))).removeprefix("torch.")
+    dtype = _dtype_name(config, runtime)
     return {"content": content, "dtype": dtype, **kind_of(config).identity(config)}
 
 
@@ -165,22 +170,26 @@ def open_backbone(
 
 @contextmanager
 def open_embedder(
-    encoder: str | None, config: BackboneConfig, runtime: Runtime, known: Precomputed | None = None
+    embedder: EmbedderConfig,
+    config: BackboneConfig,
+    runtime: Runtime,
+    known: Precomputed | None = None,
 ) -> Iterator[Embedder]:
-    """Give what represents examples as vectors: an image encoder, or else the backbone.
+    """Give what represents examples as vectors: an encoder, or else the backbone or a part of it.
 
     Args:
-        encoder: folder or hub id of an image encoder; None: the backbone itself.
+        embedder: which.
         config: of the backbone.
         runtime: where to compute.
         known: the backbone's inputs that were computed before.
     """
-    if encoder is None:
+    kind = kind_of(config)
+    if embedder.encoder is None:
         with open_backbone(config, runtime, known) as backbone:
-            yield backbone
+            yield kind.embedder(backbone, embedder)
     else:
-        with open_encoder(encoder, runtime) as opened:
-            yield opened
+        with lent_device(runtime) as device:
+            yield kind.load_encoder(embedder.encoder, device, resolve_dtype(config, device))
 
 
 @contextmanager
@@ -191,20 +200,24 @@ def open_encoder(path: str, runtime: Runtime) -> Iterator[VisionEncoder]:
         path: folder or hub id.
         runtime: where to compute.
     """
+    from albat_core.backbones.vision import load_vision_encoder
+
     with lent_device(runtime) as device:
-        yield _load_encoder(path, device)
+        yield load_vision_encoder(path, device)
 
 
-@lru_cache(maxsize=2)
-def _load_encoder(path: str, device: torch.device) -> VisionEncoder:
-    from albat_core.backbones.vision import VisionEncoder
+def embedder_identity(
+    embedder: EmbedderConfig, config: BackboneConfig, runtime: Runtime
+) -> dict[str, Any]:
+    """Return what identifies what embeds, beside its settings, in the key of a result."""
+    if embedder.encoder is None:
+        return backbone_identity(config, runtime)
+    dtype = _dtype_name(config, runtime)
+    return encoder_identity(embedder.encoder) | kind_of(config).encoder_identity(dtype)
 
-    return VisionEncoder(path, device)
 
-
-def encoder_identity(path: str, runtime: Runtime) -> dict[str, Any]:
-    """Return what identifies an image encoder in the key of a result that it computes."""
-    del runtime
+def encoder_identity(path: str) -> dict[str, Any]:
+    """Return what identifies an encoder's files in the key of a result that it computes."""
     return {"encoder": folder_fingerprint(model_folder(path), weights=True)}
 
 
@@ -236,6 +249,16 @@ def check_backbone(config: BackboneConfig, runtime: Runtime) -> None:
 def weights_of(config: BackboneConfig) -> int:
     """Return about how many weights a backbone has; none is loaded."""
     return count_weights(backbone_folder(config))
+
+
+def check_embedder(config: BackboneConfig, embedder: EmbedderConfig) -> None:
+    """Look whether rows can be represented so, without loading weights.
+
+    Raises:
+        BackboneError: the backbone has no such part, or the encoder does not fit its rows.
+        MissingDependencyError: what the encoder needs is not installed.
+    """
+    kind_of(config).check_embedder(config, embedder)
 
 
 def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-"""Settings of a backbone, of what it makes, and of the adapter attached to it."""
+"""Settings of a backbone, of what embeds rows, and of what a backbone makes."""
 
 from datetime import date
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from albat_core.pictures import PictureConfig
 from albat_core.store.stage import StageConfig
@@ -49,6 +49,30 @@ class BackboneConfig(StageConfig):
     """For text-to-image backbones only."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+
+
+class EmbedderConfig(StageConfig):
+    """What represents rows as vectors: the backbone, a part of it, or an encoder beside it."""
+
+    layers: int | None = Field(None, ge=1)
+    """First layers of a language model that embed alone: half of them take half the time; none:
+    all."""
+    tokens: int | None = Field(None, ge=1)
+    """First tokens of each row that a language model embeds; none: all."""
+    encoder: str | None = Field(None, min_length=1)
+    """Folder or hub id of an encoder that represents rows in place of the backbone: of pictures one
+    of transformers (CLIP, SigLIP, DINO), of texts one of sentence-transformers (install
+    `albat[encoders]`)."""
+
+    @field_validator("encoder")
+    @classmethod
+    def _whole(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is not None and (others.data.get("layers") or others.data.get("tokens")):
+            raise ValueError(
+                "an encoder embeds in place of the backbone, of which layers and tokens are a "
+                "part: leave them out, or encoder"
+            )
+        return value
 
 
 class SamplingConfig(StageConfig):

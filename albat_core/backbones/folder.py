@@ -19,6 +19,8 @@ PIPELINE_INDEX = "model_index.json"
 """Names the components of a diffusers pipeline, each in a folder of its own."""
 BITSANDBYTES = "bitsandbytes"
 """The method of quantization that gradients go through."""
+SENTENCE_MODULES = "modules.json"
+"""Names the modules of a sentence-transformers model, some in folders of their own."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
@@ -51,7 +53,8 @@ def model_folder(path: str, revision: str | None = None, taken: Collection[str] 
     elif not folder.is_dir():
         _refuse_single_file(path)
         folder = _from_hub(path, revision)
-    if not any((folder / marker).is_file() for marker in (MODEL_CONFIG, PIPELINE_INDEX)):
+    markers = (MODEL_CONFIG, PIPELINE_INDEX, SENTENCE_MODULES)
+    if not any((folder / marker).is_file() for marker in markers):
         for file in () if any(folder.glob("*.json")) else sorted(folder.glob("*")):
             _refuse_single_file(str(file))
         raise BackboneError(
@@ -219,6 +222,8 @@ def refuse_other_kind(folder: Path, expected: str, kind: str) -> None:
 
 def _rooms(folder: Path) -> list[Path]:
     """Return the folders that a backbone's files are in: a pipeline's components have their own."""
+    if (folder / SENTENCE_MODULES).is_file():
+        return [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
     index = folder / PIPELINE_INDEX
     if not index.is_file():
         return [folder]

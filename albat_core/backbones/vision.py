@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,12 @@ class VisionEncoder:
             input_ids=tokens["input_ids"], attention_mask=tokens.get("attention_mask")
         )
         return _vectors(found).to("cpu", torch.float32)
+
+
+@lru_cache(maxsize=2)
+def load_vision_encoder(path: str, device: torch.device) -> VisionEncoder:
+    """Return an image encoder; the last two are kept in memory."""
+    return VisionEncoder(path, device)
 
 
 def _vectors(output: Any) -> torch.Tensor:

@@ -55,6 +55,16 @@ class _Rate:
 
 
 @dataclass(frozen=True)
+class _Embedding:
+    """What embedding takes, in units of what embeds: an encoder has others than the backbone."""
+
+    rate: _Rate
+    dimension: int
+    corpus_units: float
+    own_units: float
+
+
+@dataclass(frozen=True)
 class _Rows:
     """How many rows there are of each role, and one's units on average."""
 
@@ -116,11 +126,12 @@ def _before_training(config: RunConfig, rows: _Rows, probe: _Probe) -> list[Stag
         rate = probe.precompute()
         told = _counted(every, "rows")
         costs.append(StageCost("compute inputs", told, every * rate.seconds, rate.bytes))
-    rate, dimension = probe.embed()
-    units = rows.corpus * rows.corpus_units + (every - rows.corpus) * rows.own_units
-    costs.append(StageCost("embed", _counted(every, "rows"), units * rate.seconds, rate.bytes))
-    vectors = min(rows.corpus * dimension * 4, config.index.memory_gb * 1e9)
-    told = f"{dimension:,} dimensions, in the machine's memory"
+    eye = probe.embed()
+    units = rows.corpus * eye.corpus_units + (every - rows.corpus) * eye.own_units
+    seconds = units * eye.rate.seconds
+    costs.append(StageCost("embed", _counted(every, "rows"), seconds, eye.rate.bytes))
+    vectors = min(rows.corpus * eye.dimension * 4, config.index.memory_gb * 1e9)
+    told = f"{eye.dimension:,} dimensions, in the machine's memory"
     return [*costs, StageCost("search", told, None, round(vectors))]
 
 
@@ -236,8 +247,8 @@ class _Probe:
         count = config.finetune.batch_size
         self._examples = spread(own, count), spread(corpus, count)
         most = _FEW if precomputes(config.backbone) else _MANY
-        self.own = backbone.encode(spread(own, min(most, len(own))))
-        self.corpus = backbone.encode(spread(corpus, min(most, len(corpus))))
+        self._cut = [spread(rows, min(most, len(rows))) for rows in (own, corpus)]
+        self.own, self.corpus = map(backbone.encode, self._cut)
 
     @staticmethod
     def mean_units(rows: Sequence[Encoded]) -> float:
@@ -263,17 +274,18 @@ class _Probe:
             seconds = time.perf_counter() - began
         return _Rate(seconds / len(rows), peak.bytes)
 
-    def embed(self) -> tuple[_Rate, int]:
-        """Return what a unit's embedding takes, and the dimension."""
+    def embed(self) -> _Embedding:
+        """Return what embedding takes."""
         c, dimension = self._config, 0
-        with open_embedder(c.embedding.encoder, c.backbone, c.runtime) as embedder:
+        with open_embedder(c.embedding, c.backbone, c.runtime) as embedder:
+            own, corpus = map(embedder.encode, self._cut)
 
             def embed(batch: list[Encoded]) -> None:
                 nonlocal dimension
                 dimension = embedder.embed(batch).shape[1]
 
-            rate = self._batch(self.corpus, c.embedding.batch_tokens, embed)
-        return rate, dimension
+            rate = self._batch(corpus, c.embedding.batch_tokens, embed)
+        return _Embedding(rate, dimension, self.mean_units(corpus), self.mean_units(own))
 
     def forward(self, budget: int, noise: FixedNoise) -> _Rate:
         """Return what a unit's loss takes."""

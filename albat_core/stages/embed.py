@@ -1,18 +1,17 @@
-"""Embeddings: the backbone's own representation of every example."""
+"""Embeddings: every example as the backbone, a part of it or an encoder represents it."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.backbones import backbone_identity, encoder_identity, open_embedder
+from albat_core.backbones import embedder_identity, open_embedder
 from albat_core.backbones.base import Embedder, Encoded
 from albat_core.backbones.batches import each_batch
-from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records.encodings import Encodings
@@ -28,20 +27,17 @@ from albat_core.records.vectors import (
     load_vectors,
 )
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
-from albat_core.store.stage import Runtime, StageConfig, stage_key
+from albat_core.store.stage import Runtime, stage_key
 
 STAGE_VERSION = 2
 
 
-class EmbeddingConfig(StageConfig):
+class EmbeddingConfig(EmbedderConfig):
     """How embeddings are computed."""
 
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in a batch, padding included; of pictures, positions of their latents. More fills a
     GPU; the memory needed grows with it."""
-    encoder: str | None = Field(None, min_length=1)
-    """Folder or hub id of a transformers image encoder (CLIP, SigLIP, DINO) that represents
-    pictures in place of the backbone."""
 
 
 def embed_examples(
@@ -88,7 +84,7 @@ def embed_part(
         part: what is embedded.
         label: names the progress line.
         encodings: the part's, where the backbone has any.
-        backbone_config: what embeds it, unless ``config`` names another encoder.
+        backbone_config: what embeds it, unless ``config`` names an encoder.
         config: how.
         runtime: where and with what.
     """
@@ -96,7 +92,7 @@ def embed_part(
 
     def build(folder: Path) -> Built:
         known = Encodings(store, [encodings] if encodings else [])
-        with open_embedder(config.encoder, backbone_config, runtime, known) as embedder:
+        with open_embedder(config, backbone_config, runtime, known) as embedder:
             encoded = [e for rows in iterate_part(store, part) for e in embedder.encode(rows)]
             vectors = embed_examples(embedder, encoded, config.batch_tokens, f"embed {label}")
         np.save(folder / VECTORS, vectors)
@@ -109,7 +105,7 @@ def embed_part(
         STAGE,
         STAGE_VERSION,
         config.settings(),
-        {"part": part.sha256, "backbone": _identity(config, backbone_config, runtime)},
+        {"part": part.sha256, "backbone": embedder_identity(config, backbone_config, runtime)},
         build,
     )
     return EmbeddedPart(part=part, embeddings=ref)
@@ -130,7 +126,7 @@ def embed_queries(
     time, so that a row's embedding does not depend on which rows are beside it, bit for bit.
     """
     store = ArtifactStore(runtime.root)
-    identity = _identity(config, backbone_config, runtime)
+    identity = embedder_identity(config, backbone_config, runtime)
     settings = config.settings()
     family = stage_key(QUERY_STAGE, STAGE_VERSION, settings.named, identity)
     at_once = 1
@@ -145,7 +141,7 @@ def embed_queries(
         fresh = [i for i, name in enumerate(digests) if name not in known]
         if fresh:
             known_inputs = Encodings(store, encodings)
-            with open_embedder(config.encoder, backbone_config, runtime, known_inputs) as embedder:
+            with open_embedder(config, backbone_config, runtime, known_inputs) as embedder:
                 encoded = embedder.encode([examples[i] for i in fresh])
                 computed = embed_examples(embedder, encoded, at_once, f"embed {label}")
             known |= {digests[i]: row for i, row in zip(fresh, computed, strict=True)}
@@ -175,15 +171,6 @@ def embed_queries(
     )
     store.set_latest(family, ref)
     return ref
-
-
-def _identity(
-    config: EmbeddingConfig, backbone_config: BackboneConfig, runtime: Runtime
-) -> dict[str, Any]:
-    """Return what identifies whatever embeds; the backbone's settings, where that is it."""
-    if config.encoder is None:
-        return backbone_identity(backbone_config, runtime)
-    return encoder_identity(config.encoder, runtime)
 
 
 def _known_rows(store: ArtifactStore, family: str) -> dict[str, NDArray[np.float32]]:

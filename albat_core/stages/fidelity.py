@@ -109,7 +109,7 @@ def measure_fidelity(
         {
             "samples": samples.key,
             "real": role_digest(store, adaptation, TRAIN),
-            **{n: encoder_identity(path, runtime) for n, path in encoders.items() if path},
+            **{n: encoder_identity(path) for n, path in encoders.items() if path},
         },
         build,
     )

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from albat_core.backbones import input_fingerprint, open_splitter, row_limit
-from albat_core.backbones.base import RowLimit
 from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.kind import RowLimit
 from albat_core.errors import InputError
 from albat_core.progress import track
 from albat_core.records.examples import Example, example_text, examples_to_table

@@ -13,7 +13,7 @@ STAGES = sorted(
     if path.stem != "__init__"
 )
 MODELS = ("torch", "transformers", "diffusers", "peft", "faiss", "matplotlib", "scipy")
-MODELS += ("datatrove", "rouge_score")
+MODELS += ("datatrove", "rouge_score", "sentence_transformers")
 
 
 def imported(code: str) -> set[str]:

@@ -189,7 +189,7 @@ def test_an_encoder_is_known_by_its_weights(tmp_path: Path) -> None:
     first = save_clip(tmp_path / "a")
     same = save_clip(tmp_path / "b")
     other = save_siglip(tmp_path / "c")
-    identities = [encoder_identity(str(path), runtime) for path in (first, same, other)]
+    identities = [encoder_identity(str(path)) for path in (first, same, other)]
     assert identities[0] == identities[1] != identities[2]
     with open_encoder(str(first), runtime) as one, open_encoder(str(first), runtime) as two:
         assert one is two

@@ -17,6 +17,7 @@ from albat_core.sources.config import SourceConfig
 from albat_core.sources.counting import extent_of, spread
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_config
+from tests.encoders import save_sentence_encoder
 from tests.flows.conftest import Albat
 from tests.pictures import write_image_run
 from tests.toys import rewrite, topic_rows, write_jsonl, write_run
@@ -91,6 +92,41 @@ def test_the_stages_of_a_run_are_counted_as_they_will_be(tmp_path: Path, kind: s
     computed = [each for each in others if each.name not in ("read and cut", "search")]
     assert all(100e6 < each.bytes < 10e9 for each in computed)
     assert total.bytes == max(each.bytes for each in others)
+
+
+@pytest.mark.parametrize("eye", ["layers", "tokens", "encoder"])
+def test_embedding_costs_what_the_cheaper_eye_does(
+    tmp_path: Path, eye: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds of toys say nothing: a unit is made to take one, so that units are told."""
+    save_sentence_encoder(tmp_path / "encoder")
+    setting = {"layers": 1, "tokens": 6, "encoder": "encoder"}[eye]
+    embedded: list[int] = []
+    real = cost._Probe._batch
+
+    def measured(self: object, batch: list, budget: int, compute: object) -> cost._Rate:
+        embedded.extend(row.length for row in batch)
+        return cost._Rate(1.0, real(self, batch, budget, compute).bytes)
+
+    monkeypatch.setattr(cost._Probe, "_batch", measured)
+
+    def told(**embedding: object) -> dict[str, cost.StageCost]:
+        embedded.clear()
+        config = load_config(str(rewrite(path, {"embedding": embedding})))
+        return {each.name: each for each in cost.expected_costs(config)}
+
+    path = write_run(tmp_path, baselines=[])
+    before, first = told()["embed"], embedded[:64]
+    after = told(**{eye: setting})
+    if eye == "layers":
+        assert embedded[:64] == first  # the same tokens, in less time each
+    elif eye == "tokens":
+        assert set(embedded[:64]) == {6}
+        assert after["embed"].seconds == pytest.approx(160 * 6)
+    else:
+        assert max(embedded[:64]) < max(first)  # BERT's tokens, whole words, not the backbone's
+        assert after["embed"].seconds < before.seconds
+    assert after["search"].of.startswith("16 " if eye == "encoder" else "32 ")
 
 
 def test_more_rows_and_steps_cost_more(tmp_path: Path) -> None:

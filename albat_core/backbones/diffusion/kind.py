@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Backbone, Kind, RowLimit
-from albat_core.backbones.config import BackboneConfig
-from albat_core.backbones.folder import backbone_folder, refuse_incomplete
+from albat_core.backbones.base import Backbone, Embedder
+from albat_core.backbones.config import BackboneConfig, EmbedderConfig
+from albat_core.backbones.folder import backbone_folder, model_folder, refuse_incomplete
+from albat_core.backbones.kind import Kind, RowLimit
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 
@@ -83,6 +84,31 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
         _captions(config)
 
+    def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.vision import Preprocessing
+
+        if embedder.encoder is not None:
+            Preprocessing.read(model_folder(embedder.encoder))
+        _refuse_part(embedder)
+
+    def embedder(self, backbone: Backbone, embedder: EmbedderConfig) -> Embedder:
+        """See ``Kind``: always the whole."""
+        _refuse_part(embedder)
+        return backbone
+
+    def load_encoder(self, path: str, device: torch.device, dtype: torch.dtype) -> Embedder:
+        """See ``Kind``: of transformers, in float32."""
+        from albat_core.backbones.vision import load_vision_encoder
+
+        del dtype
+        return load_vision_encoder(path, device)
+
+    def encoder_identity(self, dtype: str) -> dict[str, Any]:
+        """See ``Kind``: nothing."""
+        del dtype
+        return {}
+
     def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
         """See ``Kind``."""
         _captions(config).refuse_long(prompts)
@@ -103,6 +129,17 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         # text encoders have the same targets always
         of_denoiser = adapter.model_copy(update={"text_encoder": False})
         PipelineAdapter(load_hollow(config), config.path).attach(of_denoiser, seed=0)
+
+
+def _refuse_part(embedder: EmbedderConfig) -> None:
+    part = {"layers": embedder.layers, "tokens": embedder.tokens}
+    if named := [f"embedding.{n}: {value}" for n, value in part.items() if value is not None]:
+        raise BackboneError(
+            "expected a language model, of which first layers or tokens can embed alone; this "
+            "backbone makes pictures",
+            where=", ".join(named),
+            remedy="leave it out, or name an image encoder (embedding.encoder)",
+        )
 
 
 def _captions(config: BackboneConfig) -> CaptionFitter:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Backbone, Kind, RowLimit
-from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.base import Backbone, Embedder
+from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.backbones.folder import backbone_folder, refuse_incomplete
+from albat_core.backbones.kind import Kind, RowLimit
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 
 if TYPE_CHECKING:
     import torch
+
+    from albat_core.backbones.language.model import LanguageBackbone
 
 
 class LanguageKind(Kind):
@@ -101,6 +104,36 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
                 where=config.path,
                 remedy=f"set backbone.max_length to {longest} or less",
             )
+
+    def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.language.embedding import decoder_layers
+        from albat_core.backbones.language.model import hollow
+        from albat_core.backbones.language.sentences import check_sentence_encoder
+
+        if embedder.encoder is not None:
+            check_sentence_encoder(embedder.encoder)
+        elif embedder.layers is not None:
+            decoder_layers(hollow(config), embedder.layers)
+
+    def embedder(self, backbone: Backbone, embedder: EmbedderConfig) -> Embedder:
+        """See ``Kind``."""
+        from albat_core.backbones.language.partial import PartialEmbedder
+
+        if embedder.layers is None and embedder.tokens is None:
+            return backbone
+        language = cast("LanguageBackbone", backbone)
+        return PartialEmbedder(language, embedder.layers, embedder.tokens)
+
+    def load_encoder(self, path: str, device: torch.device, dtype: torch.dtype) -> Embedder:
+        """See ``Kind``: of sentence-transformers."""
+        from albat_core.backbones.language.sentences import load_sentence_encoder
+
+        return load_sentence_encoder(path, device, dtype)
+
+    def encoder_identity(self, dtype: str) -> dict[str, Any]:
+        """See ``Kind``: the precision, which is the backbone's."""
+        return {"dtype": dtype}
 
     def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
         """See ``Kind``; a prompt leaves room to write, and an empty one has a token to begin with.

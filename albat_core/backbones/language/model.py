@@ -24,6 +24,7 @@ from albat_core.backbones.base import (
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
 from albat_core.backbones.language.adapter import attached, released
+from albat_core.backbones.language.embedding import hidden_states, position_weighted_mean
 from albat_core.backbones.language.head import Head
 from albat_core.backbones.language.likelihood import token_losses, token_losses_and_divergence
 from albat_core.backbones.language.quantization import bits_of, how_to_load, prepare
@@ -133,19 +134,15 @@ class LanguageBackbone:
             yield
 
     @torch.inference_mode()
-    def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
-        """Return the position-weighted mean of the last hidden states (RDS+, arXiv 2503.01807).
+    def embed(self, batch: Sequence[Encoded], layers: int | None = None) -> torch.Tensor:
+        """Return the position-weighted mean of the hidden states after some layers, or all.
 
-        e = sum_i i h_i / sum_i i over tokens i = 1..length; (n, d) float32 on the CPU.
+        (n, d) float32 on the CPU, see ``position_weighted_mean`` and ``hidden_states``.
         """
         ids = self._collate(batch, "input_ids", 0)
         with self._precision():
-            hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        position = torch.arange(1, ids.shape[1] + 1, device=self.device)
-        lengths = torch.tensor([e.length for e in batch], device=self.device)
-        weights = (position * (position <= lengths[:, None])).to(torch.float32)
-        weights = weights / weights.sum(dim=1, keepdim=True)
-        return torch.einsum("nt,ntd->nd", weights, hidden.to(torch.float32)).cpu()
+            hidden = hidden_states(self._model, ids, layers)
+        return position_weighted_mean(hidden, [e.length for e in batch]).cpu()
 
     def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
         """Return the negative log-likelihood of each token; there is no noise to be fixed."""
