@@ -199,7 +199,9 @@ def _after_remedies(config: RunConfig, wanted: Wanted) -> list[str]:
     if not remedied.finished:
         return [remedied.broke or remedied.told[0]]
     read = plain(in_child(lambda: use_all(config)).gave or {})
-    odd = [f"{n} stays other than it was" for n, v in plain(wanted.read).items() if read.get(n) != v]
+    odd = [
+        f"{n} stays other than it was" for n, v in plain(wanted.read).items() if read.get(n) != v
+    ]
     return [*differences(config, wanted), *odd]
 
 
