@@ -186,7 +186,7 @@ def _used(config: RunConfig, wanted: dict[str, Any], told: list[str]) -> list[st
 
 def _repeated(config: RunConfig, told: list[str]) -> list[str]:
     """Repeat the run, and note what is told; return why it did not end as runs do."""
-    ended = in_child(lambda: _quick(config))
+    ended = in_child(lambda: quick(config))
     told += ended.told
     if ended.finished:
         return []
@@ -205,7 +205,7 @@ def _after_remedies(config: RunConfig, wanted: Wanted) -> list[str]:
     return [*differences(config, wanted), *odd]
 
 
-def _quick(config: RunConfig) -> None:
+def quick(config: RunConfig) -> None:
     """Do the run where claims lapse soon."""
     claims._LAPSES = _LAPSES
     carry_out(config)

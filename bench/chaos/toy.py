@@ -126,12 +126,17 @@ def _results(store: ArtifactStore) -> Any:
     return plain(json.loads(storage.read_bytes(storage.join(store.place(ref), "results.json"))))
 
 
-def undisturbed(config: RunConfig) -> Wanted:
-    """Do a run in a child; return what it came to."""
+def undisturbed(config: RunConfig, look: RunConfig | None = None) -> Wanted:
+    """Do a run in a child; return what it came to.
+
+    Args:
+        config: of the run.
+        look: the same with its root as files of this machine, where it has another.
+    """
     first = expect(in_child(lambda: carry_out(config)))
     expect(in_child(lambda: promote_and_watch(config)))
     read = expect(in_child(lambda: use_all(config))).gave
-    store = ArtifactStore(config.runtime.root)
+    store = ArtifactStore((look or config).runtime.root)
     return Wanted(manifests(store), _results(store), read, first.seconds, first.writes)
 
 
