@@ -124,7 +124,8 @@ def _halved(answer: Answer) -> Answer:
     return replace(answer, body=answer.body[: len(answer.body) // 2])
 
 
-def _cut(answer: Answer) -> Answer:
+def cut_in_middle(answer: Answer) -> Answer:
+    """Reset the connection in the middle of a body."""
     return replace(answer, cut=len(answer.body) // 2)
 
 
@@ -158,10 +159,11 @@ def _stale(answer: Answer) -> Answer:
 def _endless(answer: Answer) -> Answer:
     """Say that there is more, and not where it goes on."""
     body = answer.body.replace(b"<IsTruncated>false<", b"<IsTruncated>true<")
-    return replace(_stale(replace(answer, body=body)))
+    return _stale(replace(answer, body=body))
 
 
-def _page(answer: Answer) -> Answer:
+def page_to_log_in(answer: Answer) -> Answer:
+    """Answer as a network does that wants a person to log in."""
     return replace(answer, body=b"<html><body>Please log in</body></html>")
 
 
@@ -185,7 +187,7 @@ PATTERNS: dict[str, Made] = {
     "503 from some request on": after(200, None, refuses(503, "SlowDown")),
     "one connection in eight cut before an answer": now_and_then(anything, 1 / 8, gone),
     "no connection from some request on": after(200, None, gone),
-    "one body in four cut in its middle": now_and_then(reads, 1 / 4, altered(_cut)),
+    "one body in four cut in its middle": now_and_then(reads, 1 / 4, altered(cut_in_middle)),
     "one body in four halved, with a length that fits": now_and_then(
         reads_artifacts, 1 / 4, altered(_halved)
     ),
@@ -201,7 +203,7 @@ PATTERNS: dict[str, Made] = {
     "one listing in three that ends before its end": now_and_then(
         lists_artifacts, 1 / 3, altered(_endless)
     ),
-    "one listing in three is a page to log in": now_and_then(lists, 1 / 3, altered(_page)),
+    "one listing in three is a page to log in": now_and_then(lists, 1 / 3, altered(page_to_log_in)),
     "one answer in thirty 3 s late": now_and_then(anything, 1 / 30, late(3.0)),
     "403 to one request in forty": now_and_then(anything, 1 / 40, refuses(403, "AccessDenied")),
     "404 to one read in six": now_and_then(reads, 1 / 6, refuses(404, "NoSuchKey")),
