@@ -121,7 +121,7 @@ class Registry:
             if not path.endswith(".json") or "@" in path or path.rpartition("/")[2][0] == ".":
                 continue
             try:
-                found.append(unsealed(Entry, storage.read_bytes(f"{folder}/{path}")))
+                found.append(unsealed(Entry, storage.read_listed(f"{folder}/{path}")))
             except ValueError as error:
                 broken.append(
                     ArtifactError(
@@ -148,7 +148,7 @@ class Registry:
             if "@" not in name or "/" in name or name[0] == ".":
                 continue
             try:
-                content = unsealed(_Alias, storage.read_bytes(f"{self._root}/{path}"))
+                content = unsealed(_Alias, storage.read_listed(f"{self._root}/{path}"))
                 found[name] = content.adapter
             except ValueError:
                 broken[name] = ArtifactError(

@@ -79,7 +79,7 @@ class Watches:
         """
         place = self._place(name, "watch")
         try:
-            return unsealed(RunConfig, storage.read_bytes(place))
+            return unsealed(RunConfig, storage.read_listed(place))
         except ValueError as error:
             raise ConfigError(
                 f"expected the settings of a run as they were noted ({why(error)})",
@@ -113,7 +113,7 @@ class Watches:
             if not path.endswith("/acted.json"):
                 continue
             try:
-                content = storage.read_bytes(storage.join(self._root, path))
+                content = storage.read_listed(storage.join(self._root, path))
                 found.append(unsealed(Acted, content))
             except ValueError as error:
                 raise ArtifactError(

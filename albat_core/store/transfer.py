@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from albat_core.errors import InputError
+from albat_core.store.missing import not_found, too_short
 from albat_core.store.storage import (
     explained,
     file_sizes,
@@ -107,6 +108,7 @@ def download(uri: str, folder: Path, again: Collection[str] = ()) -> Path:
 
     Raises:
         InputError: what is listed there would be written outside of the folder.
+        TransientError: a file is listed and does not come whole.
     """
     fs, path = filesystem(uri)
     if not is_remote(uri):
@@ -132,6 +134,12 @@ def download(uri: str, folder: Path, again: Collection[str] = ()) -> Path:
                 part.parent.mkdir(parents=True, exist_ok=True)
             try:
                 fs.get([join(path, name) for name in some], [str(part) for part in parts])
+                for name, part in zip(some, parts, strict=True):
+                    if (got := part.stat().st_size) != wanted[name]:
+                        raise too_short(join(uri, name), wanted[name], got)
+            except FileNotFoundError as error:
+                missing = next(n for n, p in zip(some, parts, strict=True) if not p.exists())
+                raise not_found(join(uri, missing)) from error
             finally:  # what has come is kept, whatever became of the others
                 for name, part in zip(some, parts, strict=True):
                     if part.exists() and part.stat().st_size == wanted[name]:

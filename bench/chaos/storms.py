@@ -82,7 +82,7 @@ def after(most: int, count: int | None, fault: Callable[[Ask], Answer]) -> Made:
             with lock:
                 seen[0] += 1
                 there = seen[0] - first
-            return fault(ask) if 0 < there and (count is None or there <= count) else ask()
+            return fault(ask) if there > 0 and (count is None or there <= count) else ask()
 
         return change
 
