@@ -19,7 +19,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.store import claims
 from albat_core.store.artifacts import ArtifactStore
 from bench.chaos.children import flip, in_child
-from bench.chaos.outcome import Kind, Trial
+from bench.chaos.outcome import Trial
 from bench.chaos.toy import (
     Wanted,
     adapter_of,
@@ -209,8 +209,3 @@ def quick(config: RunConfig) -> None:
     """Do the run where claims lapse soon."""
     claims._LAPSES = _LAPSES
     carry_out(config)
-
-
-def kind(family: str) -> Kind:
-    """Return the kind of flips in a family of files."""
-    return Kind(f"a bit flipped: {family}", silent="nothing: it is written anew, or told nothing")

@@ -8,7 +8,7 @@ import numpy as np
 
 from albat_core.runs.config import RunConfig
 from bench.chaos.children import Ended, Moment, in_child
-from bench.chaos.outcome import Kind, Trial
+from bench.chaos.outcome import Trial
 from bench.chaos.toy import Wanted, at, carry_out, differences, promote_and_watch
 
 
@@ -72,8 +72,3 @@ def judged(
         wrong += differences(config, wanted)
     for moment in killed:
         yield Trial(f"kill -9 at {moment}", tuple(wrong), ended.told)
-
-
-def kind(where: str) -> Kind:
-    """Return the kind of these faults."""
-    return Kind(f"kill -9, {where}", silent="`Killed`; the next run takes up what was finished")

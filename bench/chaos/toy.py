@@ -191,7 +191,12 @@ def _not_exported(config: RunConfig, store: ArtifactStore) -> list[str]:
 def _left(store: ArtifactStore) -> list[str]:
     """Return what a run that has ended should have removed."""
     names = storage.file_sizes(store.root)
-    left = [name for name in names if name.startswith(("checkpoints/", "drafts/"))]
+    left = [
+        name
+        for name in names
+        if name.startswith(("checkpoints/", "drafts/"))
+        and not name.rpartition("/")[2].startswith(".")  # half written: `albat prune` removes it
+    ]
     return [f"{name} is left behind" for name in left]
 
 
