@@ -27,7 +27,6 @@ from albat_core.report.wording import (
     pace,
 )
 
-
 _CONTROLS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\t\n"} | {127: "\u2421"}
 _CONTROLS |= dict.fromkeys(range(0x80, 0xA0), "\ufffd")
 """What would move the cursor or colour the terminal, as the pictures Unicode has of it."""

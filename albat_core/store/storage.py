@@ -207,9 +207,7 @@ class _Explained(io.BufferedIOBase):
     def _refuse_short(self, got: int, before: int, size: int) -> None:
         """Tell of a body that ended before the file does: a reader would take that for its end."""
         whole = getattr(self._file, "size", None)
-        if whole is None:  # a web server need not say
-            return
-        left = max(int(whole) - before, 0)
+        left = max(int(whole or 0) - before, 0)  # a web server need not say
         wanted = left if size < 0 else min(size, left)
         if got < wanted:
             raise too_short(self._uri, wanted, got)
