@@ -233,7 +233,7 @@ def _disturbed(
         proxy.change = API[name](draw)
     elif name in SERVER:
         proxy.change = _once_after(
-            int(draw.integers(10, 60)),
+            int(draw.integers(4, 14)),
             lambda: doing.append(threading.Thread(target=SERVER[name], args=[there])),
             doing,
         )
@@ -244,6 +244,8 @@ def _disturbed(
     if not there.answers():
         there.start()
     wrong = [first.broke] if first.broke else []
+    if name in SERVER and not doing:
+        wrong.append("the fault was not met: the run asked the server too seldom")
     again = in_child(lambda: run_flow(config, proxy.address))
     if not again.finished:
         wrong.append(again.broke or f"the repeated run ends: {again.told[0]}")
