@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from albat_core.store.storage import (
 from albat_core.store.switching import switch
 
 _STARTS = ("README.md", "adapter_config.json")  # files that readers of a folder start from
+_PART = f".{'[0-9a-f]' * 8}.part"  # a file while it is fetched; a fetch that is killed leaves it
 Key = TypeVar("Key")
 
 _FILES_AT_ONCE = 16  # that are copied
@@ -82,14 +84,16 @@ def replace_tree(local: Path, uri: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
-            shutil.copytree(local, fresh, dirs_exist_ok=True)
+            left = shutil.ignore_patterns(_PART)
+            shutil.copytree(local, fresh, dirs_exist_ok=True, ignore=left)
             switch(fresh, target)
         finally:
             remove(str(fresh))
 
 
 def _replace_files(fs: Any, local: Path, uri: str, path: str) -> None:
-    names = {p.relative_to(local).as_posix() for p in local.rglob("*") if p.is_file()}
+    whole = (p for p in local.rglob("*") if p.is_file() and not fnmatch(p.name, _PART))
+    names = {p.relative_to(local).as_posix() for p in whole}
     first = sorted(names.intersection(_STARTS))
     _put(fs, local, path, names.difference(first))
     for name in file_sizes(uri).keys() - names:

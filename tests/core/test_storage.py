@@ -293,6 +293,13 @@ def test_nothing_is_written_outside_of_the_folder(
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_what_a_killed_fetch_left_is_copied_nowhere(root: str, tmp_path: Path) -> None:
+    folder = tmp_path / "fetched"
+    write_tree(str(folder), "a", ".0123abcd.part", "b/.0123abcd.part", "b/c")
+    transfer.replace_tree(folder, storage.join(root, "there"))
+    assert set(read_tree(storage.join(root, "there"))) == {"a", "b/c"}
+
+
 def test_download_fetches_only_what_is_not_there_whole(tmp_path: Path) -> None:
     root = f"memory://{tmp_path}"
     write_tree(root, "a", "bb")
