@@ -10,12 +10,14 @@ export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=1073741824:glibc.malloc.tri
 LARGE_BACKBONE := examples/efficacy/backbone-large
 TASK ?= text
 REAL := .albat/smollm2
+CHAOS := $(if $(QUICK),--kills 6 --s3-kills 3 --flips 20 --storms 4 --prefect 2, \
+	--kills 150 --s3-kills 50 --flips 200 --storms 23 --prefect 21 --out docs/reliability.md)
 
 # One process for each core, up to four; each of its toys is too small for a second thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 \
 	--dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-real bench-calibration try-production clean
+.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-real bench-calibration chaos try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -75,6 +77,9 @@ else
 	$(BIN)/albat bench calibration $(addprefix examples/,efficacy/text.yaml \
 		efficacy/image.yaml text/demo.yaml) --size 0.5 --size 2 --out docs
 endif
+
+chaos: .venv/ready ## Kill runs, flip bits, let S3 and Prefect fail, and see what became of it (QUICK=1: a little of it).
+	$(BIN)/python -m bench.chaos $(CHAOS)
 
 try-production: .venv/ready ## Run once on a Prefect server with PostgreSQL and a password (CRASH=1: and kill a worker).
 	$(BIN)/python infra/try_production.py $(if $(CRASH),--crash)

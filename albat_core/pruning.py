@@ -26,6 +26,7 @@ from albat_core.store.artifacts import CLAIMS, ArtifactRef, ArtifactStore
 from albat_core.store.claims import claimed, may_be_held
 from albat_core.store.drafts import PREFIX, is_left
 from albat_core.store.manifests import MANIFEST, Manifest
+from albat_core.store.sealed import unsealed
 from albat_core.store.storage import FileState, file_states
 
 DAY = 86400.0
@@ -245,7 +246,7 @@ class Pruning:
     def _manifest(self, ref: ArtifactRef) -> Manifest | None:
         place = self._uri(str(ref), MANIFEST)
         try:
-            return Manifest.read(storage.read_bytes(place))
+            return unsealed(Manifest, storage.read_bytes(place))
         except (ValueError, OSError) as error:
             self.notes.append(f"{place} cannot be read, so its folder stays: {error}")
             return None

@@ -8,14 +8,13 @@ Layout below the artifact root::
 Files are small and written whole, so that a reader on any storage sees an old or a new one.
 """
 
-import json
 import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.runs import ALBAT
@@ -23,6 +22,7 @@ from albat_core.report.content import Interval, Metric
 from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.sealed import sealed, unsealed, why
 from albat_core.store.stage import Runtime, StageConfig
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,11 @@ class Entry(BaseModel):
 
 
 class _Alias(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     adapter: str = Field(pattern="^[0-9a-f]{32}$")
+    promoted: str = ""
+    """UTC, ISO 8601."""
 
 
 class Registry:
@@ -98,7 +102,7 @@ class Registry:
             entry = entry.model_copy(update=kept)
         if entry != before:
             place = storage.join(self._root, entry.run, f"{entry.adapter.key}.json")
-            storage.write_bytes(place, entry.model_dump_json(indent=1).encode())
+            storage.write_bytes(place, sealed(entry))
         return entry
 
     def entries(self, run: str = "") -> list[Entry]:
@@ -117,11 +121,11 @@ class Registry:
             if not path.endswith(".json") or "@" in path or path.rpartition("/")[2][0] == ".":
                 continue
             try:
-                found.append(Entry.model_validate_json(storage.read_bytes(f"{folder}/{path}")))
-            except ValidationError as error:
+                found.append(unsealed(Entry, storage.read_listed(f"{folder}/{path}")))
+            except ValueError as error:
                 broken.append(
                     ArtifactError(
-                        f"expected an entry of the registry ({error.error_count()} mistakes)",
+                        f"expected an entry of the registry ({why(error)})",
                         where=f"{folder}/{path}",
                         remedy="remove the file and run the run again, which finds its artifacts",
                     )
@@ -144,9 +148,9 @@ class Registry:
             if "@" not in name or "/" in name or name[0] == ".":
                 continue
             try:
-                content = _Alias.model_validate_json(storage.read_bytes(f"{self._root}/{path}"))
+                content = unsealed(_Alias, storage.read_listed(f"{self._root}/{path}"))
                 found[name] = content.adapter
-            except ValidationError:
+            except ValueError:
                 broken[name] = ArtifactError(
                     "expected an alias with the whole key of an adapter",
                     where=f"{self._root}/{path}",
@@ -210,9 +214,9 @@ class Registry:
             )
         entry = self.find(name)
         self._store.manifest(entry.adapter)
-        content = {"adapter": entry.adapter.key, "promoted": now()}
+        content = _Alias(adapter=entry.adapter.key, promoted=now())
         place = storage.join(self._root, f"{entry.run}@{alias}.json")
-        storage.write_bytes(place, json.dumps(content).encode())
+        storage.write_bytes(place, sealed(content))
         return entry
 
 

@@ -12,7 +12,7 @@ Both are written whole. ``acted.json`` comes last: a selection that did not end 
 import hashlib
 import logging
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.selections import Selected
@@ -21,6 +21,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.sealed import sealed, unsealed, why
 from albat_core.store.stage import canonical_json
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Watches:
 
     def add(self, config: RunConfig) -> None:
         """Watch a run's adaptation data from now on, with this configuration."""
-        storage.write_bytes(self._place(config.name, "watch"), config.model_dump_json().encode())
+        storage.write_bytes(self._place(config.name, "watch"), sealed(config))
 
     def remove(self, name: str) -> bool:
         """Watch a run no longer; return whether it was watched."""
@@ -74,16 +75,14 @@ class Watches:
         """Return the configuration with which a run is watched.
 
         Raises:
-            ConfigError: it was noted by a version whose settings had other names, or is cut off.
+            ConfigError: it was noted by a version whose settings had other names, or is damaged.
         """
         place = self._place(name, "watch")
         try:
-            return RunConfig.model_validate_json(storage.read_bytes(place))
-        except ValidationError as error:
-            first = ".".join(map(str, error.errors()[0]["loc"])) or "JSON that ends too soon"
+            return unsealed(RunConfig, storage.read_listed(place))
+        except ValueError as error:
             raise ConfigError(
-                f"expected the settings of a run, {error.error_count()} are not known or not sound "
-                f"({first} and others)",
+                f"expected the settings of a run as they were noted ({why(error)})",
                 where=place,
                 remedy="watch the run again: `albat watch CONFIG`",
             ) from error
@@ -92,16 +91,16 @@ class Watches:
         """Return the state that was last acted on, if any was that can be gone on from."""
         place = self._place(name, "acted")
         try:
-            return Acted.model_validate_json(storage.read_bytes(place))
+            return unsealed(Acted, storage.read_bytes(place))
         except FileNotFoundError:
             return None
-        except ValidationError:
-            logger.warning("%s is cut off or of another version: %s is selected anew", place, name)
+        except ValueError as error:
+            logger.warning("%s cannot be read (%s): %s is selected anew", place, why(error), name)
             return None
 
     def set_acted(self, name: str, acted: Acted) -> None:
         """Note that a state was acted on."""
-        storage.write_bytes(self._place(name, "acted"), acted.model_dump_json(indent=1).encode())
+        storage.write_bytes(self._place(name, "acted"), sealed(acted))
 
     def all_acted(self) -> list[Acted]:
         """Return every state that was acted on, of watched runs and of others.
@@ -114,11 +113,11 @@ class Watches:
             if not path.endswith("/acted.json"):
                 continue
             try:
-                content = storage.read_bytes(storage.join(self._root, path))
-                found.append(Acted.model_validate_json(content))
-            except ValidationError as error:
+                content = storage.read_listed(storage.join(self._root, path))
+                found.append(unsealed(Acted, content))
+            except ValueError as error:
                 raise ArtifactError(
-                    f"expected what a run came to ({error.error_count()} mistakes)",
+                    f"expected what a run came to ({why(error)})",
                     where=storage.join(self._root, path),
                     remedy="run the run of that name again, or remove the file",
                 ) from error

@@ -35,6 +35,7 @@ from albat_core.store import storage, transfer, verification
 from albat_core.store.claims import claimed
 from albat_core.store.drafts import PREFIX, new_draft
 from albat_core.store.manifests import MANIFEST, ArtifactFile, Manifest
+from albat_core.store.sealed import sealed, unsealed, why
 from albat_core.store.stage import Settings, given, stage_key
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class ArtifactStore:
                 files=files,
                 versions=_library_versions(),
             )
-            storage.write_bytes(storage.join(place, MANIFEST), manifest.written())
+            storage.write_bytes(storage.join(place, MANIFEST), sealed(manifest))
         except Exception as error:
             if storage.is_full(error):
                 raise storage.no_space(str(draft)) from error
@@ -191,10 +192,10 @@ class ArtifactStore:
                 remedy="remove the folder",
             ) from error
         try:
-            manifest = Manifest.read(content)
+            manifest = unsealed(Manifest, content)
         except ValueError as error:
-            why = str(error).partition("\n")[0]
-            logger.warning("%s has a manifest that cannot be read (%s): it is made again", ref, why)
+            told = "%s has a manifest that cannot be read (%s): it is made again"
+            logger.warning(told, ref, why(error))
             return None
         if (manifest.stage, manifest.key) != (ref.stage, ref.key):
             said = f"{manifest.stage}/{manifest.key}"

@@ -114,7 +114,7 @@ def _take(uri: str, holder: str) -> bool:
                     with Path(path).open("xb") as file:
                         file.write(_content(holder))
             except FileExistsError:
-                return False
+                return remote and _is_own(uri, holder)  # a first try's answer may be lost
     except AlbatError as error:
         logger.debug("nothing can be claimed: %s", error)
     return True

@@ -21,6 +21,7 @@ from fsspec.utils import glob_translate, infer_compression
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.progress import track_long
+from albat_core.store.missing import not_found, too_short
 from albat_core.store.patterns import braced, globbed, is_pattern, walked
 
 _BLOCK = 4 << 20
@@ -105,7 +106,8 @@ def explained(uri: str) -> Iterator[None]:
         if is_full(error):
             raise no_space(uri) from error
         client = type(error).__module__.partition(".")[0] in _CLIENTS
-        if not is_remote(uri) or not (client or isinstance(error, OSError)):
+        # LookupError: s3fs looks in an answer for what is not there
+        if not is_remote(uri) or not (client or isinstance(error, OSError | LookupError)):
             raise
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise InputError(
@@ -195,8 +197,20 @@ class _Explained(io.BufferedIOBase):
         self._uri = uri
 
     def read(self, size: int | None = -1) -> bytes:
+        size = -1 if size is None else size
         with explained(self._uri):
-            return bytes(self._file.read(-1 if size is None else size))
+            before = self._file.tell()
+            block = bytes(self._file.read(size))
+            self._refuse_short(len(block), before, size)
+            return block
+
+    def _refuse_short(self, got: int, before: int, size: int) -> None:
+        """Tell of a body that ended before the file does: a reader would take that for its end."""
+        whole = getattr(self._file, "size", None)
+        left = max(int(whole or 0) - before, 0)  # a web server need not say
+        wanted = left if size < 0 else min(size, left)
+        if got < wanted:
+            raise too_short(self._uri, wanted, got)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
@@ -243,6 +257,18 @@ def read_bytes(uri: str) -> bytes:
     """
     with open_binary(uri) as file:
         return file.read()
+
+
+def read_listed(uri: str) -> bytes:
+    """Return a whole small file that a listing named.
+
+    Raises:
+        TransientError: there is none.
+    """
+    try:
+        return read_bytes(uri)
+    except FileNotFoundError as error:
+        raise not_found(uri) from error
 
 
 def write_bytes(uri: str, content: bytes, *, lasting: bool = True) -> None:
@@ -338,7 +364,11 @@ def file_states(uri: str) -> dict[str, FileState]:
     with explained(uri):
         found = fs.find(path, detail=True)
     base = len(path.rstrip("/")) + 1
-    return {str(n)[base:]: FileState(int(e["size"]), _changed(e)) for n, e in found.items()}
+    return {
+        str(name)[base:]: FileState(int(entry["size"]), _changed(entry))
+        for name, entry in found.items()
+        if entry["type"] != "directory"  # s3fs names the folder itself where a listing is stale
+    }
 
 
 def _changed(details: dict[str, Any]) -> float:

@@ -4,10 +4,12 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
 from albat_core.errors import InputError
+from albat_core.store.missing import not_found, too_short
 from albat_core.store.storage import (
     explained,
     file_sizes,
@@ -21,6 +23,7 @@ from albat_core.store.storage import (
 from albat_core.store.switching import switch
 
 _STARTS = ("README.md", "adapter_config.json")  # files that readers of a folder start from
+_PART = f".{'[0-9a-f]' * 8}.part"  # a file while it is fetched; a fetch that is killed leaves it
 Key = TypeVar("Key")
 
 _FILES_AT_ONCE = 16  # that are copied
@@ -81,14 +84,16 @@ def replace_tree(local: Path, uri: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
-            shutil.copytree(local, fresh, dirs_exist_ok=True)
+            left = shutil.ignore_patterns(_PART)
+            shutil.copytree(local, fresh, dirs_exist_ok=True, ignore=left)
             switch(fresh, target)
         finally:
             remove(str(fresh))
 
 
 def _replace_files(fs: Any, local: Path, uri: str, path: str) -> None:
-    names = {p.relative_to(local).as_posix() for p in local.rglob("*") if p.is_file()}
+    whole = (p for p in local.rglob("*") if p.is_file() and not fnmatch(p.name, _PART))
+    names = {p.relative_to(local).as_posix() for p in whole}
     first = sorted(names.intersection(_STARTS))
     _put(fs, local, path, names.difference(first))
     for name in file_sizes(uri).keys() - names:
@@ -107,6 +112,7 @@ def download(uri: str, folder: Path, again: Collection[str] = ()) -> Path:
 
     Raises:
         InputError: what is listed there would be written outside of the folder.
+        TransientError: a file is listed and does not come whole.
     """
     fs, path = filesystem(uri)
     if not is_remote(uri):
@@ -132,6 +138,12 @@ def download(uri: str, folder: Path, again: Collection[str] = ()) -> Path:
                 part.parent.mkdir(parents=True, exist_ok=True)
             try:
                 fs.get([join(path, name) for name in some], [str(part) for part in parts])
+                for name, part in zip(some, parts, strict=True):
+                    if (got := part.stat().st_size) != wanted[name]:
+                        raise too_short(join(uri, name), wanted[name], got)
+            except FileNotFoundError as error:
+                missing = next(n for n, p in zip(some, parts, strict=True) if not p.exists())
+                raise not_found(join(uri, missing)) from error
             finally:  # what has come is kept, whatever became of the others
                 for name, part in zip(some, parts, strict=True):
                     if part.exists() and part.stat().st_size == wanted[name]:

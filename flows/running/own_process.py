@@ -129,12 +129,24 @@ def _gone_is_told(server: str) -> Iterator[None]:
 
     try:
         yield
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
+        if not _is_servers(error):
+            raise
         raise ServerGoneError(
             f"expected the Prefect server to answer, it no longer does ({error})",
             where=server,
             remedy="run the same command again when it does: what was finished is found",
         ) from error
+
+
+def _is_servers(error: Exception) -> bool:
+    """Tell whether a server is gone or fails, rather than that it was asked wrongly."""
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_server_error
+    # Prefect's words where a run begins
+    return isinstance(error, httpx.TransportError) or str(error).startswith("Failed to reach API")
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -217,3 +217,22 @@ def test_a_storage_that_takes_no_claim_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / "claims").touch()  # where a folder should be
     with claimed(str(tmp_path / "claims" / "k.json"), "k", nothing) as found:
         assert found is None
+
+
+def test_a_claim_whose_answer_was_lost_is_its_writers_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client writes again then, and the storage says that there is one."""
+    fs, _ = storage.filesystem("memory://data")
+    pipe = type(fs).pipe_file
+
+    def twice(self: object, path: str, value: bytes, **how: object) -> None:
+        pipe(self, path, value)
+        if how.get("mode") == "create":
+            raise FileExistsError(path)
+
+    monkeypatch.setattr(type(fs), "pipe_file", twice)
+    began = time.monotonic()
+    with claimed(f"memory://{tmp_path}/claims/k.json", "words", lambda: None) as found:
+        assert found is None
+    assert time.monotonic() - began < claims._LAPSES / 4

@@ -6,14 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from albat_core.errors import ArtifactError, DamagedError
+from albat_core.errors import AlbatError, ArtifactError, DamagedError
 from albat_core.records.runs import ALBAT
+from albat_core.records.selections import Selected
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.runs.registry import Entry, Registry
+from albat_core.runs.reselection import Acted, Watches
 from albat_core.runs.steps import Steps, call_here
 from albat_core.store import storage, verification
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
@@ -235,3 +239,43 @@ def test_a_bit_flipped_in_each_kind_of_file_changes_no_result(
         assert digests[0].keys() == digests[1].keys()
         told = {"README.md"}  # how long it took
         assert all(digests[0][name] == digests[1][name] for name in digests[0].keys() - told)
+
+
+def test_each_flipped_byte_of_a_small_record_is_noticed(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
+    """Of entries and aliases of the registry, of what is watched and of what was acted on."""
+    run = run_config.model_copy(
+        update={"runtime": run_config.runtime.model_copy(update={"root": str(tmp_path)})}
+    )
+    store = ArtifactStore(str(tmp_path))
+    ref = make(store)
+    registry, watches = Registry(store), Watches(store.root)
+    counted = {"alpha": 0.3, "adaptation_rows": 5, "backbone_rows": 7, "config": {"seed": 1}}
+    made = {"run": run.name, "adapter": ref, "mixture": ref, "created": "2026-01-01"}
+    entry = registry.register(Entry.model_validate(made | counted))
+    registry.promote(run.name)
+    watches.add(run)
+    chosen = Selected(adaptation=ref, surrogate=None, scores=ref, mixture=ref)
+    watches.set_acted(run.name, Acted(fingerprint="1", basis="2", selected=chosen, trained=chosen))
+    alias = f"{run.name}@production"
+    read: dict[str, Callable[[], object]] = {
+        f"registry/{run.name}/{ref.key}.json": lambda: registry.entries() or None,
+        f"registry/{alias}.json": lambda: registry.aliases().get(alias),
+        f"watches/{run.name}/watch.json": lambda: watches.config(run.name),
+        f"watches/{run.name}/acted.json": lambda: watches.acted(run.name),
+    }
+    assert registry.entries() == [entry]
+    for name, look in read.items():
+        uri = str(tmp_path / name)
+        whole, wanted = storage.read_bytes(uri), look()
+        assert wanted
+        for at in range(0, len(whole), max(len(whole) // 400, 1)):
+            flip(uri, at)
+            with suppress(AlbatError):
+                assert look() in (None, wanted), (name, at)
+            storage.write_bytes(uri, whole, lasting=False)
+        before = json.loads(whole)
+        del before["sha256"]  # as records were once
+        storage.write_bytes(uri, json.dumps(before).encode())
+        assert look() == wanted

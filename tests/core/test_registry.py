@@ -5,12 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from albat_core.errors import ArtifactError, ConfigError
+from albat_core.errors import ArtifactError, ConfigError, TransientError
 from albat_core.records.mixtures import ADAPTATION, BACKBONE, RowChanges, changed_rows
 from albat_core.records.tables import write_table
 from albat_core.report.content import Interval
 from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Entry, Registry, changed_settings, register_adapter
+from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
@@ -54,6 +55,23 @@ def test_an_adapter_follows_the_run_s_newest(store: ArtifactStore) -> None:
     assert other.parent is None
     assert registry.entries("cancer") == [first, second]
     assert registry.entries() == [first, second, other]
+
+
+def test_an_entry_that_is_listed_and_not_found_is_told(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Registry(store).register(entry(store, 1))
+    Registry(store).promote("cancer")
+    listed = storage.file_sizes
+
+    def one_more(uri: str) -> dict[str, int]:
+        return listed(uri) | {"gone.json": 1, "cancer@gone.json": 1}
+
+    monkeypatch.setattr(storage, "file_sizes", one_more)
+    with pytest.raises(TransientError, match="listed"):
+        Registry(store).entries("cancer")
+    with pytest.raises(TransientError, match="listed"):
+        Registry(store).aliases()
 
 
 def test_what_becomes_known_is_added_and_nothing_is_lost(store: ArtifactStore) -> None:

@@ -293,6 +293,13 @@ def test_nothing_is_written_outside_of_the_folder(
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_what_a_killed_fetch_left_is_copied_nowhere(root: str, tmp_path: Path) -> None:
+    folder = tmp_path / "fetched"
+    write_tree(str(folder), "a", ".0123abcd.part", "b/.0123abcd.part", "b/c")
+    transfer.replace_tree(folder, storage.join(root, "there"))
+    assert set(read_tree(storage.join(root, "there"))) == {"a", "b/c"}
+
+
 def test_download_fetches_only_what_is_not_there_whole(tmp_path: Path) -> None:
     root = f"memory://{tmp_path}"
     write_tree(root, "a", "bb")
@@ -341,6 +348,60 @@ def test_a_file_where_a_folder_is_needed_is_said(tmp_path: Path) -> None:
             act(str(tmp_path / "file" / "below"))
     storage.check_writable(str(tmp_path / "new" / "below"))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_listing_that_makes_no_sense_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that says that it goes on, and not where: s3fs looks for that in vain."""
+    fs, _ = storage.filesystem("memory://data")
+    monkeypatch.setattr(type(fs), "find", lambda *_, **__: {}["NextContinuationToken"])
+    with pytest.raises(TransientError, match="NextContinuationToken"):
+        storage.file_sizes("memory://data")
+
+
+@pytest.mark.parametrize("come", [0, 3])
+@pytest.mark.parametrize("size", [-1, 8])
+def test_a_body_that_ends_too_soon_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, come: int, size: int
+) -> None:
+    uri = f"memory://{tmp_path}/words.txt"
+    storage.write_bytes(uri, b"leaf root")
+    fs, path = storage.filesystem(uri)
+    read = type(fs.store[path]).read
+    monkeypatch.setattr(type(fs.store[path]), "read", lambda self, _=-1: read(self, come))
+    with (
+        pytest.raises(TransientError, match=f"expected {9 if size < 0 else 8} bytes, got {come}"),
+        storage.open_binary(uri) as file,
+    ):
+        file.read(size)
+
+
+@pytest.mark.parametrize("come", [None, b"le"])
+def test_a_copy_that_does_not_come_whole_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, come: bytes | None
+) -> None:
+    root = f"memory://{tmp_path}/there"
+    write_tree(root, "whole", "words.txt")
+    fs, _ = storage.filesystem(root)
+    get = type(fs).get
+
+    def lossy(self: object, remote: list[str], local: list[str], **how: object) -> None:
+        get(self, remote[:1], local[:1], **how)
+        if come is None:
+            raise FileNotFoundError(remote[1])
+        Path(local[1]).write_bytes(come)
+
+    monkeypatch.setattr(type(fs), "get", lossy)
+    with pytest.raises(TransientError, match=r"words\.txt"):
+        transfer.download(root, tmp_path / "cache")
+    assert read_tree(str(tmp_path / "cache")) == {"whole": b"whole"}  # is kept
+
+
+def test_a_folder_whose_listing_is_stale_has_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3fs then names the folder itself."""
+    fs, _ = storage.filesystem("memory://data")
+    itself = {"name": "/data", "size": 0, "type": "directory"}
+    monkeypatch.setattr(type(fs), "find", lambda *_, **__: {"/data": itself})
+    assert storage.file_sizes("memory://data") == {}
 
 
 @pytest.mark.parametrize("module", ["httpx", "requests", "botocore.exceptions"])

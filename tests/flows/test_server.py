@@ -14,6 +14,7 @@ from prefect.settings.context import temporary_settings
 
 from flows.local.processes import StartError, listen
 from flows.local.server import OwnServer
+from flows.running import own_process
 from flows.running.own_process import ServerGoneError, embedded_server
 from tests.waiting import PATIENCE, wait_until
 
@@ -149,3 +150,18 @@ def test_a_command_whose_server_is_gone_ends_at_once() -> None:
     assert ended.returncode == 1
     assert "expected a server" in ended.stderr
     assert "Prefect would" not in ended.stdout
+
+
+def test_a_server_that_fails_is_told_in_a_sentence() -> None:
+    asked = httpx.Request("GET", "http://there/api/health")
+    failing = httpx.HTTPStatusError("500", request=asked, response=httpx.Response(500))
+    for error in (RuntimeError("Failed to reach API at http://there/api/"), failing):
+        with (
+            pytest.raises(own_process.ServerGoneError, match="there"),
+            own_process._gone_is_told("there"),
+        ):
+            raise error
+    refused = httpx.HTTPStatusError("422", request=asked, response=httpx.Response(422))
+    for mistake in (RuntimeError("of another kind"), refused):
+        with pytest.raises(type(mistake)), own_process._gone_is_told("there"):
+            raise mistake

@@ -1,0 +1,1 @@
+"""Faults of every kind, done to runs on toys, and what became of them."""
