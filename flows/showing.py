@@ -8,7 +8,7 @@ from rich.table import Table
 
 from albat_core.records.mixtures import RowChanges
 from albat_core.report.content import Interval, PixelError, ReportContent
-from albat_core.report.verdict import verdict
+from albat_core.report.verdict import verdict_beforehand
 from albat_core.report.wording import (
     NOTHING,
     arm_decimals,
@@ -104,8 +104,8 @@ def _show_pixel_errors(arms: Sequence[PixelError]) -> None:
 
 
 def show_verdict(facts: Mapping[str, Any]) -> None:
-    """Print what the corpus is expected to be worth."""
-    console.print(Panel(escape(verdict(facts)), border_style="cyan", expand=False))
+    """Print whether the corpus is expected to be worth anything, before the run."""
+    console.print(Panel(escape(verdict_beforehand(facts)), border_style="cyan", expand=False))
 
 
 def show_costs(costs: Sequence["StageCost"], device: str) -> None:

@@ -55,5 +55,21 @@ def verdict(facts: Mapping[str, Any]) -> str:
     return f"Unclear whether it pays: worth {worth}, mixed {mixed}. Below 1 it costs."
 
 
+def verdict_beforehand(facts: Mapping[str, Any]) -> str:
+    """Return whether mixing is expected to pay, by a look before the run: in words alone.
+
+    Intervals of such a look held what the run computed in 10 of 14 cases: docs/calibration.md.
+
+    Args:
+        facts: of the manifest of ``estimate``.
+    """
+    words = {
+        "likely": "Likely to pay.",
+        "unclear": "Unclear whether it pays.",
+        "unlikely": "Unlikely to pay.",
+    }
+    return f"{words[expected(facts)]} How much, the run computes before it trains on a mixture."
+
+
 def _times(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}" if value < 100 else "over 100"

@@ -17,7 +17,7 @@ from albat_core.records.examples import Example
 from albat_core.records.mixtures import read_mixture
 from albat_core.records.runs import ALBAT, RANDOM
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
-from albat_core.report.verdict import verdict
+from albat_core.report.verdict import verdict, verdict_beforehand
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.quick_look import quick_look
@@ -147,6 +147,17 @@ def test_the_verdict_in_words() -> None:
     assert verdict(nothing) == (
         "Unlikely to pay, do not mix: the best alpha is 0.02 (95% interval 0.00 to 0.08)."
     )
+
+
+def test_a_look_beforehand_says_a_word_and_no_figure() -> None:
+    for changed, word in (
+        ({}, "Likely to pay."),
+        ({"ended_early": True}, "Unclear whether it pays."),
+        ({"alpha": 0.0}, "Unlikely to pay."),
+    ):
+        said = verdict_beforehand(FACTS | changed)
+        assert said.startswith(word)
+        assert not any(letter.isdigit() for letter in said)
 
 
 def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:
