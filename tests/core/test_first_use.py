@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 from albat_core.backbones import open_splitter
-from albat_core.backbones.base import BackboneConfig
+from albat_core.backbones.config import BackboneConfig
 
 together = Barrier(2)
 

@@ -425,6 +425,26 @@ def test_only_the_adapter_learns(backbone: LanguageBackbone) -> None:
     assert {p.dtype for p in backbone.adapter_parameters().values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_computed_twice_give_the_same_gradients(
+    copied: BackboneConfig, runtime: Runtime, dtype: str
+) -> None:
+    config = copied.model_copy(update={"dtype": dtype})
+
+    def gradients(runtime: Runtime) -> torch.Tensor:
+        with open_backbone(config, runtime) as backbone:
+            backbone.attach_adapter(AdapterConfig(rank=2), 0)
+            backbone.training(True)
+            backbone.losses(backbone.encode(texts())).mean.sum().backward()
+            found = [p.grad.flatten() for p in backbone.adapter_parameters().values()]
+        return torch.cat(found)
+
+    plain = gradients(runtime)
+    twice = gradients(runtime.model_copy(update={"gradient_checkpointing": True}))
+    least = 1e-5 if dtype == "float32" else 3e-2
+    assert float((plain - twice).norm()) < least * float(plain.norm())
+
+
 def test_an_adapter_is_drawn_from_its_seed(backbone: LanguageBackbone) -> None:
     def drawn(seed: int) -> torch.Tensor:
         torch.rand(3)  # what was drawn elsewhere does not matter

@@ -31,7 +31,8 @@ from tests.waiting import PATIENCE
 DEPLOYED: list[dict[str, Any]] = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
 UNSET = {  # left empty in the form
     f"{model.__name__}.{name}"
-    for model in StageConfig.__subclasses__()
+    for section in StageConfig.__subclasses__()
+    for model in (section, *section.__subclasses__())
     for name, field in model.model_fields.items()
     if field.default is None
 }

@@ -48,6 +48,7 @@ class LanguageBackbone:
         self.fingerprint = fingerprint
         self.device = device
         self.known: Precomputed | None = None
+        self._computes_twice = False
         # a CPU multiplies in bfloat16 fast only forwards: there the weights stay in float32
         self._autocast = dtype == torch.bfloat16 and device.type == "cpu"
         self._weights_dtype = torch.float32 if self._autocast else dtype
@@ -127,9 +128,10 @@ class LanguageBackbone:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        with ExitStack() as ways:
+        with ExitStack() as ways:  # which activations that are computed again come to without
             ways.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self._autocast))
-            if self._autocast and self._encoder.max_length <= _SHORT and torch.is_grad_enabled():
+            short = self._encoder.max_length <= _SHORT and not self._computes_twice
+            if self._autocast and short and torch.is_grad_enabled():
                 ways.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
@@ -258,6 +260,7 @@ class LanguageBackbone:
 
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them."""
+        self._computes_twice = True
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
