@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak."""
+"""How long a piece of work takes, and how much memory at its peak."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,20 +21,22 @@ _EVERY = 0.002  # seconds between looks
 
 
 @dataclass
-class Peak:
-    """The most memory that was in use at once.
+class Usage:
+    """What a piece of work took.
 
     Args:
-        bytes: of a GPU what torch's tensors took there, of the CPU all that the process had;
-            the model itself included.
+        bytes: the most that was in use at once; of a GPU what torch's tensors took there, of the
+            CPU all that the process had; the model itself included.
+        seconds: until the device was done.
     """
 
     bytes: int = 0
+    seconds: float = 0.0
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the peak of the work inside; what was freed before is not counted.
+def measured(device: torch.device) -> Iterator[Usage]:
+    """Measure the work inside; memory that was freed before is not counted.
 
     Args:
         device: that computes.
@@ -45,24 +48,27 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        peak = Peak()
-        yield peak
+        usage, began = Usage(), time.perf_counter()
+        yield usage
         torch.cuda.synchronize(device)
-        peak.bytes = torch.cuda.max_memory_allocated(device)
+        usage.seconds = time.perf_counter() - began
+        usage.bytes = torch.cuda.max_memory_allocated(device)
         return
     _give_back()
     process, done = psutil.Process(), threading.Event()
-    peak = Peak(process.memory_info().rss)
+    usage = Usage(process.memory_info().rss)
 
     def look() -> None:
         while not done.wait(_EVERY):
-            peak.bytes = max(peak.bytes, process.memory_info().rss)
+            usage.bytes = max(usage.bytes, process.memory_info().rss)
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
+    began = time.perf_counter()
     try:
-        yield peak
+        yield usage
     finally:
+        usage.seconds = time.perf_counter() - began
         done.set()
         looking.join()
 

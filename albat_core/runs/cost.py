@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 from albat_core.backbones import open_backbone, open_embedder, open_splitter, precomputes
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise, forward_units
 from albat_core.backbones.batches import each_batch
-from albat_core.memory import peak_memory
+from albat_core.memory import measured
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import Mixture
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA
@@ -143,7 +142,7 @@ def _trainings(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]
     surrogates = folds if at_surrogates else int(scorer.needs_surrogate)
     costs = []
     probe.attach(config.surrogate)
-    forward = probe.forward(config.scoring.batch_tokens, FixedNoise())
+    forward = probe.forward(config.scoring.batch_tokens)
     if surrogates:
         step = probe.step(config.surrogate, alpha=0.0)
         its = in_steps(config.surrogate, round(rows.own))
@@ -156,7 +155,7 @@ def _trainings(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]
         candidates = min(candidates, config.retrieval.candidates)
     gradient = _Rate()
     if auto or scorer.by_gradients:
-        gradient = probe.gradients(config)
+        gradient = probe.gradients()
     if scorer.by_losses:
         seconds = 2 * candidates * rows.corpus_units * forward.seconds
         seconds *= probe.levels(FixedNoise())
@@ -179,11 +178,12 @@ def _arms(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
     """Return the costs of fine-tuning every arm, and of evaluating them."""
     training = config.finetune
     probe.attach(training)
-    forward = probe.forward(config.evaluation.batch_tokens, FixedNoise())
+    forward = probe.forward(config.evaluation.batch_tokens)
     alone, mixed = probe.step(training, alpha=0.0), probe.step(training, alpha=0.5)
     arms = {*config.baselines, ALBAT}
     if training.stretch > 1 or config.mixture.fall_back:
         arms.add(ADAPTATION_ONLY)
+    trainings = 1 + config.refit
     seconds = steps = 0.0
     for arm in arms:
         free = rows.all_own if arm == ALL_DATA else rows.own
@@ -191,7 +191,6 @@ def _arms(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
         longest = float(its.steps)
         if arm not in (ADAPTATION_ONLY, ALL_DATA):
             longest, rate = its.steps * training.stretch, mixed
-        trainings = 1 + config.refit
         steps += trainings * longest
         seconds += trainings * longest * rate.seconds + _looks(its, rows, config, probe, forward)
     told = f"{trainings * len(arms)} trainings, {_counted(steps, 'steps')}"
@@ -268,11 +267,9 @@ class _Probe:
         """Return what a row's costly inputs take."""
         rows = spread(self._examples[1], _FEW)
         self._backbone.precompute(rows[:1])
-        with peak_memory(self._backbone.device) as peak:
-            began = time.perf_counter()
+        with measured(self._backbone.device) as usage:
             self._backbone.precompute(rows)
-            seconds = time.perf_counter() - began
-        return _Rate(seconds / len(rows), peak.bytes)
+        return _Rate(usage.seconds / len(rows), usage.bytes)
 
     def embed(self) -> _Embedding:
         """Return what embedding takes."""
@@ -287,11 +284,12 @@ class _Probe:
             rate = self._batch(corpus, c.embedding.batch_tokens, embed)
         return _Embedding(rate, dimension, self.mean_units(corpus), self.mean_units(own))
 
-    def forward(self, budget: int, noise: FixedNoise) -> _Rate:
+    def forward(self, budget: int) -> _Rate:
         """Return what a unit's loss takes."""
         import torch
 
         self._backbone.training(False)
+        noise = FixedNoise()
 
         def compute(batch: list[Encoded]) -> None:
             with torch.inference_mode():
@@ -300,11 +298,11 @@ class _Probe:
         rate = self._batch(self.corpus, budget, compute)
         return _Rate(rate.seconds / self.levels(noise), rate.bytes)
 
-    def gradients(self, config: RunConfig) -> _Rate:
+    def gradients(self) -> _Rate:
         """Return what the gradient of a unit takes, at the adapter that is attached."""
         from albat_core.measures.gradients import Projection, example_gradients
 
-        c = config.estimate
+        c = self._config.estimate
         noise, projection = FixedNoise(c.noise_levels), Projection(c.dimension)
         take = partial(example_gradients, self._backbone, batch_tokens=c.batch_tokens, noise=noise)
         return self._batch(
@@ -337,11 +335,9 @@ class _Probe:
                 math.inf,
                 until=1,
             )
-            with peak_memory(self._backbone.device) as peak:
-                began = time.perf_counter()
+            with measured(self._backbone.device) as usage:
                 trainer.train("")
-                seconds = time.perf_counter() - began
-        return _Rate(seconds, peak.bytes)
+        return _Rate(usage.seconds, usage.bytes)
 
     def _batch(self, rows: Sequence[Encoded], budget: int, compute: Compute) -> _Rate:
         """Return what a unit takes in a full batch of the longest rows."""
@@ -349,12 +345,10 @@ class _Probe:
         count = max(budget // longest[0].length, 1)
         batch = [longest[place % len(longest)] for place in range(count)]
         compute(batch[:1])
-        with peak_memory(self._backbone.device) as peak:
-            began = time.perf_counter()
+        with measured(self._backbone.device) as usage:
             each_batch(
                 [row.length for row in batch],
                 budget,
                 lambda positions: compute([batch[n] for n in positions]),
             )
-            seconds = time.perf_counter() - began
-        return _Rate(seconds / sum(row.length for row in batch), peak.bytes)
+        return _Rate(usage.seconds / sum(row.length for row in batch), usage.bytes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from albat_core.memory import peak_memory
+from albat_core.memory import measured
 from albat_core.runs import cost
 from albat_core.runs.chain import Chain
 from albat_core.sources.config import SourceConfig
@@ -63,9 +63,9 @@ def test_rows_are_spread_over_all() -> None:
 def test_the_peak_of_work_is_measured_and_not_of_what_was_freed() -> None:
     device = torch.device("cpu")
     np.ones(50_000_000)  # 400 MB, freed
-    with peak_memory(device) as before:
+    with measured(device) as before:
         pass
-    with peak_memory(device) as peak:
+    with measured(device) as peak:
         np.ones(25_000_000)
     assert 150e6 < peak.bytes - before.bytes < 350e6
 
