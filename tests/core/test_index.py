@@ -247,15 +247,28 @@ def test_what_a_row_finds_of_itself_does_not_count() -> None:
 def test_many_cells_are_found_by_a_graph(
     embedded: Embedded, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    import faiss
+
     parts = embedded(*in_blocks(clustered(spread=0.5)))
     _, plain = built(parts, runtime, kind=kind, cells=40)
     monkeypatch.setattr("albat_core.stages.index._MANY_CELLS", 40)
+    joined_by: list[int] = []
+    add = faiss.IndexHNSW.add
+    monkeypatch.setattr(
+        faiss.IndexHNSW,
+        "add",
+        lambda *its: (joined_by.append(faiss.omp_get_max_threads()), add(*its)),
+    )
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(4)  # which would join cells in any order
     digests = []
     for _ in range(2):
         storage.remove(storage.join(runtime.root, "index"))
         ref = build_index(parts, IndexConfig(kind=kind, cells=40), 0, runtime)
         manifest = ArtifactStore(runtime.root).manifest(ref)
         digests.append([file.sha256 for file in manifest.files])
+    faiss.omp_set_num_threads(before)
+    assert joined_by == [1, 1]
     assert manifest.facts["factory"].startswith("IVF40_HNSW32,")
     assert manifest.facts["recall_at_10"] == pytest.approx(plain["recall_at_10"], abs=0.03)
     assert digests[0] == digests[1]
