@@ -42,10 +42,7 @@ def _shown(interval: Interval, digits: int, number: Callable[[float, int], str] 
 def show_results(results: ReportContent) -> None:
     """Print the comparison of the arms."""
     digits = arm_decimals(results.arms)
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("held-out", no_wrap=True)
-    table.add_column("loss [95%]", justify="right", no_wrap=True)
-    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    table = _arms_table("held-out", "loss")
     table.add_column("rows", justify="right", no_wrap=True)
     for arm in results.arms:
         table.add_row(
@@ -67,13 +64,21 @@ def show_results(results: ReportContent) -> None:
         console.print(f"[yellow]{escape(few)}[/]")
 
 
+def _arms_table(arms: str, value: str) -> Table:
+    """Return a table of arms: single spaces, so that four decimals fit into 80 columns."""
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold"
+    )
+    table.add_column(arms, no_wrap=True)
+    table.add_column(f"{escape(value)} \\[95%]", justify="right", overflow="fold")
+    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    return table
+
+
 def _metric_table(results: ReportContent, title: str, place: int) -> Table:
     """Return what the arms come to by a metric, given by its place in their lists."""
     digits = metric_decimals(results.arms, place)
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("higher is better", no_wrap=True)
-    table.add_column(f"{escape(title)} \\[95%]", justify="right", overflow="fold")
-    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    table = _arms_table("higher is better", title)
     for arm in results.arms:
         metric = arm.metrics[place]
         table.add_row(
@@ -87,10 +92,7 @@ def _metric_table(results: ReportContent, title: str, place: int) -> Table:
 
 def _show_pixel_errors(arms: Sequence[PixelError]) -> None:
     """Print how far each arm's drawings are from held-out pictures."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("drawn anew", no_wrap=True)
-    table.add_column("error [95%]", justify="right", no_wrap=True)
-    table.add_column("gain [95%]", justify="right", no_wrap=True)
+    table = _arms_table("drawn anew", "error")
     for arm in arms:
         table.add_row(
             escape(arm.label),

@@ -71,7 +71,7 @@ def demo(
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
-    """Adapt a small language model to cancer texts; with --image, a small one of pictures.
+    """Adapt a small language model to health topics; with --image, one of pictures.
 
     A tenth of the texts, or 20 glyphs of a handwriting. Uses the backbones, corpora and
     adaptation data that come with the repository.
