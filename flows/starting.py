@@ -1,8 +1,9 @@
-"""What a new configuration begins from: the least that a run needs, and a schema for editors."""
+"""What one begins from: a demo, the least that a run needs, and a schema for editors."""
 
 import json
 import typing
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,30 @@ _PICTURES = {
     "corpus.path": "path/to/corpus/*.tar",
     "adaptation.path": "path/to/pictures/",
 }
+
+_EXAMPLES = Path(__file__).parent.parent / "examples"
+"""In a clone; the distribution albat-demo installs them as a package."""
+
+
+def demo_config(kind: str) -> str:
+    """Return the path of a demo's configuration, whose inputs lie beside it.
+
+    Args:
+        kind: ``text`` or ``image``.
+
+    Raises:
+        ConfigError: this is no clone, and albat-demo is not installed.
+    """
+    installed = find_spec("albat_demo")
+    folders = (installed and installed.submodule_search_locations) or ()
+    for folder in (_EXAMPLES, *map(Path, folders)):
+        if (config := folder / kind / "demo.yaml").is_file():
+            return str(config)
+    raise ConfigError(
+        "expected the demo's data, which is a distribution of its own, found none",
+        where="albat_demo",
+        remedy="pip install 'albat[demo]', or run the demo from a clone of the repository",
+    )
 
 
 def write_starter(path: Path, *, minimal: bool, image: bool) -> None:

@@ -1,11 +1,9 @@
 """Commands that run flows in this process."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from albat_core.errors import ConfigError
 from albat_core.progress import reporting_to
 from flows.cli.app import (
     ALL,
@@ -73,18 +71,12 @@ def demo(
 ) -> None:
     """Adapt a small language model to health topics; with --image, one of pictures.
 
-    A tenth of the texts, or 20 glyphs of a handwriting. Uses the backbones, corpora and
-    adaptation data that come with the repository.
+    A tenth of the texts, or 20 glyphs of a handwriting. Backbones, corpora and adaptation data
+    come with the repository, or with `albat[demo]`; nothing is fetched.
     """
-    kind = "image" if image else "text"
-    config = Path(__file__).parent.parent.parent / "examples" / kind / "demo.yaml"
-    if not config.is_file():
-        raise ConfigError(
-            "expected the examples of the repository, found none",
-            where=str(config),
-            remedy="run the demo from a clone of the repository",
-        )
-    _run("albat", str(config), root, device, verbose)
+    from flows.starting import demo_config
+
+    _run("albat", demo_config("image" if image else "text"), root, device, verbose)
 
 
 @app.command(rich_help_panel=ALL)

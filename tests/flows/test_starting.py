@@ -93,3 +93,12 @@ def test_the_schema_takes_what_the_command_takes(
         assert not sound
     else:
         assert sound
+
+
+def test_a_demo_without_its_data_says_what_to_install(
+    albat: Albat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("flows.starting._EXAMPLES", tmp_path)
+    said = albat("demo")
+    assert said.code == 1
+    assert "pip install 'albat[demo]'" in said.err
