@@ -128,6 +128,10 @@ class Runtime(BaseModel):
     checkpoint_seconds: float = Field(30.0, gt=0)
     """Seconds between checkpoints of a training run, from which it goes on if interrupted; 20 times
     what one takes to write, where that is more."""
+    training_devices: int = Field(1, ge=1, le=64)
+    """Devices that one training is spread over, each with its share of every batch: GPUs of one
+    machine, or on the CPU processes with a share of its cores. Losses and adapter are the same
+    within rounding; where there is dropout its masks are others, as they are on another device."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them: training then needs less memory."""
 

@@ -57,6 +57,13 @@ def check_runner(runtime: Runtime) -> None:
             where="runtime.runner",
             remedy=f"install albat[{runtime.runner}], or set runtime.runner to threads",
         )
+    if runtime.runner == "ray" and runtime.training_devices > 1:
+        raise ConfigError(
+            f"expected one device a training, as Ray shows a task one GPU, got "
+            f"{runtime.training_devices}",
+            where="runtime.training_devices",
+            remedy="set it to 1, or runtime.runner to threads or dask",
+        )
     if runtime.cluster and not PREFECT_API_URL.value():
         raise ConfigError(
             "expected a Prefect server that the cluster's machines reach, got none",
