@@ -128,11 +128,7 @@ def _followed(members: Sequence[_Member]) -> Any:
                 elif "made" in said:
                     made = said["made"] if member.rank == 0 else made
                 elif not failures:
-                    try:
-                        _show(said, advances, progress)
-                    except Interrupted:
-                        _stop(member)
-                        raise
+                    member.tell({"go_on": _show(said, advances, progress)})
     for knows_why in (True, False):
         for knows, error in failures:
             if knows == knows_why:
@@ -140,25 +136,22 @@ def _followed(members: Sequence[_Member]) -> Any:
     return made
 
 
-def _show(said: Said, advances: list[tuple[Advance, ExitStack]], progress: ExitStack) -> None:
-    """Show what the main process says of its progress; its lines are opened and closed in turn."""
+def _show(said: Said, advances: list[tuple[Advance, ExitStack]], progress: ExitStack) -> bool:
+    """Show what the main process says of its progress; return False where a person asked to stop.
+
+    Lines are opened and closed in turn.
+    """
     if "track" in said:
         line = progress.enter_context(ExitStack())
         advances.append((line.enter_context(track(*said["track"])), line))
     elif "advance" in said:
-        advances[-1][0](said["advance"])
+        try:
+            advances[-1][0](said["advance"])
+        except Interrupted:
+            return False
     else:
         advances.pop()[1].close()
-
-
-def _stop(main: _Member) -> None:
-    """Let the main process end at its next step, so that it keeps where it is."""
-    main.tell({"stop": True})
-    try:
-        while not json.loads(main.pipe.recv_bytes()).keys() & {"made", "failed"}:
-            continue
-    except (EOFError, OSError):
-        return
+    return True
 
 
 def _failure(member: _Member, said: Said | None) -> tuple[bool, Exception]:

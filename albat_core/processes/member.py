@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from queue import Queue
 from typing import Any
 
 from pydantic import ConfigDict, validate_call
@@ -39,7 +40,7 @@ class Relay:
     def __init__(self, pipe: Connection, shown: bool) -> None:
         self._pipe = pipe
         self._shown = shown
-        self._stopped = False
+        self._go_on: Queue[bool] = Queue()
 
     def say(self, **message: Any) -> None:
         """Say something."""
@@ -53,13 +54,20 @@ class Relay:
             return
 
         def advance(done: int) -> None:
-            if self._stopped:
+            if not self._ask(advance=done):
                 raise Interrupted("stopped", remedy="run the same command again to go on")
-            self.say(advance=done)
 
-        self.say(track=[label, total, unit])
+        self._ask(track=[label, total, unit])
         yield advance
-        self.say(close=True)
+        self._ask(close=True)
+
+    def _ask(self, **message: Any) -> bool:
+        """Say something, and return whether to go on: no step more is done than was wanted."""
+        try:
+            self.say(**message)
+        except OSError:  # whoever started this process is gone
+            return False
+        return self._go_on.get()
 
     def announce(
         self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
@@ -67,14 +75,13 @@ class Relay:
         """Tell nobody: whoever started this process announces what comes of it."""
 
     def follow(self) -> None:
-        """End when told to, or when who started this process is gone."""
-        gone = False
-        while not gone:
+        """Hear answers; end where who started this process is gone."""
+        while True:
             try:
-                self._pipe.recv_bytes()
+                self._go_on.put(bool(json.loads(self._pipe.recv_bytes())["go_on"]))
             except (EOFError, OSError):
-                gone = True
-            self._stopped = True
+                break
+        self._go_on.put(False)
         time.sleep(_PATIENCE)
         os._exit(130)  # files are whole or not there
 
