@@ -128,18 +128,19 @@ def lent_devices(runtime: Runtime) -> Iterator[Sequence[str]]:
 
 
 def check_device_count(runtime: Runtime) -> None:
-    """Look whether this machine has as many devices as a training is to be spread over.
+    """Look whether this machine has as many devices as are asked for.
 
     Raises:
         ConfigError: it has fewer GPUs.
     """
-    count = runtime.training_devices
-    if count > 1 and resolve_device(runtime).type == "cuda" and count > gpu_count():
-        raise ConfigError(
-            f"expected at most {gpu_count()}, the GPUs that this machine has, got {count}",
-            where="runtime.training_devices",
-            remedy="lower it, or let this process see more GPUs (CUDA_VISIBLE_DEVICES)",
-        )
+    for name in ("devices", "training_devices"):
+        count = getattr(runtime, name)
+        if count > 1 and resolve_device(runtime).type == "cuda" and count > gpu_count():
+            raise ConfigError(
+                f"expected at most {gpu_count()}, the GPUs that this machine has, got {count}",
+                where=f"runtime.{name}",
+                remedy="lower it, or let this process see more GPUs (CUDA_VISIBLE_DEVICES)",
+            )
 
 
 def keep_device(name: str) -> None:

@@ -119,6 +119,11 @@ class Runtime(BaseModel):
     workers: int = Field(2, ge=1, le=256)
     """Shards read or embedded at once; models themselves run one at a time on a device. With dask
     or ray: processes on this machine, each with a copy of the model and its share of the cores."""
+    devices: int = Field(1, ge=1, le=64)
+    """Devices of this machine that compute at once, each a task of its own: parts of the corpus,
+    of the candidates and of gradients, folds and arms. With several, tasks run in as many processes
+    (in place of `workers` threads), each with a GPU or, on the CPU, a share of its cores, and a
+    copy of the model."""
     runner: Literal["threads", "dask", "ray"] = "threads"
     """Where stages run: in threads of the run's own process, or in processes of a Dask or Ray
     cluster (install `albat[dask]` or `albat[ray]`)."""

@@ -51,6 +51,14 @@ def check_runner(runtime: Runtime) -> None:
                 remedy="set runtime.runner to dask or ray, or take the cluster out",
             )
         return
+    if runtime.devices > 1:
+        raise ConfigError(
+            f"expected no number of devices for {runtime.runner}, whose processes each take one, "
+            f"got {runtime.devices}",
+            where="runtime.devices",
+            remedy="say with runtime.workers how many processes there are on this machine, "
+            "or set runtime.runner to threads",
+        )
     if find_spec(f"prefect_{runtime.runner}") is None:
         raise ConfigError(
             f"runtime.runner is {runtime.runner!r}, and prefect-{runtime.runner} is not installed",
@@ -81,6 +89,10 @@ def tasks_on(runtime: Runtime) -> Iterator[Execute]:
         ConfigError: the runner is not installed, or its cluster does not answer.
     """
     check_runner(runtime)
+    if runtime.devices > 1:
+        with tasks_in_processes(runtime.devices) as execute:
+            yield execute
+        return
     if runtime.runner == "threads":
         with _executing(ThreadPoolTaskRunner(max_workers=runtime.workers)) as execute:
             yield execute

@@ -117,13 +117,16 @@ def test_a_training_is_lent_several_devices_or_none(two: None) -> None:
             pass
 
 
-def test_more_devices_than_there_are_is_told(two: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_device_count(Runtime(training_devices=2))
+@pytest.mark.parametrize("name", ["devices", "training_devices"])
+def test_more_devices_than_there_are_is_told(
+    two: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    check_device_count(Runtime(**{name: 2}))
     with pytest.raises(ConfigError, match=r"at most 2, .* got 3") as caught:
-        check_device_count(Runtime(training_devices=3))
-    assert caught.value.where == "runtime.training_devices"
+        check_device_count(Runtime(**{name: 3}))
+    assert caught.value.where == f"runtime.{name}"
     monkeypatch.setattr(devices, "resolve_device", lambda _runtime: torch.device("cpu"))
-    check_device_count(Runtime(training_devices=3))
+    check_device_count(Runtime(**{name: 3}))
 
 
 def test_a_thread_that_has_a_device_is_given_it_again(two: None) -> None:
