@@ -7,12 +7,12 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from albat_core.errors import BackboneError
+from albat_core.errors import BackboneError, ConfigError
 from albat_core.progress import waiting
 from albat_core.store.stage import Runtime
 
@@ -93,8 +93,9 @@ def lent_device(runtime: Runtime) -> Iterator[torch.device]:
         elif _HELD:
             yield torch.device(_HELD[0])
         else:
-            with _locked(gpu_names()) as name:
+            with _locked(gpu_names()) as (name,):
                 _HELD.append(name)
+                _LAST[0] = name  # where the last backbone is loaded still
                 try:
                     yield torch.device(name)
                 finally:
@@ -104,21 +105,80 @@ def lent_device(runtime: Runtime) -> Iterator[torch.device]:
 
 
 @contextmanager
-def _locked(names: dict[str, str]) -> Iterator[str]:
-    """Hold the lock of one of several GPUs, the one that was held last where it is free."""
+def lent_devices(runtime: Runtime) -> Iterator[Sequence[str]]:
+    """Give the devices that a training is spread over, see ``lent_device``.
+
+    All at once or none: who has some and waits for more could wait for one who waits for these. On
+    a CPU each is the CPU.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    check_device_count(runtime)
+    with waiting():
+        _COMPUTING.acquire()
+    try:
+        if resolve_device(runtime).type == "cpu":
+            yield ["cpu"] * runtime.training_devices
+        else:
+            with _locked(gpu_names(), runtime.training_devices) as names:
+                yield names
+    finally:
+        _COMPUTING.release()
+
+
+def check_device_count(runtime: Runtime) -> None:
+    """Look whether this machine has as many devices as are asked for.
+
+    Raises:
+        ConfigError: it has fewer GPUs.
+    """
+    for name in ("devices", "training_devices"):
+        count = getattr(runtime, name)
+        if count > 1 and resolve_device(runtime).type == "cuda" and count > gpu_count():
+            raise ConfigError(
+                f"expected at most {gpu_count()}, the GPUs that this machine has, got {count}",
+                where=f"runtime.{name}",
+                remedy="lower it, or let this process see more GPUs (CUDA_VISIBLE_DEVICES)",
+            )
+
+
+def keep_device(name: str) -> None:
+    """Compute on this device from now on: it was lent to who started this process.
+
+    Args:
+        name: as torch names it.
+    """
+    if name != "cpu":
+        _HELD.append(name)
+
+
+@contextmanager
+def _locked(names: dict[str, str], count: int = 1) -> Iterator[Sequence[str]]:
+    """Hold the locks of so many of several GPUs, of the one that was held last where it is free."""
     while True:
-        for name in sorted(names, key=lambda n: (n != _LAST[0], n)):
-            place = Path(tempfile.gettempdir(), f"albat-{os.getuid()}-{names[name]}.lock")
-            with place.open("w") as file:
+        held: list[str] = []
+        with ExitStack() as files:
+            for name in sorted(names, key=lambda n: (n != _LAST[0], n)):
+                place = Path(tempfile.gettempdir(), f"albat-{os.getuid()}-{names[name]}.lock")
+                file = files.enter_context(place.open("w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                _LAST[0] = name  # where the last backbone is loaded still
-                yield name
-                return
+                held.append(name)
+                if len(held) == count:
+                    yield held
+                    return
         with waiting():
             time.sleep(_LOOK)
+
+
+def cores_in_use() -> int:
+    """Return on how many cores of a CPU models of this process compute."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def use_cores(count: int) -> None:

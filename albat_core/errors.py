@@ -49,6 +49,10 @@ class TrainingError(AlbatError):
     """Training cannot go on: the loss is not finite."""
 
 
+class ProcessError(AlbatError):
+    """A process that computes for this one ended before it was done."""
+
+
 class StorageFullError(AlbatError):
     """No space is left where artifacts are written."""
 

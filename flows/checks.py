@@ -16,7 +16,7 @@ from albat_core.backbones import (
     row_limit,
     weights_of,
 )
-from albat_core.devices import resolve_device
+from albat_core.devices import check_device_count, resolve_device
 from albat_core.errors import AlbatError, ConfigError, InputError
 from albat_core.measures.metrics import grade, metric_identity
 from albat_core.records.answers import prompt_and_answer
@@ -91,7 +91,7 @@ def find_mistakes(
     """
     found: list[AlbatError] = []
     if "runtime" not in unsound:
-        found += _caught(resolve_device, config.runtime)
+        found += _caught(resolve_device, config.runtime) or _device_problems(config.runtime)
         found += _caught(storage.check_writable, config.runtime.root)
         found += _runner_problems(config.runtime)
     found += _caught(check_faiss)
@@ -127,6 +127,11 @@ def find_mistakes(
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
+
+
+def _device_problems(runtime: Runtime) -> list[AlbatError]:
+    """Return what is wrong with how many devices are asked for; those of a cluster are not here."""
+    return [] if runtime.cluster else _caught(check_device_count, runtime)
 
 
 def _runner_problems(runtime: Runtime) -> list[AlbatError]:

@@ -48,6 +48,7 @@ _ON_DEVICE = {
     index.build_index: lift(index.build_index, "index the corpus"),
     retrieve.retrieve_candidates: lift(retrieve.retrieve_candidates, "retrieve candidates"),
     retrieve.draw_candidates: lift(retrieve.draw_candidates, "draw random candidates"),
+    score.score_part: lift(score.score_part, "score", "score {label}"),
     score.score_candidates: lift(score.score_candidates, "score candidates"),
     estimate.estimate_worth: lift(estimate.estimate_worth, "estimate what it is worth"),
     finetune.finetune: lift(finetune.finetune, "fine-tune", "fine-tune: {label}"),

@@ -19,6 +19,7 @@ ORDER = (
     "seeding",
     "store",
     "devices",
+    "processes",
     "memory",
     "pictures",
     "search",
@@ -41,6 +42,7 @@ LONG_FILE = 400
 
 HOMES = {
     "datatrove": {"albat_core/sources/filters.py"},
+    "accelerate": {"albat_core/processes/group.py"},
     "bitsandbytes": set[str](),  # transformers and peft import it
     "faiss": {"albat_core/search.py"},
     "gguf": {"albat_core/backbones/language/gguf.py"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder, Precomputed
+from albat_core.backbones.batches import free_memory
 from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import (
@@ -234,6 +235,12 @@ def _load(
             backbone.checkpoint_gradients()
     _LOADED[str(device)] = wanted, backbone
     return backbone
+
+
+def release_backbones() -> None:
+    """Let go of the backbones that are kept in memory: other processes need it."""
+    _LOADED.clear()
+    free_memory()
 
 
 def check_backbone(config: BackboneConfig, runtime: Runtime) -> None:

@@ -84,6 +84,33 @@ class FixedNoise:
 
 
 @dataclass(frozen=True)
+class DrawnNoise:
+    """Noise that was drawn for each example of a batch.
+
+    Args:
+        levels: (n,) float32 in (0, 1), on the CPU.
+        noise: (n, c, h, w) float32, on the CPU.
+    """
+
+    levels: torch.Tensor
+    noise: torch.Tensor
+
+    def take(self, places: Sequence[int] | slice) -> DrawnNoise:
+        """Return that of some of the examples."""
+        return DrawnNoise(self.levels[places], self.noise[places])
+
+
+def join_noise(drawn: Sequence[DrawnNoise]) -> DrawnNoise | None:
+    """Return the noise of several batches, one after the other; None of none."""
+    import torch
+
+    if not drawn:
+        return None
+    levels, noise = [one.levels for one in drawn], [one.noise for one in drawn]
+    return DrawnNoise(torch.cat(levels), torch.cat(noise))
+
+
+@dataclass(frozen=True)
 class Losses:
     """Losses of a batch by unit: a token, or a noise level.
 
@@ -149,17 +176,24 @@ class Backbone(Embedder, Protocol):
     def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
         """Return the inputs that are worth keeping, (n, ...) by name; empty where none are."""
 
-    def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
+    def draw_noise(self, batch: Sequence[Encoded]) -> DrawnNoise | None:
+        """Draw the noise of training from torch's generator of the CPU, one level an example.
+
+        None where the backbone adds none.
+        """
+
+    def losses(
+        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+    ) -> Losses:
         """Return each example's losses, differentiable in the attached adapter.
 
         Args:
             batch: examples as ``encode`` gave them.
-            fixed: noise to be used, by backbones that add some; None: as in training, drawn from
-                torch's generator of the CPU, one level an example.
+            fixed: noise to be used, by backbones that add some; None: as ``draw_noise`` draws it.
         """
 
     def losses_with_divergence(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
+        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
     ) -> tuple[Losses, Losses]:
         """Return each example's losses, and how far the adapter moves the outputs behind them.
 

@@ -85,7 +85,7 @@ def has_room(
             ) from error
     else:
         return True
-    _release()  # outside: the error holds what fills the memory
+    free_memory()  # outside: the error holds what fills the memory
     return False
 
 
@@ -96,8 +96,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_SAYS in str(error)
 
 
-def _release() -> None:
-    """Give back memory of a computation that failed."""
+def free_memory() -> None:
+    """Give back memory of what is no longer held."""
     import torch
 
     gc.collect()

@@ -75,6 +75,11 @@ def candidate_table(columns: Sequence[Sequence[Any]]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=CANDIDATE_SCHEMA)
 
 
+def block_count(rows: int) -> int:
+    """Return how many blocks so many candidates are read in."""
+    return -(-rows // _BLOCK)
+
+
 class Candidates:
     """Candidates as scorers read them: rows a block at a time.
 
@@ -104,6 +109,10 @@ class Candidates:
     def take(self, positions: NDArray[np.intp]) -> "Candidates":
         """Return some of them, by position."""
         return Candidates(self._store, self._table.take(pa.array(positions)))
+
+    def block(self, number: int) -> "Candidates":
+        """Return one of the blocks, counted from 0."""
+        return Candidates(self._store, self._table.slice(number * _BLOCK, _BLOCK))
 
     def blocks(self) -> Iterator[list[Example]]:
         """Yield all candidates in order, some thousands at a time."""

@@ -20,6 +20,7 @@ from albat_core.records.splits import TRAIN
 from albat_core.runs.arms import Arms, mix, train
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
+from albat_core.runs.parts import score_by_block
 from albat_core.runs.registry import Entry, register_adapter
 from albat_core.runs.steps import Execute, Step, Steps, call_here
 from albat_core.stages.compare import compare_selections, export_changes
@@ -120,19 +121,26 @@ class Chain:
     @cached_property
     def scores(self) -> ArtifactRef:
         """Scores of the candidates; earlier ones where the surrogate ranks as its own did."""
-        c, inputs = self.config, self.inputs
+        c, inputs, scorer = self.config, self.inputs, self.config.scoring.scorer
+        surrogate = self.surrogate if scorer.needs_surrogate else None
+        encodings = [*inputs.own_encodings, *inputs.corpus_encodings]
+        parts: list[ArtifactRef] = []
+        if surrogate and scorer.by_row and not self._earlier:
+            given = (self.candidates, surrogate, inputs.adaptation, encodings)
+            parts = score_by_block(self._steps, c, *given)
         return self._steps.run(
             "score",
             score_candidates,
             candidates=self.candidates,
-            surrogate=self.surrogate if c.scoring.scorer.needs_surrogate else None,
+            surrogate=surrogate,
             adaptation=inputs.adaptation,
-            encodings=[*inputs.own_encodings, *inputs.corpus_encodings],
+            encodings=encodings,
             backbone_config=c.backbone,
             config=c.scoring,
             seed=c.seed,
             runtime=self._runtime,
             earlier=self._earlier.scores if self._earlier else None,
+            parts=parts,
         )
 
     @cached_property

@@ -10,7 +10,7 @@ from albat_core.measures.discounts import standard_errors
 from albat_core.measures.losses import advantages
 from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example
-from albat_core.scorers.base import LABEL, Given, Scorer, Scores, rank_correlation
+from albat_core.scorers.base import LABEL, Given, Measured, Scorer, Scores, rank_correlation
 
 _LEVELS = (4, 8, 16, 32, 64)
 
@@ -28,24 +28,30 @@ class Advantage(Scorer):
         "how much better the surrogate predicts a row than the backbone, in nats per unit"
     )
     needs_surrogate: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
     by_losses: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"selection": {"select": "top"}}
 
-    def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
-        """Return the advantage with its standard error, and both losses."""
+    def measure(self, candidates: Candidates, given: Given) -> dict[str, Measured]:
+        """Return both losses, and by how much the units of a row differ in their differences."""
         blocks = []
         for examples in candidates.blocks():
             encoded = given.backbone.encode(examples)
             given.passes += 2 * forward_units(given.backbone, encoded, given.noise)
             found = advantages(given.backbone, encoded, given.batch_tokens, given.noise, LABEL)
             blocks.append((found.untouched, found.adapted, found.squares, found.units))
+        names = ("untouched", "adapted", "squares", "units")
         columns = zip(*blocks, strict=True)
-        untouched, adapted, squares, units = (np.concatenate(column) for column in columns)
+        return {n: np.concatenate(column) for n, column in zip(names, columns, strict=True)}
+
+    def conclude(self, measured: dict[str, Measured]) -> dict[str, Scores]:
+        """Return the advantage with its standard error, and both losses."""
+        untouched, adapted = measured["untouched"], measured["adapted"]
         return {
             "loss_backbone": untouched,
             "loss_surrogate": adapted,
             "score": untouched - adapted,
-            "score_error": standard_errors(squares, units),
+            "score_error": standard_errors(measured["squares"], measured["units"]),
         }
 
 

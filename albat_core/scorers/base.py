@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from albat_core.measures.gradients import AdapterGradients
 
 Scores = NDArray[np.float64]
+Measured = NDArray[Any]
+"""Floats or counts, (n,)."""
 
 _KEPT = 4  # a gradient keeps so many times what a loss does
 LABEL = "score candidates"
@@ -90,6 +92,9 @@ class Scorer(StageConfig):
     """Roles of the adaptation set that it reads."""
     draws: ClassVar[bool] = False
     """Whether it draws at random, by the run's seed."""
+    by_row: ClassVar[bool] = False
+    """Whether what is measured of a row does not depend on the other candidates: blocks of them are
+    then measured side by side (``measure``), where there are several devices."""
     by_losses: ClassVar[bool] = False
     """Whether a score is a difference of losses of the row alone: then scores of an earlier
     surrogate may be kept where the new one ranks alike."""
@@ -107,7 +112,15 @@ class Scorer(StageConfig):
 
     def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
         """Return columns (n,) by name: ``score``, and the losses behind it where there are any."""
+        return self.conclude(self.measure(candidates, given))
+
+    def measure(self, candidates: Candidates, given: Given) -> dict[str, Measured]:
+        """Return what is measured of each row, columns (n,) by name, by a scorer ``by_row``."""
         raise NotImplementedError
+
+    def conclude(self, measured: dict[str, Measured]) -> dict[str, Scores]:
+        """Return the columns of ``score``, of what was measured of all candidates."""
+        return measured
 
     @model_serializer
     def _named(self) -> str | dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from albat_core.records.candidates import Candidates
 from albat_core.records.splits import VALIDATION
-from albat_core.scorers.base import LABEL, Given, Scorer, Scores
+from albat_core.scorers.base import LABEL, Given, Measured, Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ class Gradient(Scorer):
     title: ClassVar[str] = "gradient similarity (LESS)"
     says: ClassVar[str] = "how much a training step on the row would help, in [-1, 1]"
     needs_surrogate: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
     by_gradients: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = (VALIDATION,)
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -63,7 +64,7 @@ class Gradient(Scorer):
         """See ``Scorer``."""
         return self.checkpoints
 
-    def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
+    def measure(self, candidates: Candidates, given: Given) -> dict[str, Measured]:
         """Return the sum over checkpoints."""
         from albat_core.training.checkpoint import read_checkpoints
 

@@ -2,10 +2,19 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from albat_core.backbones import adapter_card, backbone_identity, open_backbone
+from albat_core.backbones import (
+    adapter_card,
+    backbone_identity,
+    open_backbone,
+    release_backbones,
+)
 from albat_core.backbones.config import BackboneConfig
+from albat_core.devices import lent_devices
+from albat_core.processes.group import ProcessGroup
+from albat_core.processes.launching import run_together
 from albat_core.records.adapters import STAGE, steps_in_all
 from albat_core.records.encodings import Encodings
 from albat_core.records.examples import GENERATED
@@ -53,9 +62,9 @@ def finetune(
 
     Raises:
         TrainingError: the loss is not finite.
+        ProcessError: one of the processes that it is spread over is gone.
     """
-    from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
-    from albat_core.training.trainer import Trainer, spread_waypoints
+    from albat_core.training.checkpoint import CheckpointFile
 
     store = ArtifactStore(runtime.root)
     inputs = {
@@ -70,61 +79,125 @@ def finetune(
     penalty = penalty_weight(config, backbone_config)
     settings = config.settings(without={"penalty", "epochs", "stretch"}, penalty=penalty, seed=seed)
     key = stage_key(STAGE, STAGE_VERSION, settings.named, inputs)
-    checkpoint = CheckpointFile(storage.join(store.root, "checkpoints", f"{key}.safetensors"))
+    checkpoint = storage.join(store.root, "checkpoints", f"{key}.safetensors")
 
     def build(folder: Path) -> Built:
-        rows = read_mixture(store, mixture)
-        known = Encodings(store, encodings)
-        with open_backbone(backbone_config, runtime, known) as backbone:
-            began = time.perf_counter()
-            if start:
-                backbone.load_adapter(store.folder(start))
-            else:
-                backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
-            looked_at = [] if like else read_role(store, adaptation, VALIDATION)
-            trainer = Trainer(
-                backbone,
-                rows,
-                backbone.encode(looked_at),
-                config,
-                penalty,
-                derive_seed(seed, "training"),
-                checkpoint,
-                runtime.checkpoint_seconds,
-                _end(store.manifest(like), config) if like else None,
-            )
-            state = trainer.train(label)
-            parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
-            backbone.save_adapter(folder)
-            waypoints = spread_waypoints(state, config.checkpoints) if config.checkpoints else []
-            for step in waypoints:
-                moments = trainer.take_waypoint(state, step)
-                write_checkpoint(folder, step, backbone, moments, learning_rate(config, step - 1))
-        facts = {
-            "steps": state.step,
-            "best_step": state.best_step,
-            "best_step_in_all": state.best_step + (steps_in_all(store, start) if start else 0),
-            "validation_loss": state.best_loss,
-            "history": state.history,
-        }
-        if like:
-            facts = {name: store.manifest(like).facts[name] for name in facts}
-        facts |= {
-            "refit": like is not None,
-            "parameters": parameters,
-            "adaptation_rows": len(rows.adaptation),
-            "backbone_rows": len(rows.backbone),
-            "generated_rows": sum(e.source == GENERATED for e in rows.backbone),
-            "alpha": rows.alpha,
-            "passes": state.passes,
-            "training_seconds": round(time.perf_counter() - began, 3),
-        }
-        (folder / "README.md").write_text(adapter_card(backbone_config, facts))
-        return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
+        train = partial(
+            train_adapter,
+            folder=folder,
+            mixture=mixture,
+            adaptation=adaptation,
+            encodings=encodings,
+            backbone_config=backbone_config,
+            config=config,
+            penalty=penalty,
+            seed=seed,
+            runtime=runtime,
+            label=label,
+            start=start,
+            like=like,
+            checkpoint=checkpoint,
+        )
+        if runtime.training_devices == 1:
+            return train(ProcessGroup())
+        with lent_devices(runtime) as devices:
+            release_backbones()
+            return Built.model_validate(run_together(train, devices))
 
     ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
-    checkpoint.remove()
+    CheckpointFile(checkpoint).remove()
     return ref
+
+
+def train_adapter(
+    group: ProcessGroup,
+    folder: Path,
+    mixture: ArtifactRef,
+    adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
+    backbone_config: BackboneConfig,
+    config: FinetuneConfig,
+    penalty: float,
+    seed: int,
+    runtime: Runtime,
+    label: str,
+    start: ArtifactRef | None,
+    like: ArtifactRef | None,
+    checkpoint: str,
+) -> Built:
+    """Train as ``finetune`` does, in one process or in each of a group.
+
+    Args:
+        group: of the processes that train together.
+        folder: where the main process writes the adapter.
+        mixture: see ``finetune``.
+        adaptation: see ``finetune``.
+        encodings: see ``finetune``.
+        backbone_config: see ``finetune``.
+        config: see ``finetune``.
+        penalty: weight of the penalty towards the backbone's outputs.
+        seed: see ``finetune``.
+        runtime: see ``finetune``.
+        label: see ``finetune``.
+        start: see ``finetune``.
+        like: see ``finetune``.
+        checkpoint: file that the main process keeps the state in.
+    """
+    from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
+    from albat_core.training.trainer import Trainer, spread_waypoints
+
+    store = ArtifactStore(runtime.root)
+    rows = read_mixture(store, mixture)
+    known = Encodings(store, encodings)
+    with open_backbone(backbone_config, runtime, known) as backbone:
+        began = time.perf_counter()
+        if start:
+            backbone.load_adapter(store.folder(start))
+        else:
+            backbone.attach_adapter(config.adapter, derive_seed(seed, "adapter"))
+        looked_at = [] if like else read_role(store, adaptation, VALIDATION)
+        trainer = Trainer(
+            backbone,
+            rows,
+            backbone.encode(looked_at),
+            config,
+            penalty,
+            derive_seed(seed, "training"),
+            CheckpointFile(checkpoint),
+            runtime.checkpoint_seconds,
+            _end(store.manifest(like), config) if like else None,
+            group,
+        )
+        state = trainer.train(label)
+        if not group.is_main:
+            return Built()
+        parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
+        backbone.save_adapter(folder)
+        waypoints = spread_waypoints(state, config.checkpoints) if config.checkpoints else []
+        for step in waypoints:
+            moments = trainer.take_waypoint(state, step)
+            write_checkpoint(folder, step, backbone, moments, learning_rate(config, step - 1))
+    facts = {
+        "steps": state.step,
+        "best_step": state.best_step,
+        "best_step_in_all": state.best_step + (steps_in_all(store, start) if start else 0),
+        "validation_loss": state.best_loss,
+        "history": state.history,
+    }
+    if like:
+        facts = {name: store.manifest(like).facts[name] for name in facts}
+    facts |= {
+        "refit": like is not None,
+        "parameters": parameters,
+        "adaptation_rows": len(rows.adaptation),
+        "backbone_rows": len(rows.backbone),
+        "generated_rows": sum(e.source == GENERATED for e in rows.backbone),
+        "alpha": rows.alpha,
+        "passes": state.passes,
+        "training_seconds": round(time.perf_counter() - began, 3),
+    }
+    (folder / "README.md").write_text(adapter_card(backbone_config, facts))
+    return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
 
 
 def _end(like: Manifest, config: FinetuneConfig) -> int:

@@ -15,7 +15,15 @@ from albat_core.errors import BackboneError
 from albat_core.measures.discounts import Discount, discounted
 from albat_core.records.candidates import Candidates, read_candidates
 from albat_core.records.encodings import Encodings
-from albat_core.records.scores import SCORE_SCHEMA, SCORES, STAGE, read_scores
+from albat_core.records.scores import (
+    PART_STAGE,
+    SCORE_SCHEMA,
+    SCORES,
+    STAGE,
+    read_score_parts,
+    read_scores,
+    write_score_part,
+)
 from albat_core.records.shards import read_examples
 from albat_core.records.splits import role_digest
 from albat_core.records.tables import write_table
@@ -59,6 +67,7 @@ def score_candidates(
     seed: int,
     runtime: Runtime,
     earlier: ArtifactRef | None = None,
+    parts: Sequence[ArtifactRef] = (),
 ) -> ArtifactRef:
     """Score all candidates.
 
@@ -73,6 +82,7 @@ def score_candidates(
         runtime: where and with what.
         earlier: scores of an earlier surrogate, kept where the new one ranks alike, by a scorer
             that compares losses.
+        parts: what ``score_part`` measured of each block; none: all is measured here.
 
     Raises:
         BackboneError: a score is not finite.
@@ -89,7 +99,12 @@ def score_candidates(
         pool = Candidates(store, table)
         given = Given(store, adaptation, seed, config.batch_tokens)
         facts: dict[str, Any] = {}
-        if not scorer.needs_surrogate:
+        if parts:
+            columns = scorer.conclude(read_score_parts(store, parts))
+            each = [store.manifest(part).facts for part in parts]
+            given.passes = sum(its["passes"] for its in each)
+            facts = {name: value for name, value in each[0].items() if name != "passes"}
+        elif not scorer.needs_surrogate:
             columns = scorer.score(pool, given)
         else:
             assert surrogate is not None  # whoever calls gives one to a scorer that reads it
@@ -144,6 +159,67 @@ def score_candidates(
             "backbone": backbone_identity(backbone_config, runtime),
         }
         | ({"earlier": known_before.key} if known_before else {}),
+        build,
+    )
+
+
+def score_part(
+    candidates: ArtifactRef,
+    number: int,
+    surrogate: ArtifactRef,
+    adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
+    backbone_config: BackboneConfig,
+    config: ScoringConfig,
+    seed: int,
+    runtime: Runtime,
+    label: str,
+    first: ArtifactRef | None = None,
+) -> ArtifactRef:
+    """Measure what one block of the candidates is scored by, of each row alone.
+
+    Args:
+        candidates: of which a block is scored.
+        number: of the block, counted from 0.
+        surrogate: see ``score_candidates``.
+        adaptation: see ``score_candidates``.
+        encodings: see ``score_candidates``.
+        backbone_config: see ``score_candidates``.
+        config: see ``score_candidates``.
+        seed: see ``score_candidates``.
+        runtime: see ``score_candidates``.
+        label: names the block.
+        first: the first block's, whose number of noise levels all have; None: this is it.
+    """
+    del label
+    store, scorer = ArtifactStore(runtime.root), config.scorer
+    settings = config.settings(without={"discount"}, seed=seed, number=number)
+
+    def build(folder: Path) -> Built:
+        table = read_candidates(store, candidates)
+        given = Given(store, adaptation, seed, config.batch_tokens)
+        given.surrogate = store.folder(surrogate)
+        with (
+            open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone,
+            adapted(backbone, given.surrogate),
+        ):
+            given.attached = backbone
+            given.noise, facts = _noise(backbone, config, store, table, first)
+            block = Candidates(store, table).block(number)
+            write_score_part(folder, scorer.measure(block, given))
+        return Built(rows=len(block), facts={"passes": given.passes, **facts})
+
+    return store.produce(
+        PART_STAGE,
+        STAGE_VERSION,
+        settings,
+        {
+            "candidates": candidates.key,
+            "surrogate": surrogate.key,
+            **{role: role_digest(store, adaptation, role) for role in scorer.reads},
+            "backbone": backbone_identity(backbone_config, runtime),
+        }
+        | ({"first": first.key} if first else {}),
         build,
     )
 

@@ -119,6 +119,11 @@ class Runtime(BaseModel):
     workers: int = Field(2, ge=1, le=256)
     """Shards read or embedded at once; models themselves run one at a time on a device. With dask
     or ray: processes on this machine, each with a copy of the model and its share of the cores."""
+    devices: int = Field(1, ge=1, le=64)
+    """Devices of this machine that compute at once, each a task of its own: parts of the corpus,
+    of the candidates and of gradients, folds and arms. With several, tasks run in as many processes
+    (in place of `workers` threads), each with a GPU or, on the CPU, a share of its cores, and a
+    copy of the model."""
     runner: Literal["threads", "dask", "ray"] = "threads"
     """Where stages run: in threads of the run's own process, or in processes of a Dask or Ray
     cluster (install `albat[dask]` or `albat[ray]`)."""
@@ -128,6 +133,10 @@ class Runtime(BaseModel):
     checkpoint_seconds: float = Field(30.0, gt=0)
     """Seconds between checkpoints of a training run, from which it goes on if interrupted; 20 times
     what one takes to write, where that is more."""
+    training_devices: int = Field(1, ge=1, le=64)
+    """Devices that one training is spread over, each with its share of every batch: GPUs of one
+    machine, or on the CPU processes with a share of its cores. Losses and adapter are the same
+    within rounding; where there is dropout its masks are others, as they are on another device."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them: training then needs less memory."""
 

@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from albat_core.backbones.base import (
     Backbone,
+    DrawnNoise,
     Encoded,
     FixedNoise,
     forward_units,
+    join_noise,
 )
-from albat_core.backbones.batches import each_batch
+from albat_core.backbones.batches import each_batch, length_batches
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
+from albat_core.processes.group import ProcessGroup
 from albat_core.progress import track
 from albat_core.records.mixtures import Mixture
 from albat_core.seeding import derive_seed
@@ -79,6 +82,9 @@ def _aside(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 class Trainer:
     """Trains the adapter attached to a backbone, and leaves it at its best step.
 
+    Processes of a group hold the same state: each takes the gradient of its share of a batch, their
+    sum is what all step by, and what the main one measures of validation examples all are told.
+
     Args:
         backbone: with a new adapter attached.
         mixture: what is trained on.
@@ -90,6 +96,7 @@ class Trainer:
         checkpoint_seconds: how often, or less often where writing it takes long.
         until: step that training ends at, without a look at any validation example; None: these
             decide.
+        group: of the processes that train together; this one alone, where none is given.
     """
 
     def __init__(
@@ -103,7 +110,9 @@ class Trainer:
         checkpoint: CheckpointFile,
         checkpoint_seconds: float,
         until: int | None = None,
+        group: ProcessGroup = ProcessGroup(),  # noqa: B008 - it is frozen
     ) -> None:
+        self._group = group
         self._backbone = backbone
         self._adaptation = backbone.encode(mixture.adaptation)
         self._corpus = backbone.encode(mixture.backbone)
@@ -144,7 +153,7 @@ class Trainer:
                 state.recent.append(self._step(state))
                 state.step += 1
                 advance(1)
-                if (began := time.monotonic()) - saved > pause:
+                if self._group.is_main and (began := time.monotonic()) - saved > pause:
                     self._checkpoint.write(self._snapshot(state))
                     saved = time.monotonic()
                     pause = max(self._checkpoint_seconds, _PAUSE * (saved - began))
@@ -158,7 +167,7 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            if state.step:
+            if state.step and self._group.is_main:
                 self._checkpoint.write(self._snapshot(state))
             raise
 
@@ -177,12 +186,15 @@ class Trainer:
         found: list[float] = []
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self._seed, "dropout and noise", step))
-            for batch, penalty in parts:
-                lengths = [e.length for e in batch]
-                state.passes += (4 if penalty else 3) * sum(lengths)
-                learn = partial(self._learn, batch, penalty, found)
-                self._budget = each_batch(lengths, self._budget, learn)
-        loss = sum(found)
+            shares = [self._share(batch) for batch, _ in parts]
+            if not self._group.is_main:  # whose masks of dropout would be the main process' else
+                names = ("dropout and noise", step, self._group.rank)
+                torch.manual_seed(derive_seed(self._seed, *names))
+            for (batch, penalty), (share, noise) in zip(parts, shares, strict=True):
+                state.passes += (4 if penalty else 3) * sum(e.length for e in batch)
+                learn = partial(self._learn, share, noise, penalty, found)
+                self._budget = each_batch([e.length for e in share], self._budget, learn)
+        loss = self._summed(sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"expected a finite loss, got {loss} at step {step}",
@@ -193,11 +205,48 @@ class Trainer:
         self._optimizer.step()
         return loss
 
+    def _share(self, batch: Sequence[Encoded]) -> tuple[Sequence[Encoded], DrawnNoise | None]:
+        """Return which examples of a batch are this process', with their noise where it is known.
+
+        It is drawn for all of them, as one process alone would: the same noise for each example,
+        however many processes there are. Alone, it is drawn when it is needed.
+        """
+        if self._group.size == 1:
+            return batch, None
+        batches = length_batches([e.length for e in batch], self._config.batch_tokens)
+        mine = slice(self._group.rank, None, self._group.size)
+        drawn = [self._backbone.draw_noise([batch[i] for i in positions]) for positions in batches]
+        noise = join_noise([some for some in drawn if some is not None])
+        share = [batch[i] for positions in batches for i in positions][mine]
+        return share, noise.take(mine) if noise is not None else None
+
+    def _summed(self, loss: float) -> float:
+        """Add up the gradients of all processes, in place, and return the sum of their losses."""
+        if self._group.size == 1:
+            return loss
+        parameters = list(self._parameters.values())
+        there = [parameter.grad is not None for parameter in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        beside = torch.tensor([loss, *there], dtype=torch.float32, device=parameters[0].device)
+        total = self._group.sum(torch.cat([beside, *(g.flatten().float() for g in gradients)]))
+        loss, *anywhere = total[: len(beside)].tolist()
+        sums = torch.split(total[len(beside) :], [p.numel() for p in parameters])
+        for parameter, its, found in zip(parameters, sums, anywhere, strict=True):
+            # where no process has any, Adam is to leave the parameter alone
+            parameter.grad = its.view_as(parameter).to(parameter.dtype) if found else None
+        return loss
+
     def _learn(
-        self, batch: Sequence[Encoded], penalty: float, found: list[float], positions: list[int]
+        self,
+        batch: Sequence[Encoded],
+        noise: DrawnNoise | None,
+        penalty: float,
+        found: list[float],
+        positions: list[int],
     ) -> None:
         """Add the gradient of some examples of a batch, and their part of its loss."""
-        losses, objective = self._objective([batch[i] for i in positions], penalty)
+        drawn = noise.take(positions) if noise is not None else None
+        losses, objective = self._objective([batch[i] for i in positions], drawn, penalty)
         parameters, size = list(self._parameters.values()), self._config.batch_size
         # all or nothing: where memory ends on the way, fewer examples are tried
         gradients = torch.autograd.grad(objective.sum() / size, parameters, allow_unused=True)
@@ -208,22 +257,25 @@ class Trainer:
         found.append(float(losses.detach().sum() / size))
 
     def _objective(
-        self, batch: Sequence[Encoded], penalty: float
+        self, batch: Sequence[Encoded], noise: DrawnNoise | None, penalty: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each example's mean loss, and what is minimized: the penalty added; both (n,)."""
         if not penalty:
-            mean = self._backbone.losses(batch).mean
+            mean = self._backbone.losses(batch, noise).mean
             return mean, mean
-        losses, divergence = self._backbone.losses_with_divergence(batch)
+        losses, divergence = self._backbone.losses_with_divergence(batch, noise)
         return losses.mean, losses.mean + penalty * divergence.mean
 
     def _evaluate(self, state: TrainingState) -> None:
         """Measure the validation loss, and keep the adapter if it is the best yet."""
         self._backbone.training(False)
         noise = FixedNoise(self._config.noise_levels)
-        totals, units = example_losses(
-            self._backbone, self._validation, self._config.batch_tokens, noise
-        )
+        validation, at_once = self._validation, self._config.batch_tokens
+
+        def measure() -> NDArray[np.float64]:
+            return np.stack(example_losses(self._backbone, validation, at_once, noise))
+
+        totals, units = self._group.from_main(measure, (2, len(validation)))
         state.passes += forward_units(self._backbone, self._validation, noise)
         loss = float(totals.sum() / units.sum())
         if not math.isfinite(loss):
@@ -297,6 +349,8 @@ class Trainer:
         """Return the state to start from: the checkpoint's, where there is one that fits."""
         state = self._checkpoint.read()
         if state is None or set(state.parameters) != set(self._parameters):
+            state = TrainingState()
+        if not self._all_at(state.step) or not state.step:
             return TrainingState()
         self._set(state.parameters)
         for name, parameter in self._parameters.items():
@@ -306,3 +360,11 @@ class Trainer:
                 "exp_avg_sq": state.moments[f"second/{name}"].to(parameter.device),
             }
         return state
+
+    def _all_at(self, step: int) -> bool:
+        """Tell whether all processes read a checkpoint of the same step: storage may fail one."""
+        if self._group.size == 1:
+            return True
+        place = next(iter(self._parameters.values())).device
+        total = self._group.sum(torch.tensor(step, device=place))
+        return int(total) == step * self._group.size

@@ -51,11 +51,26 @@ def check_runner(runtime: Runtime) -> None:
                 remedy="set runtime.runner to dask or ray, or take the cluster out",
             )
         return
+    if runtime.devices > 1:
+        raise ConfigError(
+            f"expected no number of devices for {runtime.runner}, whose processes each take one, "
+            f"got {runtime.devices}",
+            where="runtime.devices",
+            remedy="say with runtime.workers how many processes there are on this machine, "
+            "or set runtime.runner to threads",
+        )
     if find_spec(f"prefect_{runtime.runner}") is None:
         raise ConfigError(
             f"runtime.runner is {runtime.runner!r}, and prefect-{runtime.runner} is not installed",
             where="runtime.runner",
             remedy=f"install albat[{runtime.runner}], or set runtime.runner to threads",
+        )
+    if runtime.runner == "ray" and runtime.training_devices > 1:
+        raise ConfigError(
+            f"expected one device a training, as Ray shows a task one GPU, got "
+            f"{runtime.training_devices}",
+            where="runtime.training_devices",
+            remedy="set it to 1, or runtime.runner to threads or dask",
         )
     if runtime.cluster and not PREFECT_API_URL.value():
         raise ConfigError(
@@ -74,6 +89,10 @@ def tasks_on(runtime: Runtime) -> Iterator[Execute]:
         ConfigError: the runner is not installed, or its cluster does not answer.
     """
     check_runner(runtime)
+    if runtime.devices > 1:
+        with tasks_in_processes(runtime.devices) as execute:
+            yield execute
+        return
     if runtime.runner == "threads":
         with _executing(ThreadPoolTaskRunner(max_workers=runtime.workers)) as execute:
             yield execute

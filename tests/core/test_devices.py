@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from albat_core import devices
-from albat_core.devices import lent_device
+from albat_core.devices import check_device_count, lent_device, lent_devices
+from albat_core.errors import ConfigError
 from albat_core.progress import waited_seconds
 from albat_core.store.stage import Runtime
 from tests.waiting import PATIENCE, wait_until
@@ -24,6 +25,7 @@ GPUS = {"cuda:0": "gpu-one", "cuda:1": "gpu-two"}
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(devices, "gpu_names", lambda: GPUS)
+    monkeypatch.setattr(devices, "gpu_count", lambda: len(GPUS))
     monkeypatch.setattr(devices, "resolve_device", lambda _runtime: torch.device("cuda"))
     monkeypatch.setattr(devices, "_LAST", [""])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -34,7 +36,7 @@ def taken(name: str) -> Iterator[None]:
     """Hold a GPU as another process does."""
     place = Path(tempfile.gettempdir(), f"albat-{os.getuid()}-{GPUS[name]}.lock")
     with place.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
@@ -90,6 +92,41 @@ def test_threads_of_a_process_compute_one_at_a_time(
     for thread in threads:
         thread.join(PATIENCE)
     assert most == [1] * 6
+
+
+def test_a_training_is_lent_several_devices_or_none(two: None) -> None:
+    both = Runtime(training_devices=2)
+
+    def come() -> None:
+        with lent_devices(both) as names:
+            given.extend(names)
+
+    given: list[str] = []
+    late = threading.Thread(target=come)
+    with taken("cuda:0"):
+        late.start()
+        late.join(0.5)
+        assert not given
+        with taken("cuda:1"):  # which it did not keep while it waited for the other
+            assert not given
+    wait_until(lambda: len(given) == 2)
+    late.join(PATIENCE)
+    assert sorted(given) == [*GPUS]
+    for name in GPUS:
+        with lent_devices(both), pytest.raises(BlockingIOError), taken(name):
+            pass
+
+
+@pytest.mark.parametrize("name", ["devices", "training_devices"])
+def test_more_devices_than_there_are_is_told(
+    two: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    check_device_count(Runtime(**{name: 2}))
+    with pytest.raises(ConfigError, match=r"at most 2, .* got 3") as caught:
+        check_device_count(Runtime(**{name: 3}))
+    assert caught.value.where == f"runtime.{name}"
+    monkeypatch.setattr(devices, "resolve_device", lambda _runtime: torch.device("cpu"))
+    check_device_count(Runtime(**{name: 3}))
 
 
 def test_a_thread_that_has_a_device_is_given_it_again(two: None) -> None:

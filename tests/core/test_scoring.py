@@ -10,7 +10,7 @@ from albat_core.backbones.base import adapted
 from albat_core.errors import ConfigError
 from albat_core.measures.discounts import discounted
 from albat_core.records.candidates import CANDIDATES
-from albat_core.records.scores import SCORES
+from albat_core.records.scores import PART_STAGE, SCORES
 from albat_core.records.shards import read_examples
 from albat_core.records.tables import read_table
 from albat_core.runs.chain import Chain
@@ -57,6 +57,29 @@ def test_candidates_of_the_target_s_topic_score_higher(
         by_topic.setdefault(name.partition("-")[0], []).append(score)
     assert {topic: len(scores) for topic, scores in by_topic.items()} == {"plants": 60, "ships": 60}
     assert np.mean(by_topic["plants"]) > np.mean(by_topic["ships"]) + np.std(by_topic["ships"])
+
+
+@pytest.mark.parametrize("scorer", ["advantage", "gradient", "matching"])
+def test_blocks_scored_side_by_side_have_the_scores_of_all_at_once(
+    store: ArtifactStore,
+    run_config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scorer: str,
+) -> None:
+    whole = scored_by(run_config, scorer)
+    all_at_once = read_table(store.folder(whole.scores) / SCORES)
+    monkeypatch.setattr("albat_core.records.candidates._BLOCK", 20)
+    parts = Chain(
+        whole.config.model_copy(update={"runtime": Runtime(root=str(tmp_path), device="cpu")})
+    )
+    table = read_table(ArtifactStore(str(tmp_path)).folder(parts.scores) / SCORES)
+    assert table.num_rows > 40
+    assert table["example_id"] == all_at_once["example_id"]
+    np.testing.assert_allclose(table["score"], all_at_once["score"], rtol=1e-4, atol=1e-5)
+    made = [ref for ref in ArtifactStore(str(tmp_path)).all_refs() if ref.stage == PART_STAGE]
+    assert len(made) == (0 if scorer == "matching" else -(-table.num_rows // 20))
+    assert parts.scores.key == whole.scores.key
 
 
 def test_nearest_scores_by_similarity(

@@ -34,3 +34,16 @@ def test_a_cluster_needs_a_server_that_it_reaches(monkeypatch: pytest.MonkeyPatc
         assert "set PREFECT_API_URL" in refused(runtime)
     with temporary_settings({PREFECT_API_URL: "http://server:4200/api"}):
         check_runner(runtime)
+
+
+def test_ray_has_no_training_on_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "find_spec", lambda _name: object())
+    check_runner(Runtime(runner="dask", training_devices=2))
+    assert "got 2" in refused(Runtime(runner="ray", training_devices=2))
+
+
+def test_devices_are_of_this_run_s_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "find_spec", lambda _name: object())
+    check_runner(Runtime(devices=2))
+    for runner in ("dask", "ray"):
+        assert "runtime.workers" in refused(Runtime(runner=runner, devices=2))

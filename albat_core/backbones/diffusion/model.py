@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from albat_core.backbones.adapters import AdapterConfig, check_note, write_note
 from albat_core.backbones.base import (
     Answer,
+    DrawnNoise,
     Encoded,
     FixedNoise,
     Losses,
@@ -157,17 +158,23 @@ class DiffusionBackbone:
             self._family.predict(noised.latents, noised.timestep, condition)
         return self._family.pooled(found[0]).to("cpu", torch.float32)
 
-    def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
+    def draw_noise(self, batch: Sequence[Encoded]) -> DrawnNoise:
+        """Draw one level an example from each equal part of (0, 1), and its noise."""
+        return self._drawn((len(batch), *batch[0].inputs["latents"].shape))
+
+    def losses(
+        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+    ) -> Losses:
         """Return each example's weighted squared error, one column a noise level.
 
-        Without ``fixed`` one level an example is drawn from each equal part of (0, 1).
+        Without ``fixed`` noise is drawn, see ``draw_noise``.
         """
         latents, condition = self._latents(batch), self._condition(batch)
         noised = self._noised(latents, fixed)
         return _losses([n.difference(n.target, p) for n, p in self._predictions(noised, condition)])
 
     def losses_with_divergence(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
+        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
     ) -> tuple[Losses, Losses]:
         """Return the losses, and the squared differences of both predictions, weighted alike."""
         noised = self._noised(self._latents(batch), fixed)
@@ -177,21 +184,24 @@ class DiffusionBackbone:
         moved = [n.difference(b, a) for (n, b), (_, a) in zip(before, after, strict=True)]
         return _losses([n.difference(n.target, p) for n, p in after]), _losses(moved)
 
-    def _noised(self, latents: torch.Tensor, fixed: FixedNoise | None) -> list[Noised]:
+    def _noised(self, latents: torch.Tensor, fixed: FixedNoise | DrawnNoise | None) -> list[Noised]:
         """Return the latents with noise, one for each level."""
-        count = len(latents)
-        if fixed is not None:
+        if isinstance(fixed, FixedNoise):
             return [
                 self._schedule.noise(
-                    latents, self._fixed(latents, fixed.replicate, n), u.expand(count)
+                    latents, self._fixed(latents, fixed.replicate, n), u.expand(len(latents))
                 )
                 for n, u in enumerate(stratified_levels(fixed.levels))
             ]
-        u = drawn_levels(count)
-        noise = torch.randn(latents.shape)
+        drawn = fixed or self._drawn(latents.shape)
+        return [self._schedule.noise(latents, drawn.noise.to(self.device), drawn.levels)]
+
+    def _drawn(self, shape: Sequence[int]) -> DrawnNoise:
+        """Draw levels and noise for latents of this shape, (n, c, h, w)."""
+        levels, noise = drawn_levels(shape[0]), torch.randn(*shape)
         if self._config.noise_offset:
-            noise += self._config.noise_offset * torch.randn(*latents.shape[:2], 1, 1)
-        return [self._schedule.noise(latents, noise.to(self.device), u)]
+            noise += self._config.noise_offset * torch.randn(*shape[:2], 1, 1)
+        return DrawnNoise(levels, noise)
 
     def _predictions(
         self, noised: Sequence[Noised], condition: Condition

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from albat_core.backbones.adapters import AdapterConfig, check_note, refuse_pickled, write_note
 from albat_core.backbones.base import (
     Answer,
+    DrawnNoise,
     Encoded,
     FixedNoise,
     Losses,
@@ -146,7 +147,13 @@ class LanguageBackbone:
             hidden = hidden_states(self._model, ids, layers)
         return position_weighted_mean(hidden, [e.length for e in batch]).cpu()
 
-    def losses(self, batch: Sequence[Encoded], fixed: FixedNoise | None = None) -> Losses:
+    def draw_noise(self, batch: Sequence[Encoded]) -> None:
+        """Return None: there is no noise."""
+        del batch
+
+    def losses(
+        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+    ) -> Losses:
         """Return the negative log-likelihood of each token; there is no noise to be fixed."""
         del fixed
         ids, mask = self._tokens(batch)
@@ -156,7 +163,7 @@ class LanguageBackbone:
         return _placed(each, mask)
 
     def losses_with_divergence(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | None = None
+        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
     ) -> tuple[Losses, Losses]:
         """Return the losses, and KL(backbone || adapted) of each token in nats."""
         del fixed

@@ -1,0 +1,1 @@
+"""Processes of one machine that compute one result together, each on a device of its own."""

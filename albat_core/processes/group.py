@@ -1,0 +1,125 @@
+"""The group of processes that this one computes in, and what they exchange (Accelerate)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # torch takes a second to import, and who only configures does not need it
+    import torch
+
+_PATIENCE = timedelta(days=30)  # whoever started the processes sees that one is gone, and ends all
+
+
+class PeerLostError(Exception):
+    """Another process of the group is gone: it knows why, not this one."""
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """Processes that take the same steps, each with its share of a batch; or this one alone.
+
+    Args:
+        rank: which of them this is, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that evaluates and writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of all processes' tensors, the same bits in each.
+
+        Raises:
+            PeerLostError: another process is gone.
+        """
+        from accelerate.utils import reduce
+
+        with _peers_there():
+            total: torch.Tensor = reduce(tensor, "sum")
+        return total
+
+    def from_main(
+        self, compute: Callable[[], NDArray[np.float64]], shape: tuple[int, ...]
+    ) -> NDArray[np.float64]:
+        """Return what the main process computes, in every process; the others wait.
+
+        Args:
+            compute: what is called there alone.
+            shape: of what it returns.
+
+        Raises:
+            PeerLostError: another process is gone.
+        """
+        if self.size == 1:
+            return compute()
+        import torch
+        from accelerate import PartialState
+        from accelerate.utils import broadcast
+
+        values = compute() if self.is_main else np.zeros(shape)
+        with _peers_there():
+            told = broadcast(torch.from_numpy(values).to(PartialState().device))
+        found: NDArray[np.float64] = told.cpu().numpy()
+        return found
+
+
+@contextmanager
+def joined(rank: int, size: int, device: str, folder: str) -> Iterator[ProcessGroup]:
+    """Join the group of a machine's processes: NCCL between GPUs, gloo between CPUs.
+
+    Args:
+        rank: which of them this is, from 0.
+        size: how many there are.
+        device: that this process computes on, as torch names it.
+        folder: where they find each other; new, and empty before.
+    """
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "ACCELERATE_TORCH_DEVICE": device,
+    }
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing is said beyond this machine
+    import torch
+    from accelerate import PartialState
+
+    on_cpu = device == "cpu"
+    if not on_cpu:
+        torch.cuda.set_device(device)
+    # the backend is Accelerate's choice, but for CPUs, where it would take MPI if there is one
+    backend = {"backend": "gloo"} if on_cpu else {}
+    state = PartialState(
+        cpu=on_cpu,
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=size,
+        timeout=_PATIENCE,
+        **backend,
+    )
+    yield ProcessGroup(state.process_index, state.num_processes)
+    state.destroy_process_group()
+
+
+@contextmanager
+def _peers_there() -> Iterator[None]:
+    """Tell that another process is gone where an exchange with it fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError(str(error)) from error

@@ -1,0 +1,53 @@
+"""Work on the device in parts, which several devices take side by side."""
+
+from collections.abc import Sequence
+
+from albat_core.records.candidates import block_count
+from albat_core.runs.config import RunConfig
+from albat_core.runs.steps import Step, Steps
+from albat_core.stages.score import score_part
+from albat_core.store.artifacts import ArtifactRef
+
+
+def score_by_block(
+    steps: Steps,
+    run: RunConfig,
+    candidates: ArtifactRef,
+    surrogate: ArtifactRef,
+    adaptation: ArtifactRef,
+    encodings: Sequence[ArtifactRef],
+) -> list[ArtifactRef]:
+    """Return what was measured of each block of candidates; none where there is but one.
+
+    Args:
+        steps: what they are submitted to.
+        run: whose scorer, which looks at each row alone.
+        candidates: what is scored.
+        surrogate: see ``score_candidates``.
+        adaptation: see ``score_candidates``.
+        encodings: see ``score_candidates``.
+    """
+    count = block_count(steps.manifest(candidates).rows)
+    if count < 2:
+        return []
+
+    def scoring(label: str, number: int, first: ArtifactRef | None) -> Step[ArtifactRef]:
+        return steps.submit(
+            label,
+            score_part,
+            candidates=candidates,
+            number=number,
+            surrogate=surrogate,
+            adaptation=adaptation,
+            encodings=encodings,
+            backbone_config=run.backbone,
+            config=run.scoring,
+            seed=run.seed,
+            runtime=run.runtime,
+            label=f"block {number + 1}/{count}",
+            first=first,
+        )
+
+    first = steps.results([scoring("score the first rows", 0, None)])[0]
+    rest = [scoring("score the other rows", number, first) for number in range(1, count)]
+    return [first, *steps.results(rest)]
