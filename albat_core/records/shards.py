@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
@@ -104,19 +105,16 @@ def read_examples(store: ArtifactStore, shard: Sequence[str], row: Sequence[int]
 def _take(path: Path, rows: Sequence[int]) -> list[Example]:
     """Return rows of one part, reading only the row groups that hold them."""
     with pq.ParquetFile(path) as file:
-        ends, total = [], 0
-        for group in range(file.num_row_groups):
-            total += file.metadata.row_group(group).num_rows
-            ends.append(total)
-        tables: dict[int, pa.Table] = {}
-        taken: list[Example] = []
-        for row in rows:
-            group = next(g for g, end in enumerate(ends) if row < end)
-            if group not in tables:
-                tables[group] = file.read_row_group(group, columns=EXAMPLE_SCHEMA.names)
-            start = ends[group] - tables[group].num_rows
-            taken += table_to_examples(tables[group].slice(row - start, 1))
-        return taken
+        sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        starts, wanted = np.cumsum([0, *sizes]), np.asarray(rows)
+        groups = np.searchsorted(starts, wanted, side="right") - 1
+        found: dict[int, Example] = {}
+        for group in np.unique(groups):
+            some = np.unique(wanted[groups == group])
+            table = file.read_row_group(int(group), columns=EXAMPLE_SCHEMA.names)
+            examples = table_to_examples(table.take(pa.array(some - starts[group])))
+            found |= dict(zip(some.tolist(), examples, strict=True))
+        return [found[row] for row in rows]
 
 
 def iterate_part(store: ArtifactStore, part: Part, size: int = 1024) -> Iterator[list[Example]]:
