@@ -323,7 +323,7 @@ def test_known_latents_are_not_computed_again(sd: BackboneConfig) -> None:
 
 def test_rows_without_a_picture_are_refused(sd: BackboneConfig) -> None:
     with pytest.raises(InputError, match="expected a picture"):
-        open_splitter(sd)(Example("t", "t", "toy", "a text"))
+        open_splitter(sd).pieces(Example("t", "t", "toy", "a text"))
 
 
 def refusal(config: BackboneConfig) -> str:

@@ -342,6 +342,18 @@ def test_what_fits_is_left_as_it_is(encoder: TextEncoder, backbone_config: Backb
     assert len(encoder_of(backbone_config, exact.max_length - 1).pieces(row)) == 2
 
 
+def test_rows_looked_at_together_fit_as_each_alone(backbone_config: BackboneConfig) -> None:
+    small = encoder_of(backbone_config, 40)
+    rows = [example(text) for text in ["", "l", "</s>", "leaf</s>", *random_texts(200)]]
+    rows += [replace(row, prompt=(row.text or "")[:cut]) for row in rows for cut in (0, 5, 99)]
+    rows += [replace(rows[-1], continues=True), example(messages=(USER, ANSWER))]
+    rows += [example("leaf root", prompt="leaf root"), example("a dog", image=b"PNG")]
+    sure = [row for row, fits in zip(rows, small.fitting(rows), strict=True) if fits]
+    assert [small.pieces(row) for row in sure] == [[row] for row in sure]
+    fit = [row for row in rows if row.image is None and small.pieces(row) == [row]]
+    assert 0.6 * len(fit) < len(sure) < len(fit) < len(rows) / 2
+
+
 def test_a_picture_is_refused(encoder: TextEncoder) -> None:
     with pytest.raises(InputError, match="the row has a picture"):
         encoder.pieces(example("a dog", image=b"PNG"))

@@ -35,7 +35,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
 from tests.core.row_files import only, refused, write_jsonl
-from tests.core.test_corpus import Sharder
+from tests.core.test_corpus import OneByOne, Sharder
 
 SIZE = PictureConfig(resolution=(16, 24))
 
@@ -49,7 +49,7 @@ def split_pictures(example: Example) -> list[Example]:
 
 @pytest.fixture
 def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sharder]:
-    monkeypatch.setattr(corpus, "open_splitter", lambda _config: split_pictures)
+    monkeypatch.setattr(corpus, "open_splitter", lambda _config: OneByOne(split_pictures))
     monkeypatch.setattr(corpus, "input_fingerprint", lambda config: f"pictures-{config.path}")
     return Sharder(tmp_path / "root")
 

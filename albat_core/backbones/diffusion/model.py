@@ -64,7 +64,7 @@ class DiffusionBackbone:
         self._family = load_pipeline(config, device, weights)
         folder = backbone_folder(config)
         self._captions = CaptionFitter(folder, self._family.tokenizers)
-        self._pieces = RowPreparation(self._captions, config)
+        self._rows = RowPreparation(self._captions, config)
         self._schedule = open_schedule(
             self._family.pipeline.scheduler, self._config.snr_gamma, config.path
         )
@@ -73,7 +73,7 @@ class DiffusionBackbone:
 
     def pieces(self, example: Example) -> list[Example]:
         """Bring an example to the backbone's size."""
-        return self._pieces(example)
+        return self._rows.pieces(example)
 
     @torch.inference_mode()
     def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
