@@ -33,6 +33,10 @@ PICTURE_COLUMNS = ("image", "frame")
 """Columns of ``EXAMPLE_SCHEMA`` that a table may lack where no example has a picture."""
 
 
+TEXT_COLUMNS = ("text", "messages")
+"""Columns of ``EXAMPLE_SCHEMA`` that say what is written in an example."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One example: a text, a text whose beginning is a prompt, a chat, or a picture.
@@ -75,9 +79,13 @@ class Example:
 
 def example_text(example: Example) -> str:
     """Return all that is written in an example: its text or caption, or what a chat's turns say."""
-    if example.messages is not None:
-        return "\n".join(map(message_text, example.messages))
-    return example.text or ""
+    return _said(example.text, example.messages)
+
+
+def _said(text: str | None, messages: Iterable[dict[str, Any]] | None) -> str:
+    if messages is not None:
+        return "\n".join(map(message_text, messages))
+    return text or ""
 
 
 def example_content(example: Example) -> str:
@@ -120,6 +128,11 @@ def table_to_examples(table: pa.Table) -> list[Example]:
     """
     columns = [_values(table, name) for name in EXAMPLE_SCHEMA.names]
     return list(map(Example, *columns))
+
+
+def table_to_texts(table: pa.Table) -> list[str]:
+    """Return what is written in the examples of a table with ``TEXT_COLUMNS``."""
+    return list(map(_said, *(_values(table, name) for name in TEXT_COLUMNS)))
 
 
 def _values(table: pa.Table, name: str) -> list[Any]:
