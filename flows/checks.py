@@ -261,7 +261,7 @@ def _check_cut(
     look: Look, source: SourceConfig, config: RunConfig, notes: list[str], untold: list[str]
 ) -> None:
     """Cut rows as the run will: chats need a template of the tokenizer's; add to the notes."""
-    split, trap = open_splitter(config.backbone), open_trap(config.backbone)
+    split, trap = open_splitter(config.backbone).pieces, open_trap(config.backbone)
     cut = unfit = tried = letters = 0
     traps: list[str] = []
     for row in look.rows:

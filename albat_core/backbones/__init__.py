@@ -21,7 +21,7 @@ from albat_core.backbones.folder import (
     hub_id,
     model_folder,
 )
-from albat_core.backbones.kind import Kind, RowLimit
+from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.backbones.language.kind import LanguageKind
 from albat_core.devices import lent_device, resolve_device
 from albat_core.records.examples import Example
@@ -132,7 +132,7 @@ def _beside(facts: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4)
-def open_splitter(config: BackboneConfig) -> Callable[[Example], list[Example]]:
+def open_splitter(config: BackboneConfig) -> Splitter:
     """Return what cuts rows to the backbone's size; no weights are loaded."""
     return kind_of(config).splitter(config)
 

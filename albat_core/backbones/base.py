@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and who only configures doe
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """An example as the backbone takes it.
 

@@ -28,6 +28,25 @@ class RowLimit:
     remedy: str
 
 
+class Splitter(Protocol):
+    """Cuts rows to a backbone's size; no weights are loaded."""
+
+    def fitting(self, examples: Sequence[Example]) -> list[bool]:
+        """Tell which rows are sure to stay as they are; ``pieces`` says it of the others.
+
+        Many are looked at together, which is faster than one after the other.
+        """
+        ...
+
+    def pieces(self, example: Example) -> list[Example]:
+        """Cut a row into ones that the backbone takes at once; none if nothing fits.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        ...
+
+
 class Kind(Protocol):
     """A kind of backbone: what is known of all of them, and of one before its weights are loaded.
 
@@ -59,7 +78,7 @@ class Kind(Protocol):
         """Return the settings that change how rows are cut and encoded."""
         ...
 
-    def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
+    def splitter(self, config: BackboneConfig) -> Splitter:
         """Return what cuts rows to the backbone's size; no weights are loaded."""
         ...
 

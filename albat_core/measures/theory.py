@@ -23,6 +23,8 @@ from albat_core.seeding import numpy_generator
 
 Floats = NDArray[np.float64]
 
+_AT_ONCE = 4096  # gradients that are in float64 together
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -115,18 +117,26 @@ def population_terms(
     )
 
 
-def metric_root(gradients: Floats, damping: float) -> Floats:
+def second_moments(gradients: Floats | NDArray[np.float32]) -> Floats:
+    """Return G^T G, (d, d) float64, of gradients G (n, d), some thousands of rows at a time."""
+    found = np.zeros((gradients.shape[1],) * 2)
+    for start in range(0, len(gradients), _AT_ONCE):
+        some = gradients[start : start + _AT_ONCE].astype(np.float64)
+        found += some.T @ some
+    return found
+
+
+def metric_root(fisher: Floats, damping: float) -> Floats:
     """Return W = (F + lambda)^(-1/2), (d, d): in the coordinates g W, H is about the identity.
 
     F = mean g g^T is the empirical Fisher matrix, which stands for H up to a factor that alpha* and
     the multiplier do not depend on.
 
     Args:
-        gradients: (n, d) of single examples.
+        fisher: F, (d, d), see ``second_moments``.
         damping: lambda over the mean eigenvalue of F, > 0: what lies in directions of far less
             curvature than the mean is not counted for more.
     """
-    fisher = gradients.T @ gradients / len(gradients)
     values, vectors = np.linalg.eigh(fisher)
     factors = 1 / np.sqrt(values.clip(min=0) + damping * max(values.mean(), 1e-30))
     return np.asarray((vectors * factors) @ vectors.T)
@@ -202,9 +212,8 @@ def estimate_terms(
         doubt: standard deviation of log V_T / (V_w + B) about the truth, were documents without
             end.
     """
-    whitening = metric_root(
-        np.concatenate([g for fold in folds for g in (fold.corpus, fold.heldout)]), damping
-    )
+    gradients = np.concatenate([g for fold in folds for g in (fold.corpus, fold.heldout)])
+    whitening = metric_root(second_moments(gradients) / len(gradients), damping)
     products, documents, lengths, spreads = [], [], [], []
     for number, fold in enumerate(folds):
         corpus = fold.corpus @ whitening

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from albat_core.records.examples import Example
-from albat_core.records.shards import read_examples
+from albat_core.records.shards import read_examples, read_texts
 from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
@@ -116,6 +116,15 @@ class Candidates:
 
     def blocks(self) -> Iterator[list[Example]]:
         """Yield all candidates in order, some thousands at a time."""
+        for shard, row in self._block_places():
+            yield read_examples(self._store, shard, row)
+
+    def text_blocks(self) -> Iterator[list[str]]:
+        """Yield what is written in all candidates, in the same blocks; nothing else is read."""
+        for shard, row in self._block_places():
+            yield read_texts(self._store, shard, row)
+
+    def _block_places(self) -> Iterator[tuple[list[str], list[int]]]:
         for start in range(0, len(self), _BLOCK):
             block = self._table.slice(start, _BLOCK)
-            yield read_examples(self._store, block["shard"].to_pylist(), block["row"].to_pylist())
+            yield block["shard"].to_pylist(), block["row"].to_pylist()

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +31,10 @@ GENERATED = "generated"
 
 PICTURE_COLUMNS = ("image", "frame")
 """Columns of ``EXAMPLE_SCHEMA`` that a table may lack where no example has a picture."""
+
+
+TEXT_COLUMNS = ("text", "messages")
+"""Columns of ``EXAMPLE_SCHEMA`` that say what is written in an example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,13 @@ class Example:
 
 def example_text(example: Example) -> str:
     """Return all that is written in an example: its text or caption, or what a chat's turns say."""
-    if example.messages is not None:
-        return "\n".join(map(message_text, example.messages))
-    return example.text or ""
+    return _said(example.text, example.messages)
+
+
+def _said(text: str | None, messages: Iterable[dict[str, Any]] | None) -> str:
+    if messages is not None:
+        return "\n".join(map(message_text, messages))
+    return text or ""
 
 
 def example_content(example: Example) -> str:
@@ -100,13 +108,17 @@ def message_text(message: dict[str, Any]) -> str:
     return "\n".join(text for text in said if isinstance(text, str) and text)
 
 
-def examples_to_table(examples: Iterable[Example]) -> pa.Table:
+def examples_to_table(examples: Sequence[Example]) -> pa.Table:
     """Return examples as a table of ``EXAMPLE_SCHEMA``."""
-    rows = [asdict(example) for example in examples]
-    for row in rows:
-        if row["messages"] is not None:
-            row["messages"] = [json.dumps(each, ensure_ascii=False) for each in row["messages"]]
-    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+    columns = {n: [getattr(e, n) for e in examples] for n in EXAMPLE_SCHEMA.names}
+    columns["messages"] = [m if m is None else _written(m) for m in columns["messages"]]
+    arrays = [pa.array(columns[field.name], field.type) for field in EXAMPLE_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=EXAMPLE_SCHEMA)
+
+
+def _written(messages: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the JSON of each message of a chat."""
+    return [json.dumps(each, ensure_ascii=False) for each in messages]
 
 
 def table_to_examples(table: pa.Table) -> list[Example]:
@@ -114,11 +126,21 @@ def table_to_examples(table: pa.Table) -> list[Example]:
 
     ``PICTURE_COLUMNS`` may be missing.
     """
-    there = [n for n in EXAMPLE_SCHEMA.names if n in table.column_names or n not in PICTURE_COLUMNS]
-    rows = table.select(there).to_pylist()
-    for row in rows:
-        if row["messages"] is not None:
-            row["messages"] = tuple(json.loads(message) for message in row["messages"])
-        if row.get("frame") is not None:
-            row["frame"] = tuple(row["frame"])
-    return [Example(**row) for row in rows]
+    columns = [_values(table, name) for name in EXAMPLE_SCHEMA.names]
+    return list(map(Example, *columns))
+
+
+def table_to_texts(table: pa.Table) -> list[str]:
+    """Return what is written in the examples of a table with ``TEXT_COLUMNS``."""
+    return list(map(_said, *(_values(table, name) for name in TEXT_COLUMNS)))
+
+
+def _values(table: pa.Table, name: str) -> list[Any]:
+    """Return a column of examples as they have it; None for each where it is missing or empty."""
+    missing = name not in table.column_names and name in PICTURE_COLUMNS
+    if missing or table[name].null_count == table.num_rows:
+        return [None] * table.num_rows
+    values: list[Any] = table[name].to_pylist()
+    if name == "messages":
+        return [m if m is None else tuple(map(json.loads, m)) for m in values]
+    return [v if v is None else tuple(v) for v in values] if name == "frame" else values

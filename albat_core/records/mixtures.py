@@ -1,8 +1,10 @@
 """Mixtures: adaptation and selected rows with their weights in the objective, as Parquet."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.records.examples import (
     EXAMPLE_SCHEMA,
+    GENERATED,
     PICTURE_COLUMNS,
     Example,
     table_to_examples,
@@ -24,6 +27,7 @@ ADAPTATION, BACKBONE = "adaptation", "backbone"
 TEXTS, PROMPTS, CHATS = "texts", "prompts", "chats"
 """Layouts of rows without pictures, whose columns are those that TRL trains on."""
 
+_GROUPS_KEPT = 2  # of two layouts, whose rows may take turns
 _MESSAGES = pa.field("messages", pa.list_(pa.json_()))  # `datasets` gives them as dicts
 
 MIXTURE_SCHEMA = (
@@ -86,6 +90,46 @@ def _restored(table: pa.Table) -> pa.Table:
     return table
 
 
+class Rows(Sequence[Example]):
+    """Rows of one role of a mixture, read when they are asked for, a row group at a time.
+
+    Whoever asks in order has each row group read once.
+
+    Args:
+        groups: all row groups, by file and number in it.
+        places: (n, 2) int32, of each row its row group, and its number in that.
+    """
+
+    def __init__(self, groups: Sequence[tuple[Path, int]], places: NDArray[np.int32]) -> None:
+        self._groups = groups
+        self._places = places
+        self._group = lru_cache(maxsize=_GROUPS_KEPT)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(len(self))[index]]
+        group, row = self._places[index]
+        return self._group(int(group))[int(row)]
+
+    def _read(self, number: int) -> list[Example]:
+        path, group = self._groups[number]
+        with pq.ParquetFile(path) as file:
+            table = file.read_row_group(group)
+        if "image" in table.column_names:
+            place = table.column_names.index("image")
+            table = table.set_column(place, "image", pc.struct_field(table["image"], "bytes"))
+        return table_to_examples(_restored(table))
+
+
 @dataclass(frozen=True)
 class Mixture:
     """A mixture that was read: L = (1 - alpha) mean l(adaptation) + alpha sum w_j l(backbone_j).
@@ -97,8 +141,8 @@ class Mixture:
         alpha: mixing weight, in [0, 1).
     """
 
-    adaptation: list[Example]
-    backbone: list[Example]
+    adaptation: Sequence[Example]
+    backbone: Sequence[Example]
     weights: NDArray[np.float64]
     alpha: float
 
@@ -107,36 +151,33 @@ def _files(store: ArtifactStore, ref: ArtifactRef) -> list[Path]:
     return sorted((store.folder(ref) / "data").rglob("*.parquet"))
 
 
-def _read_file(path: Path) -> Iterator[pa.Table]:
-    """Yield a file's rows, a row group at a time."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            if "image" in table.column_names:
-                place = table.column_names.index("image")
-                table = table.set_column(place, "image", pc.struct_field(table["image"], "bytes"))
-            yield table
-
-
 def read_mixture(store: ArtifactStore, ref: ArtifactRef) -> Mixture:
-    """Return a mixture with its weights brought back to those of the objective's two sums."""
-    examples: list[Example] = []
-    places: list[int] = []
+    """Return a mixture with its weights brought back to those of the objective's two sums.
+
+    What rows say is read when they are asked for.
+    """
+    groups: list[tuple[Path, int]] = []
+    places: list[NDArray[np.int32]] = []
     described = []
-    for table in (table for file in _files(store, ref) for table in _read_file(file)):
-        there = range(len(examples), len(examples) + table.num_rows)
-        places += table["row"].to_pylist() if "row" in table.column_names else there
-        examples += table_to_examples(_restored(table))
-        described.append(table.select(["role", "weight"]))
-    order = np.argsort(places)
-    examples = [examples[n] for n in order]
-    table = pa.concat_tables(described).take(order)
-    role = table["role"].to_numpy(zero_copy_only=False)
-    weights = table["weight"].to_numpy()[role == BACKBONE]
+    for path in _files(store, ref):
+        with pq.ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            wanted = {"role", "weight", "row"} & {*file.schema_arrow.names}
+            described.append(file.read(columns=sorted(wanted)))
+        for number, size in enumerate(sizes):
+            group = np.full(size, len(groups), np.int32)
+            places.append(np.stack([group, np.arange(size, dtype=np.int32)], axis=1))
+            groups.append((path, number))
+    table, where = pa.concat_tables(described), np.concatenate(places)
+    if "row" in table.column_names:  # layouts are in files of their own
+        order = np.argsort(table["row"].to_numpy())
+        table, where = table.take(order), where[order]
+    is_backbone = pc.equal(table["role"], BACKBONE).to_numpy()
+    weights = table["weight"].to_numpy()[is_backbone]
     alpha = float(store.manifest(ref).facts["alpha"])
     return Mixture(
-        adaptation=[e for e, r in zip(examples, role, strict=True) if r == ADAPTATION],
-        backbone=[e for e, r in zip(examples, role, strict=True) if r == BACKBONE],
+        adaptation=Rows(groups, where[~is_backbone]),
+        backbone=Rows(groups, where[is_backbone]),
         weights=weights / weights.sum() if len(weights) else weights,
         alpha=alpha if len(weights) else 0.0,
     )
@@ -149,6 +190,13 @@ def described_rows(store: ArtifactStore, ref: ArtifactRef) -> pa.Table:
     """
     columns = ["example_id", "source", "role", "weight"]
     return pa.concat_tables([pq.read_table(f, columns=columns) for f in _files(store, ref)])
+
+
+def generated_rows(store: ArtifactStore, ref: ArtifactRef) -> int:
+    """Return how many of a mixture's backbone rows the backbone made itself."""
+    table = described_rows(store, ref)
+    made = pc.and_(pc.equal(table["source"], GENERATED), pc.equal(table["role"], BACKBONE))
+    return int(pc.sum(made, min_count=0).as_py())
 
 
 class RowChanges(BaseModel):

@@ -1,20 +1,29 @@
 """Rows of the sharded corpus, read where they lie."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
+from albat_core.records.examples import (
+    EXAMPLE_SCHEMA,
+    TEXT_COLUMNS,
+    Example,
+    table_to_examples,
+    table_to_texts,
+)
 from albat_core.records.filtered import by_reason
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "shards"
 
+T = TypeVar("T")
 
 _NOTES = {
     "null_rows": "without text, skipped",
@@ -90,33 +99,51 @@ def read_examples(store: ArtifactStore, shard: Sequence[str], row: Sequence[int]
         shard: part addresses.
         row: row numbers in those parts.
     """
+    return _read(store, shard, row, EXAMPLE_SCHEMA.names, table_to_examples)
+
+
+def read_texts(store: ArtifactStore, shard: Sequence[str], row: Sequence[int]) -> list[str]:
+    """Return what is written in the examples at the given positions, see ``example_text``.
+
+    No other column is read.
+    """
+    return _read(store, shard, row, TEXT_COLUMNS, table_to_texts)
+
+
+def _read(
+    store: ArtifactStore,
+    shard: Sequence[str],
+    row: Sequence[int],
+    columns: Sequence[str],
+    made: Callable[[pa.Table], list[T]],
+) -> list[T]:
+    """Return what is made of the rows at the given positions, in the order asked for."""
     wanted: dict[str, list[int]] = defaultdict(list)
     for place, address in enumerate(shard):
         wanted[address].append(place)
-    found: list[Example | None] = [None] * len(shard)
+    found: dict[int, T] = {}
     for address, places in wanted.items():
-        examples = _take(part_path(store, address), [row[p] for p in places])
-        for place, example in zip(places, examples, strict=True):
-            found[place] = example
-    return [example for example in found if example is not None]
+        rows = np.array([row[place] for place in places])
+        for some, table in _take(part_path(store, address), rows, columns):
+            found |= zip((places[n] for n in some), made(table), strict=True)
+    return [found[place] for place in range(len(shard))]
 
 
-def _take(path: Path, rows: Sequence[int]) -> list[Example]:
-    """Return rows of one part, reading only the row groups that hold them."""
+def _take(
+    path: Path, rows: NDArray[np.int64], columns: Sequence[str]
+) -> Iterator[tuple[NDArray[np.intp], pa.Table]]:
+    """Yield rows (n,) of one part by row group, of which only those that hold some are read.
+
+    With each table come the positions of its rows in ``rows``.
+    """
     with pq.ParquetFile(path) as file:
-        ends, total = [], 0
-        for group in range(file.num_row_groups):
-            total += file.metadata.row_group(group).num_rows
-            ends.append(total)
-        tables: dict[int, pa.Table] = {}
-        taken: list[Example] = []
-        for row in rows:
-            group = next(g for g, end in enumerate(ends) if row < end)
-            if group not in tables:
-                tables[group] = file.read_row_group(group, columns=EXAMPLE_SCHEMA.names)
-            start = ends[group] - tables[group].num_rows
-            taken += table_to_examples(tables[group].slice(row - start, 1))
-        return taken
+        sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        starts = np.cumsum([0, *sizes])
+        groups = np.searchsorted(starts, rows, side="right") - 1
+        for group in np.unique(groups):
+            places = np.flatnonzero(groups == group)
+            table = file.read_row_group(int(group), columns=list(columns))
+            yield places, table.take(pa.array(rows[places] - starts[group]))
 
 
 def iterate_part(store: ArtifactStore, part: Part, size: int = 1024) -> Iterator[list[Example]]:

@@ -90,7 +90,7 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
     Raises:
         AlbatError: a row cannot be used, or there is no room for one.
     """
-    split = open_splitter(config.backbone)
+    split = open_splitter(config.backbone).pieces
     own = extent_of(config.adaptation, split)
     corpus = extent_of(config.corpus, split)
     heldout = extent_of(config.heldout, split)

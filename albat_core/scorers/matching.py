@@ -1,18 +1,19 @@
 """Gradient matching: weights under which the corpus pulls the adapter as the target does."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from albat_core.measures.theory import metric_root
+from albat_core.measures.theory import metric_root, second_moments
 from albat_core.records.candidates import Candidates
 from albat_core.records.splits import VALIDATION
 from albat_core.scorers.base import LABEL, Given, Scorer, Scores
 
 Floats = NDArray[np.float64]
+_AT_ONCE = 256  # gradients that are in float64 together: what a processor's cache holds
 _STEPS = 500
 _SLOW = 1e-6  # relative change of the objective at which the descent may be at its end
 _CLOSE = 1e-3  # and is, if so much of the objective is left to gain at most
@@ -26,8 +27,58 @@ def simplex_projection(values: Floats) -> Floats:
     return np.asarray(np.maximum(values - excess[last], 0))
 
 
+class Whitened:
+    """Gradients G W (n, d), of which only G is kept: a few thousand rows are whitened at a time.
+
+    Args:
+        gradients: G, (n, d) float32 or float64.
+        whitening: W, (d, d) symmetric; None: the identity.
+    """
+
+    def __init__(
+        self, gradients: Floats | NDArray[np.float32], whitening: Floats | None = None
+    ) -> None:
+        self._gradients = gradients
+        self._whitening = whitening
+
+    def __len__(self) -> int:
+        return len(self._gradients)
+
+    def mean(self, weights: Floats) -> Floats:
+        """Return sum_j w_j g_j, (d,) float64, of weights (n,)."""
+        found = np.zeros(self._gradients.shape[1])
+        for some in self._blocks():
+            found += weights[some] @ self._gradients[some].astype(np.float64)
+        return self._white(found)
+
+    def along(self, direction: Floats) -> Floats:
+        """Return each gradient's product with a direction (d,), (n,) float64."""
+        turned, found = self._white(direction), np.empty(len(self))
+        for some in self._blocks():
+            found[some] = self._gradients[some].astype(np.float64) @ turned
+        return found
+
+    def spread(self) -> Floats:
+        """Return each gradient's squared distance from their mean, (n,) float64."""
+        mean, found = self._gradients.mean(axis=0, dtype=np.float64), np.empty(len(self))
+        for some in self._blocks():
+            found[some] = np.square(self._white(self._gradients[some] - mean)).sum(axis=1)
+        return found
+
+    def largest_eigenvalue(self) -> float:
+        """Return that of the sum of all g g^T."""
+        moments = self._white(self._white(second_moments(self._gradients)).T)
+        return float(np.linalg.eigvalsh(moments)[-1])
+
+    def _white(self, vectors: Floats) -> Floats:
+        return vectors if self._whitening is None else vectors @ self._whitening
+
+    def _blocks(self) -> Iterator[slice]:
+        return (slice(start, start + _AT_ONCE) for start in range(0, len(self), _AT_ONCE))
+
+
 def matching_weights(
-    gradients: Floats, target: Floats, *, steps: int = _STEPS
+    gradients: Whitened, target: Floats, *, steps: int = _STEPS
 ) -> tuple[Floats, list[float]]:
     """Return the weights whose mean gradient is nearest the target's, its variance counted.
 
@@ -43,14 +94,14 @@ def matching_weights(
     Returns:
         w, (n,) >= 0 with sum 1, and Q after each step, falling.
     """
-    spread = np.square(gradients - gradients.mean(axis=0)).sum(axis=1)
+    spread = gradients.spread()
 
     def objective(weights: Floats) -> float:
-        gap = weights @ gradients - target
+        gap = gradients.mean(weights) - target
         return float(gap @ gap + np.square(weights) @ spread)
 
     def slope_at(weights: Floats) -> Floats:
-        pull = gradients @ (weights @ gradients - target)
+        pull = gradients.along(gradients.mean(weights) - target)
         return np.asarray(2 * (pull + weights * spread))
 
     def left_to_gain(weights: Floats) -> float:  # at most: the gap of Frank and Wolfe
@@ -58,7 +109,7 @@ def matching_weights(
         return float(weights @ slope - slope.min())
 
     # the largest eigenvalue of G G^T bounds the curvature, with the variance's added
-    curvature = 2 * (float(np.linalg.eigvalsh(gradients.T @ gradients)[-1]) + float(spread.max()))
+    curvature = 2 * (gradients.largest_eigenvalue() + float(spread.max()))
     weights = np.full(len(gradients), 1 / len(gradients))
     values = [objective(weights)]
     ahead, momentum = weights, 1.0
@@ -106,10 +157,15 @@ class Matching(Scorer):
     def score(self, candidates: Candidates, given: Given) -> dict[str, Scores]:
         """Return the weights times n."""
         gradients = given.gradients(self.dimension)
-        corpus = np.concatenate([gradients.of(rows, LABEL) for rows in candidates.blocks()])
-        target = gradients.of(given.rows(VALIDATION))
+        corpus = np.empty((len(candidates), self.dimension), np.float32)
+        done = 0
+        for rows in candidates.blocks():
+            corpus[done : done + len(rows)] = gradients.of(rows, LABEL)
+            done += len(rows)
+        target = gradients.of(given.rows(VALIDATION)).astype(np.float64)
         given.passes += gradients.passes
-        corpus, target = corpus.astype(np.float64), target.astype(np.float64)
-        whitening = metric_root(np.concatenate([corpus, target]), self.damping)
-        weights, _ = matching_weights(corpus @ whitening, target.mean(axis=0) @ whitening)
+        moments = second_moments(corpus) + target.T @ target
+        whitening = metric_root(moments / (len(corpus) + len(target)), self.damping)
+        mean = target.mean(axis=0) @ whitening
+        weights, _ = matching_weights(Whitened(corpus, whitening), mean)
         return {"score": weights * len(candidates)}

@@ -1,11 +1,12 @@
 """Importance weights from hashed n-grams: how much likelier a row is among the targets (DSIR)."""
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from itertools import pairwise, repeat
-from typing import Any, ClassVar
+from itertools import chain, pairwise
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,6 @@ _HASHES_KEPT = 1 << 18  # some 50 MB; most n-grams of a text have been seen befo
 Counts = NDArray[np.int64]
 
 
-@lru_cache(maxsize=_HASHES_KEPT)
 def hash_buckets(text_ngram: str, buckets: int = 10_000) -> int:
     """Return the bucket in [0, buckets) of an n-gram, its tokens joined by spaces.
 
@@ -33,15 +33,35 @@ def hash_buckets(text_ngram: str, buckets: int = 10_000) -> int:
     return int.from_bytes(sha256(text_ngram.encode()).digest()) % buckets
 
 
-def ngram_counts(text: str, buckets: int) -> Counts:
-    """Return how many unigrams and bigrams of a text fall into each bucket, (buckets,) int64.
+class _Buckets(dict[str, int]):
+    """Buckets of n-grams by their text: of those met, until there are too many to keep."""
+
+    def __init__(self, buckets: int) -> None:
+        self._buckets = buckets
+
+    def __missing__(self, ngram: str) -> int:
+        if len(self) >= _HASHES_KEPT:
+            self.clear()
+        found = self[ngram] = hash_buckets(ngram, self._buckets)
+        return found
+
+
+_known_buckets = lru_cache(maxsize=2)(_Buckets)
+
+
+def text_buckets(text: str, buckets: int) -> list[int]:
+    """Return the bucket of each unigram, then of each bigram of a text.
 
     Tokens are runs of word characters or of punctuation, in lower case.
     """
     tokens = _TOKEN.findall(text.lower())
     ngrams = tokens + [f"{first} {second}" for first, second in pairwise(tokens)]
-    found = np.fromiter(map(hash_buckets, ngrams, repeat(buckets)), np.int64, len(ngrams))
-    return np.bincount(found, minlength=buckets)
+    return list(map(_known_buckets(buckets).__getitem__, ngrams))
+
+
+def ngram_counts(text: str, buckets: int) -> Counts:
+    """Return how many unigrams and bigrams of a text fall into each bucket, (buckets,) int64."""
+    return np.bincount(np.array(text_buckets(text, buckets), np.int64), minlength=buckets)
 
 
 class Ngram(Scorer):
@@ -69,7 +89,8 @@ def importance(candidates: Candidates, targets: Sequence[Example], buckets: int 
 
     p(x) is the product of p(b) over the buckets b of the row's n-grams; p_T(b) is a bucket's share
     of the targets' n-grams, p_C(b) of the candidates'; 1e-8 is added to both. It is a total, so a
-    longer row's is larger in size. The rows are read twice.
+    longer row's is larger in size. The rows are read once; their buckets are in a temporary file
+    until all are counted.
 
     Args:
         candidates: the pool.
@@ -79,24 +100,41 @@ def importance(candidates: Candidates, targets: Sequence[Example], buckets: int 
     Raises:
         InputError: no target has a word.
     """
-
-    def counts(example: Example) -> Counts:
-        return ngram_counts(example_text(example), buckets)
-
-    def total(examples: Sequence[Example]) -> Counts:
-        return sum(map(counts, examples), np.zeros(buckets, np.int64))
-
-    target = total(targets)
+    target = np.zeros(buckets, np.int64)
+    for example in targets:
+        target += ngram_counts(example_text(example), buckets)
     if not target.any():
         raise InputError(
             "expected words in the adaptation examples to compare n-grams with, got none",
             where="scoring.scorer",
             remedy="give the examples text or captions, or choose another scorer",
         )
-    pool = sum(map(total, candidates.blocks()), np.zeros(buckets, np.int64))
-    ratio = _log_shares(target) - _log_shares(pool)  # nats, (buckets,)
-    scores = [counts(example) @ ratio for block in candidates.blocks() for example in block]
-    return np.array(scores, np.float64)
+    with tempfile.TemporaryFile() as file:
+        pool, sizes = _written(file, candidates, buckets)
+        ratio = _log_shares(target) - _log_shares(pool)  # nats, (buckets,)
+        file.seek(0)
+        scores = []
+        for counts in sizes:
+            found = np.frombuffer(file.read(4 * int(counts.sum())), np.uint32)
+            rows = np.repeat(np.arange(len(counts)), counts)
+            scores.append(np.bincount(rows, ratio[found], minlength=len(counts)))
+    return np.concatenate([np.zeros(0), *scores])
+
+
+def _written(file: IO[bytes], candidates: Candidates, buckets: int) -> tuple[Counts, list[Counts]]:
+    """Write the bucket of each candidate's n-grams, uint32.
+
+    Returns:
+        how many there are in each bucket, (buckets,) int64, and in each row of each block.
+    """
+    pool, sizes = np.zeros(buckets, np.int64), []
+    for texts in candidates.text_blocks():
+        rows = [text_buckets(text, buckets) for text in texts]
+        found = np.fromiter(chain.from_iterable(rows), np.uint32)
+        file.write(found.tobytes())
+        pool += np.bincount(found, minlength=buckets)
+        sizes.append(np.fromiter(map(len, rows), np.int64, len(rows)))
+    return pool, sizes
 
 
 def _log_shares(counts: Counts) -> Scores:

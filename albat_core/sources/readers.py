@@ -7,13 +7,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.sources.formats import FORMATS
 from albat_core.sources.formats.base import Advance, Columns, Row, refuse_pointer
 from albat_core.store import storage
 from albat_core.store.pointers import LONGEST
+
+_MAYBE_NAN = (float, Decimal)
 
 
 def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iterator[Row]:
@@ -37,7 +38,10 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
     with readable(uri), storage.open_binary(uri, decompress=reader.packable) as file:
         try:
             for row in reader.read(file, uri, columns, advance):
-                yield {name: _known(value) for name, value in row.items()}
+                for name, value in row.items():
+                    if isinstance(value, _MAYBE_NAN) and math.isnan(value):
+                        row = row | {name: None}  # noqa: PLW2901 - pandas writes missing ones so
+                yield row
         except (InputError, *damage) as error:
             if _of_storage(error):
                 raise
@@ -50,11 +54,6 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
                 where=uri,
                 remedy="write or copy it again",
             ) from error
-
-
-def _known(value: Any) -> Any:
-    """Return a value, None for NaN: pandas writes what is missing so."""
-    return None if isinstance(value, float | Decimal) and math.isnan(value) else value
 
 
 def _of_storage(error: Exception) -> bool:

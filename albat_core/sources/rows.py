@@ -3,8 +3,9 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 from numbers import Number
 from typing import Any
@@ -25,7 +26,7 @@ _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _FLOAT = re.compile(r"^-?\d+(\.\d+)?(e\+\d+)?$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlacedRow:
     """A row as an example without its picture.
 
@@ -84,19 +85,22 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
         InputError: the file or one of its rows cannot be used; it says where.
     """
     config, column = file.config, file.config.image_column
+    form, text = FORMATS[file.format], _text_column(file.config)
+    fields = [[text]] if text else []
+    fields += [columns for f in TEMPLATES if (columns := config.template_columns(f))]
     for number_of_file, (uri, name) in enumerate(zip(file.uris, file.names, strict=True)):
-        whole = FORMATS[file.format].one_row and not file.config.delimiter
+        whole = form.one_row and not file.config.delimiter
         document = name if whole else ""
         for number, row in enumerate(_rows(file, number_of_file, advance)):
             where = f"{uri}:{number}"
-            filled = FORMATS[file.format].filled
             names = (f"{name}:{number}", document, file.label)
-            example = as_example(row, config, *names, where, filled=filled)
+            example = as_example(row, config, *names, where, filled=form.filled)
             picture = picture_of(row[column], uri, where, config) if column else None
-            blank = _blank_columns(row, config, used=bool(example.text or example.messages))
+            used = bool(example.text or example.messages)
+            blank = _blank_columns(row, config, fields, used=used)
             if column and picture is None:
                 blank = (*blank, column)
-            printed = isinstance(row.get(_text_column(config)), Number)
+            printed = not isinstance(value := row.get(text), str) and isinstance(value, Number)
             yield PlacedRow(where, example, picture, blank, printed)
 
 
@@ -107,12 +111,19 @@ def _text_column(config: SourceConfig) -> str:
     return config.text_column or "text"
 
 
-def _blank_columns(row: Row, config: SourceConfig, *, used: bool) -> tuple[str, ...]:
-    """Return the columns that a text wants; of a row that is not used, the cause: a whole field."""
+def _blank_columns(
+    row: Row, config: SourceConfig, fields: Sequence[Sequence[str]], *, used: bool
+) -> tuple[str, ...]:
+    """Return the columns that a text wants; of a row that is not used, the cause: a whole field.
+
+    Args:
+        row: the source's columns.
+        config: says which column is what.
+        fields: columns of each field that makes a text.
+        used: whether the row has a text.
+    """
     if config.messages_column:
         return () if used else (config.messages_column,)  # of which no answer says anything
-    fields = [[column for column in (_text_column(config),) if column]]
-    fields += [config.template_columns(field) for field in TEMPLATES]
     found: dict[str, None] = {}
     for columns in fields:
         blank = [column for column in columns if _blank(row[column])]
@@ -171,8 +182,10 @@ def as_example(
         example_id = _label(row, config.id_column, "id_column", where)
     if config.document_column and not _blank(row[config.document_column]):
         document = _label(row, config.document_column, "document_column", where).strip()
-        document = unicodedata.normalize("NFC", document)  # Macs write accents apart
-        document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
+        if not document.isascii():
+            document = unicodedata.normalize("NFC", document)  # Macs write accents apart
+        if document.endswith("0"):
+            document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
     if config.source_column and not _blank(row[config.source_column]):
         source = _label(row, config.source_column, "source_column", where)
     names = (example_id, document or example_id, source)
@@ -260,8 +273,11 @@ def _label(row: Row, column: str, field: str, where: str) -> str:
 def _rounded(value: str | Number) -> bool:
     """Tell whether a number is a float that several whole numbers are rounded to."""
     number: object = value
-    if isinstance(value, str) and not value.strip("-").isdecimal() and _FLOAT.match(value):
-        number = float(value)
+    if isinstance(value, str):
+        if value[0] != "-" and not value[0].isdecimal():
+            return False
+        if not value.strip("-").isdecimal() and _FLOAT.match(value):
+            number = float(value)
     return isinstance(number, float) and abs(number) >= EXACT
 
 
@@ -272,7 +288,10 @@ def _printed(value: object) -> str:
 
 def _refuse_surrogates(example: Example, where: str) -> None:
     """Raise where JSON's escapes gave half of a character, which UTF-8 cannot write."""
-    words = [example.example_id, example.document, example.source, example.text or ""]
+    names = (example.example_id, example.document, example.source)
+    if example.messages is None and all(map(str.isascii, (*names, example.text or ""))):
+        return
+    words = [*names, example.text or ""]
     words += [json.dumps(example.messages or (), ensure_ascii=False), example.tools or ""]
     try:
         "".join(words).encode()
@@ -302,6 +321,7 @@ def read_rows(file: InputFile) -> Iterator[Example]:
             yield placed.example
 
 
+@lru_cache(maxsize=1024)  # rows of a document follow each other
 def document_hash(document: str) -> int:
     """Return a number in [0, 2**64) of the name alone: a share takes those below its part."""
     return int.from_bytes(blake2b(document.encode(), digest_size=8, person=b"share").digest())

@@ -17,8 +17,7 @@ from albat_core.processes.group import ProcessGroup
 from albat_core.processes.launching import run_together
 from albat_core.records.adapters import STAGE, steps_in_all
 from albat_core.records.encodings import Encodings
-from albat_core.records.examples import GENERATED
-from albat_core.records.mixtures import read_mixture
+from albat_core.records.mixtures import generated_rows, read_mixture
 from albat_core.records.splits import VALIDATION, read_role, role_digest
 from albat_core.seeding import derive_seed
 from albat_core.store import storage
@@ -191,7 +190,7 @@ def train_adapter(
         "parameters": parameters,
         "adaptation_rows": len(rows.adaptation),
         "backbone_rows": len(rows.backbone),
-        "generated_rows": sum(e.source == GENERATED for e in rows.backbone),
+        "generated_rows": generated_rows(store, mixture),
         "alpha": rows.alpha,
         "passes": state.passes,
         "training_seconds": round(time.perf_counter() - began, 3),

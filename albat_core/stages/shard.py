@@ -1,22 +1,20 @@
 """The corpus: rows of its sources, cut to the backbone's size and kept as shards of examples."""
 
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from albat_core.backbones import input_fingerprint, open_splitter, row_limit
 from albat_core.backbones.config import BackboneConfig
-from albat_core.backbones.kind import RowLimit
+from albat_core.backbones.kind import RowLimit, Splitter
 from albat_core.errors import InputError
 from albat_core.progress import track
 from albat_core.records.examples import Example, example_text, examples_to_table
+from albat_core.records.hashes import Hashes
 from albat_core.records.shards import Part, parts_of
 from albat_core.records.tables import read_table, write_table
 from albat_core.sources.checks import no_rows, null_row
@@ -33,6 +31,7 @@ STAGE_VERSION = 7  # bump when equal inputs would give different output
 _SKIPPED = ("null", "uncaptioned", "damaged", "filtered", "unfit")  # reasons
 _IDS_KEPT = 5  # ids of skipped rows that the manifest names
 _PART_BYTES = 64 << 20  # of pictures in a part file
+_AT_ONCE = 256  # texts that are looked at together
 
 
 class ShardConfig(StageConfig):
@@ -86,7 +85,7 @@ def make_shards(
 
 
 class _Shards:
-    """Writes examples to part files; holds one part's examples and the hash of each id."""
+    """Writes examples to part files; holds one part's examples."""
 
     def __init__(self, folder: Path, rows: int) -> None:
         self.parts: list[dict[str, Any]] = []
@@ -96,12 +95,12 @@ class _Shards:
         self._rows = rows
         self._waiting: list[Example] = []
         self._bytes = 0
-        self._hashes = array("q")
+        self._hashes = Hashes()
 
     def add(self, example: Example) -> None:
         """Take an example; a full part is written."""
         self._waiting.append(example)
-        self._hashes.append(hash(example.example_id))
+        self._hashes.add(hash(example.example_id))
         self.sources[example.source] += 1
         self.examples += 1
         self._bytes += len(example.image or b"")
@@ -118,15 +117,14 @@ class _Shards:
 
     def repeated_id(self) -> str | None:
         """Return an id that two of the examples share, if any."""
-        suspects = _repeated(np.asarray(self._hashes))
         files = (("", self._folder / part["name"]) for part in self.parts)
-        found = _first_repeat(files, suspects)
+        found = _first_repeat(files, self._hashes)
         return found[0] if found else None
 
 
 def _cut(
     file: InputFile,
-    split: Callable[[Example], list[Example]],
+    splitter: Splitter,
     backbone_config: BackboneConfig,
     shards: _Shards,
 ) -> dict[str, Any]:
@@ -136,15 +134,15 @@ def _cut(
     reasons: Counter[str] = Counter()
     left_out_for = judge(file.config.filters)
     ids: dict[str, list[str]] = {why: [] for why in _SKIPPED}
-    documents = array("Q")
+    documents = Hashes()
 
     def skip(why: str, row: Example) -> None:
         counts[why] += 1
         if counts[why] <= _IDS_KEPT:
             ids[why].append(row.example_id)
 
-    with track(f"cut {file.label}", *amount_of(file)) as advance:
-        for placed in placed_rows(file, advance):
+    def used(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+        for placed in rows:
             counts["rows"] += 1
             if lacking := placed.lacks(file.config):
                 if file.config.on_null == "refuse":
@@ -152,16 +150,20 @@ def _cut(
                 skip(lacking, placed.example)
                 blank.update(placed.blank)
                 continue
-            document = document_hash(placed.example.document)
-            if not in_share(document, file.config):
+            if not in_share(document_hash(placed.example.document), file.config):
                 counts["left_out"] += 1
                 continue
             if reason := left_out_for(example_text(placed.example)):
                 skip("filtered", placed.example)
                 reasons[reason] += 1
                 continue
+            yield placed
+
+    at_once = 1 if file.config.image_column else _AT_ONCE  # pictures may be large
+    with track(f"cut {file.label}", *amount_of(file)) as advance:
+        for placed, fits in _looked_at(used(placed_rows(file, advance)), splitter, at_once):
             try:
-                pieces = split(placed.whole())
+                pieces = [placed.example] if fits else splitter.pieces(placed.whole())
             except InputError as error:
                 if placed.picture is None or file.config.on_damaged == "refuse":
                     raise InputError(error.message, placed.place, error.remedy) from error
@@ -175,18 +177,28 @@ def _cut(
                 continue
             counts["split"] += not whole
             counts["printed"] += placed.printed
-            documents.append(document)
+            documents.add(document_hash(placed.example.document))
             for piece in pieces:
                 shards.add(piece)
     return {
         "files": list(file.uris),
         "rows": counts["rows"],
-        "documents": len(np.unique(np.asarray(documents))),
+        "documents": documents.distinct(),
         **{f"{name}_rows": counts[name] for name in (*_SKIPPED, "left_out", "split", "printed")},
         **{f"{name}_ids": first for name, first in ids.items()},
         "blank_columns": dict(sorted(blank.items())),
         "filtered_reasons": dict(sorted(reasons.items())),
     }
+
+
+def _looked_at(
+    rows: Iterator[PlacedRow], splitter: Splitter, at_once: int
+) -> Iterator[tuple[PlacedRow, bool]]:
+    """Yield rows, each with whether it is sure to stay as it is; so many are looked at together."""
+    while some := list(islice(rows, at_once)):
+        fitting = splitter.fitting([row.example for row in some])
+        for row, fits in zip(some, fitting, strict=True):
+            yield row, fits and row.picture is None
 
 
 def overlong(row: PlacedRow, limit: RowLimit) -> InputError:
@@ -198,25 +210,18 @@ def overlong(row: PlacedRow, limit: RowLimit) -> InputError:
     )
 
 
-def _repeated(hashes: npt.NDArray[np.int64]) -> set[int]:
-    """Return the values that occur more than once in ``hashes`` (n,)."""
-    ordered = np.sort(hashes)
-    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-
-
-def _first_repeat(
-    files: Iterable[tuple[str, Path]], suspects: set[int]
-) -> tuple[str, str, str] | None:
-    """Return the first id met twice, and where; only ids whose hash is suspect are kept.
+def _first_repeat(files: Iterable[tuple[str, Path]], hashes: Hashes) -> tuple[str, str, str] | None:
+    """Return the first id met twice, and where; only ids whose hash occurs again are kept.
 
     Args:
         files: each with what it is called.
-        suspects: hashes that occur more than once.
+        hashes: of all their ids.
     """
+    suspects = hashes.repeated()
     seen: dict[str, str] = {}
     for where, path in files if suspects else ():
         for example_id in read_table(path, ["example_id"])["example_id"].to_pylist():
-            if hash(example_id) not in suspects:
+            if hash(example_id) % 2**64 not in suspects:
                 continue
             if example_id in seen:
                 return example_id, seen[example_id], where
@@ -237,7 +242,7 @@ def _repeated_within(file: InputFile, example_id: str) -> InputError:
 
 
 def refuse_duplicates(store: ArtifactStore, refs: Sequence[ArtifactRef]) -> None:
-    """Check that no example id occurs twice in shards; eight bytes an id are held.
+    """Check that no example id occurs twice in shards.
 
     Args:
         store: where the shards are.
@@ -251,11 +256,10 @@ def refuse_duplicates(store: ArtifactStore, refs: Sequence[ArtifactRef]) -> None
         folder, facts = store.folder(ref), store.manifest(ref).facts
         label = facts["files"][0] + (" and others" if len(facts["files"]) > 1 else "")
         files += [(label, folder / part["name"]) for part in facts["parts"]]
-    hashes = [np.zeros(0, np.int64)]
+    hashes = Hashes()
     for _, path in files:
-        ids = read_table(path, ["example_id"])["example_id"].to_pylist()
-        hashes.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
-    found = _first_repeat(files, _repeated(np.concatenate(hashes)))
+        hashes.extend(map(hash, read_table(path, ["example_id"])["example_id"].to_pylist()))
+    found = _first_repeat(files, hashes)
     if found is not None:
         example_id, first, second = found
         raise InputError(

@@ -34,15 +34,15 @@ class MixtureSampler:
         self._rows = adaptation_rows
         self._weights = weights
         self._alpha = alpha
-        self._size = batch_size
+        self.batch_size = batch_size
         self._seed = seed
         self._adaptation_order = lru_cache(maxsize=2)(self._shuffle_adaptation)
         self._backbone_order = lru_cache(maxsize=2)(self._draw_backbone)
 
     def batch(self, step: int) -> tuple[list[int], list[int]]:
         """Return the adaptation rows and the backbone rows of a step, counted from 0."""
-        before, after = (round(self._alpha * self._size * s) for s in (step, step + 1))
-        own = range(step * self._size - before, (step + 1) * self._size - after)
+        before, after = (round(self._alpha * self.batch_size * s) for s in (step, step + 1))
+        own = range(step * self.batch_size - before, (step + 1) * self.batch_size - after)
         other = range(before, after)
         return (
             [int(self._adaptation_order(n // self._rows)[n % self._rows]) for n in own],

@@ -28,6 +28,7 @@ from albat_core.records.mixtures import Mixture
 from albat_core.seeding import derive_seed
 from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState
 from albat_core.training.config import FinetuneConfig, learning_rate
+from albat_core.training.encoded import EncodedBatches
 from albat_core.training.sampler import MixtureSampler
 
 _PAUSE = 20  # times that writing a checkpoint took, at least, until the next: 5% of a training
@@ -114,8 +115,6 @@ class Trainer:
     ) -> None:
         self._group = group
         self._backbone = backbone
-        self._adaptation = backbone.encode(mixture.adaptation)
-        self._corpus = backbone.encode(mixture.backbone)
         self._validation = validation
         self._config = config
         self._penalty = penalty
@@ -124,8 +123,12 @@ class Trainer:
         self._checkpoint_seconds = checkpoint_seconds
         self._until = until
         self._budget = config.batch_tokens
-        self._sampler = MixtureSampler(
+        sampler = MixtureSampler(
             len(mixture.adaptation), mixture.weights, mixture.alpha, config.batch_size, seed
+        )
+        self._end = config.steps if until is None else until
+        self._batches = EncodedBatches(
+            backbone, mixture.adaptation, mixture.backbone, sampler, self._end
         )
         self._parameters = backbone.adapter_parameters()
         self._optimizer = torch.optim.AdamW(
@@ -141,7 +144,7 @@ class Trainer:
             TrainingError: a loss is not finite.
         """
         state = self._restore()
-        end = self._config.steps if self._until is None else self._until
+        end = self._end
         saved, pause = time.monotonic(), self._checkpoint_seconds
         with track(label, end, "steps") as advance, self._kept_if_stopped(state):
             advance(state.step)
@@ -174,8 +177,7 @@ class Trainer:
     def _step(self, state: TrainingState) -> float:
         """Take one optimizer step; return the batch's mean loss per unit."""
         step = state.step
-        own, other = self._sampler.batch(step)
-        adaptation, corpus = [self._adaptation[i] for i in own], [self._corpus[i] for i in other]
+        adaptation, corpus = self._batches.batch(step)
         parts = [(adaptation + corpus, 0.0)]
         if self._penalty:
             parts = [(adaptation, self._penalty), (corpus, 0.0)]

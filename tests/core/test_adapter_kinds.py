@@ -42,7 +42,7 @@ def test_an_adapter_is_peft_s_own(
                     torch.nn.init.normal_(parameter, std=0.1)
         found = backbone.losses(backbone.encode([ROW])).mean.detach()
         backbone.save_adapter(tmp_path / "adapter")
-        ids = torch.tensor([backbone.encode([ROW])[0].inputs["input_ids"]])
+        ids = torch.tensor(backbone.encode([ROW])[0].inputs["input_ids"][None]).long()
     plain = AutoModelForCausalLM.from_pretrained(backbone_config.path)
     loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     its = loaded.peft_config["default"]

@@ -1,11 +1,13 @@
 """The corpus: shards cut from files, ids that occur twice, and the look before."""
 
 import string
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from albat_core import progress
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import AlbatError
+from albat_core.records import hashes
 from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
 from albat_core.records.tables import read_table
 from albat_core.sources.checks import check_source
@@ -54,9 +57,19 @@ def split_words(example: Example, max_words: int = MAX_WORDS) -> list[Example]:
     ]
 
 
+class OneByOne:
+    """A splitter that looks at every row by itself."""
+
+    def __init__(self, pieces: Callable[[Example], list[Example]]) -> None:
+        self.pieces = pieces
+
+    def fitting(self, examples: Sequence[Example]) -> list[bool]:
+        return [False] * len(examples)
+
+
 @pytest.fixture
 def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Sharder"]:
-    monkeypatch.setattr(corpus, "open_splitter", lambda _config: split_words)
+    monkeypatch.setattr(corpus, "open_splitter", lambda _config: OneByOne(split_words))
     monkeypatch.setattr(corpus, "input_fingerprint", lambda config: f"words-{config.path}")
     return Sharder(tmp_path / "root")
 
@@ -173,7 +186,7 @@ def test_many_small_parts_hold_one_part_in_memory(
         write(table, path)
 
     write = corpus.write_table
-    monkeypatch.setattr(corpus, "open_splitter", lambda _config: counted)
+    monkeypatch.setattr(corpus, "open_splitter", lambda _config: OneByOne(counted))
     monkeypatch.setattr(corpus, "write_table", written)
     path = write_jsonl(tmp_path / "r.jsonl", [{"text": f"t{i}"} for i in range(1000)])
     manifest, examples = shard(path, rows=10)
@@ -359,6 +372,20 @@ def test_ids_that_only_share_a_hash_are_not_repeated(
     ref = shard.make(only(SourceConfig(path=str(path))))
     refuse_duplicates(shard.store, [ref])
     assert "also in" in refused(lambda: refuse_duplicates(shard.store, [ref, ref]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 137])
+def test_hashes_beyond_memory_are_counted_as_all_at_once(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_AT_ONCE", 10)
+    drawn = np.random.default_rng(0).integers(-(2**63), 2**63, size=count // 2 + 1).tolist()
+    numbers = (drawn * 2)[:count] + [-1] * (count == 137)
+    found = hashes.Hashes()
+    found.extend(numbers)
+    times = Counter(n % 2**64 for n in numbers)
+    assert found.distinct() == len(times)
+    assert found.repeated() == {n for n, often in times.items() if often > 1}
 
 
 def test_check_finds_nothing_wrong_in_what_is_right(tmp_path: Path) -> None:

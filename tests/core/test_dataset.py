@@ -21,7 +21,7 @@ def test_opens_with_datasets_and_weights_are_those_of_the_objective(
     folder = store.folder(chain.arms.mixture(ALBAT))
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
     mixture = read_mixture(store, chain.arms.mixture(ALBAT))
-    examples = mixture.adaptation + mixture.backbone
+    examples = [*mixture.adaptation, *mixture.backbone]
     absent = {n for n in EXAMPLE_SCHEMA.names if all(getattr(e, n) is None for e in examples)}
     assert rows.column_names == [*(n for n in MIXTURE_SCHEMA.names if n not in absent), "row"]
     own = [w for w, role in zip(rows["weight"], rows["role"], strict=True) if role == "adaptation"]
@@ -43,7 +43,7 @@ def test_is_read_back_as_two_sums(chain: Chain, store: ArtifactStore) -> None:
     assert [e.example_id for e in mixture.backbone] == chosen["example_id"].to_pylist()
     alone = read_mixture(store, chain.arms.mixture(ADAPTATION_ONLY))
     assert alone.alpha == 0
-    assert alone.adaptation == mixture.adaptation
+    assert list(alone.adaptation) == list(mixture.adaptation)
     assert not alone.backbone
 
 

@@ -30,7 +30,7 @@ from albat_core.stages.shard import refuse_barren
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.manifests import Manifest
 from tests.core.row_files import only, refused, write_jsonl
-from tests.core.test_corpus import MAX_WORDS, Sharder, split_words
+from tests.core.test_corpus import MAX_WORDS, OneByOne, Sharder, split_words
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = pq.read_table(ROOT / "examples/text/data/cancergov.parquet")["answer"].to_pylist()
@@ -77,7 +77,7 @@ def chosen(*choices: Any, **fields: Any) -> SourceConfig:
 
 @pytest.fixture
 def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sharder]:
-    monkeypatch.setattr(corpus, "open_splitter", lambda _config: split_words)
+    monkeypatch.setattr(corpus, "open_splitter", lambda _config: OneByOne(split_words))
     monkeypatch.setattr(corpus, "input_fingerprint", lambda config: f"words-{config.path}")
     return Sharder(tmp_path / "root")
 

@@ -144,7 +144,7 @@ def test_an_empty_prompt_is_written_on_from_the_first_token(
     assert made.prompt is None
     assert made.text
     [encoded] = backbone.encode([made])
-    assert encoded.inputs["loss_mask"] == [False] + [True] * (encoded.length - 1)
+    assert encoded.inputs["loss_mask"].tolist() == [False] + [True] * (encoded.length - 1)
     assert TextEncoder(backbone_config).beginnings(["", "leaf"])[0] == [0]
 
 

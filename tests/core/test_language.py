@@ -148,8 +148,8 @@ def test_losses_are_those_of_transformers(
 ) -> None:
     (encoded,) = backbone.encode([row])
     losses = backbone.losses([encoded])
-    ids = torch.tensor([encoded.inputs["input_ids"]])
-    labels = ids.masked_fill(~torch.tensor([encoded.inputs["loss_mask"]]), -100)
+    ids = torch.tensor(encoded.inputs["input_ids"][None], dtype=torch.long)
+    labels = ids.masked_fill(~torch.tensor(encoded.inputs["loss_mask"][None]), -100)
     expected = plain(input_ids=ids, labels=labels).loss.item()
     assert losses.units.tolist() == [encoded.loss_units] == [int((labels != -100).sum())]
     assert losses.mean.item() == pytest.approx(expected, rel=1e-5)
@@ -205,7 +205,7 @@ def test_an_embedding_is_the_position_weighted_mean_of_the_last_states(
     encoded = backbone.encode(texts(3))
     found = backbone.embed(encoded).numpy()
     for row, one in zip(found, encoded, strict=True):
-        ids = torch.tensor([one.inputs["input_ids"]])
+        ids = torch.tensor(one.inputs["input_ids"][None], dtype=torch.long)
         with torch.no_grad():
             states = plain(input_ids=ids, output_hidden_states=True).hidden_states[-1][0].numpy()
         weights = np.arange(1, one.length + 1)
@@ -340,6 +340,18 @@ def test_what_fits_is_left_as_it_is(encoder: TextEncoder, backbone_config: Backb
     exact = encoder_of(backbone_config, len(encoder.tokens(row)[0]))
     assert exact.pieces(row) == [row]
     assert len(encoder_of(backbone_config, exact.max_length - 1).pieces(row)) == 2
+
+
+def test_rows_looked_at_together_fit_as_each_alone(backbone_config: BackboneConfig) -> None:
+    small = encoder_of(backbone_config, 40)
+    rows = [example(text) for text in ["", "l", "</s>", "leaf</s>", *random_texts(200)]]
+    rows += [replace(row, prompt=(row.text or "")[:cut]) for row in rows for cut in (0, 5, 99)]
+    rows += [replace(rows[-1], continues=True), example(messages=(USER, ANSWER))]
+    rows += [example("leaf root", prompt="leaf root"), example("a dog", image=b"PNG")]
+    sure = [row for row, fits in zip(rows, small.fitting(rows), strict=True) if fits]
+    assert [small.pieces(row) for row in sure] == [[row] for row in sure]
+    fit = [row for row in rows if row.image is None and small.pieces(row) == [row]]
+    assert 0.6 * len(fit) < len(sure) < len(fit) < len(rows) / 2
 
 
 def test_a_picture_is_refused(encoder: TextEncoder) -> None:
@@ -707,8 +719,8 @@ def test_divergence_is_the_kl_of_each_token_that_carries_loss(
     for n, one in enumerate(encoded):
         learnt = torch.tensor(one.inputs["loss_mask"][1:])
         with torch.no_grad():
-            before = log_chances(plain, one.inputs["input_ids"])[learnt]
-            after = log_chances(backbone._adapted, one.inputs["input_ids"])[learnt]
+            before = log_chances(plain, one.inputs["input_ids"].tolist())[learnt]
+            after = log_chances(backbone._adapted, one.inputs["input_ids"].tolist())[learnt]
         expected = torch.nn.functional.kl_div(after, before, reduction="sum", log_target=True)
         assert float(expected) > 0.01
         assert divergence.total[n].item() == pytest.approx(float(expected), rel=1e-4)
@@ -737,8 +749,8 @@ def test_divergence_teaches_the_adapter_alone_and_leaves_the_mode_as_it_was(
     for parameter in backbone.adapter_parameters().values():
         parameter.grad = None
     with torch.no_grad():
-        before = log_chances(plain, encoded.inputs["input_ids"])
-    after = log_chances(backbone._adapted, encoded.inputs["input_ids"])
+        before = log_chances(plain, encoded.inputs["input_ids"].tolist())
+    after = log_chances(backbone._adapted, encoded.inputs["input_ids"].tolist())
     (before.exp() * (before - after)).sum().backward()
     for one, parameter in zip(found, backbone.adapter_parameters().values(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-5)

@@ -69,7 +69,7 @@ def gradients_by_logits(backbone: LanguageBackbone, rows: list[Any]) -> list[tor
     """The same of the model's own logits, row by row, by torch's autograd alone."""
     objective = torch.zeros(())
     for place, row in enumerate(rows, 1):
-        ids, learnt = (torch.tensor([row.inputs[n]]) for n in ("input_ids", "loss_mask"))
+        ids, learnt = (torch.tensor(row.inputs[n][None]).long() for n in ("input_ids", "loss_mask"))
         mask = learnt[0, 1:].bool()
         with torch.no_grad(), backbone.adapter_disabled():
             before = backbone._whole(input_ids=ids).logits[0, :-1][mask].log_softmax(dim=-1)
@@ -100,7 +100,9 @@ def test_losses_and_gradients_are_those_of_the_logits(
         model = AutoModelForCausalLM.from_pretrained(config.path).eval()
         found = backbone.losses(rows)
         for row, total in zip(rows, found.total, strict=True):
-            ids, learnt = (torch.tensor([row.inputs[n]]) for n in ("input_ids", "loss_mask"))
+            ids, learnt = (
+                torch.tensor(row.inputs[n][None]).long() for n in ("input_ids", "loss_mask")
+            )
             labels = ids.masked_fill(learnt == 0, -100)[0, 1:]
             with torch.no_grad():
                 logits = model(input_ids=ids).logits[0, :-1]

@@ -71,7 +71,7 @@ def losses_of(model: torch.nn.Module, backbone: LanguageBackbone) -> list[float]
     """Mean losses by a plain pass for each row."""
     found = []
     for row in backbone.encode(ROWS):
-        ids = torch.tensor([row.inputs["input_ids"]])
+        ids = torch.tensor(row.inputs["input_ids"][None], dtype=torch.long)
         with torch.no_grad():
             found.append(float(model(input_ids=ids, labels=ids).loss))
     return found
@@ -162,7 +162,7 @@ def test_gradients_are_those_of_peft_after_passes_without(
     opened.save_adapter(tmp_path / "adapter")
     model = PeftModel.from_pretrained(theirs(folder, bits), tmp_path / "adapter", is_trainable=True)
     [row] = opened.encode(ROWS[:1])
-    ids = torch.tensor([row.inputs["input_ids"]])
+    ids = torch.tensor(row.inputs["input_ids"][None], dtype=torch.long)
     model.eval()(input_ids=ids, labels=ids).loss.backward()
     expected = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     parameters = opened.adapter_parameters()

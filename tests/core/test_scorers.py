@@ -13,8 +13,9 @@ from safetensors import safe_open
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
+from albat_core.measures import theory
 from albat_core.measures.gradients import Projection
-from albat_core.measures.theory import metric_root
+from albat_core.measures.theory import metric_root, second_moments
 from albat_core.records.examples import Example
 from albat_core.records.scores import SCORES
 from albat_core.records.shards import read_examples
@@ -22,8 +23,9 @@ from albat_core.records.splits import VALIDATION, read_role
 from albat_core.records.tables import read_table
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.scorers import matching
 from albat_core.scorers.gradient import adam_step
-from albat_core.scorers.matching import matching_weights, simplex_projection
+from albat_core.scorers.matching import Whitened, matching_weights, simplex_projection
 from albat_core.stages.score import ScoringConfig
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.training.config import FinetuneConfig
@@ -171,8 +173,9 @@ def test_matching_is_of_the_gradients_at_the_surrogate(scored: Scored) -> None:
             np.stack([projected(g) for g in gradients_one_by_one(backbone, examples)])
             for examples in scored.rows("matching")
         )
-    root = metric_root(np.concatenate([corpus, target]), DAMPING)
-    weights, _ = matching_weights(corpus @ root, target.mean(axis=0) @ root)
+    both = np.concatenate([corpus, target])
+    root = metric_root(both.T @ both / len(both), DAMPING)
+    weights, _ = matching_weights(Whitened(corpus @ root), target.mean(axis=0) @ root)
     np.testing.assert_allclose(found, weights * len(weights), atol=0.02 * found.max())
     assert found.mean() == pytest.approx(1, abs=1e-5)
     assert found.min() >= 0
@@ -213,7 +216,7 @@ def test_no_shift_of_weight_makes_a_better_match(seed: int) -> None:
     generator = np.random.default_rng(seed)
     gradients = generator.normal(size=(60, 10)) * generator.uniform(0.5, 2, size=10) + 0.3
     target = 0.7 * generator.normal(size=10)
-    weights, values = matching_weights(gradients, target)
+    weights, values = matching_weights(Whitened(gradients), target)
     assert weights.min() >= 0
     assert weights.sum() == pytest.approx(1)
     point = torch.from_numpy(weights).requires_grad_()
@@ -237,17 +240,39 @@ def test_a_target_that_is_a_mean_of_some_rows_is_matched_by_these() -> None:
     centres = np.random.default_rng(1).normal(size=(4, 6))
     planted = np.array([0.7, 0.3, 0.0, 0.0])
     # so many of each that their variance costs nothing
-    weights, values = matching_weights(np.repeat(centres, 2000, axis=0), planted @ centres)
+    weights, values = matching_weights(
+        Whitened(np.repeat(centres, 2000, axis=0)), planted @ centres
+    )
     groups = weights.reshape(4, 2000)
     assert groups.sum(axis=1) == pytest.approx(planted, abs=2e-3)
     assert np.ptp(groups, axis=1).max() < 1e-9
     assert values[-1] < 1e-3 * values[0]
 
 
+def test_gradients_are_whitened_in_blocks_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "_AT_ONCE", 7)
+    monkeypatch.setattr(theory, "_AT_ONCE", 9)
+    generator = np.random.default_rng(3)
+    gradients = (generator.normal(size=(60, 10)) + 0.3).astype(np.float32)
+    wide = gradients.astype(np.float64)
+    np.testing.assert_allclose(second_moments(gradients), wide.T @ wide, rtol=1e-12)
+    root = metric_root(second_moments(gradients) / 60, 0.1)
+    kept, white = Whitened(gradients, root), wide @ root
+    weights, direction = generator.dirichlet(np.ones(60)), generator.normal(size=10)
+    np.testing.assert_allclose(kept.mean(weights), weights @ white, rtol=1e-9)
+    np.testing.assert_allclose(kept.along(direction), white @ direction, rtol=1e-9)
+    apart = np.square(white - white.mean(axis=0)).sum(axis=1)
+    np.testing.assert_allclose(kept.spread(), apart, rtol=1e-9)
+    largest = np.linalg.eigvalsh(white.T @ white)[-1]
+    assert kept.largest_eigenvalue() == pytest.approx(largest, rel=1e-9)
+
+
 def test_rows_that_vary_more_weigh_less() -> None:
     # by hand: the first is the mean and the target, so that no weight of the others helps
     gradients = np.array([[0.0], [2.0], [-2.0]])
-    assert matching_weights(gradients, np.zeros(1))[0] == pytest.approx([1, 0, 0], abs=1e-3)
+    assert matching_weights(Whitened(gradients), np.zeros(1))[0] == pytest.approx(
+        [1, 0, 0], abs=1e-3
+    )
     # with w on the second Q = (2 w - 1.5)^2 + (1 - w)^2 + w^2, least where 12 w = 8
-    found, _ = matching_weights(np.array([[-1.0], [1.0]]), np.array([0.5]))
+    found, _ = matching_weights(Whitened(np.array([[-1.0], [1.0]])), np.array([0.5]))
     assert found == pytest.approx([1 / 3, 2 / 3], abs=1e-4)

@@ -13,6 +13,7 @@ from albat_core.measures.theory import (
     metric,
     metric_root,
     population_terms,
+    second_moments,
 )
 
 Floats = NDArray[np.float64]
@@ -145,10 +146,11 @@ def test_worth_is_less_beside_the_best_weight_and_below_1_beyond_twice_it() -> N
 def test_root_of_the_metric_makes_gradients_white() -> None:
     generator = np.random.default_rng(2)
     gradients = generator.normal(size=(5_000, 6)) @ generator.normal(size=(6, 6))
-    white = gradients @ metric_root(gradients, 1e-9)
+    fisher = second_moments(gradients) / len(gradients)
+    white = gradients @ metric_root(fisher, 1e-9)
     np.testing.assert_allclose(white.T @ white / len(white), np.eye(6), atol=1e-5)
     # with much damping all directions count alike, up to one factor
-    even = metric_root(gradients, 1e6)
+    even = metric_root(fisher, 1e6)
     np.testing.assert_allclose(even, np.eye(6) * even[0, 0], atol=1e-5 * even[0, 0])
 
 

@@ -287,8 +287,8 @@ def test_the_adapter_is_one_that_peft_loads_with_the_loss_that_was_evaluated(
         encoded = backbone.encode(read_role(store, chain.inputs.adaptation, TEST))
     evaluated = read_table(store.folder(chain.arms.evaluation(ALBAT)) / LOSSES).to_pylist()
     for one, row in zip(encoded, evaluated, strict=True):
-        ids = torch.tensor([one.inputs["input_ids"]])
-        labels = ids.masked_fill(~torch.tensor([one.inputs["loss_mask"]]), -100)
+        ids = torch.tensor(one.inputs["input_ids"][None], dtype=torch.long)
+        labels = ids.masked_fill(~torch.tensor(one.inputs["loss_mask"][None]), -100)
         with torch.no_grad():
             expected = float(model(input_ids=ids, labels=labels).loss)
         assert (row["example_id"], row["units"]) == (one.example_id, one.loss_units)

@@ -90,7 +90,11 @@ class RowPreparation:
         self._captions = captions
         self._picture = config.diffusion.picture
 
-    def __call__(self, example: Example) -> list[Example]:
+    def fitting(self, examples: Sequence[Example]) -> list[bool]:
+        """Return that none is sure to: each picture has to be looked at."""
+        return [False] * len(examples)
+
+    def pieces(self, example: Example) -> list[Example]:
         """Return the example at the backbone's size.
 
         Raises:

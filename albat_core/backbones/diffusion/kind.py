@@ -9,7 +9,7 @@ from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder
 from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.backbones.folder import backbone_folder, model_folder, refuse_incomplete
-from albat_core.backbones.kind import Kind, RowLimit
+from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 
@@ -42,7 +42,7 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         """See ``Kind``."""
         return {"picture": config.diffusion.picture.settings().named}
 
-    def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
+    def splitter(self, config: BackboneConfig) -> Splitter:
         """See ``Kind``: brings pictures to the backbone's size and captions to its length."""
         from albat_core.backbones.diffusion.captions import RowPreparation
 

@@ -65,7 +65,7 @@ class DiffusionBackbone:
         self._family = load_pipeline(config, device, weights)
         folder = backbone_folder(config)
         self._captions = CaptionFitter(folder, self._family.tokenizers)
-        self._pieces = RowPreparation(self._captions, config)
+        self._rows = RowPreparation(self._captions, config)
         self._schedule = open_schedule(
             self._family.pipeline.scheduler, self._config.snr_gamma, config.path
         )
@@ -74,7 +74,7 @@ class DiffusionBackbone:
 
     def pieces(self, example: Example) -> list[Example]:
         """Bring an example to the backbone's size."""
-        return self._pieces(example)
+        return self._rows.pieces(example)
 
     @torch.inference_mode()
     def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
@@ -109,14 +109,17 @@ class DiffusionBackbone:
         return [self._encoded(e, row) for e, row in zip(examples, rows, strict=True) if row]
 
     def _encoded(self, example: Example, row: dict[str, NDArray[Any]]) -> Encoded:
-        latents = torch.from_numpy(np.array(row["latents"]))
+        latents = row["latents"]  # as they are mapped: read when a batch needs them
         size = self._config.picture.size
         frame = (*(example.frame or (*size, 0, 0)), *size)
         inputs = {"latents": latents, "caption": example.text or "", "frame": frame}
         return Encoded(example.example_id, inputs, latents.shape[1] * latents.shape[2], 1)
 
     def _latents(self, batch: Sequence[Encoded]) -> torch.Tensor:
-        return torch.stack([e.inputs["latents"] for e in batch]).to(self.device, torch.float32)
+        latents = np.stack([e.inputs["latents"] for e in batch])
+        # rows that a VAE left channels last would stay so, and be computed with otherwise
+        stacked = torch.from_numpy(np.ascontiguousarray(latents))
+        return stacked.to(self.device, torch.float32)
 
     def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)

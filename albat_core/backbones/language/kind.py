@@ -9,7 +9,7 @@ from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder
 from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.backbones.folder import backbone_folder, refuse_incomplete
-from albat_core.backbones.kind import Kind, RowLimit
+from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
 
@@ -46,11 +46,11 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         told = {} if day == usual else {"chat_date": day.isoformat()}
         return {"max_length": config.max_length, **told}
 
-    def splitter(self, config: BackboneConfig) -> Callable[[Example], list[Example]]:
+    def splitter(self, config: BackboneConfig) -> Splitter:
         """See ``Kind``: pieces of at most ``max_length`` tokens."""
         from albat_core.backbones.language.tokens import TextEncoder
 
-        return TextEncoder(config).pieces
+        return TextEncoder(config)
 
     def limit(self, config: BackboneConfig) -> RowLimit:
         """See ``Kind``: ``max_length``."""

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -99,7 +100,7 @@ class LanguageBackbone:
         return {}
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Return token ids and loss masks.
+        """Return token ids ``input_ids``, (t,) int32, and ``loss_mask``, (t,) bool.
 
         Raises:
             InputError: an example is longer than ``max_length`` or carries no loss.
@@ -114,7 +115,7 @@ class LanguageBackbone:
                     where=f"example {example.example_id}",
                     remedy="cut rows with this backbone's own tokenizer and max_length",
                 )
-            inputs = {"input_ids": ids, "loss_mask": mask}
+            inputs = {"input_ids": np.array(ids, np.int32), "loss_mask": np.array(mask)}
             encoded.append(Encoded(example.example_id, inputs, len(ids), sum(mask)))
         return encoded
 
@@ -123,9 +124,10 @@ class LanguageBackbone:
 
         Right padding needs no attention mask: causal attention never looks to the right.
         """
-        longest = max(e.length for e in batch)
-        rows = [e.inputs[name] + [fill] * (longest - e.length) for e in batch]
-        return torch.tensor(rows, device=self.device)
+        rows = np.full((len(batch), max(e.length for e in batch)), fill, np.int64)
+        for row, one in zip(rows, batch, strict=True):
+            row[: one.length] = one.inputs[name]
+        return torch.from_numpy(rows).to(self.device)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ class PartialEmbedder:
             encoded,
             inputs=inputs,
             length=len(inputs["input_ids"]),
-            loss_units=sum(inputs["loss_mask"]),
+            loss_units=int(inputs["loss_mask"].sum()),
         )
 
     def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:

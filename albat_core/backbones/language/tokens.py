@@ -21,6 +21,8 @@ from albat_core.records.examples import Example
 
 _LETTERS_A_TOKEN = 64
 """A text of so many for each token that fits is surely cut: by stretches, which takes no memory."""
+_USUAL_LETTERS = 8  # a token: texts of more are looked at one after the other, as they are cut
+_FEW = 4  # tokens of which two are left, whatever begins and ends a text
 _SHORTEST_ANSWER = 4  # tokens of answer that must fit behind a prompt
 _LEAST_SHARE = 0.25
 """Of a full piece that the last one has at least: a mean loss over a few tokens says nothing."""
@@ -52,6 +54,8 @@ class TextEncoder:
             )
         self._stretch = _LETTERS_A_TOKEN * config.max_length
         self._chats = ChatRenderer(self.tokenizer, self.where, config.chat_date)
+        self.tokenizer("")  # what is behind it neither pads nor cuts from here on
+        self._backend: Any = self.tokenizer.backend_tokenizer
         self._specials = len(self._encoded("")[0]) + 1  # and the end of the text
 
     def beginnings(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -187,9 +191,9 @@ class TextEncoder:
         It is not ended, though some tokenizers do that, and begun once, though the text may begin
         with the token that begins it.
         """
-        encoded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-        ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
-        added, end_of_text = encoded["special_tokens_mask"], self.tokenizer.eos_token_id
+        encoded = self._backend.encode(text)
+        ids, ends = encoded.ids, [end for _, end in encoded.offsets]
+        added, end_of_text = encoded.special_tokens_mask, self.tokenizer.eos_token_id
         if len(ids) > 1 and ids[-1] == end_of_text and added[-1]:
             del ids[-1:], ends[-1:]
         if len(ids) > 1 and added[0] and ids[1] == ids[0] == self.tokenizer.bos_token_id:
@@ -204,6 +208,27 @@ class TextEncoder:
             ids, mask = [*ids, end_of_text], [*mask, True]
         mask[:1] = [False] * len(mask[:1])
         return ids, mask
+
+    def fitting(self, examples: Sequence[Example]) -> list[bool]:
+        """Tell which rows are sure to be their own only piece: texts, tokenized together."""
+        places = [n for n, example in enumerate(examples) if self._may_fit(example)]
+        texts = [examples[n].text or "" for n in places]
+        found = [False] * len(examples)
+        # no offsets, and no Python objects of tokens: only how many there are is asked
+        for n, tokens in zip(places, self._backend.encode_batch_fast(texts), strict=True):
+            # an end may be added; it, and a beginning written twice, may be taken off
+            found[n] = _FEW <= len(tokens) < self.max_length
+        return found
+
+    def _may_fit(self, example: Example) -> bool:
+        """Tell whether so many tokens alone say that a row fits, with some to learn."""
+        text = example.text or ""
+        if example.messages is not None or example.image is not None or example.continues:
+            return False
+        learns = example.prompt is None or (
+            len(text) > len(example.prompt) and self.tokenizer.eos_token_id is not None
+        )
+        return learns and len(text) <= _USUAL_LETTERS * self.max_length
 
     def pieces(self, example: Example) -> list[Example]:
         """Cut an example into ones of at most ``max_length`` tokens; itself where it fits.
@@ -282,13 +307,13 @@ class TextEncoder:
             last = self._word_start(text, offsets, first + room, first)
             end = self._end(text, offsets[last][0])
             # cut inside a word, a piece may have more tokens alone than in its text
-            while last > first and len(self._offsets(text[start:end])) > room:
+            while last > first and self._count(text[start:end]) > room:
                 last -= 1
                 end = self._end(text, offsets[last][0])
             end = max(end, start + 1)
             spans.append((start, end))
             first, start = last, end
-        if spans and len(self._offsets(text[start:])) > room:
+        if spans and self._count(text[start:]) > room:
             return spans + [(start + a, start + b) for a, b in self._spans_of_stretch(text[start:])]
         return [*spans, (start, len(text))]
 
@@ -304,7 +329,7 @@ class TextEncoder:
         """
         start, end = spans[-2][0], spans[-1][1]
         room = self.max_length - self._specials
-        if len(self._offsets(text[slice(*spans[-1])])) >= _LEAST_SHARE * room:
+        if self._count(text[slice(*spans[-1])]) >= _LEAST_SHARE * room:
             return spans
         both = text[start:end]
         offsets = self._offsets(both)
@@ -313,13 +338,18 @@ class TextEncoder:
         middle = min(max(len(offsets) // 2, first), len(offsets) - 1)
         at = start + self._end(both, offsets[self._word_start(both, offsets, middle, first)][0])
         halves = [(start, at), (at, end)]
-        fits = all(a < b and len(self._offsets(text[a:b])) <= room for a, b in halves)
+        fits = all(a < b and self._count(text[a:b]) <= room for a, b in halves)
         return [*spans[:-2], *halves] if fits and at < spans[-1][0] else spans
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the character span of each token."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(encoded["offset_mapping"])
+        found: list[tuple[int, int]] = self._backend.encode(text, add_special_tokens=False).offsets
+        return found
+
+    def _count(self, text: str) -> int:
+        """Return how many tokens a text has."""
+        [tokens] = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        return len(tokens)
 
     @staticmethod
     def _word_start(text: str, offsets: list[tuple[int, int]], last: int, first: int) -> int:

@@ -42,7 +42,8 @@ _KINDS = {
 
 def is_blank(text: str) -> bool:
     """Tell whether nothing of a text can be seen: spaces, marks of direction or of no width."""
-    return all(unicodedata.category(letter) in _UNSEEN for letter in text)
+    # that the first character can be seen is soon told
+    return not text[:1].isalnum() and all(unicodedata.category(c) in _UNSEEN for c in text)
 
 
 class FileFormat(Protocol):

@@ -1,0 +1,81 @@
+"""Rows of a mixture as the backbone takes them, encoded as batches come to need them."""
+
+from collections.abc import Iterable, Sequence
+
+from albat_core.backbones.base import Backbone, Encoded
+from albat_core.records.examples import Example
+from albat_core.training.sampler import MixtureSampler
+
+_AHEAD = 8192  # draws whose rows are read together: each row group once for them
+_KEPT = 1 << 25  # units of rows that are kept, at some 5 bytes a token
+_AT_ONCE = 64  # rows that are read before they are encoded: pictures may be large
+
+
+class EncodedRows:
+    """Rows as the backbone takes them; those that were used are kept while there is room.
+
+    Args:
+        backbone: what encodes them.
+        rows: in order; those that are never asked for are not encoded.
+    """
+
+    def __init__(self, backbone: Backbone, rows: Sequence[Example]) -> None:
+        self._backbone = backbone
+        self._rows = rows
+        self._kept: dict[int, Encoded] = {}
+
+    def __getitem__(self, row: int) -> Encoded:
+        """Return a row that was fetched."""
+        return self._kept[row]
+
+    def fetch(self, wanted: Iterable[int]) -> None:
+        """Encode rows that are not kept yet; others may be let go."""
+        needed = set(wanted)
+        if sum(e.length for e in self._kept.values()) > _KEPT:
+            self._kept = {n: e for n, e in self._kept.items() if n in needed}
+        missing = sorted(needed - self._kept.keys())
+        for start in range(0, len(missing), _AT_ONCE):
+            some = missing[start : start + _AT_ONCE]
+            encoded = self._backbone.encode([self._rows[n] for n in some])
+            self._kept |= dict(zip(some, encoded, strict=True))
+
+
+class EncodedBatches:
+    """Batches of a mixture by step, encoded for many steps ahead.
+
+    Args:
+        backbone: what encodes them.
+        adaptation: rows of the adaptation set.
+        corpus: rows of the backbone's corpus.
+        sampler: says which rows a step has.
+        steps: of the training, beyond which no row is encoded.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adaptation: Sequence[Example],
+        corpus: Sequence[Example],
+        sampler: MixtureSampler,
+        steps: int,
+    ) -> None:
+        self._parts = EncodedRows(backbone, adaptation), EncodedRows(backbone, corpus)
+        self._sampler = sampler
+        self._steps = steps
+        self._fetched = range(0)
+
+    def batch(self, step: int) -> tuple[list[Encoded], list[Encoded]]:
+        """Return the adaptation rows and the corpus rows of a step, counted from 0.
+
+        Raises:
+            InputError: a row of this or of one of the next steps is not as the backbone takes it.
+        """
+        own, other = self._parts
+        if step not in self._fetched:
+            ahead = max(_AHEAD // self._sampler.batch_size, 1)
+            self._fetched = range(step, min(step + ahead, self._steps))
+            drawn = [self._sampler.batch(n) for n in self._fetched]
+            own.fetch(n for rows, _ in drawn for n in rows)
+            other.fetch(n for _, rows in drawn for n in rows)
+        drawn_own, drawn_other = self._sampler.batch(step)
+        return [own[n] for n in drawn_own], [other[n] for n in drawn_other]
