@@ -141,7 +141,7 @@ def _reach(
     ends = [end for interval in drawn for end in (interval.low, interval.high)]
     low, high = drawing.limits([*ends, 0.0] if zero else ends, 0.06)
     if len(drawn) < sum(_finite(interval) for interval in shown):
-        low -= 0.28 * (high - low)  # room for that writing
+        low -= 0.42 * (high - low)  # room for that writing, four decimals included
     return low, high + 0.1 * (high - low)  # the value stands right of its interval
 
 
