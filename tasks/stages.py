@@ -50,6 +50,7 @@ _ON_DEVICE = {
     retrieve.draw_candidates: lift(retrieve.draw_candidates, "draw random candidates"),
     score.score_part: lift(score.score_part, "score", "score {label}"),
     score.score_candidates: lift(score.score_candidates, "score candidates"),
+    estimate.take_gradients: lift(estimate.take_gradients, "gradients", "gradients: {label}"),
     estimate.estimate_worth: lift(estimate.estimate_worth, "estimate what it is worth"),
     finetune.finetune: lift(finetune.finetune, "fine-tune", "fine-tune: {label}"),
     evaluate.evaluate: lift(evaluate.evaluate, "evaluate", "evaluate: {label}"),

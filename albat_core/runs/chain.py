@@ -20,7 +20,7 @@ from albat_core.records.splits import TRAIN
 from albat_core.runs.arms import Arms, mix, train
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
-from albat_core.runs.parts import score_by_block
+from albat_core.runs.parts import gradients_by_fold, score_by_block
 from albat_core.runs.registry import Entry, register_adapter
 from albat_core.runs.steps import Execute, Step, Steps, call_here
 from albat_core.stages.compare import compare_selections, export_changes
@@ -189,19 +189,22 @@ class Chain:
         c, earlier, inputs = self.config, self._earlier, self.inputs
         folds = self.folds if c.estimate.at == "surrogates" else []
         known = earlier.estimate if earlier and folds and folds == list(earlier.folds) else None
+        rows = (self.selection, inputs.trained_on())
+        encodings = [*inputs.own_encodings, *inputs.corpus_encodings]
         return self._steps.run(
             "estimate what it is worth",
             estimate_worth,
-            selection=self.selection,
-            adaptation=inputs.trained_on(),
+            selection=rows[0],
+            adaptation=rows[1],
             folds=folds,
-            encodings=[*inputs.own_encodings, *inputs.corpus_encodings],
+            encodings=encodings,
             backbone_config=c.backbone,
             adapter=c.surrogate.adapter,
             config=c.estimate,
             seed=c.seed,
             runtime=self._runtime,
             earlier=known,
+            gradients=gradients_by_fold(self._steps, c, *rows, folds, encodings, known),
         )
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from albat_core.records.candidates import block_count
 from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import Step, Steps
+from albat_core.stages.estimate import take_gradients
 from albat_core.stages.score import score_part
 from albat_core.store.artifacts import ArtifactRef
 
@@ -51,3 +52,43 @@ def score_by_block(
     first = steps.results([scoring("score the first rows", 0, None)])[0]
     rest = [scoring("score the other rows", number, first) for number in range(1, count)]
     return [first, *steps.results(rest)]
+
+
+def gradients_by_fold(
+    steps: Steps,
+    run: RunConfig,
+    selection: ArtifactRef,
+    adaptation: ArtifactRef,
+    folds: Sequence[tuple[ArtifactRef, ArtifactRef]],
+    encodings: Sequence[ArtifactRef],
+    earlier: ArtifactRef | None,
+) -> list[ArtifactRef]:
+    """Return the gradients at each fold.
+
+    Args:
+        steps: what they are submitted to.
+        run: whose estimate.
+        selection: see ``estimate_worth``.
+        adaptation: see ``estimate_worth``.
+        folds: see ``estimate_worth``.
+        encodings: see ``estimate_worth``.
+        earlier: see ``estimate_worth``.
+    """
+    taking = [
+        steps.submit(
+            "take gradients",
+            take_gradients,
+            selection=selection,
+            adaptation=adaptation,
+            fold=fold,
+            encodings=encodings,
+            backbone_config=run.backbone,
+            config=run.estimate,
+            seed=run.seed,
+            runtime=run.runtime,
+            label=f"fold {number}",
+            earlier=earlier,
+        )
+        for number, fold in enumerate(folds, start=1)
+    ]
+    return steps.results(taking)

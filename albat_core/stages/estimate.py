@@ -39,6 +39,7 @@ LEAST = 0.02
 """A mixing weight below this is not worth the rows: do not mix."""
 _PARTS = 8  # of the documents, where gradients are those of a new adapter
 _LABEL = "gradients"
+GRADIENTS_STAGE = "gradients"
 GRADIENTS = "gradients.parquet"
 
 Gradient = NDArray[np.float32]
@@ -81,6 +82,7 @@ def estimate_worth(
     seed: int,
     runtime: Runtime,
     earlier: ArtifactRef | None = None,
+    gradients: Sequence[ArtifactRef] = (),
 ) -> ArtifactRef:
     """Compute alpha* and what the selection is worth, from gradients.
 
@@ -97,6 +99,7 @@ def estimate_worth(
         seed: of the rows drawn, of a new adapter, and of the bootstrap.
         runtime: where and with what.
         earlier: an estimate of the same folds, whose gradients are not computed again.
+        gradients: what ``take_gradients`` found at each fold; none: they are taken here.
     """
     from albat_core.measures.gradients import AdapterGradients
 
@@ -106,25 +109,33 @@ def estimate_worth(
         table = read_selection(store, selection)
         weights = table["weight"].to_numpy()
         rows = _drawn_rows(store, table, weights, config.rows, seed)
-        with open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone:
-            noise = FixedNoise(config.noise_levels)
-            gradients = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
-            own = [e for r in (TRAIN, VALIDATION) for e in read_role(store, adaptation, r)]
-            more_rows = 1.0
-            if folds:
-                known = KnownGradients(store, earlier, config)
-                trained = [read_role(store, split, TRAIN) for split, _ in folds]
+        own = _own_rows(store, adaptation)
+        more_rows = 1.0
+        passes = sum(store.manifest(ref).facts["passes"] for ref in gradients)
+        trained = [read_role(store, split, TRAIN) for split, _ in folds]
+        if folds:
+            known = KnownGradients(store, gradients or ([earlier] if earlier else []), config)
+            will_train = store.manifest(adaptation).facts[TRAIN]["rows"]
+            more_rows = will_train / np.mean([len(seen) for seen in trained])
+        if gradients:
+            found = [
+                _beside(seen, own, rows, known.at(surrogate.key))
+                for (_, surrogate), seen in zip(folds, trained, strict=True)
+            ]
+        else:
+            with open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone:
+                noise = FixedNoise(config.noise_levels)
+                taken = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
                 found = []
                 for (_, surrogate), seen in zip(folds, trained, strict=True):
                     with adapted(backbone, store.folder(surrogate)):
-                        at = known.at(surrogate.key, gradients)
-                        found.append(_beside(seen, own, rows, at))
-                known.write(folder)
-                will_train = store.manifest(adaptation).facts[TRAIN]["rows"]
-                more_rows = will_train / np.mean([len(seen) for seen in trained])
-            else:
-                backbone.attach_adapter(adapter, derive_seed(seed, "adapter"))
-                found = _at_start(gradients, own, rows, seed)
+                        found.append(_beside(seen, own, rows, known.at(surrogate.key, taken)))
+                if not folds:
+                    backbone.attach_adapter(adapter, derive_seed(seed, "adapter"))
+                    found = _at_start(taken, own, rows, seed)
+            passes = taken.passes
+        if folds:
+            known.write(folder)
         ess = effective_sample_size(weights) * config.stands_for
         highest = kind_of(backbone_config).highest_alpha
         estimate = estimate_terms(
@@ -138,7 +149,7 @@ def estimate_worth(
         )
         early = [ended_early(store.manifest(surrogate).facts) for _, surrogate in folds]
         facts = _facts(estimate, highest) | {"ended_early": any(early)}
-        return Built(rows=len(rows), facts=facts | {"passes": gradients.passes})
+        return Built(rows=len(rows), facts=facts | {"passes": passes})
 
     return store.produce(
         STAGE,
@@ -156,43 +167,112 @@ def estimate_worth(
     )
 
 
-class KnownGradients:
-    """Gradients by adapter and example, those of an earlier estimate to begin with.
+def take_gradients(
+    selection: ArtifactRef,
+    adaptation: ArtifactRef,
+    fold: tuple[ArtifactRef, ArtifactRef],
+    encodings: Sequence[ArtifactRef],
+    backbone_config: BackboneConfig,
+    config: EstimateConfig,
+    seed: int,
+    runtime: Runtime,
+    label: str,
+    earlier: ArtifactRef | None = None,
+) -> ArtifactRef:
+    """Take the gradients that ``estimate_worth`` reads at one fold.
 
     Args:
-        store: where that is.
-        earlier: the estimate; None: none are known.
-        config: of the new one; gradients taken otherwise are not of use.
+        selection: see ``estimate_worth``.
+        adaptation: see ``estimate_worth``.
+        fold: a split of the adaptation set, and a surrogate trained on its training rows.
+        encodings: see ``estimate_worth``.
+        backbone_config: see ``estimate_worth``.
+        config: see ``estimate_worth``.
+        seed: of the rows drawn.
+        runtime: see ``estimate_worth``.
+        label: names the fold.
+        earlier: see ``estimate_worth``.
+    """
+    from albat_core.measures.gradients import AdapterGradients
+
+    del label
+    store, (split, surrogate) = ArtifactStore(runtime.root), fold
+
+    def build(folder: Path) -> Built:
+        table = read_selection(store, selection)
+        rows = _drawn_rows(store, table, table["weight"].to_numpy(), config.rows, seed)
+        known = KnownGradients(store, [earlier] if earlier else [], config)
+        with (
+            open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone,
+            adapted(backbone, store.folder(surrogate)),
+        ):
+            noise = FixedNoise(config.noise_levels)
+            taken = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
+            seen, own = read_role(store, split, TRAIN), _own_rows(store, adaptation)
+            _beside(seen, own, rows, known.at(surrogate.key, taken))
+        known.write(folder)
+        return Built(rows=len(rows), facts={"passes": taken.passes})
+
+    return store.produce(
+        GRADIENTS_STAGE,
+        STAGE_VERSION,
+        config.settings(without={"folds", "damping", "stands_for"}, seed=seed),
+        {
+            "selection": selection.key,
+            "surrogate": surrogate.key,
+            "trained": role_digest(store, split, TRAIN),
+            "adaptation": [role_digest(store, adaptation, r) for r in (TRAIN, VALIDATION)],
+            "backbone": backbone_identity(backbone_config, runtime),
+        }
+        | ({"earlier": earlier.key} if earlier else {}),
+        build,
+    )
+
+
+class KnownGradients:
+    """Gradients by adapter and example, those of earlier artifacts to begin with.
+
+    Args:
+        store: where those are.
+        earlier: estimates, or gradients at folds.
+        config: of the new estimate; gradients taken otherwise are not of use.
     """
 
     def __init__(
-        self, store: ArtifactStore, earlier: ArtifactRef | None, config: EstimateConfig
+        self, store: ArtifactStore, earlier: Sequence[ArtifactRef], config: EstimateConfig
     ) -> None:
         self._dimension = config.dimension
         self._earlier: dict[tuple[str, str], Gradient] = {}
         self._used: dict[tuple[str, str], Gradient] = {}
-        if earlier is None:
-            return
-        taken = store.manifest(earlier).config
-        if any(
-            taken[name] != getattr(config, name) for name in ("at", "dimension", "noise_levels")
-        ):
-            return
-        table = read_table(store.folder(earlier) / GRADIENTS)
-        values = table["gradient"].combine_chunks().flatten().to_numpy()
-        names = zip(table["adapter"].to_pylist(), table["example"].to_pylist(), strict=True)
-        self._earlier = dict(zip(names, values.reshape(-1, self._dimension), strict=True))
+        for ref in earlier:
+            taken = store.manifest(ref).config
+            if any(
+                taken[name] != getattr(config, name) for name in ("at", "dimension", "noise_levels")
+            ):
+                continue
+            table = read_table(store.folder(ref) / GRADIENTS)
+            values = table["gradient"].combine_chunks().flatten().to_numpy()
+            names = zip(table["adapter"].to_pylist(), table["example"].to_pylist(), strict=True)
+            self._earlier |= dict(zip(names, values.reshape(-1, self._dimension), strict=True))
 
     def at(
-        self, adapter: str, gradients: AdapterGradients
+        self, adapter: str, gradients: AdapterGradients | None = None
     ) -> Callable[[Sequence[Example]], Floats]:
-        """Return what gives the gradients of examples, (n, k), at the adapter that is attached."""
+        """Return what gives the gradients of examples, (n, k), at an adapter.
+
+        Args:
+            adapter: its key.
+            gradients: takes those that are not known, at the adapter that is attached; None: all
+                are known.
+        """
 
         def of(examples: Sequence[Example]) -> Floats:
             names = [(adapter, example.digest()) for example in examples]
             there = self._earlier | self._used
             new = {n: e for n, e in zip(names, examples, strict=True) if n not in there}
-            there |= dict(zip(new, gradients.of(list(new.values()), _LABEL), strict=True))
+            if new:
+                assert gradients is not None  # all are known, where there is nothing to take them
+                there |= dict(zip(new, gradients.of(list(new.values()), _LABEL), strict=True))
             self._used |= {name: there[name] for name in names}
             return np.array([there[name] for name in names], dtype=np.float64)
 
@@ -209,6 +289,11 @@ class KnownGradients:
             }
         )
         write_table(table, folder / GRADIENTS)
+
+
+def _own_rows(store: ArtifactStore, adaptation: ArtifactRef) -> list[Example]:
+    """Return the rows of the adaptation set that are trained on or validate."""
+    return [e for role in (TRAIN, VALIDATION) for e in read_role(store, adaptation, role)]
 
 
 def _beside(

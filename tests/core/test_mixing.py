@@ -1,6 +1,7 @@
 """The mixing weight, the verdict, and what they are computed from."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,30 @@ def test_a_selection_of_another_topic_is_worth_less(
         source = c.corpus[0].model_copy(update={"path": corpus.replace("*", topic)})
         alphas[topic] = worth(Chain(c.model_copy(update={"corpus": (source,)})))
     assert alphas["plants"] > alphas["ships"] + 0.1
+
+
+def test_gradients_taken_fold_by_fold_are_those_of_one_task(
+    computed: Chain, store: ArtifactStore, run_config: RunConfig, tmp_path: Path
+) -> None:
+    c = computed.config
+    parts = next(stage.refs for stage in computed.stages if stage.label == "take gradients")
+    assert len(set(parts)) == len(computed.folds) == 2
+    for stage in ("selection", "split", "adapter", "shards"):
+        (tmp_path / stage).symlink_to(Path(store.root) / stage)
+    alone = estimate_worth(
+        computed.selection,
+        computed.inputs.trained_on(),
+        computed.folds,
+        [],
+        c.backbone,
+        c.surrogate.adapter,
+        c.estimate,
+        c.seed,
+        c.runtime.model_copy(update={"root": str(tmp_path)}),
+    )
+    assert alone == computed.estimate
+    one, several = ArtifactStore(str(tmp_path)).manifest(alone), store.manifest(computed.estimate)
+    assert (one.facts, one.files) == (several.facts, several.files)
 
 
 def test_the_same_run_gives_the_same_weight(computed: Chain, run_config: RunConfig) -> None:
