@@ -16,6 +16,7 @@ from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime, stage_key
+from albat_core.trackers import UNTRACKED, Tracking, followed_by
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
 STAGE_VERSION = 6
@@ -32,6 +33,7 @@ def finetune(
     label: str = "fine-tune",
     start: ArtifactRef | None = None,
     like: ArtifactRef | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> ArtifactRef:
     """Train an adapter on a mixture and keep it at its best step on the validation documents.
 
@@ -50,12 +52,13 @@ def finetune(
         like: an adapter of the same settings, trained on fewer rows, at whose best step this one
             ends (in proportion, where lengths differ); what was measured on the way to it is told
             of this one too. None: validation rows decide.
+        tracking: where the curves are shown; of an adapter that is there, a point a look.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
-    from albat_core.training.trainer import Trainer, spread_waypoints
+    from albat_core.training.trainer import Trainer, log_looks, spread_waypoints
 
     store = ArtifactStore(runtime.root)
     inputs = {
@@ -93,7 +96,7 @@ def finetune(
                 runtime.checkpoint_seconds,
                 _end(store.manifest(like), config) if like else None,
             )
-            state = trainer.train(label)
+            state = trainer.train(label, followed.log)
             parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
             backbone.save_adapter(folder)
             waypoints = spread_waypoints(state, config.checkpoints) if config.checkpoints else []
@@ -122,7 +125,10 @@ def finetune(
         (folder / "README.md").write_text(adapter_card(backbone_config, facts))
         return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
 
-    ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
+    with followed_by(tracking, label, key) as followed:
+        ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
+        if ref.reused and not (facts := store.manifest(ref).facts)["refit"]:
+            log_looks(facts["history"], followed.log)
     checkpoint.remove()
     return ref
 
