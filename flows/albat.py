@@ -61,6 +61,7 @@ def albat(config: RunConfig) -> FlowResult:
         report = chain.report
         places = chain.export() | {"name": chain.register(evaluated=True).name}
         publish_run(chain, places)
+        chain.track()
         note_finished(config, state, chain.selected, chain.selected)
         return FlowResult(artifact=report, places=places, stages=tuple(chain.stages))
 

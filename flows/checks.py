@@ -38,6 +38,7 @@ from albat_core.stages.split import (
 )
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
+from albat_core.trackers import check_tracker
 from albat_core.training.config import FinetuneConfig
 from flows.config import load_config, load_sound_part
 
@@ -97,6 +98,9 @@ def find_mistakes(
     found += _caught(check_faiss)
     if "output" not in unsound:
         found += _caught(storage.check_writable, config.output)
+    if not {"output", "tracking"} & set(unsound):
+        for name in config.tracking:
+            found += _caught(check_tracker, name, config.output)
     no_backbone: list[AlbatError] = []
     if "backbone" not in unsound:
         anywhere = config.runtime.model_copy(update={"device": "auto"})

@@ -12,23 +12,19 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from albat_core.records.runs import ALBAT
 from albat_core.redaction import redacted
-from albat_core.report.content import Arm, PixelError, SelectedExample
+from albat_core.report.content import SelectedExample
 from albat_core.report.gathering import compare_arms, headline, loss_unit
+from albat_core.report.markdown import pixel_table, results
 from albat_core.report.showing import most_useful, read_changes
 from albat_core.report.verdict import expected, verdict
 from albat_core.report.wording import (
-    arm_decimals,
-    between,
     caution,
     decimals,
     fixed,
-    metric_decimals,
     percent,
     signed,
     told,
-    whole,
 )
 from albat_core.runs.chain import Chain
 from albat_core.stages.report import read_results
@@ -100,75 +96,6 @@ def publish_changes(chain: Chain, changes: ArtifactRef, places: Mapping[str, str
     page = link(places["changes"])
     text = f"{told(read_changes(store, changes))}\n[Rows that came and went]({page})\n"
     _show(config.name, "changes", create_markdown_artifact, text)
-
-
-def results(arms: Sequence[Arm], unit: str) -> str:
-    """Return the comparison of the arms as a table in Markdown."""
-    digits = arm_decimals(arms)
-    gains = [("gain over adaptation only", [arm.gain for arm in arms])]
-    if any(arm.over_random for arm in arms):
-        gains.append(("gain over random rows", [arm.over_random for arm in arms]))
-    names = "".join(f" {name} | 95% interval |" for name, _ in gains)
-    lines = [
-        f"| held-out loss, {unit} | loss | 95% interval |{names} rows |",
-        f"|---|---:|---|{'---:|---|' * len(gains)}---:|",
-    ]
-    for row, arm in enumerate(arms):
-        compared = [each[row] for _, each in gains]
-        cells = (
-            f"**{arm.label}**" if arm.name == ALBAT else arm.label,
-            fixed(arm.loss.value, digits),
-            between(arm.loss, digits),
-            *(
-                said
-                for gain in compared
-                for said in ((signed(gain.value, digits), between(gain, digits)) if gain else "  ")
-            ),
-            whole(arm.adaptation_rows + arm.backbone_rows),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    for place, metric in enumerate(arms[0].metrics):
-        lines += ["", *_metric_lines(arms, metric.title, place)]
-    return "\n".join([*lines, "", "A gain above 0 is better; arms are paired by document."])
-
-
-def _metric_lines(arms: Sequence[Arm], title: str, place: int) -> list[str]:
-    """Return what the arms come to by a metric, given by its place in their lists."""
-    digits = metric_decimals(arms, place)
-    lines = [
-        f"| held-out answers | {title}, higher is better | 95% interval "
-        "| gain over adaptation only | 95% interval |",
-        "|---|---:|---|---:|---|",
-    ]
-    for arm in arms:
-        metric = arm.metrics[place]
-        cells = (
-            f"**{arm.label}**" if arm.name == ALBAT else arm.label,
-            fixed(metric.value.value, digits),
-            between(metric.value, digits),
-            signed(metric.gain.value, digits) if metric.gain else "",
-            between(metric.gain, digits) if metric.gain else "",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def pixel_table(arms: Sequence[PixelError]) -> str:
-    """Return how far each arm's drawings are from held-out pictures as a table in Markdown."""
-    lines = [
-        "| held-out pictures, drawn anew | squared error of pixels | 95% interval "
-        "| gain over adaptation only | 95% interval |",
-        "|---|---:|---|---:|---|",
-    ]
-    for arm in arms:
-        cells = (
-            f"**{arm.label}**" if arm.name == ALBAT else arm.label,
-            fixed(arm.error.value, 4),
-            between(arm.error, 4),
-            *((signed(arm.gain.value, 4), between(arm.gain, 4)) if arm.gain else "  "),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any]]:

@@ -196,6 +196,7 @@ def reselect(config: RunConfig) -> FlowResult:
             artifact, trained = chain.report, selected
             places |= chain.export() | {"name": chain.register(evaluated=True).name}
             publish_run(chain, places)
+            chain.track()
         else:
             publish_selection(chain, worth=True)
         note_finished(config, state, selected, trained)

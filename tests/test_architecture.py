@@ -18,6 +18,7 @@ ORDER = (
     "progress",
     "seeding",
     "store",
+    "trackers",
     "devices",
     "processes",
     "memory",
@@ -43,6 +44,10 @@ LONG_FILE = 400
 HOMES = {
     "datatrove": {"albat_core/sources/filters.py"},
     "accelerate": {"albat_core/processes/group.py"},
+    "mlflow": {"albat_core/trackers/mlflow.py"},
+    "tensorboard": {"albat_core/trackers/tensorboard.py"},
+    "trackio": {"albat_core/trackers/trackio.py"},
+    "wandb": {"albat_core/trackers/wandb.py"},
     "bitsandbytes": set[str](),  # transformers and peft import it
     "faiss": {"albat_core/search.py"},
     "gguf": {"albat_core/backbones/language/gguf.py"},

@@ -33,6 +33,7 @@ from albat_core.sources.formats import FORMATS
 from albat_core.stages.shard import ShardConfig, make_shards
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
+from albat_core.trackers import TRACKERS, Tracking, followed_by
 from flows.config import load_config
 from tasks import stages
 from tasks.caching import lift
@@ -137,6 +138,22 @@ def test_a_kind_of_adapter_is_one_entry(
         backbone.detach_adapter()
         saved = json.loads((tmp_path / kind / "adapter_config.json").read_text())
         assert saved["use_rslora"] == (kind == "rslora")
+
+
+def test_a_tracker_is_one_file_and_one_line(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRACKERS, "lines", recipe("tracker").Lines)
+    tracking = Tracking(to=("lines",), project="run", folder=str(tmp_path))
+    for steps in (range(3), range(1, 5)):  # the second goes on from before where the first ended
+        with followed_by(tracking, "surrogate", "key") as followed:
+            for step in steps:
+                followed.log({"train/loss": float(step)}, step)
+    points = [json.loads(line) for line in (tmp_path / "key.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points] == [0, 1, 2, 2, 3, 4]
+    assert all(point["train/loss"] == point["step"] for point in points)
+    with pytest.raises(ValueError, match=", lines"):
+        Tracking(to=("line",))
 
 
 def test_a_stage_is_one_file_and_a_line_for_its_task(

@@ -23,6 +23,7 @@ from albat_core.records.examples import (
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "mixture"
+CARD = "README.md"
 ADAPTATION, BACKBONE = "adaptation", "backbone"
 TEXTS, PROMPTS, CHATS = "texts", "prompts", "chats"
 """Layouts of rows without pictures, whose columns are those that TRL trains on."""

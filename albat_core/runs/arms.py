@@ -351,4 +351,5 @@ def train(
         label=label,
         start=start,
         like=like,
+        tracking=run.tracked,
     )

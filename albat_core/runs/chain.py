@@ -27,7 +27,7 @@ from albat_core.stages.compare import compare_selections, export_changes
 from albat_core.stages.decontaminate import decontaminate
 from albat_core.stages.estimate import estimate_worth
 from albat_core.stages.proxy import measure_proxy
-from albat_core.stages.report import export_run, write_report
+from albat_core.stages.report import export_run, track_run, write_report
 from albat_core.stages.retrieve import draw_candidates, retrieve_candidates, take_candidates
 from albat_core.stages.score import score_candidates
 from albat_core.stages.select import select, select_all
@@ -311,6 +311,14 @@ class Chain:
         return self._steps.call(
             export_run, run=run, report=report, output=self._output, runtime=self._runtime
         )
+
+    def track(self) -> None:
+        """Show what the run came to where it is tracked."""
+        if self.config.tracking:
+            run, report, tracking = self.artifacts, self.report, self.config.tracked
+            self._steps.call(
+                track_run, run=run, report=report, tracking=tracking, runtime=self._runtime
+            )
 
     @property
     def selected(self) -> Selected:

@@ -22,7 +22,9 @@ from albat_core.stages.score import ScoringConfig
 from albat_core.stages.select import SelectionConfig
 from albat_core.stages.shard import ShardConfig
 from albat_core.stages.split import SplitConfig
+from albat_core.store import storage
 from albat_core.store.stage import Runtime, StageConfig
+from albat_core.trackers import TrackerName, Tracking
 from albat_core.training.config import FinetuneConfig
 
 
@@ -128,8 +130,18 @@ class RunConfig(StageConfig):
     `split.use` is below 1."""
     reselection: ReselectionConfig = ReselectionConfig()
     """What is done when the adaptation data has changed, where the run is watched."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Where curves and results are shown beside the report: `mlflow`, `tensorboard`, `trackio`,
+    `wandb` (install `albat[tracking]`). Addresses and keys are those of their own environment
+    variables. Changes no result, and no run ends by it."""
     runtime: Runtime = Runtime()
     """Where and with what to compute; changes no result."""
+
+    @property
+    def tracked(self) -> Tracking:
+        """Where the run's work is shown."""
+        folder = storage.join(storage.absolute(self.output), self.name) if self.tracking else ""
+        return Tracking(to=self.tracking, project=self.name, folder=folder)
 
     @field_validator("corpus")
     @classmethod

@@ -261,7 +261,7 @@ def register_adapter(
             gain=arm.gain if arm else None,
             multiplier=results.multiplier if results else None,
             metrics=arm.metrics if arm else (),
-            config=config.settings(without={"runtime", "output", "reselection"}).shown,
+            config=config.settings(without={"runtime", "output", "reselection", "tracking"}).shown,
         )
     )
 

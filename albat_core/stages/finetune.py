@@ -24,6 +24,8 @@ from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime, stage_key
+from albat_core.trackers import UNTRACKED, Tracking, followed_by
+from albat_core.trackers.base import Log, to_nobody
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
 STAGE_VERSION = 6
@@ -40,6 +42,7 @@ def finetune(
     label: str = "fine-tune",
     start: ArtifactRef | None = None,
     like: ArtifactRef | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> ArtifactRef:
     """Train an adapter on a mixture and keep it at its best step on the validation documents.
 
@@ -58,12 +61,14 @@ def finetune(
         like: an adapter of the same settings, trained on fewer rows, at whose best step this one
             ends (in proportion, where lengths differ); what was measured on the way to it is told
             of this one too. None: validation rows decide.
+        tracking: where the curves are shown; of an adapter that is there, a point a look.
 
     Raises:
         TrainingError: the loss is not finite.
         ProcessError: one of the processes that it is spread over is gone.
     """
     from albat_core.training.checkpoint import CheckpointFile
+    from albat_core.training.trainer import log_looks
 
     store = ArtifactStore(runtime.root)
     inputs = {
@@ -98,12 +103,16 @@ def finetune(
             checkpoint=checkpoint,
         )
         if runtime.training_devices == 1:
-            return train(ProcessGroup())
+            return train(ProcessGroup(), log=followed.log)
         with lent_devices(runtime) as devices:
             release_backbones()
             return Built.model_validate(run_together(train, devices))
 
-    ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
+    with followed_by(tracking, label, key) as followed:
+        ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
+        looked = runtime.training_devices == 1 and not ref.reused
+        if not looked and not (facts := store.manifest(ref).facts)["refit"]:
+            log_looks(facts["history"], followed.log)
     CheckpointFile(checkpoint).remove()
     return ref
 
@@ -123,6 +132,7 @@ def train_adapter(
     start: ArtifactRef | None,
     like: ArtifactRef | None,
     checkpoint: str,
+    log: Log = to_nobody,
 ) -> Built:
     """Train as ``finetune`` does, in one process or in each of a group.
 
@@ -141,6 +151,7 @@ def train_adapter(
         start: see ``finetune``.
         like: see ``finetune``.
         checkpoint: file that the main process keeps the state in.
+        log: see ``Trainer.train``; in processes of their own nobody is told.
     """
     from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
     from albat_core.training.trainer import Trainer, spread_waypoints
@@ -167,7 +178,7 @@ def train_adapter(
             _end(store.manifest(like), config) if like else None,
             group,
         )
-        state = trainer.train(label)
+        state = trainer.train(label, log)
         if not group.is_main:
             return Built()
         parameters = sum(p.numel() for p in backbone.adapter_parameters().values())

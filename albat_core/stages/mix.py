@@ -13,6 +13,7 @@ from albat_core.records.examples import Example, examples_to_table
 from albat_core.records.mixtures import (
     ADAPTATION,
     BACKBONE,
+    CARD,
     CHATS,
     MIXTURE_SCHEMA,
     PROMPTS,
@@ -99,7 +100,7 @@ def write_mixture(
             "adaptation_rows": len(own),
             "backbone_rows": table.num_rows - len(own),
         }
-        (folder / "README.md").write_text(_card(table, facts, files.layouts))
+        (folder / CARD).write_text(_card(table, facts, files.layouts))
         return Built(rows=table.num_rows, facts=facts)
 
     return store.produce(

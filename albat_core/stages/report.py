@@ -4,13 +4,17 @@ from pathlib import Path
 
 import yaml
 
+from albat_core.records.mixtures import CARD
 from albat_core.records.runs import ALBAT, RunArtifacts
-from albat_core.report.content import ReportContent
+from albat_core.report import markdown
+from albat_core.report.content import Arm, ReportContent
 from albat_core.report.gathering import gather
 from albat_core.store import storage, transfer
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.claims import claimed
 from albat_core.store.stage import Runtime, StageConfig
+from albat_core.trackers import Tracking, followed_by
+from albat_core.trackers.base import Results, Row
 
 STAGE = "report"
 STAGE_VERSION = 8
@@ -31,7 +35,7 @@ def write_report(
         runtime: where artifacts are kept.
     """
     store = ArtifactStore(runtime.root)
-    its = config.settings(without={"runtime", "output", "reselection"})
+    its = config.settings(without={"runtime", "output", "reselection", "tracking"})
 
     def build(folder: Path) -> Built:
         from albat_core.report.page import render
@@ -46,6 +50,48 @@ def write_report(
         "arms": {arm.name: arm.evaluation.key for arm in run.arms},
     }
     return store.produce(STAGE, STAGE_VERSION, {"run": its, "seed": seed}, inputs, build)
+
+
+def track_run(run: RunArtifacts, report: ArtifactRef, tracking: Tracking, runtime: Runtime) -> None:
+    """Show what a run came to where it is tracked: the arms, report, mixture's card and adapter.
+
+    Args:
+        run: whose adapter and mixture.
+        report: of it.
+        tracking: where.
+        runtime: where artifacts are kept.
+    """
+    store = ArtifactStore(runtime.root)
+    content = read_results(store, report)
+    adapter = next(arm.adapter for arm in run.arms if arm.name == ALBAT)
+    assert adapter is not None  # ALBAT's arm is always trained
+    figures = {f"heldout/loss/{arm.name}": arm.loss.value for arm in content.arms}
+    figures |= {f"heldout/gain/{a.name}": a.gain.value for a in content.arms if a.gain}
+    for arm in content.arms:
+        figures |= {f"heldout/{each.name}/{arm.name}": each.value.value for each in arm.metrics}
+    results = Results(
+        figures=figures,
+        table=[_row(arm) for arm in content.arms],
+        texts={
+            "arms": markdown.results(content.arms, content.unit),
+            "verdict": f"{content.headline}\n\n{content.verdict or ''}".strip(),
+            "mixture": store.file(run.mixture, CARD).read_text(encoding="utf-8"),
+        },
+        files={"report": store.file(report, PAGE), "adapter": store.folder(adapter)},
+    )
+    with followed_by(tracking, "results", report.key) as followed:
+        followed.keep(results)
+
+
+def _row(arm: Arm) -> Row:
+    """Return what an arm came to, intervals with their ends."""
+    row: dict[str, str | float | None] = {"arm": arm.label}
+    for name, its in (("loss", arm.loss), ("gain over adaptation only", arm.gain)):
+        row[name] = its.value if its else None
+        row[f"{name}, low"] = its.low if its else None
+        row[f"{name}, high"] = its.high if its else None
+    row["rows"] = arm.adaptation_rows + arm.backbone_rows
+    return row | {each.title: each.value.value for each in arm.metrics}
 
 
 def read_results(store: ArtifactStore, report: ArtifactRef) -> ReportContent:

@@ -26,6 +26,7 @@ from albat_core.processes.group import ProcessGroup
 from albat_core.progress import track
 from albat_core.records.mixtures import Mixture
 from albat_core.seeding import derive_seed
+from albat_core.trackers.base import Log, to_nobody
 from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState
 from albat_core.training.config import FinetuneConfig, learning_rate
 from albat_core.training.encoded import EncodedBatches
@@ -35,6 +36,15 @@ _PAUSE = 20  # times that writing a checkpoint took, at least, until the next: 5
 _REMEDY = (
     "lower this training's learning_rate (surrogate or finetune), or set backbone.dtype to float32"
 )
+
+_CURVES = {"validation": "validation/loss", "train": "train/mean_loss"}
+
+
+def log_looks(history: Sequence[Mapping[str, float]], log: Log) -> None:
+    """Log looks at the validation documents: their loss, and the mean of the steps before it."""
+    for look in history:
+        measured = {curve: look[name] for name, curve in _CURVES.items() if name in look}
+        log(measured, int(look["step"]))
 
 
 def spread_waypoints(state: TrainingState, count: int) -> list[int]:
@@ -137,8 +147,14 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
 
-    def train(self, label: str) -> TrainingState:
+    def train(self, label: str, log: Log = to_nobody) -> TrainingState:
         """Train to the end and return what was measured; the adapter is left at its best step.
+
+        Args:
+            label: names the progress line.
+            log: takes ``train/loss`` and ``train/learning_rate`` of each step, and what
+                ``log_looks`` says of each look, as soon as they are there; losses in nats (or
+                squared error) per unit.
 
         Raises:
             TrainingError: a loss is not finite.
@@ -151,10 +167,13 @@ class Trainer:
             while True:
                 if self._is_due(state):
                     self._evaluate(state)
+                    log_looks(state.history[-1:], log)
                 if state.step == end or self._stalled(state):
                     break
                 state.recent.append(self._step(state))
+                rate = learning_rate(self._config, state.step)
                 state.step += 1
+                log({"train/loss": state.recent[-1], "train/learning_rate": rate}, state.step)
                 advance(1)
                 if self._group.is_main and (began := time.monotonic()) - saved > pause:
                     self._checkpoint.write(self._snapshot(state))

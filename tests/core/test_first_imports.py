@@ -13,7 +13,16 @@ STAGES = sorted(
     if path.stem != "__init__"
 )
 MODELS = ("torch", "transformers", "diffusers", "peft", "faiss", "matplotlib", "scipy")
-MODELS += ("datatrove", "rouge_score", "sentence_transformers")
+MODELS += (
+    "datasets",
+    "mlflow",
+    "tensorboard",
+    "trackio",
+    "wandb",
+    "datatrove",
+    "rouge_score",
+    "sentence_transformers",
+)
 
 
 def imported(code: str) -> set[str]:

@@ -15,6 +15,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.stages.finetune import finetune
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
+from albat_core.trackers import UNTRACKED, Tracking
 from albat_core.training.config import FinetuneConfig
 
 STEPS = FinetuneConfig(
@@ -59,6 +60,7 @@ class Training:
         config: FinetuneConfig = STEPS,
         seed: int = 0,
         like: ArtifactRef | None = None,
+        tracking: Tracking = UNTRACKED,
     ) -> ArtifactRef:
         return finetune(
             self.mixture,
@@ -69,6 +71,7 @@ class Training:
             seed,
             self.runtime,
             like=like,
+            tracking=tracking,
         )
 
     def weights(self, ref: ArtifactRef) -> dict[str, torch.Tensor]:

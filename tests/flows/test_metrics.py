@@ -17,6 +17,7 @@ from albat_core.records.grades import GRADES, document_grades
 from albat_core.records.tables import read_table
 from albat_core.report.content import ReportContent
 from albat_core.report.gathering import compare_arms
+from albat_core.report.markdown import results
 from albat_core.report.page import render
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
@@ -26,7 +27,6 @@ from albat_core.stages.report import RESULTS, read_results
 from albat_core.store.artifacts import ArtifactStore
 from flows.checks import check_file
 from flows.config import load_config
-from flows.pages import results
 from flows.showing import show_results
 from tests.flows.conftest import Albat
 from tests.pictures import write_image_run

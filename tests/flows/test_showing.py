@@ -7,8 +7,9 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from albat_core.report.content import Interval, PixelError
+from albat_core.report.markdown import pixel_table
 from flows.local import showing
-from flows.pages import link, pixel_table
+from flows.pages import link
 
 API = "http://127.0.0.1:4200/api"
 
