@@ -158,9 +158,13 @@ class TextEncoder:
         if example.messages is not None:
             return self._chat_tokens(example)
         text = example.text or ""
-        ids, ends = self._encoded(text)
-        starts_at = -1 if example.prompt is None else len(example.prompt)
-        mask = [end > starts_at for end in ends]
+        if example.prompt is None:
+            [encoded] = self._backend.encode_batch_fast([text])  # places of tokens are not asked
+            ids = encoded.ids[self._own(encoded)]
+            mask = [True] * len(ids)
+        else:
+            ids, ends = self._encoded(text)
+            mask = [end > len(example.prompt) for end in ends]
         end_of_text = self.tokenizer.eos_token_id
         if not example.continues and end_of_text is not None and ids[-1:] != [end_of_text]:
             ids.append(end_of_text)
@@ -192,13 +196,18 @@ class TextEncoder:
         with the token that begins it.
         """
         encoded = self._backend.encode(text)
-        ids, ends = encoded.ids, [end for _, end in encoded.offsets]
-        added, end_of_text = encoded.special_tokens_mask, self.tokenizer.eos_token_id
-        if len(ids) > 1 and ids[-1] == end_of_text and added[-1]:
-            del ids[-1:], ends[-1:]
-        if len(ids) > 1 and added[0] and ids[1] == ids[0] == self.tokenizer.bos_token_id:
-            del ids[:1], ends[:1]
-        return ids, ends
+        own = self._own(encoded)
+        return encoded.ids[own], [end for _, end in encoded.offsets[own]]
+
+    def _own(self, encoded: Any) -> slice:
+        """Return which tokens of an encoded text are its own and the one that begins it."""
+        ids, added = encoded.ids, encoded.special_tokens_mask
+        start, stop = 0, len(ids)
+        if stop > 1 and ids[-1] == self.tokenizer.eos_token_id and added[-1]:
+            stop -= 1
+        if stop > 1 and added[0] and ids[1] == ids[0] == self.tokenizer.bos_token_id:
+            start = 1
+        return slice(start, stop)
 
     def _chat_tokens(self, example: Example) -> tuple[list[int], list[bool]]:
         spoken = self._chats.spoken(example)
