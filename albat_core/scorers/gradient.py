@@ -48,6 +48,7 @@ class Gradient(Scorer):
     says: ClassVar[str] = "how much a training step on the row would help, in [-1, 1]"
     needs_surrogate: ClassVar[bool] = True
     by_gradients: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = (VALIDATION,)
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "selection": {"select": "top", "weigh": "even"}

@@ -33,12 +33,14 @@ def hash_buckets(text_ngram: str, buckets: int = 10_000) -> int:
     return int.from_bytes(sha256(text_ngram.encode()).digest()) % buckets
 
 
-def ngram_counts(text: str, buckets: int) -> Counts:
-    """Return how many unigrams and bigrams of a text fall into each bucket, (buckets,) int64.
+def tokens_of(text: str) -> list[str]:
+    """Return a text's tokens: runs of word characters or of punctuation, in lower case."""
+    return _TOKEN.findall(text.lower())
 
-    Tokens are runs of word characters or of punctuation, in lower case.
-    """
-    tokens = _TOKEN.findall(text.lower())
+
+def ngram_counts(text: str, buckets: int) -> Counts:
+    """Return how many unigrams and bigrams of a text fall into each bucket, (buckets,) int64."""
+    tokens = tokens_of(text)
     ngrams = tokens + [f"{first} {second}" for first, second in pairwise(tokens)]
     found = np.fromiter(map(hash_buckets, ngrams, repeat(buckets)), np.int64, len(ngrams))
     return np.bincount(found, minlength=buckets)
