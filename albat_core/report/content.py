@@ -271,7 +271,8 @@ class InputCount(_Part):
 
     name: str
     role: str
-    """`corpus`, `adaptation`, or `generated` for rows that the backbone made beside a corpus."""
+    """`corpus`, `adaptation`, `generated` for rows that the backbone made beside a corpus, or
+    `prefilter` for those of the corpus that were kept by their words."""
     rows: int
     examples: int
     notes: tuple[str, ...] = ()

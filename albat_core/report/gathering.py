@@ -294,10 +294,10 @@ def _inputs(store: ArtifactStore, run: RunArtifacts) -> list[InputCount]:
     shards = dict.fromkeys(run.corpus, "corpus")
     for stage in run.stages:
         for ref in stage.refs:
-            if ref.stage != "shards" or "prefilter" in store.manifest(ref).config:
-                continue  # what is kept of a corpus is told of with it
-            made = "generated" in store.manifest(ref).config
-            shards.setdefault(ref, "generated" if made else "adaptation")
+            if ref.stage == "shards":
+                config = store.manifest(ref).config
+                made = (role for role in ("generated", "prefilter") if role in config)
+                shards.setdefault(ref, next(made, "adaptation"))
     return [_input_count(store.manifest(ref), role) for ref, role in shards.items()]
 
 

@@ -125,6 +125,7 @@ class Inputs:
     def kept(self) -> list[ArtifactRef]:
         """Shards of the corpus rows that are looked at: all, or those that the prefilter keeps."""
         c = self._config
+        _ = self._whole  # ids that occur twice are refused first
         if not self.prefiltered:
             return self.corpus
         every = self._steps.run(
@@ -150,8 +151,12 @@ class Inputs:
     @cached_property
     def parts(self) -> list[Part]:
         """Parts of the corpus rows that are looked at."""
-        every = self._steps.call(list_parts, shards=self.corpus, runtime=self._config.runtime)
-        return parts_of(self._store, self.kept) if self.prefiltered else every
+        return parts_of(self._store, self.kept) if self.prefiltered else self._whole
+
+    @cached_property
+    def _whole(self) -> list[Part]:
+        """Parts of the corpus."""
+        return self._steps.call(list_parts, shards=self.corpus, runtime=self._config.runtime)
 
     @cached_property
     def corpus_encodings(self) -> list[ArtifactRef]:

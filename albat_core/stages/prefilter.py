@@ -1,4 +1,4 @@
-"""The corpus rows likest the adaptation data by their words, kept as shards; the rest is passed."""
+"""The corpus rows likest the adaptation data by their words, kept as shards to be looked at."""
 
 import math
 from collections import Counter
@@ -95,6 +95,8 @@ def prefilter(
         return Built(
             rows=len(new),
             facts={
+                "files": ["all of the corpus"],
+                "rows": len(names),
                 "parts": parts,
                 "sources": dict(sorted(sources.items())),
                 "prefiltered_rows": len(names) - kept,

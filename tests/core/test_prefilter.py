@@ -20,6 +20,7 @@ from albat_core.runs.steps import call_here
 from albat_core.scorers.ngram import importance
 from albat_core.stages.embed import embed_part
 from albat_core.stages.prefilter import PrefilterConfig, prefilter
+from albat_core.stages.report import read_results
 from albat_core.stages.retrieve import RetrievalConfig, take_candidates
 from albat_core.stages.score import ScoringConfig
 from albat_core.stages.select import SelectionConfig
@@ -31,6 +32,7 @@ from tests.core.test_ngram import shards_of, texts
 from tests.toys import sentences, topic_rows, write_jsonl, write_run
 
 QUARTER = PrefilterConfig(share=0.25)
+WHOLE = RetrievalConfig(pool="corpus")
 
 
 def rows_in(store: ArtifactStore, refs: list[ArtifactRef]) -> list[Example]:
@@ -150,6 +152,11 @@ def test_only_kept_rows_are_embedded_and_searched_and_random_ones_are_of_all(
     store = ArtifactStore(str(tmp_path))
     assert chain.report
     assert sum(embedded) == store.manifest(chain.inputs.index).rows == 30
+    told = [each for each in read_results(store, chain.report).inputs if each.role == "prefilter"]
+    assert [(each.rows, each.examples) for each in told] == [(120, 30)]
+    assert told[0].notes == (
+        "90 rows whose words are less like the adaptation data's, passed over",
+    )
     kept = {row.example_id for row in rows_in(store, chain.inputs.kept)}
     names = set(read_candidates(store, chain.retrieved)["example_id"].to_pylist())
     assert names
@@ -163,7 +170,7 @@ def test_the_whole_pool_is_what_is_kept(run_config: RunConfig, tmp_path: Path) -
     chain = few(
         run_config,
         tmp_path,
-        retrieval=RetrievalConfig(pool="corpus"),
+        retrieval=WHOLE,
         scoring=ScoringConfig(scorer="ngram"),
         selection=SelectionConfig(rows=20, select="top"),
     )
@@ -197,3 +204,13 @@ def test_a_prefilter_that_has_grown_too_much_begins_anew(
     kept = chain.inputs.kept
     grown = chain.selected.model_copy(update={"prefiltered": tuple(kept * 2)})
     assert len(Chain(chain.config, previous=grown).inputs.kept) == 1
+
+
+@pytest.mark.parametrize("changes", [{"prefilter": QUARTER}, {"retrieval": WHOLE}])
+def test_ids_that_occur_twice_are_refused_where_nothing_is_embedded_yet(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    run = load_config(str(write_run(tmp_path)))
+    write_jsonl(tmp_path / "corpus" / "again.jsonl", topic_rows("plants", 2))
+    with pytest.raises(InputError, match="expected each id once"):
+        _ = Chain(run.model_copy(update=changes)).retrieved
