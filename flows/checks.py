@@ -10,6 +10,7 @@ from albat_core.backbones import (
     check_chat,
     check_embedder,
     check_prompts,
+    check_smaller,
     encoder_identity,
     open_splitter,
     open_trap,
@@ -47,6 +48,7 @@ Tell = Callable[[str], object]
 _LETTERS_CUT = 200_000  # of a source, before anything is computed
 _MILLIONS = 100  # of a backbone's weights, above which the default learning rate is high
 _GRADED = 3  # rows on which a metric is tried
+_READ = 20  # rows of a source that two backbones have to read alike
 _COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
 
@@ -97,10 +99,7 @@ def find_mistakes(
         found += _runner_problems(config.runtime)
     found += _caught(check_faiss)
     if "output" not in unsound:
-        found += _caught(storage.check_writable, config.output)
-    if not {"output", "tracking"} & set(unsound):
-        for name in config.tracking:
-            found += _caught(check_tracker, name, config.output)
+        found += _output_problems(config, [] if "tracking" in unsound else config.tracking)
     no_backbone: list[AlbatError] = []
     if "backbone" not in unsound:
         anywhere = config.runtime.model_copy(update={"device": "auto"})
@@ -111,6 +110,7 @@ def find_mistakes(
     ids: dict[str, dict[str, str]] = {"corpus": {}, "adaptation": {}}
     uris: dict[str, set[str]] = {"corpus": set(), "adaptation": set(), "heldout": set()}
     asked: list[Look] = []  # of the sources whose rows will be answered
+    sound: list[Look] = []
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
             look = look_at(source, ids["corpus" if role == "corpus" else "adaptation"])
@@ -121,12 +121,16 @@ def find_mistakes(
                 problems = _caught(_check_cut, look, source, config, notes, untold)
             if problems:
                 spoilt.add(role)
+            else:
+                sound.append(look)
             found += [_in_role(role, error) for error in problems]
             said = [*((tell, note) for note in notes), *((warn, note) for note in untold)]
             for teller, note in said:
                 teller(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt and config.decontamination.enabled and config.decontamination.copies:
         found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], warn)
+    if not no_backbone and not {"backbone", "scoring", "surrogate"} & set(unsound):
+        found += _smaller_problems(config, sound, warn)
     found += _metric_problems(config, spoilt, asked)
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
@@ -136,6 +140,14 @@ def find_mistakes(
 def _device_problems(runtime: Runtime) -> list[AlbatError]:
     """Return what is wrong with how many devices are asked for; those of a cluster are not here."""
     return [] if runtime.cluster else _caught(check_device_count, runtime)
+
+
+def _output_problems(config: RunConfig, trackers: Sequence[str]) -> list[AlbatError]:
+    """Return why results cannot be written, or not be shown by a tracker."""
+    found = _caught(storage.check_writable, config.output)
+    for name in trackers:
+        found += _caught(check_tracker, name, config.output)
+    return found
 
 
 def _runner_problems(runtime: Runtime) -> list[AlbatError]:
@@ -174,6 +186,13 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
             "generated.freely: the backbone has a chat template, without which an instruct model "
             "writes little of what it was trained on: `freely: chat` begins by it"
         )
+    copies = config.decontamination
+    compared = copies.enabled and copies.similarity is not None
+    if compared and not config.embeds_corpus and not {"retrieval", "decontamination"} & {*unsound}:
+        yield (
+            "retrieval.pool corpus: no row is embedded, so by its words alone it is told what "
+            "copies held-out rows, and decontamination.similarity is not looked at"
+        )
     usual = FinetuneConfig().learning_rate
     sections = [name for name in ("surrogate", "finetune") if name not in unsound]
     high = [name for name in sections if getattr(config, name).learning_rate == usual]
@@ -207,6 +226,30 @@ def _embedder_problems(
             problems = _caught(encoder_identity, encoder)
             found += [_in_role(f"samples.{name}", error) for error in problems]
     return found
+
+
+def _smaller_problems(config: RunConfig, looks: Sequence[Look], warn: Tell) -> list[AlbatError]:
+    """Return why a smaller backbone cannot score in place of a sound one; warn where it is none."""
+    if not config.scoring.by_smaller:
+        return []
+    smaller = config.scoring.smaller.of(config.backbone)
+    anywhere = config.runtime.model_copy(update={"device": "auto"})
+    found = (
+        _caught(check_smaller, config.backbone, smaller)
+        or _caught(check_backbone, smaller, anywhere)
+        or _caught(_check_read_alike, config, looks)
+        or _caught(check_adapter, smaller, config.surrogate.adapter)
+    )
+    if not found and weights_of(smaller) >= weights_of(config.backbone):
+        warn("scoring.smaller: it has as many weights as the backbone, so nothing is saved by it")
+    return [_in_role("scoring.smaller", error) for error in found]
+
+
+def _check_read_alike(config: RunConfig, looks: Sequence[Look]) -> None:
+    """Look whether a smaller backbone reads the first rows of each source as the backbone does."""
+    split = open_splitter(config.backbone).pieces
+    rows = [piece for look in looks for row in look.rows[:_READ] for piece in split(row.whole())]
+    check_smaller(config.backbone, config.scoring.smaller.of(config.backbone), rows)
 
 
 def _caught(

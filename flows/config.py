@@ -294,6 +294,8 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
 
     encoders = {n: model(getattr(config.samples, n)) for n in ("dino", "clip")}
     encoder = {"encoder": model(config.embedding.encoder)}
+    smaller = config.scoring.smaller
+    smaller = smaller.model_copy(update={"path": model(smaller.path)})
     return config.model_copy(
         update={
             "output": _expanded(config.output, path),
@@ -302,11 +304,10 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
             ),
             "backbone": config.backbone.model_copy(update={"path": model(config.backbone.path)}),
             "embedding": config.embedding.model_copy(update=encoder),
+            "scoring": config.scoring.model_copy(update={"smaller": smaller}),
             "samples": config.samples.model_copy(update=encoders),
-            "corpus": tuple(map(source, config.corpus)),
-            "adaptation": tuple(map(source, config.adaptation)),
-            "heldout": tuple(map(source, config.heldout)),
         }
+        | {n: tuple(map(source, getattr(config, n))) for n in ("corpus", "adaptation", "heldout")}
     )
 
 

@@ -10,6 +10,7 @@ from albat_core.devices import resolve_device
 from albat_core.runs import registry
 from albat_core.sources import files
 from albat_core.stages import (
+    agree,
     answer,
     compare,
     decontaminate,
@@ -23,6 +24,7 @@ from albat_core.stages import (
     grade,
     index,
     mix,
+    prefilter,
     proxy,
     redraw,
     report,
@@ -47,7 +49,6 @@ _ON_DEVICE = {
     embed.embed_queries: lift(embed.embed_queries, "embed rows", "embed {label}"),
     index.build_index: lift(index.build_index, "index the corpus"),
     retrieve.retrieve_candidates: lift(retrieve.retrieve_candidates, "retrieve candidates"),
-    retrieve.draw_candidates: lift(retrieve.draw_candidates, "draw random candidates"),
     score.score_part: lift(score.score_part, "score", "score {label}"),
     score.score_candidates: lift(score.score_candidates, "score candidates"),
     estimate.take_gradients: lift(estimate.take_gradients, "gradients", "gradients: {label}"),
@@ -70,7 +71,11 @@ _ELSEWHERE = {
     shard.make_shards: lift(shard.make_shards, "cut", "cut {file.label}"),
     shard.list_parts: lift(shard.list_parts, "list parts"),
     split.split_adaptation: lift(split.split_adaptation, "split by document"),
-    retrieve.take_candidates: lift(retrieve.take_candidates, "take generated rows"),
+    prefilter.prefilter: lift(prefilter.prefilter, "prefilter the corpus"),
+    retrieve.draw_candidates: lift(retrieve.draw_candidates, "draw random candidates"),
+    retrieve.take_candidates: lift(retrieve.take_candidates, "take all rows"),
+    agree.draw_sample: lift(agree.draw_sample, "draw a sample of candidates"),
+    agree.measure_agreement: lift(agree.measure_agreement, "compare with the smaller backbone"),
     decontaminate.decontaminate: lift(decontaminate.decontaminate, "leave out held-out rows"),
     select.select: lift(select.select, "select and weigh"),
     select.select_all: lift(select.select_all, "take all random candidates"),

@@ -268,6 +268,22 @@ def check_embedder(config: BackboneConfig, embedder: EmbedderConfig) -> None:
     kind_of(config).check_embedder(config, embedder)
 
 
+def check_smaller(
+    config: BackboneConfig, other: BackboneConfig, rows: Sequence[Example] = ()
+) -> None:
+    """Look whether a smaller backbone's surrogate may score in place of a backbone's own.
+
+    Args:
+        config: of the backbone.
+        other: of the smaller one.
+        rows: as they are cut for the backbone, which both have to read alike.
+
+    Raises:
+        BackboneError: it reads other tokens, or pictures.
+    """
+    kind_of(config).check_smaller(config, other, rows)
+
+
 def check_prompts(config: BackboneConfig, prompts: Sequence[str]) -> None:
     """Look whether a backbone takes prompts, without loading its weights.
 

@@ -51,6 +51,33 @@ class BackboneConfig(StageConfig):
     """Run Python code that comes with the model. Off unless you have read that code."""
 
 
+class SmallerBackbone(StageConfig):
+    """A smaller backbone of the same family, whose surrogate scores in place of the backbone's."""
+
+    path: str | None = Field(None, min_length=1)
+    """Local folder or hub id of a language model with the backbone's tokenizer. A surrogate is
+    trained on it too, as `surrogate` says; none: the backbone scores all candidates itself."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; none for a local folder."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Weights that it is loaded in, see `backbone.quantization`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with it. Off unless you have read that code."""
+    sample: int = Field(512, ge=32)
+    """Candidates, drawn at random, that both score before it is trusted."""
+    least_agreement: float = Field(0.8, gt=0, lt=1)
+    """Spearman correlation of both's scores from which on it is trusted, in (0, 1): the 95%
+    interval has to lie above."""
+    fall_back: bool = True
+    """Whether the backbone scores all candidates itself where the smaller one is not trusted;
+    false: it scores all the same, and the run says that it ranks otherwise."""
+
+    def of(self, backbone: BackboneConfig) -> BackboneConfig:
+        """Return its settings as a backbone: those of the run's in all else."""
+        names = ("path", "revision", "quantization", "trust_remote_code")
+        return backbone.model_copy(update={name: getattr(self, name) for name in names})
+
+
 class EmbedderConfig(StageConfig):
     """What represents rows as vectors: the backbone, a part of it, or an encoder beside it."""
 

@@ -65,6 +65,8 @@ class Kind(Protocol):
     """Whether what it makes without a prompt is of no use."""
     writes_answers: ClassVar[bool]
     """Whether it answers prompts with texts, which metrics can compare with others."""
+    told_by_words: ClassVar[bool]
+    """Whether the words of rows tell which repeat one another; captions of pictures do not."""
     usual_penalty: ClassVar[float]
     """Weight at which holding an adapter to the backbone's outputs was found to help."""
     highest_alpha: ClassVar[float]
@@ -134,6 +136,18 @@ class Kind(Protocol):
     def encoder_identity(self, dtype: str) -> dict[str, Any]:
         """Return what changes the result of such an encoder, beside its files."""
         ...
+
+    def check_smaller(
+        self, config: BackboneConfig, other: BackboneConfig, rows: Sequence[Example]
+    ) -> None:
+        """Look whether a smaller backbone's surrogate may score in place of this one's.
+
+        It may where it reads the same tokens, of rows as they are cut for this one; no weights are
+        loaded.
+
+        Raises:
+            BackboneError: it does not, or none can for backbones of this kind.
+        """
 
     def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
         """Look whether the backbone takes prompts.

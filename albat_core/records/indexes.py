@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from albat_core.records.shards import Part
+from albat_core.records.shards import Part, locate
 from albat_core.search import EmbeddingSpace, VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
@@ -41,10 +41,7 @@ class CorpusIndex:
 
     def locate(self, positions: Sequence[int]) -> tuple[list[str], list[int]]:
         """Return part address and row in that part of rows of the index."""
-        where = np.asarray(positions, dtype=np.int64)
-        parts = np.searchsorted(self.ends, where, side="right")
-        starts = np.concatenate([[0], self.ends])[parts]
-        return [self.addresses[p] for p in parts], (where - starts).tolist()
+        return locate(self.addresses, self.ends, positions)
 
 
 def whole_vectors(folder: Path, rows: int, dimension: int) -> NDArray[np.float16]:

@@ -61,8 +61,11 @@ class RunArtifacts(BaseModel):
     proxy: ArtifactRef | None = None
     """How far the corpus is from what the backbone models, where it stands for its own."""
     adaptation: ArtifactRef
-    index: ArtifactRef
+    index: ArtifactRef | None = None
+    """None where no corpus row is embedded."""
     candidates: ArtifactRef
+    agreement: ArtifactRef | None = None
+    """How far a smaller backbone ranks as the run's own; None where none was to score."""
     scores: ArtifactRef
     selection: ArtifactRef
     estimate: ArtifactRef | None = None

@@ -39,8 +39,12 @@ class Selected(BaseModel):
 
     adaptation: ArtifactRef
     """The adaptation set, split by document."""
+    prefiltered: tuple[ArtifactRef, ...] = ()
+    """Shards of the corpus rows that were kept by their words; none where all were."""
     surrogate: ArtifactRef | None
     """None where the scorer needs none."""
+    smaller: ArtifactRef | None = None
+    """The surrogate of a smaller backbone; None where none was to score."""
     scores: ArtifactRef | None = None
     """Of the candidates; None for a selection that did not keep them."""
     mixture: ArtifactRef

@@ -32,6 +32,7 @@ _NOTES = {
     "split_rows": "longer than the backbone takes, cut",
     "printed_rows": "with a number as text, taken as it is printed",
     "unfit_rows": "with no answer to learn or no room for one, skipped",
+    "prefiltered_rows": "whose words are less like the adaptation data's, passed over",
 }
 
 
@@ -83,6 +84,22 @@ def parts_of(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> list[Part]:
             for p in manifest.facts["parts"]
         ]
     return parts
+
+
+def locate(
+    addresses: Sequence[str], ends: NDArray[np.int64], positions: Sequence[int]
+) -> tuple[list[str], list[int]]:
+    """Return part address and row in that part of rows of a corpus, by their positions in it.
+
+    Args:
+        addresses: of its parts, in order.
+        ends: (n_parts,) int64, running total of the parts' rows.
+        positions: in [0, rows).
+    """
+    where = np.asarray(positions, dtype=np.int64)
+    parts = np.searchsorted(ends, where, side="right")
+    starts = np.concatenate([[0], ends])[parts]
+    return [addresses[p] for p in parts], (where - starts).tolist()
 
 
 def part_path(store: ArtifactStore, address: str) -> Path:

@@ -117,6 +117,20 @@ class RankAgreement(_Part):
     """Spearman's correlation, in [-1, 1]."""
 
 
+class SmallerRanks(_Part):
+    """How far a smaller backbone ranks candidates as the run's own, and which of them scored."""
+
+    agreement: Interval
+    """Spearman's correlation, in [-1, 1]."""
+    rows: int
+    """Candidates that both scored."""
+    least: float
+    """From which on the smaller one is trusted."""
+    trusted: bool
+    scored: bool
+    """Whether scores are the smaller one's."""
+
+
 class NoiseLevels(_Part):
     """At how many noise levels candidates were looked at, and why so many."""
 
@@ -227,6 +241,8 @@ class Selection(_Part):
     least_useful: tuple[SelectedExample, ...]
     noise: NoiseLevels | None = None
     """Where losses depend on noise."""
+    smaller: SmallerRanks | None = None
+    """Where a smaller backbone was to score."""
 
 
 class Changes(_Part):
@@ -255,7 +271,8 @@ class InputCount(_Part):
 
     name: str
     role: str
-    """`corpus`, `adaptation`, or `generated` for rows that the backbone made beside a corpus."""
+    """`corpus`, `adaptation`, `generated` for rows that the backbone made beside a corpus, or
+    `prefilter` for those of the corpus that were kept by their words."""
     rows: int
     examples: int
     notes: tuple[str, ...] = ()

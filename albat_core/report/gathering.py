@@ -51,9 +51,6 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
     arms = compare_arms(store, run.arms, seed)
     mixture = store.manifest(run.mixture)
     mixing = store.manifest(run.estimate).facts if run.estimate else None
-    index = store.manifest(run.index)
-    recall = {k: v for k, v in index.facts.items() if k.startswith("recall")}
-    kept = ("kind", "dimension", "cells", "probes")
     return ReportContent(
         title=str(yaml.safe_load(config_yaml)["name"]),
         created=made_now(),
@@ -75,7 +72,7 @@ def gather(store: ArtifactStore, run: RunArtifacts, config_yaml: str, seed: int)
         multiplier=_multiplier(mixing) if mixing else None,
         splits={r: store.manifest(run.adaptation).facts[r]["documents"] for r in ROLES},
         inputs=tuple(_inputs(store, run)),
-        index={"rows": index.rows} | {k: index.facts[k] for k in kept if index.facts[k]} | recall,
+        index=_index(store.manifest(run.index)) if run.index else {},
         stages=tuple(_stages(store, run)),
         config_yaml=config_yaml,
         versions=mixture.versions,
@@ -298,8 +295,9 @@ def _inputs(store: ArtifactStore, run: RunArtifacts) -> list[InputCount]:
     for stage in run.stages:
         for ref in stage.refs:
             if ref.stage == "shards":
-                made = "generated" in store.manifest(ref).config
-                shards.setdefault(ref, "generated" if made else "adaptation")
+                config = store.manifest(ref).config
+                made = (role for role in ("generated", "prefilter") if role in config)
+                shards.setdefault(ref, next(made, "adaptation"))
     return [_input_count(store.manifest(ref), role) for ref, role in shards.items()]
 
 
@@ -312,6 +310,14 @@ def _input_count(manifest: Manifest, role: str) -> InputCount:
         examples=manifest.rows,
         notes=row_notes([facts]),
     )
+
+
+def _index(manifest: Manifest) -> dict[str, str | int | float]:
+    """Return what is told of the index."""
+    facts = manifest.facts
+    recall = {k: v for k, v in facts.items() if k.startswith("recall")}
+    kept = ("kind", "dimension", "cells", "probes")
+    return {"rows": manifest.rows} | {k: facts[k] for k in kept if facts[k]} | recall
 
 
 def _stages(store: ArtifactStore, run: RunArtifacts) -> list[StageTime]:

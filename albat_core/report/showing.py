@@ -31,6 +31,7 @@ from albat_core.report.content import (
     SampleRow,
     SelectedExample,
     Selection,
+    SmallerRanks,
     SourceCount,
 )
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -90,6 +91,7 @@ def selection(store: ArtifactStore, run: RunArtifacts) -> Selection:
         most_useful=most_useful(store, run.selection, run.adaptation),
         least_useful=_shown(store, worst, weight_of, nearest)[::-1],
         noise=_noise_levels(store.manifest(run.scores)),
+        smaller=_smaller_ranks(store.manifest(run.agreement)) if run.agreement else None,
     )
 
 
@@ -133,6 +135,18 @@ def _scorer(scores: Manifest) -> str:
     """Return the scorer's name; settings of its own stand beside it where it has any."""
     scorer = scores.config["scorer"]
     return str(scorer["name"] if isinstance(scorer, dict) else scorer)
+
+
+def _smaller_ranks(agreement: Manifest) -> SmallerRanks:
+    facts = agreement.facts
+    low, high = facts["interval"]
+    return SmallerRanks(
+        agreement=Interval(value=facts["agreement"], low=low, high=high),
+        rows=agreement.rows,
+        least=facts["least"],
+        trusted=facts["trusted"],
+        scored=facts["scored_by_smaller"],
+    )
 
 
 def _noise_levels(scores: Manifest) -> NoiseLevels | None:

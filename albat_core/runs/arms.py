@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from albat_core.backbones.config import SamplingConfig
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.measures.metrics import metric_title
 from albat_core.records.runs import (
     ADAPTATION_ONLY,
@@ -322,6 +322,7 @@ def train(
     encodings: Sequence[ArtifactRef] = (),
     start: ArtifactRef | None = None,
     like: ArtifactRef | None = None,
+    backbone: BackboneConfig | None = None,
 ) -> Step[ArtifactRef]:
     """Submit the training of an adapter.
 
@@ -336,6 +337,7 @@ def train(
         encodings: of the corpus rows in the mixture.
         start: an adapter to go on from.
         like: an adapter at whose best step it ends.
+        backbone: what is adapted; None: the run's.
     """
     rows = steps.manifest(split).facts[TRAIN]["rows"]
     return steps.submit(
@@ -344,7 +346,7 @@ def train(
         mixture=mixture,
         adaptation=split,
         encodings=[*inputs.own_encodings, *encodings],
-        backbone_config=run.backbone,
+        backbone_config=backbone or run.backbone,
         config=in_steps(config, rows),
         seed=run.seed,
         runtime=run.runtime,

@@ -10,7 +10,6 @@ from albat_core.records.runs import (
     ALBAT,
     ALL_DATA,
     GENERATED,
-    LABELS,
     RANDOM,
     RunArtifacts,
     StageRun,
@@ -20,8 +19,9 @@ from albat_core.records.splits import TRAIN
 from albat_core.runs.arms import Arms, mix, train
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
-from albat_core.runs.parts import gradients_by_fold, score_by_block
+from albat_core.runs.parts import gradients_by_fold
 from albat_core.runs.registry import Entry, register_adapter
+from albat_core.runs.scoring import MOSTLY_NEW, Scoring
 from albat_core.runs.steps import Execute, Step, Steps, call_here
 from albat_core.stages.compare import compare_selections, export_changes
 from albat_core.stages.decontaminate import decontaminate
@@ -29,20 +29,15 @@ from albat_core.stages.estimate import estimate_worth
 from albat_core.stages.proxy import measure_proxy
 from albat_core.stages.report import export_run, track_run, write_report
 from albat_core.stages.retrieve import draw_candidates, retrieve_candidates, take_candidates
-from albat_core.stages.score import score_candidates
 from albat_core.stages.select import select, select_all
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
-from albat_core.training.config import continued
-
-_MOSTLY_NEW = 0.5
-"""Share of new rows from which on surrogates are trained anew."""
 
 
 class Chain:
     """A run's stages by name; asking for one computes what it needs, or finds it finished.
 
-    ``inputs`` go up to the index, ``arms`` are what is trained on mixtures; between them stands
-    how rows are selected, and behind them the report.
+    ``inputs`` go up to the index, ``scoring`` has surrogates and scores, ``arms`` are what is
+    trained on mixtures; between them stands how rows are selected, and behind them the report.
 
     Args:
         config: of the run.
@@ -67,6 +62,9 @@ class Chain:
         self._store = ArtifactStore(config.runtime.root)
         self._steps = Steps(execute, self._store)
         self.inputs = Inputs(config, self._steps, self._store, previous)
+        self.scoring = Scoring(
+            config, self._steps, self._store, self.inputs, lambda: self.candidates, previous
+        )
         self.arms = Arms(config, self._steps, self.inputs, self._added)
 
     @property
@@ -80,7 +78,11 @@ class Chain:
 
     @cached_property
     def retrieved(self) -> ArtifactRef:
-        """Corpus examples near the adaptation examples."""
+        """Corpus examples near the adaptation examples, or all that are looked at."""
+        if self.config.retrieval.pool == "corpus":
+            return self._steps.run(
+                "retrieve", take_candidates, shards=self.inputs.kept, runtime=self._runtime
+            )
         return self._steps.run(
             "retrieve",
             retrieve_candidates,
@@ -93,55 +95,22 @@ class Chain:
     @cached_property
     def candidates(self) -> ArtifactRef:
         """Those of them that are no copies of held-out examples."""
-        return self._decontaminated("leave out held-out rows", self.retrieved)
+        return self._decontaminated("leave out held-out rows", self.retrieved, self.index)
 
-    @cached_property
+    @property
+    def index(self) -> ArtifactRef | None:
+        """The index of the corpus rows that are looked at; None where none are embedded."""
+        return self.inputs.index if self.config.embeds_corpus else None
+
+    @property
     def surrogate(self) -> ArtifactRef:
         """An adapter trained on the adaptation set alone."""
-        config = self.config.surrogate
-        if kept := self.config.scoring.scorer.surrogate_checkpoints:
-            config = config.model_copy(update={"checkpoints": kept})
-        anew = self.inputs.new_share >= _MOSTLY_NEW
-        start = self._earlier.surrogate if self._earlier and not anew else None
-        if start is not None:
-            reached = steps_in_all(self._store, start)
-            config = continued(config, reached, self.inputs.new_share)
-        training = train(
-            self._steps,
-            self.config,
-            self.inputs,
-            "surrogate",
-            config,
-            mixture=mix(self._steps, self.config, LABELS[ADAPTATION_ONLY], self.inputs.adaptation),
-            split=self.inputs.adaptation,
-            start=start,
-        )
-        return self._steps.results([training])[0]
+        return self.scoring.surrogate
 
-    @cached_property
+    @property
     def scores(self) -> ArtifactRef:
-        """Scores of the candidates; earlier ones where the surrogate ranks as its own did."""
-        c, inputs, scorer = self.config, self.inputs, self.config.scoring.scorer
-        surrogate = self.surrogate if scorer.needs_surrogate else None
-        encodings = [*inputs.own_encodings, *inputs.corpus_encodings]
-        parts: list[ArtifactRef] = []
-        if surrogate and scorer.by_row and not self._earlier:
-            given = (self.candidates, surrogate, inputs.adaptation, encodings)
-            parts = score_by_block(self._steps, c, *given)
-        return self._steps.run(
-            "score",
-            score_candidates,
-            candidates=self.candidates,
-            surrogate=surrogate,
-            adaptation=inputs.adaptation,
-            encodings=encodings,
-            backbone_config=c.backbone,
-            config=c.scoring,
-            seed=c.seed,
-            runtime=self._runtime,
-            earlier=self._earlier.scores if self._earlier else None,
-            parts=parts,
-        )
+        """Scores of the candidates."""
+        return self.scoring.scores
 
     @cached_property
     def selection(self) -> ArtifactRef:
@@ -217,16 +186,18 @@ class Chain:
 
     @cached_property
     def random_selection(self) -> ArtifactRef:
-        """As many random corpus examples."""
+        """As many random corpus examples, of all."""
+        whole = None if self.inputs.prefiltered else self.index
         drawn = self._steps.run(
             "draw random rows",
             draw_candidates,
-            index_ref=self.inputs.index,
+            shards=self.inputs.corpus,
+            index_ref=whole,
             selection_ref=self.selection,
             seed=self.config.seed,
             runtime=self._runtime,
         )
-        kept = self._decontaminated("leave held-out rows out of random ones", drawn)
+        kept = self._decontaminated("leave held-out rows out of random ones", drawn, whole)
         like = self.selection
         return self._steps.run(
             "take random rows", select_all, candidates=kept, like=like, runtime=self._runtime
@@ -238,7 +209,7 @@ class Chain:
         taken = self._steps.run(
             "take generated rows",
             take_candidates,
-            shards=self.inputs.generated,
+            shards=[self.inputs.generated],
             runtime=self._runtime,
         )
         return self._steps.run(
@@ -282,8 +253,9 @@ class Chain:
             corpus=self.inputs.corpus,
             proxy=self.proxy,
             adaptation=self.inputs.adaptation,
-            index=self.inputs.index,
+            index=self.index,
             candidates=self.candidates,
+            agreement=self.scoring.agreement,
             scores=self.scores,
             selection=self.selection,
             estimate=self.estimate if self.config.mixture.alpha == "auto" else None,
@@ -328,7 +300,9 @@ class Chain:
         trained = at_surrogates or c.scoring.scorer.needs_surrogate
         return Selected(
             adaptation=self.inputs.adaptation,
+            prefiltered=tuple(self.inputs.kept) if self.inputs.prefiltered else (),
             surrogate=self.surrogate if trained else None,
+            smaller=self.scoring.smaller_surrogate,
             scores=self.scores,
             mixture=self.arms.mixture(ALBAT),
             estimate=self.estimate if auto else None,
@@ -377,20 +351,23 @@ class Chain:
     def _has_outgrown(self, folds: Sequence[tuple[ArtifactRef, ArtifactRef]]) -> bool:
         """Tell whether most of what is trained on has come since surrogates were trained."""
         then, now = (self.facts(s)[TRAIN]["rows"] for s in (folds[0][0], self.inputs.adaptation))
-        return bool(max(self.inputs.new_share, 1 - then / now) >= _MOSTLY_NEW)
+        return bool(max(self.inputs.new_share, 1 - then / now) >= MOSTLY_NEW)
 
-    def _decontaminated(self, label: str, candidates: ArtifactRef) -> ArtifactRef:
+    def _decontaminated(
+        self, label: str, candidates: ArtifactRef, index: ArtifactRef | None
+    ) -> ArtifactRef:
+        """Return the candidates that copy nothing, by embeddings too where an index has them."""
         c = self.config
         if not c.decontamination.enabled:
             return candidates
-        compared = c.decontamination.similarity is not None
+        compared = index is not None and c.decontamination.similarity is not None
         return self._steps.run(
             label,
             decontaminate,
             candidates=candidates,
             heldout_queries=self.inputs.heldout_queries if compared else None,
             queries=self.inputs.queries if compared else None,
-            index=self.inputs.index,
+            index=index,
             adaptation=self.inputs.adaptation,
             config=c.decontamination,
             runtime=self._runtime,

@@ -15,6 +15,7 @@ from albat_core.stages.evaluate import EvaluationConfig
 from albat_core.stages.generate import GenerationConfig
 from albat_core.stages.index import IndexConfig
 from albat_core.stages.mix import MixtureConfig
+from albat_core.stages.prefilter import PrefilterConfig
 from albat_core.stages.proxy import ProxyConfig
 from albat_core.stages.retrieve import RetrievalConfig
 from albat_core.stages.sample import SampleConfig
@@ -95,6 +96,8 @@ class RunConfig(StageConfig):
     """How the adaptation documents are divided."""
     shards: ShardConfig = ShardConfig()
     """How the corpus is cut up."""
+    prefilter: PrefilterConfig = PrefilterConfig()
+    """Which corpus rows are looked at at all, by their words alone."""
     embedding: EmbeddingConfig = EmbeddingConfig()
     """How embeddings are computed."""
     index: IndexConfig = IndexConfig()
@@ -143,6 +146,14 @@ class RunConfig(StageConfig):
         folder = storage.join(storage.absolute(self.output), self.name) if self.tracking else ""
         return Tracking(to=self.tracking, project=self.name, folder=folder)
 
+    @property
+    def embeds_corpus(self) -> bool:
+        """Whether corpus rows are embedded: to find near ones, or pictures that are copies."""
+        if self.retrieval.pool != "corpus":
+            return True
+        compared = self.decontamination.enabled and self.decontamination.similarity is not None
+        return compared and not kind_of(self.backbone).told_by_words
+
     @field_validator("corpus")
     @classmethod
     def _corpus_or_prompts(
@@ -176,6 +187,17 @@ class RunConfig(StageConfig):
     def _neighbours_for_nearest(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:
         if value.scorer.needs_neighbours and _whole_corpus(others):
             raise ValueError(f"the scorer {value.scorer.name} needs retrieval.pool neighbours")
+        return value
+
+    @field_validator("scoring")
+    @classmethod
+    def _surrogate_for_smaller(cls, value: ScoringConfig) -> ScoringConfig:
+        if value.smaller.path is not None and not value.by_smaller:
+            raise ValueError(
+                f"the scorer {value.scorer.name} gives rows no score by a surrogate alone, which a "
+                "smaller backbone could have: leave smaller out, or set scorer to advantage or "
+                "gradient"
+            )
         return value
 
     @field_validator("selection")

@@ -81,8 +81,9 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
     """Return what each stage of a run will take, the sum last.
 
     A stage computes one full batch of the run's own rows, on the run's device, and the rest is
-    counted. Trainings are counted to their last step, where most end earlier. Not counted:
-    building and searching the index, decontamination, samples and answers.
+    counted. Trainings are counted to their last step, where most end earlier, a smaller backbone
+    as one that is trusted. Not counted: a prefilter, building and searching the index,
+    decontamination, samples and answers.
 
     Args:
         config: of a run whose inputs can be read.
@@ -113,23 +114,30 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
             *_before_training(config, rows, probe),
             *_trainings(config, rows, probe),
         ]
+    if config.scoring.by_smaller:
+        costs += _by_smaller(config, rows, own.sample, corpus.sample)
     total = sum(cost.seconds or 0.0 for cost in costs)
     return [*costs, StageCost("in all", "", total, max(cost.bytes for cost in costs))]
 
 
 def _before_training(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
     """Return the costs of inputs, embeddings and the index."""
-    every = rows.corpus + rows.own + rows.heldout
+    kept = rows.corpus * config.prefilter.share
+    every = kept + rows.own + rows.heldout
     costs = []
+    if kept < rows.corpus:
+        costs.append(StageCost("prefilter", _counted(rows.corpus, "corpus rows"), None, 0))
     if precomputes(config.backbone):
         rate = probe.precompute()
         told = _counted(every, "rows")
         costs.append(StageCost("compute inputs", told, every * rate.seconds, rate.bytes))
+    if not config.embeds_corpus:
+        return costs
     eye = probe.embed()
-    units = rows.corpus * eye.corpus_units + (every - rows.corpus) * eye.own_units
+    units = kept * eye.corpus_units + (every - kept) * eye.own_units
     seconds = units * eye.rate.seconds
     costs.append(StageCost("embed", _counted(every, "rows"), seconds, eye.rate.bytes))
-    vectors = min(rows.corpus * eye.dimension * 4, config.index.memory_gb * 1e9)
+    vectors = min(kept * eye.dimension * 4, config.index.memory_gb * 1e9)
     told = f"{eye.dimension:,} dimensions, in the machine's memory"
     return [*costs, StageCost("search", told, None, round(vectors))]
 
@@ -144,27 +152,12 @@ def _trainings(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]
     probe.attach(config.surrogate)
     forward = probe.forward(config.scoring.batch_tokens)
     if surrogates:
-        step = probe.step(config.surrogate, alpha=0.0)
-        its = in_steps(config.surrogate, round(rows.own))
-        seconds = surrogates * its.steps * step.seconds
-        seconds += _looks(its, rows, config, probe, forward)
-        told = f"{surrogates} times {its.steps} steps"
-        costs.append(StageCost("train surrogates", told, seconds, step.bytes))
-    candidates = rows.corpus
-    if config.retrieval.pool != "corpus":
-        candidates = min(candidates, config.retrieval.candidates)
-    gradient = _Rate()
-    if auto or scorer.by_gradients:
-        gradient = probe.gradients()
-    if scorer.by_losses:
-        seconds = 2 * candidates * rows.corpus_units * forward.seconds
-        seconds *= probe.levels(FixedNoise())
-        costs.append(StageCost("score", _counted(candidates, "candidates"), seconds, forward.bytes))
-    if scorer.by_gradients:
-        times = max(scorer.surrogate_checkpoints, 1)
-        units = candidates * rows.corpus_units + rows.own * rows.own_units
-        told = _counted(times * candidates, "gradients")
-        costs.append(StageCost("score", told, times * units * gradient.seconds, gradient.bytes))
+        costs.append(_surrogates("train surrogates", surrogates, config, rows, probe, forward))
+    gradient = probe.gradients() if auto or scorer.by_gradients else _Rate()
+    candidates, name = _candidates(config, rows), "score"
+    if config.scoring.by_smaller:
+        candidates, name = min(candidates, config.scoring.smaller.sample), "score a sample"
+    costs += _scores(name, candidates, config, rows, probe, forward, gradient)
     if auto:
         times = folds if at_surrogates else 1
         looked = min(config.estimate.rows, config.selection.rows)
@@ -172,6 +165,59 @@ def _trainings(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]
         told = _counted(times * looked + rows.own, "gradients")
         costs.append(StageCost("estimate", told, times * units * gradient.seconds, gradient.bytes))
     return [*costs, *_arms(config, rows, probe)]
+
+
+def _by_smaller(
+    config: RunConfig, rows: _Rows, own: Sequence[Example], corpus: Sequence[Example]
+) -> list[StageCost]:
+    """Return the costs of a smaller backbone's surrogate, and of the scores by it."""
+    with open_backbone(config.scoring.smaller.of(config.backbone), config.runtime) as backbone:
+        probe = _Probe(backbone, config, own, corpus)
+        probe.attach(config.surrogate)
+        forward = probe.forward(config.scoring.batch_tokens)
+        gradient = probe.gradients() if config.scoring.scorer.by_gradients else _Rate()
+        return [
+            _surrogates("train a smaller surrogate", 1, config, rows, probe, forward),
+            *_scores("score", _candidates(config, rows), config, rows, probe, forward, gradient),
+        ]
+
+
+def _candidates(config: RunConfig, rows: _Rows) -> float:
+    """Return how many corpus rows are scored at most."""
+    kept = rows.corpus * config.prefilter.share
+    return kept if config.retrieval.pool == "corpus" else min(kept, config.retrieval.candidates)
+
+
+def _surrogates(
+    name: str, count: int, config: RunConfig, rows: _Rows, probe: _Probe, forward: _Rate
+) -> StageCost:
+    step = probe.step(config.surrogate, alpha=0.0)
+    its = in_steps(config.surrogate, round(rows.own))
+    seconds = count * its.steps * step.seconds + _looks(its, rows, config, probe, forward)
+    return StageCost(name, f"{count} times {its.steps} steps", seconds, step.bytes)
+
+
+def _scores(
+    name: str,
+    candidates: float,
+    config: RunConfig,
+    rows: _Rows,
+    probe: _Probe,
+    forward: _Rate,
+    gradient: _Rate,
+) -> list[StageCost]:
+    """Return the costs of scoring candidates, where a model does that."""
+    scorer = config.scoring.scorer
+    if scorer.by_losses:
+        seconds = 2 * candidates * rows.corpus_units * forward.seconds
+        seconds *= probe.levels(FixedNoise())
+        return [StageCost(name, _counted(candidates, "candidates"), seconds, forward.bytes)]
+    if scorer.by_gradients:
+        times = max(scorer.surrogate_checkpoints, 1)
+        units = candidates * rows.corpus_units + rows.own * rows.own_units
+        told = _counted(times * candidates, "gradients")
+        return [StageCost(name, told, times * units * gradient.seconds, gradient.bytes)]
+    return []
 
 
 def _arms(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:

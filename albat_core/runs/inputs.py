@@ -18,9 +18,13 @@ from albat_core.stages.embed import embed_part, embed_queries
 from albat_core.stages.encode import encode_part
 from albat_core.stages.generate import generate_rows
 from albat_core.stages.index import build_index
+from albat_core.stages.prefilter import prefilter
+from albat_core.stages.retrieve import take_candidates
 from albat_core.stages.shard import list_parts, make_shards, refuse_barren
 from albat_core.stages.split import split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+
+_TOO_MANY = 2  # times the rows that a prefilter keeps, by selecting again and again
 
 
 class Inputs:
@@ -118,7 +122,39 @@ class Inputs:
         return float(split.facts.get("new_rows", 0) / max(split.rows, 1))
 
     @cached_property
+    def kept(self) -> list[ArtifactRef]:
+        """Shards of the corpus rows that are looked at: all, or those that the prefilter keeps."""
+        c = self._config
+        _ = self._whole  # ids that occur twice are refused first
+        if not self.prefiltered:
+            return self.corpus
+        every = self._steps.run(
+            "list the corpus", take_candidates, shards=self.corpus, runtime=c.runtime
+        )
+        earlier = self._kept_before(every)
+        more = self._steps.run(
+            "prefilter",
+            prefilter,
+            corpus=every,
+            adaptation=self.adaptation,
+            config=c.prefilter,
+            runtime=c.runtime,
+            earlier=earlier,
+        )
+        return [*earlier, more]
+
+    @property
+    def prefiltered(self) -> bool:
+        """Whether some corpus rows are passed over by their words."""
+        return self._config.prefilter.share < 1
+
+    @cached_property
     def parts(self) -> list[Part]:
+        """Parts of the corpus rows that are looked at."""
+        return parts_of(self._store, self.kept) if self.prefiltered else self._whole
+
+    @cached_property
+    def _whole(self) -> list[Part]:
         """Parts of the corpus."""
         return self._steps.call(list_parts, shards=self.corpus, runtime=self._config.runtime)
 
@@ -181,6 +217,16 @@ class Inputs:
             seed=c.seed,
             runtime=c.runtime,
         )
+
+    def _kept_before(self, every: ArtifactRef) -> tuple[ArtifactRef, ...]:
+        """Return what an earlier selection kept of the same rows, unless it has grown too much."""
+        before = self._earlier.prefiltered if self._earlier else ()
+        share, rows = self._config.prefilter.share, self._store.manifest(every).rows
+        its = [self._store.manifest(ref) for ref in before]
+        alike = all(
+            m.inputs["corpus"] == every.key and m.config["prefilter"]["share"] == share for m in its
+        )
+        return before if alike and sum(m.rows for m in its) < _TOO_MANY * share * rows else ()
 
     def _queries(self, step: str, roles: Sequence[str], label: str) -> ArtifactRef:
         c = self._config

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from albat_core.backbones.config import BackboneConfig
 from albat_core.records.candidates import block_count
 from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import Step, Steps
@@ -13,6 +14,7 @@ from albat_core.store.artifacts import ArtifactRef
 def score_by_block(
     steps: Steps,
     run: RunConfig,
+    backbone: BackboneConfig,
     candidates: ArtifactRef,
     surrogate: ArtifactRef,
     adaptation: ArtifactRef,
@@ -23,6 +25,7 @@ def score_by_block(
     Args:
         steps: what they are submitted to.
         run: whose scorer, which looks at each row alone.
+        backbone: that scores: the run's, or a smaller one.
         candidates: what is scored.
         surrogate: see ``score_candidates``.
         adaptation: see ``score_candidates``.
@@ -41,7 +44,7 @@ def score_by_block(
             surrogate=surrogate,
             adaptation=adaptation,
             encodings=encodings,
-            backbone_config=run.backbone,
+            backbone_config=backbone,
             config=run.scoring,
             seed=run.seed,
             runtime=run.runtime,

@@ -102,6 +102,9 @@ class Scorer(StageConfig):
     """Whether it takes gradients of single examples at the surrogate."""
     gives_weights: ClassVar[bool] = False
     """Whether scores are weights: >= 0 with mean 1."""
+    by_row: ClassVar[bool] = False
+    """Whether a surrogate gives a row its score whatever rows are beside it, so that surrogates can
+    be compared on a sample."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """How its own paper selects and weighs with it: settings by section of a run."""
 

@@ -49,12 +49,14 @@ class _Buckets(dict[str, int]):
 _known_buckets = lru_cache(maxsize=2)(_Buckets)
 
 
-def text_buckets(text: str, buckets: int) -> list[int]:
-    """Return the bucket of each unigram, then of each bigram of a text.
+def tokens_of(text: str) -> list[str]:
+    """Return a text's tokens: runs of word characters or of punctuation, in lower case."""
+    return _TOKEN.findall(text.lower())
 
-    Tokens are runs of word characters or of punctuation, in lower case.
-    """
-    tokens = _TOKEN.findall(text.lower())
+
+def text_buckets(text: str, buckets: int) -> list[int]:
+    """Return the bucket of each unigram, then of each bigram of a text."""
+    tokens = tokens_of(text)
     ngrams = tokens + [f"{first} {second}" for first, second in pairwise(tokens)]
     return list(map(_known_buckets(buckets).__getitem__, ngrams))
 

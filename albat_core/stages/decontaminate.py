@@ -154,7 +154,7 @@ def similar_positions(
 def decontaminate(
     candidates: ArtifactRef,
     heldout_queries: ArtifactRef | None,
-    index: ArtifactRef,
+    index: ArtifactRef | None,
     adaptation: ArtifactRef,
     config: DecontaminationConfig,
     runtime: Runtime,
@@ -170,7 +170,7 @@ def decontaminate(
     Args:
         candidates: found for the adaptation examples.
         heldout_queries: embeddings of the held-out rows; None: they are not compared.
-        index: in whose space they are compared.
+        index: in whose space they are compared; None: no embeddings are.
         adaptation: the set that was split.
         config: what counts as a copy.
         runtime: where artifacts are kept.
@@ -206,7 +206,7 @@ def decontaminate(
         repeated, similar, own, again = np.zeros((4, table.num_rows), dtype=np.bool_)
         if any(sought):
             repeated = shared_ngram_rows(texts, documents, sought, config.ngram, config.common)
-        if config.similarity is not None:
+        if config.similarity is not None and index is not None:
             # on the CPU: on a GPU, FAISS finds no more than 2048 neighbours
             corpus = load_index(store, index, runtime.model_copy(update={"device": "cpu"}))
 
@@ -262,7 +262,7 @@ def decontaminate(
             "trained": role_digest(store, adaptation, TRAIN),
             "heldout_queries": heldout_queries.key if heldout_queries else None,
             "queries": queries.key if queries else None,
-            "index": index.key,
+            "index": index.key if index else None,
         },
         build,
     )

@@ -17,8 +17,8 @@ from albat_core.records.candidates import (
     candidate_table,
     write_candidates,
 )
-from albat_core.records.indexes import CorpusIndex, load_index
-from albat_core.records.shards import part_path, parts_of
+from albat_core.records.indexes import load_index
+from albat_core.records.shards import locate, part_path, parts_of
 from albat_core.records.tables import read_table
 from albat_core.records.vectors import load_queries
 from albat_core.search import VectorIndex
@@ -37,7 +37,8 @@ class RetrievalConfig(StageConfig):
 
     pool: Literal["neighbours", "corpus"] = "neighbours"
     """`neighbours`: what is near the adaptation examples; `corpus`: every row, which costs more to
-    score and has no turns (`selection.select: top` or `gumbel`)."""
+    score and has no turns (`selection.select: top` or `gumbel`), but texts are then not embedded:
+    by words alone it is told what copies held-out rows."""
     neighbours: int = Field(64, ge=1, le=2048)
     """Neighbours retrieved per adaptation example."""
     candidates: int = Field(20_000, ge=1)
@@ -116,14 +117,11 @@ def retrieve_candidates(
     config: RetrievalConfig,
     runtime: Runtime,
 ) -> ArtifactRef:
-    """Find the corpus examples nearest to each adaptation example, or take the whole corpus."""
+    """Find the corpus examples nearest to each adaptation example."""
     store = ArtifactStore(runtime.root)
-    everything = config.pool == "corpus"
 
     def build(folder: Path) -> Built:
         corpus = load_index(store, index_ref, runtime)
-        if everything:
-            return _write_unsought(store, corpus, range(corpus.rows), folder)
         _refuse_mismatch(store, index_ref, queries_ref)
         ids, vectors = load_queries(store, queries_ref)
         k = min(config.neighbours, corpus.rows)
@@ -150,7 +148,7 @@ def retrieve_candidates(
                 nearest[candidate] = (similarity, query)
         best = [nearest[number] for number in range(len(taken))]
         table = _candidates(
-            store, corpus, taken, turns, [ids[q] for _, q in best], [s for s, _ in best]
+            store, corpus.locate(taken), turns, [ids[q] for _, q in best], [s for s, _ in best]
         )
         columns = zip(*((ids[q], c, s) for q, c, s in pairs), strict=True)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, NEIGHBOUR_SCHEMA, strict=True)]
@@ -162,20 +160,10 @@ def retrieve_candidates(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        {"pool": "corpus"} if everything else config.settings(without={"pool"}),
-        {"index": index_ref.key} | ({} if everything else {"queries": queries_ref.key}),
+        config.settings(without={"pool"}),
+        {"index": index_ref.key, "queries": queries_ref.key},
         build,
     )
-
-
-def _write_unsought(
-    store: ArtifactStore, corpus: CorpusIndex, rows: Sequence[int], folder: Path
-) -> Built:
-    """Write candidates that were found for no adaptation example."""
-    nothing = [None] * len(rows)
-    table = _candidates(store, corpus, rows, [0] * len(rows), nothing, nothing)
-    write_candidates(folder, table, NEIGHBOUR_SCHEMA.empty_table())
-    return Built(rows=len(rows))
 
 
 def _refuse_mismatch(store: ArtifactStore, index: ArtifactRef, queries: ArtifactRef) -> None:
@@ -189,32 +177,52 @@ def _refuse_mismatch(store: ArtifactStore, index: ArtifactRef, queries: Artifact
 
 
 def draw_candidates(
-    index_ref: ArtifactRef, selection_ref: ArtifactRef, seed: int, runtime: Runtime
+    shards: Sequence[ArtifactRef],
+    index_ref: ArtifactRef | None,
+    selection_ref: ArtifactRef,
+    seed: int,
+    runtime: Runtime,
 ) -> ArtifactRef:
     """Draw corpus examples evenly at random, in random order, for the random baseline.
 
     Twice as many as a selection has, so that as many are left when copies are left out.
+
+    Args:
+        shards: of the whole corpus.
+        index_ref: of all its rows, by which the draw is named; None: the shards name it.
+        selection_ref: says how many are drawn.
+        seed: of the draw.
+        runtime: where artifacts are kept.
     """
     store = ArtifactStore(runtime.root)
     count = 2 * store.manifest(selection_ref).rows
 
     def build(folder: Path) -> Built:
-        corpus = load_index(store, index_ref, runtime)
-        drawn = numpy_generator(seed, "random candidates").permutation(corpus.rows)[:count]
-        return _write_unsought(store, corpus, drawn.tolist(), folder)
+        parts = parts_of(store, shards)
+        ends = np.cumsum([part.rows for part in parts], dtype=np.int64)
+        drawn = numpy_generator(seed, "random candidates").permutation(int(ends[-1]))[:count]
+        nothing = [None] * len(drawn)
+        places = locate([part.address for part in parts], ends, drawn.tolist())
+        table = _candidates(store, places, [0] * len(drawn), nothing, nothing)
+        write_candidates(folder, table, NEIGHBOUR_SCHEMA.empty_table())
+        return Built(rows=len(drawn))
 
     return store.produce(
-        STAGE, STAGE_VERSION, {"random": count, "seed": seed}, {"index": index_ref.key}, build
+        STAGE,
+        STAGE_VERSION,
+        {"random": count, "seed": seed},
+        {"index": index_ref.key} if index_ref else {"shards": _joined(shards)},
+        build,
     )
 
 
-def take_candidates(shards: ArtifactRef, runtime: Runtime) -> ArtifactRef:
+def take_candidates(shards: Sequence[ArtifactRef], runtime: Runtime) -> ArtifactRef:
     """Take all rows of shards as candidates, found for no adaptation example in particular."""
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
         blocks = []
-        for part in parts_of(store, [shards]):
+        for part in parts_of(store, shards):
             names = read_table(part_path(store, part.address), ["example_id", "source"])
             count = names.num_rows
             nothing = [None] * count
@@ -232,24 +240,27 @@ def take_candidates(shards: ArtifactRef, runtime: Runtime) -> ArtifactRef:
         write_candidates(folder, table, NEIGHBOUR_SCHEMA.empty_table())
         return Built(rows=table.num_rows)
 
-    return store.produce(STAGE, STAGE_VERSION, {"all": True}, {"shards": shards.key}, build)
+    return store.produce(STAGE, STAGE_VERSION, {"all": True}, {"shards": _joined(shards)}, build)
+
+
+def _joined(shards: Sequence[ArtifactRef]) -> str:
+    return "/".join(ref.key for ref in shards)
 
 
 def _candidates(
     store: ArtifactStore,
-    corpus: CorpusIndex,
-    rows: Sequence[int],
+    located: tuple[Sequence[str], Sequence[int]],
     turns: Sequence[int],
     nearest: Sequence[str | None],
     similarities: Sequence[float | None],
 ) -> pa.Table:
     """Return the table of candidates, with their names read from the shards."""
-    shards, places = corpus.locate(rows)
-    located: dict[str, list[int]] = defaultdict(list)
+    shards, places = located
+    numbered: dict[str, list[int]] = defaultdict(list)
     for number, address in enumerate(shards):
-        located[address].append(number)
+        numbered[address].append(number)
     ids, sources = [""] * len(shards), [""] * len(shards)
-    for address, numbers in located.items():  # one part's names at a time, there may be many parts
+    for address, numbers in numbered.items():  # one part's names at a time, there may be many parts
         names = read_table(part_path(store, address), ["example_id", "source"])
         found = names.take(pa.array([places[number] for number in numbers]))
         for number, row in zip(numbers, found.to_pylist(), strict=True):

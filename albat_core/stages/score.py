@@ -10,7 +10,7 @@ from pydantic import Field
 
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
-from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.config import BackboneConfig, SmallerBackbone
 from albat_core.errors import BackboneError
 from albat_core.measures.discounts import Discount, discounted
 from albat_core.records.candidates import Candidates, read_candidates
@@ -55,6 +55,14 @@ class ScoringConfig(StageConfig):
     rank_agreement: float = Field(0.9, gt=0, lt=1)
     """Spearman correlation that counts as the same ranks, in (0, 1). When adaptation data has
     changed, rows keep the scores of the last selection where a sample of them is ranked alike."""
+    smaller: SmallerBackbone = SmallerBackbone()
+    """A smaller backbone of the same family that scores in place of a large one, once it was seen
+    to rank a sample of the candidates alike."""
+
+    @property
+    def by_smaller(self) -> bool:
+        """Whether a smaller backbone is to score: a row at a time, by its own surrogate."""
+        return self.smaller.path is not None and self.scorer.by_row
 
 
 def score_candidates(
@@ -90,9 +98,14 @@ def score_candidates(
         InputError: a scorer of words finds none.
     """
     store, scorer = ArtifactStore(runtime.root), config.scorer
-    settings = config.settings(seed=seed) if scorer.draws else config.settings()
-    alike = earlier is not None and store.manifest(earlier).config == settings.shown
-    known_before = earlier if alike and scorer.by_losses else None
+    beside = {"seed": seed} if scorer.draws else {}
+    settings = config.settings(without={"smaller"}, **beside)
+    identity = backbone_identity(backbone_config, runtime)
+    known_before = None
+    if earlier is not None and scorer.by_losses:
+        before = store.manifest(earlier)
+        if (before.config, before.inputs["backbone"]) == (settings.shown, identity):
+            known_before = earlier
 
     def build(folder: Path) -> Built:
         table = read_candidates(store, candidates)
@@ -156,7 +169,7 @@ def score_candidates(
             "candidates": candidates.key,
             "surrogate": surrogate.key if surrogate else None,
             **{role: role_digest(store, adaptation, role) for role in scorer.reads},
-            "backbone": backbone_identity(backbone_config, runtime),
+            "backbone": identity,
         }
         | ({"earlier": known_before.key} if known_before else {}),
         build,

@@ -368,7 +368,7 @@ def test_a_baseline_has_as_many_rows_as_the_selection_it_is_compared_with(
 
 
 def candidates(planted: Planted, examples: list[Example]) -> ArtifactRef:
-    return take_candidates(shards_of(examples, planted.runtime), planted.runtime)
+    return take_candidates([shards_of(examples, planted.runtime)], planted.runtime)
 
 
 def test_a_chat_is_read_as_its_contents(planted: Planted) -> None:
@@ -395,10 +395,10 @@ def test_captions_of_pictures_are_not_compared(planted: Planted, runtime: Runtim
     adaptation = split_adaptation([shards], [], SplitConfig(folds=2), 0, runtime)
     config = DecontaminationConfig(similarity=None, copies=None)
     unread = planted.queries, planted.chain.inputs.index
-    ref = decontaminate(take_candidates(shards, runtime), *unread, adaptation, config, runtime)
+    ref = decontaminate(take_candidates([shards], runtime), *unread, adaptation, config, runtime)
     assert ArtifactStore(runtime.root).manifest(ref).facts["excluded"] == 0
     captions = [replace(row, image=None) for row in rows]
-    text = take_candidates(shards_of(captions, runtime), runtime)
+    text = take_candidates([shards_of(captions, runtime)], runtime)
     written = split_adaptation([shards_of(captions, runtime)], [], SplitConfig(folds=2), 0, runtime)
     out = decontaminate(text, *unread, written, config, runtime)
     assert ArtifactStore(runtime.root).manifest(out).facts["excluded"] > 0
@@ -416,7 +416,7 @@ def test_a_near_copy_of_a_candidate_that_is_left_out_stays(
     jpeg = png(encoded(drawing(own.document), "JPEG", quality=85))
     some = [replace(own, example_id="own"), replace(own, example_id="jpeg", image=jpeg)]
     ref = decontaminate(
-        take_candidates(shards_of(some, runtime), runtime),
+        take_candidates([shards_of(some, runtime)], runtime),
         None,
         planted.chain.inputs.index,
         adaptation,

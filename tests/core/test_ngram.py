@@ -43,7 +43,7 @@ def shards_of(examples: list[Example], runtime: Runtime) -> ArtifactRef:
 def candidates(examples: list[Example], runtime: Runtime) -> Candidates:
     """All the examples as candidates."""
     store = ArtifactStore(runtime.root)
-    ref = take_candidates(shards_of(examples, runtime), runtime)
+    ref = take_candidates([shards_of(examples, runtime)], runtime)
     return Candidates(store, read_table(store.folder(ref) / CANDIDATES))
 
 

@@ -14,14 +14,21 @@ from albat_core.records.tables import read_table
 from albat_core.records.vectors import load_queries
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.stages.decontaminate import DecontaminationConfig
+from albat_core.stages.report import PAGE
 from albat_core.stages.retrieve import (
     RetrievalConfig,
     draw_candidates,
     retrieve_candidates,
+    take_candidates,
     take_turns,
 )
+from albat_core.stages.score import ScoringConfig
+from albat_core.stages.select import SelectionConfig
 from albat_core.stages.shard import ShardConfig
 from albat_core.store.artifacts import ArtifactStore
+from flows.config import load_config
+from tests.pictures import write_image_run
 
 
 def turns(positions: list[list[int]], limit: int = 100) -> tuple[list[int], list[int]]:
@@ -115,7 +122,9 @@ def test_random_candidates_are_distinct_named_by_the_seed_and_enough_when_some_a
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:
     def drawn(seed: int) -> list[str]:
-        ref = draw_candidates(chain.inputs.index, chain.selection, seed, run_config.runtime)
+        ref = draw_candidates(
+            chain.inputs.corpus, chain.inputs.index, chain.selection, seed, run_config.runtime
+        )
         return read_table(store.folder(ref) / CANDIDATES)["example_id"].to_pylist()
 
     enough = min(2 * store.manifest(chain.selection).rows, store.manifest(chain.inputs.index).rows)
@@ -128,7 +137,7 @@ def test_random_candidates_of_many_parts_have_their_own_names(
     store: ArtifactStore, run_config: RunConfig
 ) -> None:
     many = Chain(run_config.model_copy(update={"shards": ShardConfig(rows=8)}))
-    ref = draw_candidates(many.inputs.index, many.selection, 3, run_config.runtime)
+    ref = draw_candidates(many.inputs.corpus, None, many.selection, 3, run_config.runtime)
     table = read_table(store.folder(ref) / CANDIDATES).to_pydict()
     assert len(set(table["shard"])) > 5
     assert table["row"] != sorted(table["row"])
@@ -140,8 +149,7 @@ def test_random_candidates_of_many_parts_have_their_own_names(
 def test_the_whole_corpus_may_be_candidates(
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:
-    whole = RetrievalConfig(pool="corpus")
-    ref = retrieve_candidates(chain.inputs.index, chain.inputs.queries, whole, run_config.runtime)
+    ref = take_candidates(chain.inputs.corpus, run_config.runtime)
     table = read_table(store.folder(ref) / CANDIDATES).to_pydict()
     expected = {f"{topic}-0-{n}" for topic in ("plants", "ships") for n in range(60)}
     assert len(table["example_id"]) == store.manifest(ref).rows == len(expected)
@@ -154,17 +162,42 @@ def test_the_whole_corpus_may_be_candidates(
 
 
 def test_the_whole_corpus_is_the_same_whatever_is_near(chain: Chain, run_config: RunConfig) -> None:
-    refs = [
-        retrieve_candidates(
-            chain.inputs.index,
-            queries,
-            RetrievalConfig(pool="corpus", neighbours=neighbours, candidates=10),
-            run_config.runtime,
-        )
-        for queries, neighbours in ((chain.inputs.queries, 8), (chain.inputs.heldout_queries, 3))
-    ]
-    assert refs[0] == refs[1]
-    near = RetrievalConfig(neighbours=8)
-    assert refs[0] != retrieve_candidates(
-        chain.inputs.index, chain.inputs.queries, near, run_config.runtime
+    near, few = (
+        Chain(run_config.model_copy(update={"retrieval": RetrievalConfig(pool="corpus", **its)}))
+        for its in ({"neighbours": 8}, {"neighbours": 3, "candidates": 10})
     )
+    assert near.retrieved == few.retrieved != chain.retrieved
+
+
+def test_where_the_whole_corpus_is_scored_by_words_nothing_is_embedded(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
+    settings = {
+        "retrieval": RetrievalConfig(pool="corpus"),
+        "scoring": ScoringConfig(scorer="ngram"),
+        "selection": SelectionConfig(rows=20, select="top"),
+        "runtime": run_config.runtime.model_copy(update={"root": str(tmp_path)}),
+    }
+    assert run_config.decontamination.similarity is not None
+    chain = Chain(run_config.model_copy(update=settings))
+    assert chain.report  # with every arm, of random rows too
+    store = ArtifactStore(str(tmp_path))
+    made = {ref.stage for ref in store.all_refs()}
+    assert made >= {"scores", "selection", "report"}
+    assert not made & {"embeddings", "queries", "index"}
+    assert store.manifest(chain.candidates).facts["examined"] == 120
+    assert store.manifest(chain.random_selection).rows == 20
+    html = (store.folder(chain.report) / PAGE).read_text()
+    assert "Index of the corpus" not in html
+
+
+def test_a_picture_s_copies_are_told_by_embeddings_whatever_the_pool(tmp_path: Path) -> None:
+    config = load_config(str(write_image_run(tmp_path)))
+    whole = RetrievalConfig(pool="corpus")
+    for changes, embedded in (
+        ({}, True),
+        ({"retrieval": whole}, True),
+        ({"retrieval": whole, "decontamination": DecontaminationConfig(similarity=None)}, False),
+        ({"retrieval": whole, "decontamination": DecontaminationConfig(enabled=False)}, False),
+    ):
+        assert config.model_copy(update=changes).embeds_corpus == embedded

@@ -735,6 +735,19 @@ def test_the_default_learning_rate_is_told_of_where_the_backbone_is_large(
     assert notes(surrogate={"learning_rate": 1e-4}) == []
 
 
+def test_that_a_corpus_which_is_not_embedded_has_copies_told_by_words_is_said(
+    tmp_path: Path,
+) -> None:
+    whole = {"retrieval": {"pool": "corpus"}, "selection": {"rows": 20, "select": "top"}}
+    path = write_run(tmp_path, **whole)
+    for copies, count in (({}, 1), ({"similarity": None}, 0), ({"enabled": False}, 0)):
+        told: list[str] = []
+        config = load_config(str(rewrite(path, {"decontamination": copies})))
+        assert find_mistakes(config, warn=told.append) == []
+        assert len(told) == count
+        assert all("decontamination.similarity is not looked at" in note for note in told)
+
+
 def test_a_chat_model_that_is_to_write_freely_is_told_of_its_template(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     for freely, count in ((False, 0), (True, 1), ("chat", 0)):

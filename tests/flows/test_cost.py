@@ -20,7 +20,7 @@ from flows.config import load_config
 from tests.encoders import save_sentence_encoder
 from tests.flows.conftest import Albat
 from tests.pictures import write_image_run
-from tests.toys import rewrite, topic_rows, write_jsonl, write_run
+from tests.toys import rewrite, save_backbone, topic_rows, write_jsonl, write_run
 
 
 def whole(row: object) -> list:
@@ -142,6 +142,34 @@ def test_more_rows_and_steps_cost_more(tmp_path: Path) -> None:
     assert before["fine-tune"] == "6 trainings, 72 steps"
     assert after["fine-tune"] == "1 trainings, 120 steps"
     assert after["embed"] == before["embed"]
+
+
+def test_what_is_passed_over_by_its_words_is_not_embedded(tmp_path: Path) -> None:
+    path = write_run(tmp_path, baselines=[])
+
+    def counted(**changes: object) -> dict[str, str]:
+        config = load_config(str(rewrite(path, changes)))
+        return {each.name: each.of for each in cost.expected_costs(config)}
+
+    assert "prefilter" not in counted()
+    few = counted(prefilter={"share": 0.25}, scoring={"scorer": "advantage"})
+    assert (few["prefilter"], few["embed"]) == ("120 corpus rows", "70 rows")
+    assert few["score"] == "30 candidates"
+    words = {"retrieval": {"pool": "corpus"}, "scoring": {"scorer": "ngram"}}
+    every = counted(selection={"rows": 20, "select": "top"}, **words)
+    assert not {"embed", "search"} & every.keys()
+
+
+def test_a_smaller_backbone_that_scores_leaves_a_sample_to_the_backbone(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "smaller", width=16)
+    scoring = {"scorer": "advantage", "smaller": {"path": "smaller", "sample": 32}}
+    path = write_run(tmp_path, baselines=[], scoring=scoring)
+    costs = {each.name: each for each in cost.expected_costs(load_config(str(path)))}
+    assert costs["score a sample"].of == "32 candidates"
+    assert costs["score"].of == "120 candidates"
+    assert costs["train a smaller surrogate"].of == "1 times 12 steps"
+    *others, total = costs.values()
+    assert total.seconds == pytest.approx(sum(each.seconds or 0 for each in others))
 
 
 def test_check_tells_what_a_run_will_take(albat: Albat, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ pipeline = DiffusionPipeline.from_pretrained({path!r})
 pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
     needs_prompts: ClassVar[bool] = True
     writes_answers: ClassVar[bool] = False
+    told_by_words: ClassVar[bool] = False
     usual_penalty: ClassVar[float] = 0.0
     highest_alpha: ClassVar[float] = 0.5
 
@@ -108,6 +109,18 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         """See ``Kind``: nothing."""
         del dtype
         return {}
+
+    def check_smaller(
+        self, config: BackboneConfig, other: BackboneConfig, rows: Sequence[Example]
+    ) -> None:
+        """See ``Kind``: none may, pictures have other latents in each."""
+        del other, rows
+        raise BackboneError(
+            "expected a language model, for which a smaller one of its tokenizer can score; this "
+            "backbone makes pictures",
+            where=config.path,
+            remedy="leave scoring.smaller out",
+        )
 
     def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
         """See ``Kind``."""

@@ -32,6 +32,7 @@ backbone = AutoModelForCausalLM.from_pretrained({path!r})
 model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
     needs_prompts: ClassVar[bool] = False
     writes_answers: ClassVar[bool] = True
+    told_by_words: ClassVar[bool] = True
     usual_penalty: ClassVar[float] = 0.3
     highest_alpha: ClassVar[float] = 0.9
 
@@ -134,6 +135,14 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
     def encoder_identity(self, dtype: str) -> dict[str, Any]:
         """See ``Kind``: the precision, which is the backbone's."""
         return {"dtype": dtype}
+
+    def check_smaller(
+        self, config: BackboneConfig, other: BackboneConfig, rows: Sequence[Example]
+    ) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.language.vocabulary import refuse_other_tokens
+
+        refuse_other_tokens(config, other, rows)
 
     def check_prompts(self, config: BackboneConfig, prompts: Sequence[str]) -> None:
         """See ``Kind``; a prompt leaves room to write, and an empty one has a token to begin with.
