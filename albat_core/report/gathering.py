@@ -317,7 +317,7 @@ def _input_count(manifest: Manifest, role: str) -> InputCount:
 def _stages(store: ArtifactStore, run: RunArtifacts) -> list[StageTime]:
     stages = []
     for stage in run.stages:
-        manifests = [store.manifest(ref) for ref in stage.refs]
+        manifests = store.manifests(stage.refs)
         stages.append(
             StageTime(
                 stage=stage.refs[0].stage,

@@ -1,7 +1,7 @@
 """What a run reads: corpus and adaptation set, cut, split, embedded and indexed."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 
 from albat_core.backbones import precomputes
@@ -14,11 +14,11 @@ from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import Steps
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_files
-from albat_core.stages.embed import embed_part, embed_queries
-from albat_core.stages.encode import encode_part
+from albat_core.stages.embed import embed_part, embed_queries, find_embedded
+from albat_core.stages.encode import encode_part, find_encoded
 from albat_core.stages.generate import generate_rows
 from albat_core.stages.index import build_index
-from albat_core.stages.shard import list_parts, make_shards, refuse_barren
+from albat_core.stages.shard import find_shards, list_parts, make_shards, refuse_barren
 from albat_core.stages.split import split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
@@ -143,10 +143,10 @@ class Inputs:
         """Embeddings of the corpus, by part."""
         c, parts = self._config, self.parts
         encodings: Sequence[ArtifactRef | None] = self.corpus_encodings or [None] * len(parts)
-        return self._steps.results(
+        return self._steps.each(
+            "embed corpus",
             [
-                self._steps.submit(
-                    "embed corpus",
+                partial(
                     embed_part,
                     part=part,
                     label=name,
@@ -156,7 +156,14 @@ class Inputs:
                     runtime=c.runtime,
                 )
                 for part, name, known in zip(parts, self._names(parts), encodings, strict=True)
-            ]
+            ],
+            lambda: self._steps.call(
+                find_embedded,
+                parts=parts,
+                backbone_config=c.backbone,
+                config=c.embedding,
+                runtime=c.runtime,
+            ),
         )
 
     @cached_property
@@ -209,10 +216,10 @@ class Inputs:
         c = self._config
         if not precomputes(c.backbone):
             return []
-        return self._steps.results(
+        return self._steps.each(
+            step,
             [
-                self._steps.submit(
-                    step,
+                partial(
                     encode_part,
                     part=part,
                     label=name,
@@ -220,24 +227,35 @@ class Inputs:
                     runtime=c.runtime,
                 )
                 for part, name in zip(parts, self._names(parts), strict=True)
-            ]
+            ],
+            lambda: self._steps.call(
+                find_encoded, parts=parts, backbone_config=c.backbone, runtime=c.runtime
+            ),
         )
 
     def _shards(self, step: str, sources: Sequence[SourceConfig]) -> list[ArtifactRef]:
         c = self._config
         files = [self._steps.call(find_files, source=source) for source in sources]
-        shards = self._steps.results(
+        every = [*chain.from_iterable(files)]
+        shards = self._steps.each(
+            step,
             [
-                self._steps.submit(
-                    step,
+                partial(
                     make_shards,
                     file=file,
                     backbone_config=c.backbone,
                     config=c.shards,
                     runtime=c.runtime,
                 )
-                for file in chain.from_iterable(files)
-            ]
+                for file in every
+            ],
+            lambda: self._steps.call(
+                find_shards,
+                files=every,
+                backbone_config=c.backbone,
+                config=c.shards,
+                runtime=c.runtime,
+            ),
         )
         rest = iter(shards)
         for source, its in zip(sources, files, strict=True):

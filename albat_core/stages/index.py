@@ -119,7 +119,7 @@ def build_index(
         )
 
     rows = sum(p.part.rows for p in parts)
-    dimension = _dimension(store, parts)
+    dimension = int(store.manifest(parts[0].embeddings).facts["dimension"])
     kind = choose_kind(rows, dimension, config)
     graph = not gpus(runtime)  # those have none
     factory, cells = _factory(kind, rows, dimension, config, graph=graph)
@@ -132,6 +132,7 @@ def build_index(
         with track(f"index: {purpose}", rows, "vectors") as advance:
             for part in parts:
                 vectors = load_vectors(store, part.embeddings)
+                _refuse_other_dimension(dimension, vectors, parts[0], part)
                 for start in range(0, len(vectors), _BLOCK):
                     yield np.asarray(vectors[start : start + _BLOCK])
                     advance(min(_BLOCK, len(vectors) - start))
@@ -213,17 +214,16 @@ def _enough_probes(
     return probes, measured
 
 
-def _dimension(store: ArtifactStore, parts: Sequence[EmbeddedPart]) -> int:
-    """Return the dimension that the embeddings of all parts have."""
-    dimensions = {
-        int(store.manifest(p.embeddings).facts["dimension"]): p.part.address for p in parts
-    }
-    if len(dimensions) > 1:
+def _refuse_other_dimension(
+    dimension: int, vectors: Vectors, first: EmbeddedPart, part: EmbeddedPart
+) -> None:
+    """Refuse a part whose embeddings do not have the dimension of the first part's."""
+    if vectors.shape[1] != dimension:
         raise DimensionMismatchError(
-            f"parts have different dimensions: {dimensions}",
+            f"parts have different dimensions: {dimension} of {first.part.address}, "
+            f"{vectors.shape[1]} of {part.part.address}",
             remedy="embed all parts with the same backbone",
         )
-    return next(iter(dimensions))
 
 
 def _drawn(rows: int, count: int, seed: int, name: str) -> NDArray[np.int64]:

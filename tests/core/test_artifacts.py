@@ -15,8 +15,8 @@ from uuid import UUID
 
 import pytest
 
-from albat_core.errors import ArtifactError, StorageFullError
-from albat_core.store import claims, storage, transfer
+from albat_core.errors import ArtifactError, StorageFullError, TransientError
+from albat_core.store import artifacts, claims, storage, transfer
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 IDENTITY: dict[str, Any] = {
@@ -78,6 +78,45 @@ def test_the_same_is_made_once_and_then_found(store: ArtifactStore, build: Build
     assert first == second
     assert (first.reused, second.reused) == (False, True)
     assert (store.folder(first) / "deep" / "words.txt").read_text() == "leaf root"
+
+
+def test_many_are_found_as_each_would_be(
+    store: ArtifactStore, build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound ones, lost ones, damaged ones and such that never were, by one listing a stage."""
+    refs = [produce(store, build, inputs={"corpus": n}) for n in range(6)]
+    refs += [produce(store, build, stage="others")]
+    refs += [ArtifactRef(stage="words", key="0" * 32), ArtifactRef(stage="none", key="1" * 32)]
+    place = storage.join(store.root, str(refs[1]))
+    storage.write_bytes(f"{place}/{store.manifest(refs[1]).attempt}/count.txt", b"longer")
+    storage.remove(storage.join(store.root, str(refs[2])))
+    for ref, content in ((refs[3], b"{"), (refs[4], b"")):
+        storage.write_bytes(storage.join(store.root, str(ref), "manifest.json"), content)
+    apart = {ref: manifest for ref in refs if (manifest := ArtifactStore(store.root).find(ref))}
+    assert list(apart) == [refs[0], refs[5], refs[6]]
+    monkeypatch.setattr(artifacts, "_ASKED_ONE_BY_ONE", 0)
+    listed: list[str] = []
+    sizes = storage.file_sizes
+    monkeypatch.setattr(
+        storage, "file_sizes", lambda uri: (listed.append(uri.rpartition("/")[2]), sizes(uri))[1]
+    )
+    assert store.find_all(refs) == apart
+    assert listed == ["words", "others", "none"]
+    assert [bool(ref and ref.reused) for ref in store.reused(refs)] == [r in apart for r in refs]
+    assert store.manifests([refs[0], refs[6]]) == [apart[refs[0]], apart[refs[6]]]
+    with pytest.raises(ArtifactError, match="expected a finished artifact"):
+        store.manifests(refs)
+
+
+def test_a_manifest_that_does_not_come_whole_is_no_lost_artifact(
+    store: ArtifactStore, build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = produce(store, build)
+    monkeypatch.setattr(artifacts, "_ASKED_ONE_BY_ONE", 0)
+    fs, _ = storage.filesystem(store.root)
+    monkeypatch.setattr(type(fs), "cat_ranges", lambda *_, **__: [b"{"])
+    with pytest.raises(TransientError, match=r"bytes, got 1"):
+        store.find_all([ref])
 
 
 def test_nothing_of_the_draft_stays(store: ArtifactStore, build: Builder, tmp_path: Path) -> None:
