@@ -5,6 +5,7 @@ from functools import cached_property, partial
 from itertools import chain, islice
 
 from albat_core.backbones import precomputes
+from albat_core.records import indexes
 from albat_core.records.runs import ALL_DATA
 from albat_core.records.selections import Selected
 from albat_core.records.shards import Part, parts_of
@@ -178,16 +179,21 @@ class Inputs:
 
     @cached_property
     def index(self) -> ArtifactRef:
-        """The index over the corpus."""
+        """The index over the corpus, grown from this run's last one where that is wanted."""
         c = self._config
-        return self._steps.run(
+        earlier = self._store.latest(indexes.STAGE, c.name) if c.index.grow else None
+        made = self._steps.run(
             "index",
             build_index,
             parts=self.embeddings,
             config=c.index,
             seed=c.seed,
             runtime=c.runtime,
+            earlier=earlier,
         )
+        if c.index.grow and made != earlier:
+            self._store.set_latest(c.name, made)
+        return made
 
     def _queries(self, step: str, roles: Sequence[str], label: str) -> ArtifactRef:
         c = self._config

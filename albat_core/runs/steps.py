@@ -8,7 +8,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 from albat_core.errors import DamagedError
 from albat_core.progress import announce
-from albat_core.records import adapters, candidates, selections, shards, splits
+from albat_core.records import adapters, candidates, indexes, selections, shards, splits
 from albat_core.records.runs import StageRun
 from albat_core.records.vectors import EmbeddedPart
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -20,6 +20,7 @@ NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
     candidates.STAGE: candidates.copy_notes,
     selections.STAGE: selections.short_notes,
     adapters.STAGE: adapters.unfinished_notes,
+    indexes.STAGE: indexes.growth_notes,
 }
 """What a stage did that a person would not expect, from the facts of its artifacts."""
 
