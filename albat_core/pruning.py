@@ -27,13 +27,14 @@ from albat_core.store.artifacts import CLAIMS, ArtifactRef, ArtifactStore
 from albat_core.store.claims import claimed, may_be_held
 from albat_core.store.drafts import PREFIX, is_left
 from albat_core.store.manifests import MANIFEST, Manifest
+from albat_core.store.rolls import ROLLS
 from albat_core.store.sealed import unsealed
 from albat_core.store.storage import FileState, file_states
 
 DAY = 86400.0
 """Seconds."""
 _TABLES = (calibration.STAGE, table.STAGE)
-_WRITTEN = (CLAIMS, "checkpoints", "latest", "registry", "watches")  # folders of small files
+_WRITTEN = (CLAIMS, ROLLS, "checkpoints", "latest", "registry", "watches")  # folders of small files
 _TELLING = {"registry": "entry", "latest": "hint"}  # folders whose files tell of an artifact
 _OTHERS = (*_WRITTEN, "drafts")  # than stages
 _KEY = re.compile(r"[0-9a-f]{32}")

@@ -5,6 +5,7 @@ Layout below the root::
     <stage>/<key>/<attempt>/...    files, written by one attempt
     <stage>/<key>/manifest.json    written last, in one piece; names the attempt it vouches for
     latest/<stage>/<family>.json   a hint: the newest artifact of a family, safe to lose
+    rolls/<stage>.json.gz          manifests of a stage once more, safe to lose
     claims/<stage>/<key>.json      while it is made: by whom
     claims/runs/<number>.json      while a run goes on
 
@@ -42,6 +43,7 @@ from albat_core.store.manifests import (
     library_versions,
     read_manifest,
 )
+from albat_core.store.rolls import find_many
 from albat_core.store.sealed import sealed
 from albat_core.store.stage import Settings, given, stage_key
 
@@ -210,24 +212,19 @@ class ArtifactStore:
     def find_all(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
         """Return the manifests of those that are finished, see ``find``.
 
-        Many of a stage are looked for by one listing, and their manifests read at once.
+        Many of a stage are looked for by one listing, see ``rolls``.
         """
         stages: dict[str, dict[str, ArtifactRef]] = defaultdict(dict)
         for ref in refs:
             self._seen.pop(str(ref), None)
-            stages[ref.stage][f"{ref.key}/{MANIFEST}"] = ref
+            stages[ref.stage][ref.key] = ref
         found: dict[ArtifactRef, Manifest] = {}
         for stage, wanted in stages.items():
             if len(wanted) <= _ASKED_ONE_BY_ONE:
                 found |= {ref: its for ref in wanted.values() if (its := self.find(ref))}
-                continue
-            place = storage.join(self.root, stage)
-            listed = storage.file_sizes(place)
-            sizes = {name: listed[name] for name in wanted if name in listed}
-            for name, content in transfer.read_all(place, sizes).items():
-                manifest = read_manifest(content, stage, wanted[name].key)
-                if manifest and is_whole(manifest, listed, f"{manifest.key}/{manifest.attempt}/"):
-                    found[wanted[name]] = manifest
+            else:
+                many = find_many(self.root, stage, wanted)
+                found |= {wanted[key]: manifest for key, manifest in many.items()}
         self._seen |= {str(ref): manifest for ref, manifest in found.items()}
         return found
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from albat_core.errors import ArtifactError, StorageFullError, TransientError
-from albat_core.store import artifacts, claims, storage, transfer
+from albat_core.store import artifacts, claims, rolls, storage, transfer
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 IDENTITY: dict[str, Any] = {
@@ -25,6 +25,9 @@ IDENTITY: dict[str, Any] = {
     "settings": {"rows": 2},
     "inputs": {"corpus": "c0"},
 }
+
+
+Rolled = tuple[list[ArtifactRef], list[str]]
 
 
 class Builder:
@@ -96,9 +99,9 @@ def test_many_are_found_as_each_would_be(
     assert list(apart) == [refs[0], refs[5], refs[6]]
     monkeypatch.setattr(artifacts, "_ASKED_ONE_BY_ONE", 0)
     listed: list[str] = []
-    sizes = storage.file_sizes
+    states = storage.file_states
     monkeypatch.setattr(
-        storage, "file_sizes", lambda uri: (listed.append(uri.rpartition("/")[2]), sizes(uri))[1]
+        storage, "file_states", lambda uri: (listed.append(uri.rpartition("/")[2]), states(uri))[1]
     )
     assert store.find_all(refs) == apart
     assert listed == ["words", "others", "none"]
@@ -106,6 +109,61 @@ def test_many_are_found_as_each_would_be(
     assert store.manifests([refs[0], refs[6]]) == [apart[refs[0]], apart[refs[6]]]
     with pytest.raises(ArtifactError, match="expected a finished artifact"):
         store.manifests(refs)
+
+
+@pytest.fixture
+def rolled(store: ArtifactStore, build: Builder, monkeypatch: pytest.MonkeyPatch) -> Rolled:
+    """Artifacts that were looked up at once, and the names of manifests that are read then."""
+    monkeypatch.setattr(artifacts, "_ASKED_ONE_BY_ONE", 0)
+    monkeypatch.setattr(rolls, "_WORTH_IT", 0)
+    refs = [produce(store, build, inputs={"corpus": n}) for n in range(4)]
+    read: list[str] = []
+    read_all = transfer.read_all
+    monkeypatch.setattr(
+        transfer, "read_all", lambda uri, sizes: (read.extend(sizes), read_all(uri, sizes))[1]
+    )
+    assert len(store.find_all(refs)) == len(read) == 4
+    read.clear()
+    return refs, read
+
+
+def test_what_is_on_the_roll_is_not_read_again(store: ArtifactStore, rolled: Rolled) -> None:
+    refs, read = rolled
+    apart = {ref: store.find(ref) for ref in refs}
+    assert store.find_all(refs) == apart
+    assert read == []
+
+
+def test_the_roll_vouches_for_nothing_that_a_listing_does_not(
+    store: ArtifactStore, build: Builder, rolled: Rolled
+) -> None:
+    refs, read = rolled
+    attempts = [storage.join(store.root, str(ref), store.manifest(ref).attempt) for ref in refs]
+    storage.remove(storage.join(store.root, str(refs[0]), "manifest.json"))  # lost
+    storage.write_bytes(f"{attempts[1]}/count.txt", b"longer")  # changed
+    storage.remove(storage.join(store.root, str(refs[2])))
+    again = produce(store, build, inputs={"corpus": 2})  # made again
+    found = store.find_all(refs)
+    assert list(found) == [refs[3], again] or list(found) == [again, refs[3]]
+    assert found[again].attempt not in attempts[2]
+    assert read == [f"{again.key}/manifest.json"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_roll_is_safe_to_lose(store: ArtifactStore, rolled: Rolled, damage: str) -> None:
+    refs, read = rolled
+    place = storage.join(store.root, "rolls", "words.json.gz")
+    whole = storage.read_bytes(place)
+    if damage == "gone":
+        storage.remove(place)
+    elif damage == "cut":
+        storage.write_bytes(place, whole[:-20])
+    for position in range(0, len(whole), 97) if damage == "flipped" else [0]:
+        if damage == "flipped":
+            changed = bytes([whole[position] ^ 16])
+            storage.write_bytes(place, whole[:position] + changed + whole[position + 1 :])
+        assert store.find_all(refs) == {ref: store.find(ref) for ref in refs}
+    assert read
 
 
 def test_a_manifest_that_does_not_come_whole_is_no_lost_artifact(
