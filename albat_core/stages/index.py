@@ -333,7 +333,9 @@ def _growing(
     kind: str,
 ) -> _Growing | None:
     """Return an earlier index as one to add to, None where it cannot grow to these parts."""
-    manifest = store.manifest(earlier)
+    manifest = store.find(earlier)
+    if manifest is None:  # found damaged by now
+        return None
     facts = manifest.facts
     by_name = {(p.part.address, p.embeddings.key): p for p in parts}
     known = [by_name.pop((address, key), None) for address, key in manifest.inputs["parts"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core.errors import DimensionMismatchError, InputError
+from albat_core.errors import DamagedError, DimensionMismatchError, InputError
 from albat_core.progress import Advance, Silent, reporting_to
 from albat_core.records.indexes import CorpusIndex, growth_notes, load_index
 from albat_core.records.shards import Part
@@ -398,6 +398,19 @@ def test_an_index_is_built_anew_where_it_cannot_grow(
     assert "learnt" not in store.manifest(ref).facts
     assert ref == build_index(parts[:count], IndexConfig(**config), 0, runtime)
     assert "learnt" not in store.manifest(grown(store, first, parts[1:4], kind="flat")).facts
+
+
+def test_an_index_that_is_damaged_does_not_grow(embedded: Embedded, runtime: Runtime) -> None:
+    store = ArtifactStore(runtime.root)
+    parts = embedded(*in_blocks(clustered(spread=0.5)))
+    first = build_index(parts[:4], IndexConfig(), 0, runtime)
+    file = store.folder(first) / "index.faiss"
+    content = file.read_bytes()
+    file.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(DamagedError):
+        grown(store, first, parts)
+    ref = grown(store, first, parts)  # as a run asks once more
+    assert "learnt" not in store.manifest(ref).facts
 
 
 def test_a_corpus_that_drifted_is_learnt_anew_and_that_is_told(
