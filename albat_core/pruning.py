@@ -19,6 +19,7 @@ from pathlib import Path
 from albat_core.benchmark import calibration, table
 from albat_core.errors import AlbatError
 from albat_core.records.adapters import STAGE as ADAPTER
+from albat_core.records.ids import STAGE as IDS
 from albat_core.runs.registry import Entry, Registry
 from albat_core.runs.reselection import Watches
 from albat_core.store import storage
@@ -26,13 +27,14 @@ from albat_core.store.artifacts import CLAIMS, ArtifactRef, ArtifactStore
 from albat_core.store.claims import claimed, may_be_held
 from albat_core.store.drafts import PREFIX, is_left
 from albat_core.store.manifests import MANIFEST, Manifest
+from albat_core.store.rolls import ROLLS
 from albat_core.store.sealed import unsealed
 from albat_core.store.storage import FileState, file_states
 
 DAY = 86400.0
 """Seconds."""
 _TABLES = (calibration.STAGE, table.STAGE)
-_WRITTEN = (CLAIMS, "checkpoints", "latest", "registry", "watches")  # folders of small files
+_WRITTEN = (CLAIMS, ROLLS, "checkpoints", "latest", "registry", "watches")  # folders of small files
 _TELLING = {"registry": "entry", "latest": "hint"}  # folders whose files tell of an artifact
 _OTHERS = (*_WRITTEN, "drafts")  # than stages
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -148,13 +150,19 @@ class Pruning:
             if key in needed or key not in known:
                 continue
             needed.add(key)
-            if manifest := manifests[known[key]]:
-                wanted |= set(_NAMED.findall(manifest.model_dump_json()))
+            wanted |= _named(manifests[known[key]])
         gone = {ref for ref, manifest in manifests.items() if manifest and ref.key not in needed}
+        gone -= {ref for ref in self._newest_ids() & gone if _named(manifests[ref]) <= needed}
         if gone and self._held:
             self.notes.append(f"a run is under way ({min(self._held)}): artifacts stay for now")
             return set()
         return gone
+
+    def _newest_ids(self) -> set[ArtifactRef]:
+        """Return the ids of each corpus: without them those of all its shards are read again."""
+        hints = storage.file_sizes(self._uri("latest", IDS))
+        found = (self._store.latest(IDS, name.removesuffix(".json")) for name in hints)
+        return {ref for ref in found if ref}
 
     def _wanted(self) -> set[str]:
         """Return the keys that are needed for themselves."""
@@ -227,7 +235,7 @@ class Pruning:
 
     def _copies(self) -> Iterator[Unneeded]:
         """Yield copies of remote artifacts, of whatever root, that were not used for long."""
-        for copy in storage.fetched_folder("artifacts").glob("*/*/*"):
+        for copy in storage.cache_folder("artifacts").glob("*/*/*"):
             its = _below(copy)
             if self._now - max(state.changed for state in its.values()) >= self._keeping.copies:
                 yield Unneeded("copy", str(copy), _bytes(its.values()))
@@ -257,6 +265,11 @@ class Pruning:
 
     def _uri(self, *parts: str) -> str:
         return storage.join(self._store.root, *parts)
+
+
+def _named(manifest: Manifest | None) -> set[str]:
+    """Return the keys that a manifest names beside its own."""
+    return set(_NAMED.findall(manifest.model_dump_json())) - {manifest.key} if manifest else set()
 
 
 def _bytes(states: Iterable[FileState]) -> int:

@@ -82,9 +82,56 @@ class EmbeddingSpace:
                 f"queries have d={vectors.shape[1]} but the index has d={len(self.mean)}",
                 remedy="embed queries and corpus with the same backbone",
             )
-        white = (vectors - self.mean) @ self.whitening
-        norms = np.linalg.norm(white, axis=1, keepdims=True)
-        return np.ascontiguousarray(white / np.maximum(norms, 1e-12), dtype=np.float32)
+        return unit(self.whiten(vectors))
+
+    def whiten(self, vectors: Vectors) -> Vectors:
+        """Return (n, d) float32 vectors as ``project`` does, before they have unit length."""
+        return np.asarray((vectors - self.mean) @ self.whitening, dtype=np.float32)
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Return (n, d) float32 vectors at unit length."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+class Moments:
+    """Sums over whitened rows, which tell how far they are from those a space was learnt from.
+
+    Args:
+        rows: counted.
+        total: (d,) float64, their sum.
+        squares: sum of their squared lengths.
+    """
+
+    def __init__(self, rows: int, total: NDArray[np.float64], squares: float) -> None:
+        self.rows, self.total, self.squares = rows, total, squares
+
+    @classmethod
+    def none(cls, dimension: int) -> "Moments":
+        """Return those of no rows."""
+        return cls(0, np.zeros(dimension), 0.0)
+
+    def add(self, white: Vectors) -> None:
+        """Count (n, d) whitened rows."""
+        self.rows += len(white)
+        self.total = self.total + white.sum(axis=0, dtype=np.float64)
+        self.squares += float(np.einsum("nd,nd->", white, white, dtype=np.float64))
+
+    @property
+    def spread(self) -> float:
+        """Mean squared length of a row, at least 0."""
+        return self.squares / max(self.rows, 1)
+
+    def drift(self, spread: float) -> float:
+        """Return how far mean or spread have moved, as a share of the spread once, at least 0.
+
+        Args:
+            spread: of the rows that the space was learnt from, whose mean is 0.
+        """
+        mean = self.total / max(self.rows, 1)
+        moved = max(abs(self.spread - spread), float(mean @ mean))
+        return moved / max(spread, 1e-12)
 
 
 class VectorIndex:

@@ -46,6 +46,8 @@ _ON_DEVICE = {
     encode.encode_part: lift(encode.encode_part, "encode", "encode {label}"),
     proxy.measure_proxy: lift(proxy.measure_proxy, "measure the proxy"),
     embed.embed_part: lift(embed.embed_part, "embed", "embed {label}"),
+    encode.find_encoded: lift(encode.find_encoded, "look for encodings"),
+    embed.find_embedded: lift(embed.find_embedded, "look for embeddings"),
     embed.embed_queries: lift(embed.embed_queries, "embed rows", "embed {label}"),
     index.build_index: lift(index.build_index, "index the corpus"),
     retrieve.retrieve_candidates: lift(retrieve.retrieve_candidates, "retrieve candidates"),
@@ -69,6 +71,7 @@ _ON_DEVICE = {
 _ELSEWHERE = {
     files.find_files: lift(files.find_files, "find files"),
     shard.make_shards: lift(shard.make_shards, "cut", "cut {file.label}"),
+    shard.find_shards: lift(shard.find_shards, "look for shards"),
     shard.list_parts: lift(shard.list_parts, "list parts"),
     split.split_adaptation: lift(split.split_adaptation, "split by document"),
     prefilter.prefilter: lift(prefilter.prefilter, "prefilter the corpus"),

@@ -11,6 +11,7 @@ from typing import Any
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.store import fingerprints, storage, transfer
+from albat_core.store.digests import known_digest
 from albat_core.store.pointers import LONGEST, REMEDY, is_pointer
 
 MODEL_CONFIG = "config.json"
@@ -49,7 +50,7 @@ def model_folder(path: str, revision: str | None = None, taken: Collection[str] 
     if storage.is_remote(path):
         _refuse_single_file(path)
         name = fingerprints.tree_fingerprint(path)[:16]
-        folder = transfer.download(path, storage.fetched_folder("backbones", name))
+        folder = transfer.download(path, storage.cache_folder("backbones", name))
     elif not folder.is_dir():
         _refuse_single_file(path)
         folder = _from_hub(path, revision)
@@ -286,9 +287,9 @@ def folder_fingerprint(folder: Path, *, weights: bool) -> str:
 
 @lru_cache(maxsize=4096)
 def _digest(path: Path, size: int, modified: int) -> str:
-    """Digest once as long as size and time of the file stay."""
+    """Digest once as long as size and time of the file stay, one just written too."""
     del size, modified
-    return storage.digest(path)
+    return known_digest(str(path))
 
 
 def unreadable(

@@ -1,15 +1,16 @@
 """Indexes: of the corpus's embeddings, with the space they live in and where each row lies."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.records.shards import Part, locate
-from albat_core.search import EmbeddingSpace, VectorIndex
+from albat_core.search import EmbeddingSpace, Moments, VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 
@@ -27,12 +28,14 @@ class CorpusIndex:
         space: how queries are brought to it.
         addresses: part addresses, in order.
         ends: (n_parts,) int64, running total of the parts' rows.
+        moments: of all rows in the space; None where they were not kept, as they once were not.
     """
 
     index: VectorIndex
     space: EmbeddingSpace
     addresses: list[str]
     ends: NDArray[np.int64]
+    moments: Moments | None = None
 
     @property
     def rows(self) -> int:
@@ -42,6 +45,17 @@ class CorpusIndex:
     def locate(self, positions: Sequence[int]) -> tuple[list[str], list[int]]:
         """Return part address and row in that part of rows of the index."""
         return locate(self.addresses, self.ends, positions)
+
+
+def growth_notes(facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what became of indexes that were to grow, from their facts."""
+    said = []
+    for each in facts:
+        if added := each.get("added_rows"):
+            said.append(f"{added:,} rows added; learnt from {each['fitted_rows']:,} rows")
+        if drift := each.get("learnt_anew_at"):
+            said.append(f"learnt anew: with rows that came, the corpus had moved by {drift:.0%}")
+    return tuple(said)
 
 
 def whole_vectors(folder: Path, rows: int, dimension: int) -> NDArray[np.float16]:
@@ -55,12 +69,29 @@ def whole_vectors(folder: Path, rows: int, dimension: int) -> NDArray[np.float16
     return kept
 
 
+def load_whole_vectors(folder: Path) -> NDArray[np.float16] | None:
+    """Return what an index's projected vectors (n, d) are kept in, mapped; None: it has them."""
+    file = folder / _VECTORS_FILE
+    return np.load(file, mmap_mode="r", allow_pickle=False) if file.exists() else None
+
+
 def write_index(
-    folder: Path, index: VectorIndex, space: EmbeddingSpace, parts: Sequence[Part]
+    folder: Path,
+    index: VectorIndex,
+    space: EmbeddingSpace,
+    moments: Moments,
+    parts: Sequence[Part],
 ) -> None:
-    """Write an index, the space it lives in and the parts whose rows it has, in order."""
+    """Write an index, its space, moments of its rows in that, and their parts, in order."""
     index.save(folder / _FAISS_FILE)
-    np.savez(folder / _SPACE_FILE, mean=space.mean, whitening=space.whitening)
+    np.savez(
+        folder / _SPACE_FILE,
+        mean=space.mean,
+        whitening=space.whitening,
+        rows=moments.rows,
+        total=moments.total,
+        squares=moments.squares,
+    )
     addresses = [[part.address, part.rows] for part in parts]
     (folder / _PARTS_FILE).write_text(json.dumps(addresses))
 
@@ -70,11 +101,14 @@ def load_index(store: ArtifactStore, ref: ArtifactRef, runtime: Runtime) -> Corp
     folder = store.folder(ref)
     arrays = np.load(folder / _SPACE_FILE, allow_pickle=False)
     parts = json.loads((folder / _PARTS_FILE).read_text())
-    vectors = folder / _VECTORS_FILE
-    exact = np.load(vectors, mmap_mode="r", allow_pickle=False) if vectors.exists() else None
+    moments = None
+    if "rows" in arrays:
+        rows, total, squares = (arrays[name] for name in ("rows", "total", "squares"))
+        moments = Moments(int(rows), total, float(squares))
     return CorpusIndex(
-        index=VectorIndex.read(folder / _FAISS_FILE, runtime, exact),
+        index=VectorIndex.read(folder / _FAISS_FILE, runtime, load_whole_vectors(folder)),
         space=EmbeddingSpace(arrays["mean"], arrays["whitening"]),
         addresses=[address for address, _ in parts],
         ends=np.cumsum([rows for _, rows in parts], dtype=np.int64),
+        moments=moments,
     )

@@ -76,8 +76,7 @@ class Part(BaseModel):
 def parts_of(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> list[Part]:
     """Return the part files of shards artifacts, in order."""
     parts = []
-    for ref in shards:
-        manifest = store.manifest(ref)
+    for ref, manifest in zip(shards, store.manifests(shards), strict=True):
         digests = {file.path: file.sha256 for file in manifest.files}
         parts += [
             Part(shards=ref, name=p["name"], rows=p["rows"], sha256=digests[p["name"]])

@@ -323,7 +323,7 @@ def _index(manifest: Manifest) -> dict[str, str | int | float]:
 def _stages(store: ArtifactStore, run: RunArtifacts) -> list[StageTime]:
     stages = []
     for stage in run.stages:
-        manifests = [store.manifest(ref) for ref in stage.refs]
+        manifests = store.manifests(stage.refs)
         stages.append(
             StageTime(
                 stage=stage.refs[0].stage,

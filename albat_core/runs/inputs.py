@@ -1,10 +1,11 @@
 """What a run reads: corpus and adaptation set, cut, split, embedded and indexed."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 
 from albat_core.backbones import precomputes
+from albat_core.records import indexes
 from albat_core.records.runs import ALL_DATA
 from albat_core.records.selections import Selected
 from albat_core.records.shards import Part, parts_of
@@ -14,13 +15,13 @@ from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import Steps
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_files
-from albat_core.stages.embed import embed_part, embed_queries
-from albat_core.stages.encode import encode_part
+from albat_core.stages.embed import embed_part, embed_queries, find_embedded
+from albat_core.stages.encode import encode_part, find_encoded
 from albat_core.stages.generate import generate_rows
 from albat_core.stages.index import build_index
 from albat_core.stages.prefilter import prefilter
 from albat_core.stages.retrieve import take_candidates
-from albat_core.stages.shard import list_parts, make_shards, refuse_barren
+from albat_core.stages.shard import find_shards, list_parts, make_shards, refuse_barren
 from albat_core.stages.split import split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
@@ -179,10 +180,10 @@ class Inputs:
         """Embeddings of the corpus, by part."""
         c, parts = self._config, self.parts
         encodings: Sequence[ArtifactRef | None] = self.corpus_encodings or [None] * len(parts)
-        return self._steps.results(
+        return self._steps.each(
+            "embed corpus",
             [
-                self._steps.submit(
-                    "embed corpus",
+                partial(
                     embed_part,
                     part=part,
                     label=name,
@@ -192,7 +193,14 @@ class Inputs:
                     runtime=c.runtime,
                 )
                 for part, name, known in zip(parts, self._names(parts), encodings, strict=True)
-            ]
+            ],
+            lambda: self._steps.call(
+                find_embedded,
+                parts=parts,
+                backbone_config=c.backbone,
+                config=c.embedding,
+                runtime=c.runtime,
+            ),
         )
 
     @cached_property
@@ -207,16 +215,21 @@ class Inputs:
 
     @cached_property
     def index(self) -> ArtifactRef:
-        """The index over the corpus."""
+        """The index over the corpus, grown from this run's last one where that is wanted."""
         c = self._config
-        return self._steps.run(
+        earlier = self._store.latest(indexes.STAGE, c.name) if c.index.grow else None
+        made = self._steps.run(
             "index",
             build_index,
             parts=self.embeddings,
             config=c.index,
             seed=c.seed,
             runtime=c.runtime,
+            earlier=earlier,
         )
+        if c.index.grow and made != earlier:
+            self._store.set_latest(c.name, made)
+        return made
 
     def _kept_before(self, every: ArtifactRef) -> tuple[ArtifactRef, ...]:
         """Return what an earlier selection kept of the same rows, unless it has grown too much."""
@@ -255,10 +268,10 @@ class Inputs:
         c = self._config
         if not precomputes(c.backbone):
             return []
-        return self._steps.results(
+        return self._steps.each(
+            step,
             [
-                self._steps.submit(
-                    step,
+                partial(
                     encode_part,
                     part=part,
                     label=name,
@@ -266,24 +279,35 @@ class Inputs:
                     runtime=c.runtime,
                 )
                 for part, name in zip(parts, self._names(parts), strict=True)
-            ]
+            ],
+            lambda: self._steps.call(
+                find_encoded, parts=parts, backbone_config=c.backbone, runtime=c.runtime
+            ),
         )
 
     def _shards(self, step: str, sources: Sequence[SourceConfig]) -> list[ArtifactRef]:
         c = self._config
         files = [self._steps.call(find_files, source=source) for source in sources]
-        shards = self._steps.results(
+        every = [*chain.from_iterable(files)]
+        shards = self._steps.each(
+            step,
             [
-                self._steps.submit(
-                    step,
+                partial(
                     make_shards,
                     file=file,
                     backbone_config=c.backbone,
                     config=c.shards,
                     runtime=c.runtime,
                 )
-                for file in chain.from_iterable(files)
-            ]
+                for file in every
+            ],
+            lambda: self._steps.call(
+                find_shards,
+                files=every,
+                backbone_config=c.backbone,
+                config=c.shards,
+                runtime=c.runtime,
+            ),
         )
         rest = iter(shards)
         for source, its in zip(sources, files, strict=True):

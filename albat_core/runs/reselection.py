@@ -147,7 +147,7 @@ def note_finished(
 def data_fingerprint(config: RunConfig) -> str:
     """Return what changes when a file of the adaptation or held-out data is new, changed or gone.
 
-    Local files are read; of remote ones, tags and sizes are listed.
+    Local files that changed are read; of remote ones, tags and sizes are listed.
 
     Raises:
         InputError: a path is missing or holds nothing to read.

@@ -8,7 +8,15 @@ from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 from albat_core.errors import DamagedError
 from albat_core.progress import announce
-from albat_core.records import adapters, agreement, candidates, selections, shards, splits
+from albat_core.records import (
+    adapters,
+    agreement,
+    candidates,
+    indexes,
+    selections,
+    shards,
+    splits,
+)
 from albat_core.records.runs import StageRun
 from albat_core.records.vectors import EmbeddedPart
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -21,8 +29,11 @@ NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
     selections.STAGE: selections.short_notes,
     adapters.STAGE: adapters.unfinished_notes,
     agreement.STAGE: agreement.agreement_notes,
+    indexes.STAGE: indexes.growth_notes,
 }
 """What a stage did that a person would not expect, from the facts of its artifacts."""
+
+_MANY = 32  # calls of one stage
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -72,22 +83,27 @@ def call_here(
 
 
 class Step(Generic[Made]):
-    """One call of a stage, started at once.
+    """One call of a stage, started at once unless what it makes is there.
 
     Args:
         label: of the steps that it is one of.
         start: starts the call.
         replace: makes the artifact of a name again, which the call found damaged.
+        found: what it would give, where that is known: nothing is started then.
     """
 
     def __init__(
-        self, label: str, start: Callable[[], Pending[Made]], replace: Callable[[str], None]
+        self,
+        label: str,
+        start: Callable[[], Pending[Made]],
+        replace: Callable[[str], None],
+        found: Made | None = None,
     ) -> None:
         self.label = label
         self._start = start
         self._replace = replace
-        self._pending = start()
-        self._done: list[Made] = []
+        self._done: list[Made] = [] if found is None else [found]
+        self._pending = start() if found is None else _Done(found)
 
     @property
     def done(self) -> bool:
@@ -156,20 +172,44 @@ class Steps:
             args: of the stage.
             kwargs: of the stage.
         """
-        name = (stage, _hashable(args), _hashable(kwargs))
+        return self._step(label, partial(stage, *args, **kwargs))
+
+    def each(
+        self,
+        label: str,
+        calls: Sequence[partial[Made]],
+        find: Callable[[], Sequence[Made | None]],
+    ) -> list[Made]:
+        """Start a step for each call, as ``submit`` does, and wait for all.
+
+        Args:
+            label: of all of them.
+            calls: of a stage of the core.
+            find: gives, of each call, what it would find finished. It is asked where there are
+                many: what is there needs no step to run, and is looked for at once.
+        """
+        self._began.setdefault(label, time.perf_counter())
+        found = find() if len(calls) > _MANY else [None] * len(calls)
+        return self.results(
+            [self._step(label, call, its) for call, its in zip(calls, found, strict=True)]
+        )
+
+    def _step(self, label: str, call: partial[Made], found: Made | None = None) -> Step[Made]:
+        name = (call.func, _hashable(call.args), _hashable(call.keywords))
         if name not in self._known:
             self._began.setdefault(label, time.perf_counter())
-            start = partial(self._execute, stage, *args, **kwargs)
-            self._known[name] = step = Step(label, start, self._replace)
+            start = partial(self._execute, call.func, *call.args, **call.keywords)
+            self._known[name] = step = Step(label, start, self._replace, found)
             self._noted.setdefault(label, []).append(step)
         return self._known[name]
 
     def results(self, steps: Iterable[Step[Made]]) -> list[Made]:
         """Wait for steps, and tell of each label whose steps are all done."""
-        made = []
-        for step in steps:
+        made, waited = [], list(steps)
+        last = {step.label: step for step in waited}  # there may be many of a label
+        for step in waited:
             made.append(step.result())
-            if all(other.done for other in self._noted[step.label]):
+            if step is last[step.label] and all(o.done for o in self._noted[step.label]):
                 self._announce(step.label)
         return made
 
@@ -216,7 +256,7 @@ class Steps:
         if label in self._announced or not refs:
             return
         self._announced.add(label)
-        manifests = [self._store.manifest(ref) for ref in refs]
+        manifests = self._store.manifests(refs)
         seconds = time.perf_counter() - self._began[label]
         if len(refs) == 1:  # it may have waited for a device that others had
             seconds = min(seconds, manifests[0].seconds)

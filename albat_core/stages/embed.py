@@ -1,7 +1,8 @@
 """Embeddings: every example as the backbone, a part of it or an encoder represents it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from albat_core.records.vectors import (
     EmbeddedPart,
     load_vectors,
 )
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
 from albat_core.store.stage import Runtime, stage_key
 
 STAGE_VERSION = 2
@@ -101,14 +102,27 @@ def embed_part(
             facts={"dimension": vectors.shape[1], "passes": sum(e.length for e in encoded)},
         )
 
-    ref = store.produce(
-        STAGE,
-        STAGE_VERSION,
-        config.settings(),
-        {"part": part.sha256, "backbone": embedder_identity(config, backbone_config, runtime)},
-        build,
-    )
+    identity = embedder_identity(config, backbone_config, runtime)
+    ref = store.produce(STAGE, STAGE_VERSION, config.settings(), _inputs_of(part, identity), build)
     return EmbeddedPart(part=part, embeddings=ref)
+
+
+def find_embedded(
+    parts: Sequence[Part],
+    backbone_config: BackboneConfig,
+    config: EmbeddingConfig,
+    runtime: Runtime,
+) -> list[EmbeddedPart | None]:
+    """Return what ``embed_part`` would find finished of each part, else None; all at once."""
+    identity = embedder_identity(config, backbone_config, runtime)
+    settings = config.settings()
+    refs = [artifact_ref(STAGE, STAGE_VERSION, settings, _inputs_of(p, identity)) for p in parts]
+    found = zip(parts, ArtifactStore(runtime.root).reused(refs), strict=True)
+    return [EmbeddedPart(part=part, embeddings=ref) if ref else None for part, ref in found]
+
+
+def _inputs_of(part: Part, identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {"part": part.sha256, "backbone": identity}
 
 
 def embed_queries(

@@ -1,6 +1,6 @@
 """Encodings: costly inputs of a backbone, such as the latents of pictures, computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from albat_core.progress import track
 from albat_core.records.encodings import DIGESTS, STAGE
 from albat_core.records.examples import Example
 from albat_core.records.shards import Part, iterate_part
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
 from albat_core.store.stage import Runtime
 
 STAGE_VERSION = 1
@@ -55,13 +55,21 @@ def encode_part(
             np.save(folder / f"{name}.npy", np.concatenate(blocks))
         return Built(rows=len(digests), facts={"inputs": sorted(columns)})
 
-    return store.produce(
-        STAGE,
-        STAGE_VERSION,
-        {},
-        {"part": part.sha256, "backbone": backbone_identity(backbone_config, runtime)},
-        build,
-    )
+    identity = backbone_identity(backbone_config, runtime)
+    return store.produce(STAGE, STAGE_VERSION, {}, _inputs_of(part, identity), build)
+
+
+def find_encoded(
+    parts: Sequence[Part], backbone_config: BackboneConfig, runtime: Runtime
+) -> list[ArtifactRef | None]:
+    """Return what ``encode_part`` would find finished of each part, else None; all at once."""
+    identity = backbone_identity(backbone_config, runtime)
+    refs = [artifact_ref(STAGE, STAGE_VERSION, {}, _inputs_of(p, identity)) for p in parts]
+    return ArtifactStore(runtime.root).reused(refs)
+
+
+def _inputs_of(part: Part, identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {"part": part.sha256, "backbone": identity}
 
 
 def _refuse_not_finite(rows: NDArray[Any], examples: Sequence[Example]) -> None:

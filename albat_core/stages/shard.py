@@ -1,11 +1,14 @@
 """The corpus: rows of its sources, cut to the backbone's size and kept as shards of examples."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from albat_core.backbones import input_fingerprint, open_splitter, row_limit
@@ -13,6 +16,7 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.kind import RowLimit, Splitter
 from albat_core.errors import InputError
 from albat_core.progress import track
+from albat_core.records import ids
 from albat_core.records.examples import Example, example_text, examples_to_table
 from albat_core.records.hashes import Hashes
 from albat_core.records.shards import Part, parts_of
@@ -22,11 +26,12 @@ from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, amount_of
 from albat_core.sources.filters import judge, library_versions
 from albat_core.sources.rows import PlacedRow, document_hash, in_share, placed_rows, untold
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "shards"
 STAGE_VERSION = 7  # bump when equal inputs would give different output
+IDS_VERSION = 1  # the same, of hashes of ids
 
 _SKIPPED = ("null", "uncaptioned", "damaged", "filtered", "unfit")  # reasons
 _IDS_KEPT = 5  # ids of skipped rows that the manifest names
@@ -58,13 +63,6 @@ def make_shards(
         InputError: the file or a row cannot be used, or an id occurs twice.
         MissingDependencyError: filters are set, and their library is not installed.
     """
-    settings = {
-        "source": file.config.settings(without={"path"}),
-        "shards": config.settings(),
-        "max_length": backbone_config.max_length,
-    }
-    if file.config.filters:
-        settings["rules"] = library_versions()  # another version may judge otherwise
 
     def build(folder: Path) -> Built:
         shards = _Shards(folder, config.rows)
@@ -75,13 +73,43 @@ def make_shards(
         facts |= {"parts": shards.parts, "sources": dict(sorted(shards.sources.items()))}
         return Built(rows=shards.examples, facts=facts)
 
-    return ArtifactStore(runtime.root).produce(
-        STAGE,
-        STAGE_VERSION,
-        settings,
-        {"file": file.fingerprint, "backbone": input_fingerprint(backbone_config)},
-        build,
-    )
+    reads = input_fingerprint(backbone_config)
+    settings, inputs = _identity(file, backbone_config, config, reads)
+    return ArtifactStore(runtime.root).produce(STAGE, STAGE_VERSION, settings, inputs, build)
+
+
+def find_shards(
+    files: Sequence[InputFile],
+    backbone_config: BackboneConfig,
+    config: ShardConfig,
+    runtime: Runtime,
+) -> list[ArtifactRef | None]:
+    """Return what ``make_shards`` would find finished of each file, else None; all at once."""
+    reads = input_fingerprint(backbone_config)
+    each = [_identity(file, backbone_config, config, reads) for file in files]
+    refs = [artifact_ref(STAGE, STAGE_VERSION, *identity) for identity in each]
+    return ArtifactStore(runtime.root).reused(refs)
+
+
+def _identity(
+    file: InputFile, backbone_config: BackboneConfig, config: ShardConfig, reads: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings and inputs of a file's shards.
+
+    Args:
+        file: that is cut.
+        backbone_config: whose size.
+        config: of the shards.
+        reads: what decides how the backbone reads rows.
+    """
+    settings = {
+        "source": file.config.settings(without={"path"}),
+        "shards": config.settings(),
+        "max_length": backbone_config.max_length,
+    }
+    if file.config.filters:
+        settings["rules"] = library_versions()  # another version may judge otherwise
+    return settings, {"file": file.fingerprint, "backbone": reads}
 
 
 class _Shards:
@@ -100,7 +128,7 @@ class _Shards:
     def add(self, example: Example) -> None:
         """Take an example; a full part is written."""
         self._waiting.append(example)
-        self._hashes.add(hash(example.example_id))
+        self._hashes.add(_hash(example.example_id))
         self.sources[example.source] += 1
         self.examples += 1
         self._bytes += len(example.image or b"")
@@ -117,8 +145,9 @@ class _Shards:
 
     def repeated_id(self) -> str | None:
         """Return an id that two of the examples share, if any."""
+        suspects = self._hashes.repeated()
         files = (("", self._folder / part["name"]) for part in self.parts)
-        found = _first_repeat(files, self._hashes)
+        found = _first_repeat(files, suspects)
         return found[0] if found else None
 
 
@@ -210,18 +239,34 @@ def overlong(row: PlacedRow, limit: RowLimit) -> InputError:
     )
 
 
-def _first_repeat(files: Iterable[tuple[str, Path]], hashes: Hashes) -> tuple[str, str, str] | None:
-    """Return the first id met twice, and where; only ids whose hash occurs again are kept.
+def _repeated(hashes: npt.NDArray[np.uint64]) -> set[int]:
+    """Return the values that occur more than once in ``hashes`` (n,)."""
+    ordered = np.sort(hashes)
+    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+
+def _hash(example_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(example_id.encode(), digest_size=8).digest())
+
+
+def _ids_in(path: Path) -> list[str]:
+    found: list[str] = read_table(path, ["example_id"])["example_id"].to_pylist()
+    return found
+
+
+def _first_repeat(
+    files: Iterable[tuple[str, Path]], suspects: set[int]
+) -> tuple[str, str, str] | None:
+    """Return the first id met twice, and where; only ids whose hash is suspect are kept.
 
     Args:
         files: each with what it is called.
-        hashes: of all their ids.
+        suspects: hashes that occur more than once.
     """
-    suspects = hashes.repeated()
     seen: dict[str, str] = {}
     for where, path in files if suspects else ():
-        for example_id in read_table(path, ["example_id"])["example_id"].to_pylist():
-            if hash(example_id) % 2**64 not in suspects:
+        for example_id in _ids_in(path):
+            if _hash(example_id) not in suspects:
                 continue
             if example_id in seen:
                 return example_id, seen[example_id], where
@@ -241,25 +286,30 @@ def _repeated_within(file: InputFile, example_id: str) -> InputError:
     )
 
 
-def refuse_duplicates(store: ArtifactStore, refs: Sequence[ArtifactRef]) -> None:
-    """Check that no example id occurs twice in shards.
+def refuse_duplicates(
+    store: ArtifactStore, refs: Sequence[ArtifactRef], known: ids.KnownHashes | None = None
+) -> list[npt.NDArray[np.uint64]]:
+    """Check that no example id occurs twice in shards; eight bytes an id are held.
 
     Args:
         store: where the shards are.
         refs: artifacts of ``make_shards``.
+        known: hashes of the ids of some of them, by key; the others' ids are read.
+
+    Returns:
+        hashes of the ids of each, (n,) uint64.
 
     Raises:
         InputError: one does; it is named with both files.
     """
+    known = known or {}
+    hashes = [known[r.key] if r.key in known else _hashes_of(store, r) for r in refs]
+    suspects = _repeated(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     files = []
-    for ref in refs:
-        folder, facts = store.folder(ref), store.manifest(ref).facts
-        label = facts["files"][0] + (" and others" if len(facts["files"]) > 1 else "")
-        files += [(label, folder / part["name"]) for part in facts["parts"]]
-    hashes = Hashes()
-    for _, path in files:
-        hashes.extend(map(hash, read_table(path, ["example_id"])["example_id"].to_pylist()))
-    found = _first_repeat(files, hashes)
+    for ref, its in zip(refs, hashes, strict=True):
+        if np.isin(its, np.fromiter(suspects, np.uint64)).any():
+            files += _part_files(store, ref)
+    found = _first_repeat(files, suspects)
     if found is not None:
         example_id, first, second = found
         raise InputError(
@@ -268,6 +318,19 @@ def refuse_duplicates(store: ArtifactStore, refs: Sequence[ArtifactRef]) -> None
             remedy="make the ids unique, or drop id_column: rows are then named by file and row; "
             "where file names make them, give each source a name",
         )
+    return hashes
+
+
+def _hashes_of(store: ArtifactStore, ref: ArtifactRef) -> npt.NDArray[np.uint64]:
+    ids = (id_ for _, path in _part_files(store, ref) for id_ in _ids_in(path))
+    return np.fromiter(map(_hash, ids), np.uint64)
+
+
+def _part_files(store: ArtifactStore, ref: ArtifactRef) -> list[tuple[str, Path]]:
+    """Return the part files of shards, each with what the shards are called."""
+    folder, facts = store.folder(ref), store.manifest(ref).facts
+    label = facts["files"][0] + (" and others" if len(facts["files"]) > 1 else "")
+    return [(label, folder / part["name"]) for part in facts["parts"]]
 
 
 def refuse_barren(store: ArtifactStore, source: SourceConfig, refs: Sequence[ArtifactRef]) -> None:
@@ -299,9 +362,25 @@ def refuse_barren(store: ArtifactStore, source: SourceConfig, refs: Sequence[Art
 def list_parts(shards: Sequence[ArtifactRef], runtime: Runtime) -> list[Part]:
     """Return the parts of a corpus.
 
+    That no id occurs twice is kept as an artifact, with a hash of each id: nothing is read where
+    it is there, and where the corpus has grown, only the ids that are new.
+
     Raises:
         InputError: an example id occurs twice in it.
     """
     store = ArtifactStore(runtime.root)
-    refuse_duplicates(store, shards)
+    keys = [ref.key for ref in shards]
+    family = next(iter(keys), "none")
+
+    def build(folder: Path) -> Built:
+        latest = store.latest(ids.STAGE, family)
+        known = ids.read_hashes(store, latest) if latest else {}
+        hashes = refuse_duplicates(store, shards, known)
+        ids.write_hashes(folder, keys, hashes)
+        read = sum(key not in known for key in keys)
+        return Built(rows=sum(map(len, hashes)), facts={"read": read, "known": len(keys) - read})
+
+    found = store.produce(ids.STAGE, IDS_VERSION, {}, {"shards": keys}, build)
+    if not found.reused:
+        store.set_latest(family, found)
     return parts_of(store, shards)

@@ -5,6 +5,7 @@ Layout below the root::
     <stage>/<key>/<attempt>/...    files, written by one attempt
     <stage>/<key>/manifest.json    written last, in one piece; names the attempt it vouches for
     latest/<stage>/<family>.json   a hint: the newest artifact of a family, safe to lose
+    rolls/<stage>.json.gz          manifests of a stage once more, safe to lose
     claims/<stage>/<key>.json      while it is made: by whom
     claims/runs/<number>.json      while a run goes on
 
@@ -19,10 +20,10 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,22 @@ from albat_core.redaction import without_secrets
 from albat_core.store import storage, transfer, verification
 from albat_core.store.claims import claimed
 from albat_core.store.drafts import PREFIX, new_draft
-from albat_core.store.manifests import MANIFEST, ArtifactFile, Manifest
-from albat_core.store.sealed import sealed, unsealed, why
+from albat_core.store.manifests import (
+    MANIFEST,
+    ArtifactFile,
+    Manifest,
+    is_whole,
+    library_versions,
+    read_manifest,
+)
+from albat_core.store.rolls import find_many
+from albat_core.store.sealed import sealed
 from albat_core.store.stage import Settings, given, stage_key
 
 logger = logging.getLogger(__name__)
 
 CLAIMS = "claims"
-_VERSIONS_KEPT = (
-    "albat",
-    "torch",
-    "transformers",
-    "peft",
-    "diffusers",
-    "faiss-cpu",
-    "faiss-gpu-cu12",
-    "pyarrow",
-    "numpy",
-)
+_ASKED_ONE_BY_ONE = 32  # artifacts of a stage
 
 
 class ArtifactRef(BaseModel):
@@ -81,6 +80,21 @@ class Built(BaseModel):
     facts: dict[str, Any] = {}
 
 
+def artifact_ref(
+    stage: str,
+    stage_version: int,
+    settings: Settings | Mapping[str, Any],
+    inputs: Mapping[str, Any],
+) -> ArtifactRef:
+    """Return the reference of the artifact that ``produce`` would make or find."""
+    key = stage_key(stage, stage_version, _as_settings(settings).named, inputs)
+    return ArtifactRef(stage=stage, key=key)
+
+
+def _as_settings(settings: Settings | Mapping[str, Any]) -> Settings:
+    return settings if isinstance(settings, Settings) else given(**settings)
+
+
 class ArtifactStore:
     """The artifacts below one root, a local folder or a remote prefix."""
 
@@ -108,10 +122,8 @@ class ArtifactStore:
         Raises:
             StorageFullError: there is no room for it.
         """
-        if not isinstance(settings, Settings):
-            settings = given(**settings)
-        key = stage_key(stage, stage_version, settings.named, inputs)
-        ref = ArtifactRef(stage=stage, key=key)
+        settings = _as_settings(settings)
+        ref = artifact_ref(stage, stage_version, settings, inputs)
         found = self.find(ref)
         if found is None:
             with claimed(self.claim(ref), str(ref), lambda: self.find(ref)) as found:
@@ -160,7 +172,7 @@ class ArtifactStore:
                 inputs=without_secrets(dict(inputs)),
                 facts=without_secrets(built.facts),
                 files=files,
-                versions=_library_versions(),
+                versions=library_versions(),
             )
             storage.write_bytes(storage.join(place, MANIFEST), sealed(manifest))
         except Exception as error:
@@ -191,22 +203,30 @@ class ArtifactStore:
                 where=storage.join(self.root, ref.stage, ref.key, MANIFEST),
                 remedy="remove the folder",
             ) from error
-        try:
-            manifest = unsealed(Manifest, content)
-        except ValueError as error:
-            told = "%s has a manifest that cannot be read (%s): it is made again"
-            logger.warning(told, ref, why(error))
-            return None
-        if (manifest.stage, manifest.key) != (ref.stage, ref.key):
-            said = f"{manifest.stage}/{manifest.key}"
-            logger.warning("%s has the manifest of %s: it is made again", ref, said)
+        manifest = read_manifest(content, ref.stage, ref.key)
+        if manifest is None:
             return None
         present = storage.file_sizes(self._folder_uri(manifest)) if manifest.files else {}
-        lost = [file.path for file in manifest.files if present.get(file.path) != file.bytes]
-        if lost:
-            logger.warning("%s has lost or changed %s: it is made again", ref, ", ".join(lost))
-            return None
-        return manifest
+        return manifest if is_whole(manifest, present) else None
+
+    def find_all(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
+        """Return the manifests of those that are finished, see ``find``.
+
+        Many of a stage are looked for by one listing, see ``rolls``.
+        """
+        stages: dict[str, dict[str, ArtifactRef]] = defaultdict(dict)
+        for ref in refs:
+            self._seen.pop(str(ref), None)
+            stages[ref.stage][ref.key] = ref
+        found: dict[ArtifactRef, Manifest] = {}
+        for stage, wanted in stages.items():
+            if len(wanted) <= _ASKED_ONE_BY_ONE:
+                found |= {ref: its for ref in wanted.values() if (its := self.find(ref))}
+            else:
+                many = find_many(self.root, stage, wanted)
+                found |= {wanted[key]: manifest for key, manifest in many.items()}
+        self._seen |= {str(ref): manifest for ref, manifest in found.items()}
+        return found
 
     def claim(self, ref: ArtifactRef) -> str:
         """Return where it is said who makes an artifact."""
@@ -234,6 +254,16 @@ class ArtifactStore:
             )
         self._seen[str(ref)] = manifest
         return manifest
+
+    def reused(self, refs: Sequence[ArtifactRef]) -> list[ArtifactRef | None]:
+        """Return, of each, the reference as ``produce`` does where it is finished, else None."""
+        found = self.find_all(refs)
+        return [ref.model_copy(update={"reused": True}) if ref in found else None for ref in refs]
+
+    def manifests(self, refs: Sequence[ArtifactRef]) -> list[Manifest]:
+        """Return the manifests of artifacts, see ``manifest``; many are read at once."""
+        self.find_all(ref for ref in refs if str(ref) not in self._seen)
+        return [self.manifest(ref) for ref in refs]
 
     def folder(self, ref: ArtifactRef) -> Path:
         """Return a local folder with the artifact's files, fetched first where it is remote.
@@ -287,7 +317,7 @@ class ArtifactStore:
             return Path(self._folder_uri(manifest))
         root = hashlib.sha256(self.root.encode()).hexdigest()[:16]
         name = (manifest.stage, manifest.key, manifest.attempt)
-        return storage.fetched_folder("artifacts", root, *name)
+        return storage.cache_folder("artifacts", root, *name)
 
     def place(self, ref: ArtifactRef) -> str:
         """Return where the artifact's files lie, local or remote; nothing is fetched."""
@@ -357,13 +387,3 @@ class ArtifactStore:
             folder = new_draft(drafts)
             folder.chmod(drafts.stat().st_mode)  # mkdtemp's 0700 would hide it from other users
             return folder
-
-
-def _library_versions() -> dict[str, str]:
-    versions = {}
-    for name in _VERSIONS_KEPT:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from albat_core.store import storage
+from albat_core.store.digests import known_digest
 
 _ASKED_ONE_BY_ONE = 32  # files of a folder
 
@@ -13,10 +14,11 @@ _ASKED_ONE_BY_ONE = 32  # files of a folder
 def fingerprint(uri: str) -> str:
     """Return what changes when a file's content changes.
 
-    Local files are read (SHA-256); of remote ones the store's own tag and size are taken.
+    Of local files the SHA-256 is taken, see ``known_digest``; of remote ones the store's own tag
+    and size.
     """
     if not storage.is_remote(uri):
-        return storage.digest(uri)
+        return known_digest(uri)
     fs, path = storage.filesystem(uri)
     with storage.explained(uri):
         return _tag(fs, path, fs.info(path))

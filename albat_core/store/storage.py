@@ -28,10 +28,10 @@ _BLOCK = 4 << 20
 _TAKES_SECONDS = 1 << 30  # bytes whose digest a person waits for
 _S3_OPTIONS = {
     "use_listings_cache": False,  # others write too: what was listed once may have changed
-    # compatible servers refuse botocore's checksums on ranged reads
-    "config_kwargs": {
+    "config_kwargs": {  # compatible servers refuse botocore's checksums on ranged reads
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
+        "max_pool_connections": 32,  # small files are read many at once
     },
 }
 
@@ -67,8 +67,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
-def fetched_folder(*parts: str) -> Path:
-    """Return where copies of remote files are kept, in the user's own cache folder."""
+def cache_folder(*parts: str) -> Path:
+    """Return where copies of remote files are kept, and notes on local ones: the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache, "albat", *parts).expanduser()
 

@@ -15,8 +15,8 @@ from uuid import UUID
 
 import pytest
 
-from albat_core.errors import ArtifactError, StorageFullError
-from albat_core.store import claims, storage, transfer
+from albat_core.errors import ArtifactError, StorageFullError, TransientError
+from albat_core.store import artifacts, claims, rolls, storage, transfer
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 
 IDENTITY: dict[str, Any] = {
@@ -25,6 +25,9 @@ IDENTITY: dict[str, Any] = {
     "settings": {"rows": 2},
     "inputs": {"corpus": "c0"},
 }
+
+
+Rolled = tuple[list[ArtifactRef], list[str]]
 
 
 class Builder:
@@ -78,6 +81,100 @@ def test_the_same_is_made_once_and_then_found(store: ArtifactStore, build: Build
     assert first == second
     assert (first.reused, second.reused) == (False, True)
     assert (store.folder(first) / "deep" / "words.txt").read_text() == "leaf root"
+
+
+def test_many_are_found_as_each_would_be(
+    store: ArtifactStore, build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sound ones, lost ones, damaged ones and such that never were, by one listing a stage."""
+    refs = [produce(store, build, inputs={"corpus": n}) for n in range(6)]
+    refs += [produce(store, build, stage="others")]
+    refs += [ArtifactRef(stage="words", key="0" * 32), ArtifactRef(stage="none", key="1" * 32)]
+    place = storage.join(store.root, str(refs[1]))
+    storage.write_bytes(f"{place}/{store.manifest(refs[1]).attempt}/count.txt", b"longer")
+    storage.remove(storage.join(store.root, str(refs[2])))
+    for ref, content in ((refs[3], b"{"), (refs[4], b"")):
+        storage.write_bytes(storage.join(store.root, str(ref), "manifest.json"), content)
+    apart = {ref: manifest for ref in refs if (manifest := ArtifactStore(store.root).find(ref))}
+    assert list(apart) == [refs[0], refs[5], refs[6]]
+    monkeypatch.setattr(artifacts, "_ASKED_ONE_BY_ONE", 0)
+    listed: list[str] = []
+    states = storage.file_states
+    monkeypatch.setattr(
+        storage, "file_states", lambda uri: (listed.append(uri.rpartition("/")[2]), states(uri))[1]
+    )
+    assert store.find_all(refs) == apart
+    assert listed == ["words", "others", "none"]
+    assert [bool(ref and ref.reused) for ref in store.reused(refs)] == [r in apart for r in refs]
+    assert store.manifests([refs[0], refs[6]]) == [apart[refs[0]], apart[refs[6]]]
+    with pytest.raises(ArtifactError, match="expected a finished artifact"):
+        store.manifests(refs)
+
+
+@pytest.fixture
+def rolled(store: ArtifactStore, build: Builder, monkeypatch: pytest.MonkeyPatch) -> Rolled:
+    """Artifacts that were looked up at once, and the names of manifests that are read then."""
+    monkeypatch.setattr(artifacts, "_ASKED_ONE_BY_ONE", 0)
+    monkeypatch.setattr(rolls, "_WORTH_IT", 0)
+    refs = [produce(store, build, inputs={"corpus": n}) for n in range(4)]
+    read: list[str] = []
+    read_all = transfer.read_all
+    monkeypatch.setattr(
+        transfer, "read_all", lambda uri, sizes: (read.extend(sizes), read_all(uri, sizes))[1]
+    )
+    assert len(store.find_all(refs)) == len(read) == 4
+    read.clear()
+    return refs, read
+
+
+def test_what_is_on_the_roll_is_not_read_again(store: ArtifactStore, rolled: Rolled) -> None:
+    refs, read = rolled
+    apart = {ref: store.find(ref) for ref in refs}
+    assert store.find_all(refs) == apart
+    assert read == []
+
+
+def test_the_roll_vouches_for_nothing_that_a_listing_does_not(
+    store: ArtifactStore, build: Builder, rolled: Rolled
+) -> None:
+    refs, read = rolled
+    attempts = [storage.join(store.root, str(ref), store.manifest(ref).attempt) for ref in refs]
+    storage.remove(storage.join(store.root, str(refs[0]), "manifest.json"))  # lost
+    storage.write_bytes(f"{attempts[1]}/count.txt", b"longer")  # changed
+    storage.remove(storage.join(store.root, str(refs[2])))
+    again = produce(store, build, inputs={"corpus": 2})  # made again
+    found = store.find_all(refs)
+    assert list(found) == [refs[3], again] or list(found) == [again, refs[3]]
+    assert found[again].attempt not in attempts[2]
+    assert read == [f"{again.key}/manifest.json"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_roll_is_safe_to_lose(store: ArtifactStore, rolled: Rolled, damage: str) -> None:
+    refs, read = rolled
+    place = storage.join(store.root, "rolls", "words.json.gz")
+    whole = storage.read_bytes(place)
+    if damage == "gone":
+        storage.remove(place)
+    elif damage == "cut":
+        storage.write_bytes(place, whole[:-20])
+    for position in range(0, len(whole), 97) if damage == "flipped" else [0]:
+        if damage == "flipped":
+            changed = bytes([whole[position] ^ 16])
+            storage.write_bytes(place, whole[:position] + changed + whole[position + 1 :])
+        assert store.find_all(refs) == {ref: store.find(ref) for ref in refs}
+    assert read
+
+
+def test_a_manifest_that_does_not_come_whole_is_no_lost_artifact(
+    store: ArtifactStore, build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = produce(store, build)
+    monkeypatch.setattr(artifacts, "_ASKED_ONE_BY_ONE", 0)
+    fs, _ = storage.filesystem(store.root)
+    monkeypatch.setattr(type(fs), "cat_ranges", lambda *_, **__: [b"{"])
+    with pytest.raises(TransientError, match=r"bytes, got 1"):
+        store.find_all([ref])
 
 
 def test_nothing_of_the_draft_stays(store: ArtifactStore, build: Builder, tmp_path: Path) -> None:

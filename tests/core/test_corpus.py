@@ -22,7 +22,13 @@ from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import InputFile, find_files
 from albat_core.stages import shard as corpus
-from albat_core.stages.shard import ShardConfig, make_shards, refuse_barren, refuse_duplicates
+from albat_core.stages.shard import (
+    ShardConfig,
+    list_parts,
+    make_shards,
+    refuse_barren,
+    refuse_duplicates,
+)
 from albat_core.store import fingerprints
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.manifests import Manifest
@@ -364,10 +370,42 @@ def test_repeated_id_across_files_names_both(tmp_path: Path, shard: Sharder) -> 
     assert "also in" in refused(lambda: refuse_duplicates(shard.store, [x, x]))
 
 
+def test_of_a_corpus_that_grew_only_new_ids_are_read(
+    tmp_path: Path, shard: Sharder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = []
+    for name in "xyz":
+        path = write_jsonl(
+            tmp_path / f"{name}.jsonl", [{"i": f"{name}{n}", "text": "t"} for n in range(9)]
+        )
+        refs.append(shard.make(only(SourceConfig(path=str(path), id_column="i")), rows=4))
+    runtime = Runtime(root=shard.store.root)
+    read: list[Path] = []
+    ids_in = corpus._ids_in
+    monkeypatch.setattr(corpus, "_ids_in", lambda path: (read.append(path), ids_in(path))[1])
+
+    def files(*shards: ArtifactRef) -> int:
+        read.clear()
+        parts = list_parts(shards, runtime)
+        assert [part.rows for part in parts] == [4, 4, 1] * len(shards)
+        return len(read)
+
+    assert files(*refs[:2]) == 6
+    assert files(*refs[:2]) == 0
+    assert files(*refs) == 3
+    assert files(refs[0], refs[2]) == 0  # what went is not read either
+    copy = write_jsonl(tmp_path / "copy.jsonl", [{"i": "y3", "text": "other"}])
+    twice = shard.make(only(SourceConfig(path=str(copy), id_column="i")))
+    list_parts(refs, runtime)
+    said = refused(lambda: list_parts([*refs, twice], runtime))
+    assert f"{copy}: expected each id once, 'y3' is also in {tmp_path}/y.jsonl" in said
+    assert refused(lambda: list_parts([*refs, twice], runtime)) == said
+
+
 def test_ids_that_only_share_a_hash_are_not_repeated(
     tmp_path: Path, shard: Sharder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "hash", lambda _text: 7, raising=False)
+    monkeypatch.setattr(corpus, "_hash", lambda _text: 7)
     path = write_jsonl(tmp_path / "r.jsonl", [{"text": f"t{i}"} for i in range(5)])
     ref = shard.make(only(SourceConfig(path=str(path))))
     refuse_duplicates(shard.store, [ref])

@@ -10,17 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albat_core.errors import DimensionMismatchError, InputError
+from albat_core.errors import DamagedError, DimensionMismatchError, InputError
 from albat_core.progress import Advance, Silent, reporting_to
-from albat_core.records.indexes import CorpusIndex, load_index
+from albat_core.records.indexes import CorpusIndex, growth_notes, load_index
 from albat_core.records.shards import Part
 from albat_core.records.vectors import VECTORS, EmbeddedPart
+from albat_core.runs.chain import Chain
 from albat_core.search import EmbeddingSpace, ExactSearch, VectorIndex, recall, without
 from albat_core.seeding import numpy_generator
+from albat_core.stages import index as index_stage
 from albat_core.stages.index import IndexConfig, build_index, choose_kind
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
+from flows.config import load_config
+from tests.toys import topic_rows, write_jsonl, write_run
 
 ROWS, D = 2000, 16
 
@@ -315,6 +319,134 @@ def test_saved_is_as_it_was(tmp_path: Path, embedded: Embedded, runtime: Runtime
     back = VectorIndex(faiss.read_index(str(tmp_path / "index.faiss")), runtime)
     for found, expected in zip(back.search(vectors, 5), index.search(vectors, 5), strict=True):
         assert np.array_equal(found, expected)
+
+
+# Growing
+
+
+def grown(
+    store: ArtifactStore, earlier: ArtifactRef, parts: list[EmbeddedPart], **config: object
+) -> ArtifactRef:
+    settings = IndexConfig(**config)
+    return build_index(parts, settings, 0, Runtime(root=store.root, device="cpu"), earlier)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq"])
+def test_a_corpus_that_grew_has_its_new_rows_added(
+    embedded: Embedded, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Space and cells stay; what is found are the neighbours in that space, up to the recall."""
+    store = ArtifactStore(runtime.root)
+    vectors = clustered(spread=0.5)
+    parts = embedded(*in_blocks(vectors))
+    first = build_index(parts[:-2], IndexConfig(kind=kind), 0, runtime)
+    assert len(parts) - 2 == 5
+    read: list[str] = []
+    load = index_stage.load_vectors
+    monkeypatch.setattr(
+        index_stage, "load_vectors", lambda _, ref: (read.append(ref.key), load(store, ref))[1]
+    )
+    shuffled = [*parts[-2:], *parts[:-2]]  # new files may come anywhere
+    ref = grown(store, first, shuffled, kind=kind)
+    assert read == [part.embeddings.key for part in parts[-2:]]
+    facts = store.manifest(ref).facts
+    assert (facts["learnt"], facts["fitted_rows"], facts["added_rows"]) == (first.key, 1500, 500)
+    assert facts["drift"] < 0.1
+    one, other = (load_index(store, each, runtime) for each in (first, ref))
+    assert np.array_equal(one.space.whitening, other.space.whitening)
+    assert other.addresses == [part.part.address for part in parts]
+    queries = other.space.project(clustered(50, seed=1, spread=0.5))
+    expected = nearest(queries, other.space.project(vectors), 10)
+    found = other.index.search(queries, 10)[1]
+    assert recall(found, expected) == 1 if kind == "flat" else recall(found, expected) > 0.8
+    assert (found >= 1500).any()
+    whole = load_index(store, build_index(parts, IndexConfig(kind=kind), 0, runtime), runtime)
+    anew = whole.index.search(whole.space.project(clustered(50, seed=1, spread=0.5)), 10)[1]
+    assert recall(found, anew) > 0.8  # as from scratch, but for the space of 1,500 rows
+
+
+def test_what_an_index_grew_from_is_in_its_key_and_order_is_not(
+    embedded: Embedded, runtime: Runtime
+) -> None:
+    store = ArtifactStore(runtime.root)
+    parts = embedded(*in_blocks(clustered(spread=0.5)))
+    first = build_index(parts[:4], IndexConfig(), 0, runtime)
+    second = grown(store, first, parts[:5])
+    third = grown(store, second, parts[:6])
+    assert grown(store, third, parts[:6]) == third  # nothing is new
+    assert grown(store, first, parts[:6]) == third  # in one step: the same rows in the same order
+    storage.remove(storage.join(store.root, str(third)))
+    files = {f.path: f.sha256 for f in store.manifest(grown(store, first, parts[:6])).files}
+    storage.remove(storage.join(store.root, str(third)))
+    again = {f.path: f.sha256 for f in store.manifest(grown(store, second, parts[:6])).files}
+    assert files["index.faiss"] == again["index.faiss"]
+    assert build_index(parts[:6], IndexConfig(), 0, runtime) != third
+
+
+@pytest.mark.parametrize(
+    ("count", "config"),
+    [(7, {"kind": "flat"}), (4, {"kind": "ivf"}), (4, {"kind": "flat", "shrinkage": 0.2})],
+    ids=["twice the rows", "another kind", "another space"],
+)
+def test_an_index_is_built_anew_where_it_cannot_grow(
+    embedded: Embedded, runtime: Runtime, count: int, config: dict
+) -> None:
+    store = ArtifactStore(runtime.root)
+    parts = embedded(*in_blocks(clustered(spread=0.5)))
+    first = build_index(parts[:3], IndexConfig(kind="flat"), 0, runtime)
+    ref = grown(store, first, parts[:count], **config)
+    assert "learnt" not in store.manifest(ref).facts
+    assert ref == build_index(parts[:count], IndexConfig(**config), 0, runtime)
+    assert "learnt" not in store.manifest(grown(store, first, parts[1:4], kind="flat")).facts
+
+
+def test_an_index_that_is_damaged_does_not_grow(embedded: Embedded, runtime: Runtime) -> None:
+    store = ArtifactStore(runtime.root)
+    parts = embedded(*in_blocks(clustered(spread=0.5)))
+    first = build_index(parts[:4], IndexConfig(), 0, runtime)
+    file = store.folder(first) / "index.faiss"
+    content = file.read_bytes()
+    file.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(DamagedError):
+        grown(store, first, parts)
+    ref = grown(store, first, parts)  # as a run asks once more
+    assert "learnt" not in store.manifest(ref).facts
+
+
+def test_a_corpus_that_drifted_is_learnt_anew_and_that_is_told(
+    embedded: Embedded, runtime: Runtime
+) -> None:
+    store = ArtifactStore(runtime.root)
+    vectors = clustered(1000, spread=0.5)
+    for other in (vectors[:300] + 40, vectors[:300] * 3):  # elsewhere, and wider
+        parts = embedded(*in_blocks(vectors, 500), other.astype(np.float32))
+        first = build_index(parts[:2], IndexConfig(), 0, runtime)
+        ref = grown(store, first, parts)
+        manifest = store.manifest(ref)
+        assert manifest.facts["fitted_rows"] == 1300
+        assert manifest.facts["learnt_anew_at"] > 0.1
+        (said,) = growth_notes([manifest.facts])
+        assert said.startswith("learnt anew: with rows that came, the corpus had moved by ")
+        one, whole = (
+            load_index(store, r, runtime)
+            for r in (ref, build_index(parts, IndexConfig(), 0, runtime))
+        )
+        assert np.array_equal(one.space.mean, whole.space.mean)
+
+
+def test_a_run_grows_its_index_where_it_is_told_to(tmp_path: Path) -> None:
+    path = write_run(tmp_path, index={"grow": True})
+    config = load_config(str(path))
+    first = Chain(config)
+    assert first.inputs.index
+    write_jsonl(tmp_path / "corpus" / "more.jsonl", topic_rows("plants", 8, seed=3))
+    second, third = Chain(config), Chain(config)
+    facts = second.facts(second.inputs.index)
+    assert (facts["added_rows"], facts["learnt"]) == (8, first.inputs.index.key)
+    assert third.inputs.index == second.inputs.index
+    assert third.inputs.index.reused
+    apart = Chain(config.model_copy(update={"index": IndexConfig()}))
+    assert "learnt" not in apart.facts(apart.inputs.index)
 
 
 # What is refused

@@ -131,6 +131,21 @@ def test_what_a_watched_run_goes_on_from_stays(store: ArtifactStore) -> None:
 
 
 @pytest.mark.usefixtures("later")
+def test_ids_stay_with_all_their_shards_until_there_are_newer_ones(store: ArtifactStore) -> None:
+    one, other = make(store, "shards", number=1), make(store, "shards", number=2)
+    selected = Selected(adaptation=one, surrogate=None, mixture=other)
+    acted = Acted(fingerprint="f", basis="b", selected=selected, trained=None)
+    Watches(store.root).set_acted("cancer", acted)
+    old, new = make(store, "ids", shards=[one.key]), make(store, "ids", shards=[one.key, other.key])
+    store.set_latest("a", new)
+    gone = make(store, "shards", number=3)
+    past = make(store, "ids", shards=[one.key, gone.key])
+    store.set_latest("b", past)
+    found = {each.ref for each in Pruning(store, Keeping()).find() if each.kind == "artifact"}
+    assert found == {old, gone, past}
+
+
+@pytest.mark.usefixtures("later")
 @pytest.mark.parametrize("path", ["registry/cancer/broken.json", "registry/cancer@production.json"])
 def test_nothing_goes_while_a_record_of_what_is_needed_cannot_be_read(
     store: ArtifactStore, path: str
@@ -222,7 +237,7 @@ def test_copies_that_were_not_used_for_long_go(store: ArtifactStore) -> None:
     store.folder(needed["adapter"])
     if not storage.is_remote(store.root):
         return
-    [copy] = (storage.fetched_folder("artifacts")).glob("*/*/*")
+    [copy] = (storage.cache_folder("artifacts")).glob("*/*/*")
     assert prune(store) == (set(), [])
     assert prune(store, Keeping(copies=DAY))[0] == {f"copy {copy}"}
     for path in (*copy.rglob("*"), copy):

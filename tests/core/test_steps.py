@@ -2,20 +2,27 @@
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from albat_core.errors import DamagedError
 from albat_core.progress import Silent, reporting_to
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, RANDOM
+from albat_core.runs import steps as steps_of_a_run
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import Steps, call_here
 from albat_core.stages.evaluate import evaluate
 from albat_core.stages.finetune import finetune
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store import storage
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
+from flows.config import load_config
+from tests.toys import topic_rows, write_jsonl, write_run
 
 
 def ref_of(number: int) -> ArtifactRef:
@@ -102,6 +109,75 @@ def test_steps_of_one_label_are_told_of_once_when_all_are_done(tmp_path: Path) -
         steps.results([one, two])
         steps.results([two])
     assert told == [("count", 3)]
+
+
+def test_what_is_finished_of_many_starts_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_of_a_run, "_MANY", 3)
+    store = ArtifactStore(str(tmp_path))
+    started: list[int] = []
+
+    def stage(number: int) -> ArtifactRef:
+        started.append(number)
+        return store.produce("count", 1, {"n": number}, {}, lambda _: Built(rows=number))
+
+    def find() -> list[ArtifactRef | None]:
+        refs = [artifact_ref("count", 1, {"n": number}, {}) for number in range(5)]
+        return store.reused(refs)
+
+    calls = [partial(stage, number=number) for number in range(5)]
+    few = Steps(call_here, store)
+    assert not any(ref.reused for ref in few.each("count", calls[:3], find))
+    assert started == [0, 1, 2]  # what is few is asked for one by one
+    steps = Steps(call_here, store)
+    assert [r.reused for r in steps.each("count", calls, find)] == [True] * 3 + [False] * 2
+    assert started == [0, 1, 2, 3, 4]
+    assert [str(ref) for ref in steps.stages[0].refs] == [str(ref) for ref in find()]
+    assert steps.submit("count", stage, number=0).done
+
+    lost = steps.stages[0].refs[1]
+
+    def use() -> ArtifactRef:
+        if store.find(lost) is None:
+            raise DamagedError("flipped", where=str(lost))
+        return lost
+
+    storage.remove(storage.join(store.root, str(lost)))
+    assert steps.run("use", use) == lost
+    assert started == [0, 1, 2, 3, 4, 1]  # made again, though no step had made it
+
+
+def test_a_corpus_that_grows_by_a_file_has_its_own_parts_made_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps_of_a_run, "_MANY", 8)
+    monkeypatch.setattr("albat_core.store.artifacts._ASKED_ONE_BY_ONE", 8)
+    path = write_run(tmp_path, shards={"rows": 4})
+
+    def run() -> tuple[Chain, Counter[str]]:
+        started: Counter[str] = Counter()
+
+        def execute(stage: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            started[stage.__name__] += 1
+            return call_here(stage, *args, **kwargs)
+
+        chain = Chain(load_config(str(path)), execute)
+        assert chain.inputs.index
+        return chain, started
+
+    first, started = run()
+    assert started["embed_part"] == 30
+    again, started = run()
+    assert started["embed_part"] == 0
+    assert started["find_embedded"] == 1
+    assert again.stages == first.stages
+    write_jsonl(tmp_path / "corpus" / "more.jsonl", topic_rows("stars", 8))
+    grown, started = run()
+    assert started["embed_part"] == 2
+    assert [r.reused for r in grown.inputs.corpus] == [False, True, True]  # more, plants, ships
+    known = {str(part) for part in first.inputs.embeddings}
+    assert len({str(part) for part in grown.inputs.embeddings} - known) == 2
 
 
 @pytest.mark.slow

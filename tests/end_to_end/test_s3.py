@@ -5,9 +5,11 @@ import gzip
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -218,6 +220,28 @@ def test_a_backbone_that_was_replaced_is_fetched_again(
         config = load_config(f"{HOME}/run.yaml").backbone.model_copy(update={"path": place})
         fingerprints.append(folder_fingerprint(backbone_folder(config), weights=True))
     assert fingerprints[0] != fingerprints[1]
+
+
+def test_many_artifacts_are_found_by_a_listing_and_what_was_read_of_them(
+    bucket: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del bucket
+    store = ArtifactStore(f"{HOME}/many")
+    made = [store.produce("count", 1, {"n": n}, {}, lambda _: Built(rows=1)) for n in range(40)]
+    asked: list[str] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: s3fs.S3FileSystem, method: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(method)
+        return await call(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    for get in (40, 1):  # each, then what was noted of all
+        asked.clear()
+        found = ArtifactStore(store.root).find_all(made)
+        assert [found[ref].config for ref in made] == [{"n": n} for n in range(40)]
+        assert asked.count("get_object") == get
+    assert Counter(asked) == {"list_objects_v2": 1, "head_object": 1, "get_object": 1}
 
 
 def test_threads_fetch_the_same_artifact_at_once(
