@@ -270,16 +270,16 @@ def _anchored(config: RunConfig, path: str) -> RunConfig:
             return name
         return storage.join(folder, name) if storage.is_remote(folder) else str(Path(folder, name))
 
-    def files(name: str) -> str:
+    def files(name: str, hub: bool) -> str:
         """Anchor files; what is a glob's in the folder's own name is not meant as one."""
         name = os.path.expandvars(name)
         there = anchor(name)
         if there == name or not is_pattern(name) or storage.exists(there):
-            return there
+            return name if hub and not storage.exists(there) else there
         return anchor(name).replace(folder, escape(folder), 1)
 
     def source(one: SourceConfig) -> SourceConfig:
-        paths = tuple(files(p) for p in one.paths)
+        paths = tuple(files(p, one.on_hub) for p in one.paths)
         root = anchor(os.path.expandvars(one.image_root)) if one.image_root else None
         path = paths[0] if len(paths) == 1 else paths
         return one.model_copy(update={"path": path, "image_root": root})

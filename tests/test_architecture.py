@@ -51,7 +51,9 @@ HOMES = {
     "bitsandbytes": set[str](),  # transformers and peft import it
     "faiss": {"albat_core/search.py"},
     "gguf": {"albat_core/backbones/language/gguf.py"},
+    "datasets": {"albat_core/sources/hub.py"},
     "fsspec": {"albat_core/store/storage.py"},
+    "huggingface_hub": {"albat_core/backbones/folder.py", "albat_core/runs/pushing.py"},
     "s3fs": set[str](),
     "diffusers": {"albat_core/backbones/diffusion/loading.py"},
     "peft": {

@@ -28,7 +28,13 @@ class SourceConfig(StageConfig):
     """
 
     path: str | tuple[str, ...]
-    """Files, folders or globs, local or `s3://`; folders are read with all below them."""
+    """Files, folders or globs, local or `s3://`, `gs://`, `az://`, `https://`, `hf://`; folders are
+    read with all below them. Where `subset` or `split` is set: datasets of the Hugging Face Hub, as
+    in `owner/name`, a revision behind `@`; or local folders laid out like one."""
+    subset: str | None = Field(None, min_length=1)
+    """Configuration of a dataset of the Hub (`albat[hub]`). Default: the only one."""
+    split: str | None = Field(None, min_length=1)
+    """Split of a dataset of the Hub (`albat[hub]`). Default: the only one."""
     format: FormatName = "auto"
     """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
     picture files, captions beside them in `.txt` or `.caption` of the same name or in
@@ -162,6 +168,11 @@ class SourceConfig(StageConfig):
             return [""]  # said elsewhere
         found = (column for _, column in parts if column is not None)
         return [column for column in found if self.token is None or column != TOKEN]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether `path` names datasets, of which `datasets` says what their files are."""
+        return bool(self.subset or self.split)
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from albat_core.sources.formats import COMPRESSED, FORMATS, base_name, ending_fo
 from albat_core.sources.formats.arrow import Arrow
 from albat_core.sources.formats.images import Images
 from albat_core.sources.formats.text import Text
+from albat_core.sources.hub import data_files
 from albat_core.sources.picture_folders import Beside, row_of, without_descriptions
 from albat_core.sources.picture_paths import paths_fingerprint
 from albat_core.sources.readers import readable, stream_rows
@@ -145,6 +146,8 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
     Raises:
         InputError: it is missing, holds nothing to read or files of unknown format.
     """
+    if source.on_hub:
+        return _of_dataset(path, source)
     place = storage.filesystem(path)[1]
     root = _root(path)
     there = storage.exists(root)
@@ -163,7 +166,7 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
     alone = there and uris == [root]
     base = place.rstrip("/") if there else above_glob(place)
     if alone:
-        named = {redacted(root).rpartition("/")[2]: root}
+        named = {storage.without_query(redacted(root)).rpartition("/")[2]: root}
     else:
         named = {_plain(uri).removeprefix(base).lstrip("/"): uri for uri in uris}
         named = _without_sidecars(named, source, root)
@@ -183,6 +186,16 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
             beside=beside.get(name, Beside()),
         )
         for name, form in formats.items()
+    ]
+
+
+def _of_dataset(path: str, source: SourceConfig) -> list[Found]:
+    """Return the files of a dataset's split."""
+    named = data_files(path, source.subset, source.split)
+    label = source.name or path.partition("@")[0].rstrip("/").rpartition("/")[2]
+    return [
+        Found(uri=named[name], name=name, format=form, label=label, path=path)
+        for name, form in _formats(named, source, path, whole_folder=False).items()
     ]
 
 
@@ -305,7 +318,7 @@ def distinct(found: Iterable[Found]) -> list[Found]:
 def _longer(file: Found) -> str:
     """Return the file's name with one more of the folders above it."""
     address = redacted(file.uri)
-    if file.name == address:  # of files whose addresses differ in their secrets alone
+    if file.name == address or not address.endswith(file.name):  # they differ in secrets, queries
         return f"{hashlib.blake2b(file.uri.encode(), digest_size=4).hexdigest()}/{address}"
     above = _plain(address).removesuffix(file.name).strip("/")
     return f"{above.rpartition('/')[2]}/{file.name}" if above else address
@@ -337,7 +350,7 @@ def grouped(found: Iterable[Found]) -> Iterator[list[Found]]:
 
 def left_out(source: SourceConfig, files: Iterable[InputFile]) -> list[str]:
     """Return names of files in a source's folders that are not of the format that it sets."""
-    if source.format in ("auto", Arrow.name):
+    if source.on_hub or source.format in ("auto", Arrow.name):
         return []
     used = {uri for file in files for uri in file.uris}
     beside = [one for file in files for one in file.beside]

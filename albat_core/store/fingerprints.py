@@ -9,19 +9,24 @@ from albat_core.store import storage
 from albat_core.store.digests import known_digest
 
 _ASKED_ONE_BY_ONE = 32  # files of a folder
+_TAGS = ("ETag", "etag", "blob_id", "Content-MD5", "Digest", "LastModified", "Last-Modified")
+"""What S3, Google, Azure, the Hub and web servers say of a file's content, the surest first."""
 
 
 def fingerprint(uri: str) -> str:
     """Return what changes when a file's content changes.
 
-    Of local files the SHA-256 is taken, see ``known_digest``; of remote ones the store's own tag
-    and size.
+    Of local files the SHA-256 is taken, see ``known_digest``, and of what web servers say nothing
+    of; of other remote files the store's own tag and size.
     """
     if not storage.is_remote(uri):
         return known_digest(uri)
     fs, path = storage.filesystem(uri)
     with storage.explained(uri):
-        return _tag(fs, path, fs.info(path))
+        details = fs.info(path)
+    if uri.startswith("http") and not any(details.get(name) for name in _TAGS):
+        return storage.digest(uri)
+    return _tag(fs, path, details)
 
 
 def fingerprints(uris: Iterable[str]) -> Iterator[str]:
@@ -67,5 +72,5 @@ def tree_fingerprint(uri: str) -> str:
 
 
 def _tag(fs: Any, path: str, details: dict[str, Any]) -> str:
-    tag = details.get("ETag") or details.get("etag") or details.get("LastModified") or fs.ukey(path)
+    tag = next((details[name] for name in _TAGS if details.get(name)), None) or fs.ukey(path)
     return hashlib.sha256(f"{tag}|{details['size']}".encode()).hexdigest()

@@ -1,6 +1,35 @@
-"""Errors for files that are there by what storage lists, and do not come, or not whole."""
+"""Errors for files that cannot be reached, or that do not come as storage lists them."""
 
-from albat_core.errors import TransientError
+from albat_core.errors import AlbatError, InputError, MissingDependencyError, TransientError
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "hub"}
+"""What is installed for the addresses of a scheme, where it does not come with albat."""
+_GONE = (404, 410)  # of HTTP
+
+
+def no_client(uri: str, error: Exception) -> AlbatError:
+    """Return the error for an address that no library here can open."""
+    extra = _EXTRAS.get(uri.partition("://")[0])
+    if isinstance(error, ImportError) and extra:
+        return MissingDependencyError(
+            f"expected a library that opens such addresses ({error})",
+            where=uri,
+            remedy=f"pip install 'albat[{extra}]'",
+        )
+    return InputError(
+        f"expected a local path or an s3:// address ({error})",
+        where=uri,
+        remedy="use a path, or an address of a scheme that fsspec knows",
+    )
+
+
+def no_ranges(uri: str) -> InputError:
+    """Return the error for a web server that gives whole files alone."""
+    return InputError(
+        "expected a server that gives parts of a file (Range), as which large ones are read",
+        where=uri,
+        remedy="download the file",
+    )
 
 
 def too_short(uri: str, wanted: int, got: int) -> TransientError:
@@ -19,3 +48,22 @@ def not_found(uri: str) -> TransientError:
         where=uri,
         remedy="the storage is behind, or somebody removes it now: run the same command again",
     )
+
+
+def unwritable(uri: str, reason: str) -> AlbatError:
+    """Return the error for a place in which nothing can be written."""
+    return AlbatError(
+        f"expected a folder that can be written ({reason})",
+        where=uri,
+        remedy="name another folder with --root (or output in the configuration)",
+    )
+
+
+def refuse_silent(error: FileNotFoundError) -> None:
+    """Raise what a web server's answer, or none, was taken for a missing file for.
+
+    fsspec takes all that is no answer for one; only two answers say that there is none.
+    """
+    cause = error.__cause__
+    if cause is not None and getattr(cause, "status", None) not in _GONE:
+        raise cause

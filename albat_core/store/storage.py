@@ -21,7 +21,7 @@ from fsspec.utils import glob_translate, infer_compression
 
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.progress import track_long
-from albat_core.store.missing import not_found, too_short
+from albat_core.store import missing
 from albat_core.store.patterns import braced, globbed, is_pattern, walked
 
 _BLOCK = 4 << 20
@@ -50,7 +50,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """Return the fsspec file system of ``uri`` and its path on it.
 
     Raises:
-        InputError: the scheme is unknown or its library is missing.
+        InputError: the scheme is unknown.
+        MissingDependencyError: its library is missing.
     """
     options = _S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
     try:
@@ -59,11 +60,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
             return fs, str(fs._strip_protocol(uri))
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
-        raise InputError(
-            f"expected a local path or an s3:// address ({error})",
-            where=uri,
-            remedy="use a path, or an address of a scheme that fsspec knows",
-        ) from error
+        raise missing.no_client(uri, error) from error
     return fs, str(path)
 
 
@@ -78,20 +75,18 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def without_query(uri: str) -> str:
+    """Return an address of the web without what stands behind the file's name; others as is."""
+    return uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
+
+
 def is_inner(name: str) -> bool:
     """Tell whether a name that came from outside stays in the folder that it is joined to."""
     return "\0" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-_CLIENTS = (
-    "botocore",
-    "aiobotocore",
-    "aiohttp",
-    "httpcore",
-    "httpx",
-    "requests",
-    "huggingface_hub",
-)
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "httpcore", "httpx", "requests"}
+_CLIENTS |= {"huggingface_hub", "gcsfs", "google", "azure"}
 """Libraries whose errors are those of a connection."""
 
 
@@ -105,6 +100,8 @@ def explained(uri: str) -> Iterator[None]:
     except Exception as error:
         if is_full(error):
             raise no_space(uri) from error
+        if isinstance(error, ValueError) and uri.startswith("http"):
+            raise missing.no_ranges(uri) from error
         client = type(error).__module__.partition(".")[0] in _CLIENTS
         # LookupError: s3fs looks in an answer for what is not there
         if not is_remote(uri) or not (client or isinstance(error, OSError | LookupError)):
@@ -131,7 +128,7 @@ def writing(uri: str) -> Iterator[None]:
         except OSError as error:
             if is_remote(uri) or is_full(error):
                 raise
-            raise _unwritable(uri, error.strerror or type(error).__name__) from error
+            raise missing.unwritable(uri, error.strerror or type(error).__name__) from error
 
 
 def check_writable(uri: str) -> None:
@@ -147,17 +144,9 @@ def check_writable(uri: str) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise _unwritable(uri, f"{folder} is a file")
+        raise missing.unwritable(uri, f"{folder} is a file")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _unwritable(uri, f"no permission in {folder}")
-
-
-def _unwritable(uri: str, reason: str) -> AlbatError:
-    return AlbatError(
-        f"expected a folder that can be written ({reason})",
-        where=uri,
-        remedy="name another folder with --root (or output in the configuration)",
-    )
+        raise missing.unwritable(uri, f"no permission in {folder}")
 
 
 def is_full(error: Exception) -> bool:
@@ -186,7 +175,13 @@ def exists(uri: str) -> bool:
     """Tell whether a file or folder is there."""
     fs, path = filesystem(uri)
     with explained(uri):
-        return bool(fs.exists(path))
+        if not uri.startswith("http"):
+            return bool(fs.exists(path))
+        try:
+            return bool(fs.info(path))
+        except FileNotFoundError as error:
+            missing.refuse_silent(error)
+            return False
 
 
 class _Explained(io.BufferedIOBase):
@@ -210,10 +205,11 @@ class _Explained(io.BufferedIOBase):
         left = max(int(whole or 0) - before, 0)  # a web server need not say
         wanted = left if size < 0 else min(size, left)
         if got < wanted:
-            raise too_short(self._uri, wanted, got)
+            raise missing.too_short(self._uri, wanted, got)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._file.seek(offset, whence))
+        with explained(self._uri):
+            return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
         return int(self._file.tell())
@@ -237,8 +233,9 @@ def open_binary(uri: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
         opened = fs.open(path, "rb")
     with opened:
         file: Any = _Explained(opened, uri) if is_remote(uri) else opened
-        packed = infer_compression(path) if decompress else None
-        if path.lower().endswith(".zst") and decompress:  # fsspec would need one more library
+        name = without_query(path)
+        packed = infer_compression(name) if decompress else None
+        if name.lower().endswith(".zst") and decompress:  # fsspec would need one more library
             import pyarrow as pa
 
             yield pa.CompressedInputStream(file, "zstd")
@@ -268,7 +265,7 @@ def read_listed(uri: str) -> bytes:
     try:
         return read_bytes(uri)
     except FileNotFoundError as error:
-        raise not_found(uri) from error
+        raise missing.not_found(uri) from error
 
 
 def write_bytes(uri: str, content: bytes, *, lasting: bool = True) -> None:
@@ -339,10 +336,10 @@ def list_files(uri: str) -> list[str]:
 
 
 def size(uri: str) -> int:
-    """Return a file's size in bytes."""
+    """Return a file's size in bytes, 0 where a web server does not say it."""
     fs, path = filesystem(uri)
     with explained(uri):
-        return int(fs.size(path))
+        return int(fs.size(path) or 0)
 
 
 def file_sizes(uri: str) -> dict[str, int]:

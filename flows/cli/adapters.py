@@ -1,5 +1,6 @@
-"""Commands about finished adapters: list, promote, compare."""
+"""Commands about finished adapters: list, promote, compare, push."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,3 +62,34 @@ def diff(first: Name, second: Name, root: StoreRoot = ".albat") -> None:
     before, after = (Registry(store).find(name) for name in (first, second))
     rows = changed_rows(store, before.mixture, after.mixture)
     show_difference(before, after, changed_settings(before.config, after.config), rows)
+
+
+@app.command(rich_help_panel=ADAPTERS)
+def push(
+    name: Name,
+    hub_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that is made is seen by everybody.")
+    ] = False,
+    dry_run: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write what would be uploaded there; upload nothing."),
+    ] = None,
+    root: StoreRoot = ".albat",
+) -> None:
+    """Upload an adapter to the Hugging Face Hub, with a card of data, mixture and results."""
+    prepare_environment()
+    from albat_core.runs import pushing
+    from albat_core.runs.registry import Registry
+    from albat_core.store.artifacts import ArtifactStore
+    from flows.console import console, escape
+
+    store = ArtifactStore(root)
+    entry = Registry(store).find(name)
+    if dry_run is not None:
+        pushing.write_folder(store, entry, dry_run)
+        console.print(f"wrote [cyan]{escape(str(dry_run))}[/]; nothing is uploaded")
+        return
+    with console.status("uploading"):
+        place = pushing.push(store, entry, hub_id, private=not public)
+    console.print(f"[cyan]{escape(entry.name)}[/] is at [cyan]{escape(place)}[/]")

@@ -136,3 +136,18 @@ def test_pruning_says_what_would_go_and_removes_it_when_told(
     assert "removed 1" in albat(*command, "--older", 0, "--yes").out
     assert store.find(lone) is None
     assert all(name in albat("list", "--root", tmp_path).out for name in names)
+
+
+def test_what_would_be_pushed_is_written(
+    albat: Albat, names: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    asked = ("push", names[0], "owner/name", "--dry-run", folder, "--root", tmp_path)
+    said = albat(*asked)
+    assert said.code == 0
+    assert "nothing is uploaded" in said.out
+    assert {path.name for path in folder.iterdir()} == {"weights", "README.md"}
+    assert "alpha = 0.300" in (folder / "README.md").read_text()
+    again = albat(*asked)
+    assert again.code == 1
+    assert "expected an empty folder" in again.err
