@@ -30,7 +30,6 @@ class Advantage(Scorer):
     needs_surrogate: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
     by_losses: ClassVar[bool] = True
-    by_row: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"selection": {"select": "top"}}
 
     def measure(self, candidates: Candidates, given: Given) -> dict[str, Measured]:

@@ -94,7 +94,7 @@ class Scorer(StageConfig):
     """Whether it draws at random, by the run's seed."""
     by_row: ClassVar[bool] = False
     """Whether what is measured of a row does not depend on the other candidates: blocks of them are
-    then measured side by side (``measure``), where there are several devices."""
+    then measured side by side (``measure``), and surrogates can be compared on a sample."""
     by_losses: ClassVar[bool] = False
     """Whether a score is a difference of losses of the row alone: then scores of an earlier
     surrogate may be kept where the new one ranks alike."""
@@ -102,9 +102,6 @@ class Scorer(StageConfig):
     """Whether it takes gradients of single examples at the surrogate."""
     gives_weights: ClassVar[bool] = False
     """Whether scores are weights: >= 0 with mean 1."""
-    by_row: ClassVar[bool] = False
-    """Whether a surrogate gives a row its score whatever rows are beside it, so that surrogates can
-    be compared on a sample."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """How its own paper selects and weighs with it: settings by section of a run."""
 

@@ -49,7 +49,6 @@ class Gradient(Scorer):
     needs_surrogate: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
     by_gradients: ClassVar[bool] = True
-    by_row: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = (VALIDATION,)
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "selection": {"select": "top", "weigh": "even"}
