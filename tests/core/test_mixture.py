@@ -17,7 +17,7 @@ from albat_core.records.tables import read_table, write_table
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import NOTES
-from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
+from albat_core.stages.retrieve import take_candidates
 from albat_core.stages.score import ScoringConfig
 from albat_core.stages.select import (
     SelectionConfig,
@@ -299,10 +299,7 @@ def test_candidates_none_of_which_has_weight_are_refused(scored: Scored) -> None
 def test_turns_without_neighbours_are_refused(
     scored: Scored, chain: Chain, run_config: RunConfig
 ) -> None:
-    pool = RetrievalConfig(pool="corpus")
-    everything = retrieve_candidates(
-        chain.inputs.index, chain.inputs.queries, pool, run_config.runtime
-    )
+    everything = take_candidates(chain.inputs.corpus, run_config.runtime)
     scores = scored.score(np.zeros(scored.rows))
     with pytest.raises(ConfigError, match="expected neighbours") as raised:
         select(everything, scores, SelectionConfig(select="turns"), 0, run_config.runtime)

@@ -41,7 +41,7 @@ def again(start: Start, before: Run) -> Run:
     assert left == files
     new = {ref: m for ref, m in after.manifests().items() if ref not in manifests}
     made = {str(ref) for stage in after.result.stages for ref in stage.refs if not ref.reused}
-    assert made == set(new)
+    assert made == {ref for ref in new if not ref.startswith("ids/")}  # a note beside the shards
     attempts = {m.attempt for m in manifests.values()}
     assert not attempts & {m.attempt for m in new.values()}
     return after
