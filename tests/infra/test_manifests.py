@@ -165,7 +165,7 @@ def test_constraints_have_a_fitting_version_of_every_requirement() -> None:
     extras = PROJECT["optional-dependencies"].values()
     for text in [*PROJECT["dependencies"], *(each for extra in extras for each in extra)]:
         wanted = Requirement(text)
-        if wanted.name in OWN | UNPINNED:  # of its own: an extra that takes in others, and the demos
+        if wanted.name in OWN | UNPINNED:  # extras that take in others, and the demos
             continue
         assert PINS[canonicalize_name(wanted.name)] in wanted.specifier, text
 
