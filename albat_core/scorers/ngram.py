@@ -49,14 +49,12 @@ class _Buckets(dict[str, int]):
 _known_buckets = lru_cache(maxsize=2)(_Buckets)
 
 
-def tokens_of(text: str) -> list[str]:
-    """Return a text's tokens: runs of word characters or of punctuation, in lower case."""
-    return _TOKEN.findall(text.lower())
-
-
 def text_buckets(text: str, buckets: int) -> list[int]:
-    """Return the bucket of each unigram, then of each bigram of a text."""
-    tokens = tokens_of(text)
+    """Return the bucket of each unigram, then of each bigram of a text.
+
+    Tokens are runs of word characters or of punctuation, in lower case.
+    """
+    tokens = _TOKEN.findall(text.lower())
     ngrams = tokens + [f"{first} {second}" for first, second in pairwise(tokens)]
     return list(map(_known_buckets(buckets).__getitem__, ngrams))
 
@@ -86,7 +84,13 @@ class Ngram(Scorer):
         return {"score": importance(candidates, given.rows(TRAIN))}
 
 
-def importance(candidates: Candidates, targets: Sequence[Example], buckets: int = 10_000) -> Scores:
+def importance(
+    candidates: Candidates,
+    targets: Sequence[Example],
+    buckets: int = 10_000,
+    *,
+    per_token: bool = False,
+) -> Scores:
     """Return log p_T(x) / p_C(x) of each candidate, (n,) nats; 0 for a row without words.
 
     p(x) is the product of p(b) over the buckets b of the row's n-grams; p_T(b) is a bucket's share
@@ -98,6 +102,7 @@ def importance(candidates: Candidates, targets: Sequence[Example], buckets: int 
         candidates: the pool.
         targets: examples of the target distribution.
         buckets: of the hash, at least 1.
+        per_token: whether the total is divided by the row's tokens.
 
     Raises:
         InputError: no target has a word.
@@ -119,7 +124,9 @@ def importance(candidates: Candidates, targets: Sequence[Example], buckets: int 
         for counts in sizes:
             found = np.frombuffer(file.read(4 * int(counts.sum())), np.uint32)
             rows = np.repeat(np.arange(len(counts)), counts)
-            scores.append(np.bincount(rows, ratio[found], minlength=len(counts)))
+            totals = np.bincount(rows, ratio[found], minlength=len(counts))
+            tokens = (counts + 1) // 2  # n of them have 2n - 1 n-grams
+            scores.append(totals / np.maximum(tokens, 1) if per_token else totals)
     return np.concatenate([np.zeros(0), *scores])
 
 

@@ -15,7 +15,7 @@ from albat_core.records.shards import STAGE, parts_of
 from albat_core.records.splits import TRAIN, read_role, role_digest
 from albat_core.records.tables import read_table, write_table
 from albat_core.scorers.base import Scores
-from albat_core.scorers.ngram import importance, tokens_of
+from albat_core.scorers.ngram import importance
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
@@ -38,11 +38,10 @@ def likeness(rows: Candidates, targets: Sequence[Example]) -> Scores:
     embeddings find are among the first (docs/benchmarks.md). 0 for a row without words.
 
     Args:
-        rows: of the corpus, read three times.
+        rows: of the corpus, read once.
         targets: of the adaptation data.
     """
-    lengths = [len(tokens_of(example_text(row))) for block in rows.blocks() for row in block]
-    return importance(rows, targets) / np.maximum(lengths, 1)
+    return importance(rows, targets, per_token=True)
 
 
 def prefilter(
