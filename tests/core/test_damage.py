@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -109,18 +108,6 @@ def test_finding_reads_no_file(store: ArtifactStore, read: list[str]) -> None:
     assert make(ArtifactStore(store.root)).reused
     assert ArtifactStore(store.root).manifest(ref).rows == 2
     assert read == []
-
-
-def test_damage_of_a_copy_is_mended_from_where_it_was_fetched(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        store = ArtifactStore(f"memory://{tmp_path}/root")
-        ref = make(store)
-        flip(str(store.folder(ref) / "words.txt"))
-        with ThreadPoolExecutor(4) as pool:
-            folders = list(pool.map(lambda _: ArtifactStore(store.root).folder(ref), range(8)))
-        assert {(folder / "words.txt").read_text() for folder in folders} == {"leaf root"}
-        assert store.find(ref) is not None
 
 
 def test_a_file_written_anew_within_a_tick_of_the_clock_is_read_again(tmp_path: Path) -> None:

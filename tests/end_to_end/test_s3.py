@@ -260,6 +260,22 @@ def test_threads_fetch_the_same_artifact_at_once(
             assert storage.digest(folders[0] / file.path) == file.sha256
 
 
+def test_damage_of_a_copy_is_mended_from_where_it_was_fetched(
+    first: Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ref,) = first.refs("fine-tune: ALBAT")
+    (weights,) = [f for f in first.manifest("fine-tune: ALBAT").files if "safetensors" in f.path]
+    forget(tmp_path_factory, monkeypatch)
+    root = first.config.runtime.root
+    copy = ArtifactStore(root).folder(ref) / weights.path
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: ArtifactStore(root).folder(ref), range(8)))
+    assert {storage.digest(folder / weights.path) for folder in folders} == {weights.sha256}
+    assert ArtifactStore(root).find(ref) is not None
+
+
 def test_a_changed_byte_in_the_bucket_is_found(first: Run, bucket: s3fs.S3FileSystem) -> None:
     (ref,) = first.refs("select")
     store = first.store
