@@ -3,34 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 from prefect import Flow
-from pydantic import BaseModel, ConfigDict
 
-from albat_core.records.runs import ALBAT, StageRun
 from albat_core.records.selections import Selected
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
-from albat_core.runs.reselection import data_fingerprint, note_finished
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.runs.goals import Goal, Outcome, reach
+from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_config
 from flows.pages import publish_results, publish_run, publish_selection
 from flows.running.lifting import as_flow
 from flows.running.runners import tasks_on
-
-
-class FlowResult(BaseModel):
-    """What a flow came to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    artifact: ArtifactRef
-    """What was asked for."""
-    stages: tuple[StageRun, ...]
-    """What was computed or reused on the way."""
-    places: dict[str, str] = {}
-    """Where results were put for people, by name."""
 
 
 @contextmanager
@@ -50,101 +34,93 @@ def chain_of(
 
 
 @as_flow
-def albat(config: RunConfig) -> FlowResult:
+def albat(config: RunConfig) -> Outcome:
     """Run the whole chain, from the corpus to the report.
 
     Args:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        state = data_fingerprint(config)  # before rows are read: what comes later is a change
-        report = chain.report
-        places = chain.export() | {"name": chain.register(evaluated=True).name}
-        publish_run(chain, places)
-        chain.track()
-        note_finished(config, state, chain.selected, chain.selected)
-        return FlowResult(artifact=report, places=places, stages=tuple(chain.stages))
+        outcome = reach("albat", chain)
+        publish_run(chain, outcome.places)
+        return outcome
 
 
 @as_flow
-def embed(config: RunConfig) -> FlowResult:
+def embed(config: RunConfig) -> Outcome:
     """Embed corpus and adaptation set.
 
     Args:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        _, queries = chain.inputs.embeddings, chain.inputs.queries
-        return FlowResult(artifact=queries, stages=tuple(chain.stages))
+        return reach("embed", chain)
 
 
 @as_flow
-def index(config: RunConfig) -> FlowResult:
+def index(config: RunConfig) -> Outcome:
     """Index the corpus.
 
     Args:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        return FlowResult(artifact=chain.inputs.index, stages=tuple(chain.stages))
+        return reach("index", chain)
 
 
 @as_flow
-def select(config: RunConfig) -> FlowResult:
+def select(config: RunConfig) -> Outcome:
     """Select and weigh corpus examples.
 
     Args:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        selection = chain.selection
+        outcome = reach("select", chain)
         publish_selection(chain, worth=False)
-        return FlowResult(artifact=selection, stages=tuple(chain.stages))
+        return outcome
 
 
 @as_flow
-def mix(config: RunConfig) -> FlowResult:
+def mix(config: RunConfig) -> Outcome:
     """Write the weighted mixture to Parquet.
 
     Args:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        mixture = chain.arms.mixture(ALBAT)
+        outcome = reach("mix", chain)
         publish_selection(chain, worth=True)
-        return FlowResult(artifact=mixture, stages=tuple(chain.stages))
+        return outcome
 
 
 @as_flow
-def finetune(config: RunConfig) -> FlowResult:
+def finetune(config: RunConfig) -> Outcome:
     """Train the adapter on the mixture.
 
     Args:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        adapter = chain.arms.adapter(ALBAT)
-        assert adapter is not None  # only the untouched arm has none
-        places = {"name": chain.register(evaluated=False).name}
+        outcome = reach("finetune", chain)
         publish_selection(chain, worth=True)
-        return FlowResult(artifact=adapter, places=places, stages=tuple(chain.stages))
+        return outcome
 
 
 @as_flow
-def evaluate(config: RunConfig) -> FlowResult:
+def evaluate(config: RunConfig) -> Outcome:
     """Compare all arms on the held-out documents.
 
     Args:
         config: all that the run is made of.
     """
     with chain_of(config) as chain:
-        albat_arm = next(arm for arm in chain.arms.runs if arm.name == ALBAT)
+        outcome = reach("evaluate", chain)
         publish_results(chain)
-        return FlowResult(artifact=albat_arm.evaluation, stages=tuple(chain.stages))
+        return outcome
 
 
-UpTo = Literal["albat", "embed", "index", "select", "mix", "finetune", "evaluate"]
-_FLOWS: dict[UpTo, Flow[[RunConfig], FlowResult]] = {
+FLOWS: dict[Goal, Flow[[RunConfig], Outcome]] = {
     "albat": albat,
     "embed": embed,
     "index": index,
@@ -153,14 +129,15 @@ _FLOWS: dict[UpTo, Flow[[RunConfig], FlowResult]] = {
     "finetune": finetune,
     "evaluate": evaluate,
 }
+"""Each goal's flow."""
 
 
 @partial(as_flow, run_name="{path}")
-def from_file(path: str, up_to: UpTo = "albat") -> FlowResult:
+def from_file(path: str, up_to: Goal = "albat") -> Outcome:
     """Run what a configuration file says.
 
     Args:
         path: of the YAML file, on the worker's machine or `s3://`; its inputs are relative to it.
         up_to: the whole chain (`albat`), or up to one stage.
     """
-    return _FLOWS[up_to].fn(load_config(path))
+    return FLOWS[up_to].fn(load_config(path))

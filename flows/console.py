@@ -21,7 +21,7 @@ from rich.text import Text
 
 from albat_core.benchmark.arms import ARMS
 from albat_core.errors import AlbatError, Interrupted
-from albat_core.progress import Advance, Now, Silent
+from albat_core.progress import Advance, Now, Reporter, Silent
 from albat_core.redaction import redacted
 from albat_core.report.wording import (
     pace,
@@ -126,6 +126,24 @@ class TerminalReporter:
         )
         for note in notes:
             self._progress.console.print(f"     [yellow]{escape(note)}[/]")
+
+
+class Held(Silent):
+    """Keeps what is to be told, until it is known that it is."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[str, int, float, bool, Sequence[str]]] = []
+
+    def announce(
+        self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
+    ) -> None:
+        """Keep a finished stage."""
+        self._held.append((stage, rows, seconds, reused, notes))
+
+    def tell(self, reporter: Reporter) -> None:
+        """Tell another all that was kept, in its order."""
+        for its in self._held:
+            reporter.announce(*its)
 
 
 class LineReporter(Silent):

@@ -8,15 +8,15 @@ from albat_core.benchmark.chart import CHART
 from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig
 from albat_core.benchmark.table import TABLE, tabulate
 from albat_core.report.gathering import machine
+from albat_core.runs.goals import Outcome
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactStore
-from flows.albat import FlowResult
 from flows.running.lifting import as_flow
 from flows.running.runners import tasks_in_processes
 
 
 @as_flow
-def efficacy(config: EfficacyConfig) -> FlowResult:
+def efficacy(config: EfficacyConfig) -> Outcome:
     """Compare every scorer and every baseline on several tasks and seeds.
 
     Args:
@@ -36,11 +36,11 @@ def efficacy(config: EfficacyConfig) -> FlowResult:
         ]
         results = [result for case in (*tuned, *cases) for result in case.result()]
         table = execute(tabulate, results=results, seed=0, runtime=runtime).result()
-    return FlowResult(artifact=table, stages=())
+    return Outcome(artifact=table, stages=())
 
 
 @as_flow
-def calibration(config: CalibrationConfig) -> FlowResult:
+def calibration(config: CalibrationConfig) -> Outcome:
     """Hold what is said of tasks beforehand, and by their runs, against what it was worth.
 
     Args:
@@ -55,11 +55,11 @@ def calibration(config: CalibrationConfig) -> FlowResult:
         ]
         cases = [case for its in measured for case in its.result()]
         table = execute(tabulate_cases, cases=cases, runtime=runtime).result()
-    return FlowResult(artifact=table, stages=())
+    return Outcome(artifact=table, stages=())
 
 
 def export_table(
-    result: FlowResult,
+    result: Outcome,
     config: EfficacyConfig | CalibrationConfig,
     title: str,
     command: str,

@@ -19,9 +19,10 @@ from prefect.variables import Variable
 
 from albat_core.errors import AlbatError, TransientError
 from albat_core.runs.config import RunConfig
+from albat_core.runs.goals import Outcome
 from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint, note_finished
 from albat_core.store.stage import canonical_json
-from flows.albat import FlowResult, chain_of
+from flows.albat import chain_of
 from flows.pages import publish_changes, publish_run, publish_selection
 from flows.running.lifting import as_flow
 
@@ -173,7 +174,7 @@ def _ago(moment: datetime) -> timedelta:
 
 
 @as_flow
-def reselect(config: RunConfig) -> FlowResult:
+def reselect(config: RunConfig) -> Outcome:
     """Select again with the adaptation data as it is now; fine-tune where that is worth it.
 
     Args:
@@ -182,7 +183,7 @@ def reselect(config: RunConfig) -> FlowResult:
     watches = Watches(config.runtime.root)
     state, acted = data_fingerprint(config), watches.acted(config.name)
     if acted and acted.fingerprint == state:
-        return FlowResult(artifact=acted.selected.mixture, stages=())
+        return Outcome(artifact=acted.selected.mixture, stages=())
     goes_on = acted is not None and acted.basis == basis(config)
     previous, trained = (acted.selected, acted.trained) if acted else (None, None)
     with chain_of(config, previous if goes_on else None, trained) as chain:
@@ -200,4 +201,4 @@ def reselect(config: RunConfig) -> FlowResult:
         else:
             publish_selection(chain, worth=True)
         note_finished(config, state, selected, trained)
-    return FlowResult(artifact=artifact, places=places, stages=tuple(chain.stages))
+    return Outcome(artifact=artifact, places=places, stages=tuple(chain.stages))

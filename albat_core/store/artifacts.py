@@ -35,6 +35,7 @@ from albat_core.redaction import without_secrets
 from albat_core.store import storage, transfer, verification
 from albat_core.store.claims import claimed
 from albat_core.store.drafts import PREFIX, new_draft
+from albat_core.store.finding import refuse_to_make
 from albat_core.store.manifests import (
     MANIFEST,
     ArtifactFile,
@@ -121,11 +122,13 @@ class ArtifactStore:
 
         Raises:
             StorageFullError: there is no room for it.
+            UnfinishedError: there is none, and none is to be made, see ``finding``.
         """
         settings = _as_settings(settings)
         ref = artifact_ref(stage, stage_version, settings, inputs)
         found = self.find(ref)
         if found is None:
+            refuse_to_make(str(ref))
             with claimed(self.claim(ref), str(ref), lambda: self.find(ref)) as found:
                 if found is None:
                     self._seen[str(ref)] = self._make(

@@ -23,7 +23,7 @@ from flows.running.own_process import (
 
 if TYPE_CHECKING:
     from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig
-    from flows.albat import FlowResult
+    from albat_core.runs.goals import Outcome
 
 
 @bench.command()
@@ -75,7 +75,7 @@ def calibration(
     _export(result, benchmark, "Calibration", command, f"{out}/calibration.md")
 
 
-def _measured(name: str, benchmark: "EfficacyConfig | CalibrationConfig") -> "FlowResult":
+def _measured(name: str, benchmark: "EfficacyConfig | CalibrationConfig") -> "Outcome":
     """Run a benchmark's flow."""
     from flows.console import LineReporter, console
 
@@ -88,12 +88,12 @@ def _measured(name: str, benchmark: "EfficacyConfig | CalibrationConfig") -> "Fl
 
             server_answers()
         with stop_on_ctrl_c(reporter, STOPS_WITHIN), reporting_to(reporter):
-            result: FlowResult = getattr(flows, name)(benchmark)
+            result: Outcome = getattr(flows, name)(benchmark)
         return result
 
 
 def _export(
-    result: "FlowResult",
+    result: "Outcome",
     benchmark: "EfficacyConfig | CalibrationConfig",
     title: str,
     command: str,

@@ -1,9 +1,11 @@
 """Commands that run flows in this process."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from albat_core.errors import AlbatError
 from albat_core.progress import reporting_to
 from flows.cli.app import (
     ALL,
@@ -16,48 +18,72 @@ from flows.cli.app import (
     load,
     refuse_mistakes,
 )
-from flows.running.own_process import embedded_server, prepare_environment, stop_on_ctrl_c
+from flows.running.own_process import (
+    embedded_server,
+    named_server,
+    prepare_environment,
+    stop_on_ctrl_c,
+)
 
 if TYPE_CHECKING:
     from albat_core.runs.config import RunConfig
-    from flows.albat import FlowResult
+    from albat_core.runs.goals import Goal, Outcome
 
 
-def _run(name: str, config: str, root: str | None, device: str | None, verbose: bool) -> None:
-    """Run one of the flows in this process, after looking for mistakes."""
+def _run(goal: "Goal", config: str, root: str | None, device: str | None, verbose: bool) -> None:
+    """Run one of the flows in this process, unless all of it is finished."""
     prepare_environment(verbose)
-    from flows.console import TerminalReporter, console, show_note, show_places
+    from flows.console import console, show_places
     from flows.showing import show_results
 
     with console.status("reading the configuration"):
         run = load(config, root, device)
+    outcome = _find(goal, run) or _compute(goal, run)
+    from albat_core.store.artifacts import ArtifactStore
+
+    store = ArtifactStore(run.runtime.root)
+    if goal == "albat":
+        from albat_core.stages.report import read_results
+
+        show_results(read_results(store, outcome.artifact))
+        show_places(outcome.places)
+    else:
+        folder = store.place(outcome.artifact)
+        show_places({outcome.artifact.stage: str(outcome.artifact), "folder": folder})
+
+
+def _find(goal: "Goal", run: "RunConfig") -> "Outcome | None":
+    """Return what a run came to where all is finished: that needs no server of its own."""
+    from albat_core.runs.goals import find_reached
+    from flows.console import Held, TerminalReporter, console
+
+    held, found = Held(), None
+    with console.status("looking for what is finished"), reporting_to(held):
+        if named_server() is None:  # else the run is wanted there
+            with suppress(AlbatError):  # told with all other mistakes
+                found = find_reached(goal, run)
+    if found:
+        with TerminalReporter() as reporter:
+            held.tell(reporter)
+    return found
+
+
+def _compute(goal: "Goal", run: "RunConfig") -> "Outcome":
+    """Run a flow, after looking for mistakes."""
+    from flows.console import TerminalReporter, console, show_note
+
     with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
             refuse_mistakes(run, show_note)
-            import flows.albat  # noqa: F401 - the server starts meanwhile
+            from flows.albat import FLOWS  # the server starts meanwhile
 
             server_answers()
-        with TerminalReporter() as reporter, stop_on_ctrl_c(reporter):
-            result = _run_flow(name, run, reporter)
-    if name == "albat":
-        from albat_core.stages.report import read_results
-        from albat_core.store.artifacts import ArtifactStore
-
-        show_results(read_results(ArtifactStore(run.runtime.root), result.artifact))
-        show_places(result.places)
-    else:
-        from albat_core.store.artifacts import ArtifactStore
-
-        place = ArtifactStore(run.runtime.root).place(result.artifact)
-        show_places({result.artifact.stage: str(result.artifact), "folder": place})
-
-
-def _run_flow(name: str, run: "RunConfig", reporter: Any) -> "FlowResult":
-    from flows import albat as flows
-
-    with reporting_to(reporter):
-        result: FlowResult = getattr(flows, name)(run)
-    return result
+        with (
+            TerminalReporter() as reporter,
+            stop_on_ctrl_c(reporter),
+            reporting_to(reporter),
+        ):
+            return FLOWS[goal](run)
 
 
 @app.command(rich_help_panel=ALL)

@@ -66,6 +66,14 @@ def ignore_warnings() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
+def named_server() -> str | None:
+    """Return the address of the Prefect server that is configured, if one is."""
+    from prefect.settings import PREFECT_API_URL
+
+    address: str | None = PREFECT_API_URL.value()
+    return address
+
+
 @contextmanager
 def embedded_server() -> Iterator[Callable[[], None]]:
     """Start Prefect's server, unless one is configured; what is given waits until it answers.
@@ -77,12 +85,12 @@ def embedded_server() -> Iterator[Callable[[], None]]:
         ServerGoneError: it answers no longer.
     """
     from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
     from prefect.settings.context import temporary_settings
 
     from flows.local.server import OwnServer
 
-    if (named := PREFECT_API_URL.value()) is not None:
+    if (named := named_server()) is not None:
         with _gone_is_told(named):
             yield lambda: None
         return

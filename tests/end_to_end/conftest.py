@@ -16,9 +16,10 @@ import pytest
 import s3fs
 
 from albat_core.runs.config import RunConfig
+from albat_core.runs.goals import Outcome
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.manifests import Manifest
-from flows.albat import FlowResult, albat
+from flows.albat import albat
 from flows.config import load_config
 from flows.running.own_process import prepare_environment
 from tests.end_to_end.s3_server import Served, served
@@ -94,7 +95,7 @@ class Run:
 
     path: Path
     config: RunConfig
-    result: FlowResult
+    result: Outcome
 
     @property
     def store(self) -> ArtifactStore:

@@ -14,6 +14,7 @@ import yaml
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
 from albat_core.records.vectors import load_queries
 from albat_core.runs.chain import Chain
+from albat_core.runs.goals import reach
 from flows.albat import from_file
 from tests.end_to_end.conftest import Albat, Run, Start
 from tests.toys import rewrite, topic_rows, write_jsonl, write_run
@@ -94,6 +95,28 @@ def test_the_chain_without_prefect_finds_the_same_artifacts(first: Run) -> None:
     assert chain.report == first.result.artifact
     assert all(stage.reused for stage in chain.stages)
     assert [stage.label for stage in chain.stages] == [s.label for s in first.result.stages]
+
+
+def test_a_command_finds_a_finished_run_without_a_server(
+    prefect_server: str, copied: Run, tmp_path: Path
+) -> None:
+    del prefect_server  # what is named in this process is not in the command's
+    reach("albat", Chain(copied.config))
+    home = tmp_path / "home"
+    own = {"PREFECT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | own
+    for command in ("run", "mix"):
+        said = subprocess.run(
+            [sys.executable, "-m", "flows.cli", command, str(copied.path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "✓" not in said
+        assert "= write mixture: ALBAT " in said
+        assert ("in nats per token" in said) == (command == "run")
+        assert not (home / "prefect.db").exists()
 
 
 def test_another_learning_rate_trains_the_arms_alone(start: Start, copied: Run) -> None:
