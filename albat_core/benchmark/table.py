@@ -20,7 +20,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
 STAGE = "efficacy"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 TABLE, RESULTS = "table.md", "results.json"
 _DRAWS = 2000
 
@@ -40,6 +40,8 @@ class Row(BaseModel):
     """Over seeds and documents, as all intervals here."""
     gain: Interval
     """Loss of adaptation data only less this arm's, paired by document."""
+    behind: Interval
+    """This arm's loss less ALBAT's, paired likewise."""
     multiplier: Interval
     """Measured: how many times the adaptation data would be needed for this loss without corpus."""
     most: float | None = None
@@ -162,6 +164,7 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
                 arm=arm,
                 loss=drawn_interval(losses[arm]),
                 gain=drawn_interval(losses[ADAPTATION_ONLY] - losses[arm]),
+                behind=drawn_interval(losses[arm] - losses[ALBAT]),
                 multiplier=drawn_interval(np.array(worth)),
                 most=None if arm in arms else float(shares[-1] / shares[0]),
                 share=its[0].share,
@@ -268,9 +271,10 @@ def table(rows: Sequence[Row]) -> str:
         its = [row for row in rows if row.situation == name]
         lines = [
             f"### {name}\n",
-            "| arm | loss | gain over adaptation only | data multiplier | alpha | compute |"
+            "| arm | loss | gain over adaptation only | ALBAT lower by | data multiplier | alpha "
+            "| compute |"
             + "".join(f" {m.title}, higher is better; gain |" for m in its[0].metrics),
-            "|---|---|---|---|---|---:|" + "---|" * len(its[0].metrics),
+            "|---|---|---|---|---|---|---:|" + "---|" * len(its[0].metrics),
             *(_line(row) for row in its),
         ]
         parts.append("\n".join(lines) + "\n")
@@ -284,12 +288,13 @@ def _line(row: Row) -> str:
     elif row.arm.startswith("share "):
         share = float(row.arm.partition(" ")[2])
         label = f"{LABELS[ADAPTATION_ONLY]}, {share:.0%} of it"
+    behind = "" if row.arm == ALBAT else shown(row.behind, "+.3f")
     mixed = [a for a in row.alphas if a]
     alpha = ", ".join(f"{a:.2f}" for a in row.alphas) if mixed else ""
     if len(set(row.alphas)) == 1 and mixed:
         alpha = f"{row.alphas[0]:.2f}"
     return (
-        f"| {label} | {shown(row.loss, '.3f')} | {shown(row.gain, '+.3f')} "
+        f"| {label} | {shown(row.loss, '.3f')} | {shown(row.gain, '+.3f')} | {behind} "
         f"| {times(row.multiplier, row.most)} | {alpha} | {row.passes:.1f} |"
         + "".join(f" {_measured(metric)} |" for metric in row.metrics)
     )

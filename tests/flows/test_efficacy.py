@@ -157,6 +157,9 @@ def test_the_table_says_what_the_losses_say(config: EfficacyConfig, results: lis
         assert row["gain"]["value"] == pytest.approx(gain, abs=1e-9)
         assert row["gain"]["low"] <= row["gain"]["value"] + 1e-9
     assert rows["adaptation_only"]["multiplier"]["value"] == 1
+    assert rows["albat"]["behind"] == {"value": 0, "low": 0, "high": 0}
+    ahead = rows["random"]["loss"]["value"] - rows["albat"]["loss"]["value"]
+    assert rows["random"]["behind"]["value"] == pytest.approx(ahead)
     assert rows["adaptation_only"]["passes"] == 1
     text = (store.folder(ref) / TABLE).read_text()
     assert text.count("\n|") == len(rows) + 2
@@ -212,6 +215,7 @@ def test_a_multiplier_beyond_the_curve_is_written_as_more(
         arm="albat",
         loss=nil,
         gain=nil,
+        behind=nil,
         multiplier=multiplier,
         most=most,
         share=0.1,
@@ -222,7 +226,7 @@ def test_a_multiplier_beyond_the_curve_is_written_as_more(
         passes=1,
         seconds=1,
     )
-    assert table([row]).splitlines()[-1].split(" | ")[3] == told
+    assert table([row]).splitlines()[-1].split(" | ")[4] == told
 
 
 @pytest.mark.parametrize(
