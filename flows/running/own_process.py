@@ -149,6 +149,18 @@ def _is_servers(error: Exception) -> bool:
     return isinstance(error, httpx.TransportError) or str(error).startswith("Failed to reach API")
 
 
+_ASKED_AGAIN = {408, 429, 502, 503}
+
+
+def was_asked_again(error: Exception) -> bool:
+    """Tell whether Prefect asked a server again, for a minute, before it gave up with an error."""
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _ASKED_AGAIN
+    return isinstance(error, httpx.TransportError)
+
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ANSWERING: list[Callable[..., None]] = []
 """What answers signals while a command can be stopped politely."""
