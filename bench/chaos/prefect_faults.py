@@ -275,7 +275,7 @@ def _disturbed(
         wrong.append(again.broke or f"the repeated run ends: {again.told[0]}")
     else:
         wrong += differences(config, wanted)
-    return Trial(name, wrong, first.told)
+    return Trial(name, wrong, ("`Killed`",) if first.killed else first.told)
 
 
 class Down:
