@@ -31,8 +31,11 @@ from albat_core.stages.report import read_results
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from flows.local.showing import address_of
+from flows.running.own_process import was_asked_again
 
 _LONGEST = 300  # characters of an example that are shown
+_Page = tuple[str, Callable[..., object], Any]
+"""What it is, what makes an artifact of it, and its content."""
 
 
 def publish_run(chain: Chain, places: Mapping[str, str]) -> None:
@@ -45,14 +48,16 @@ def publish_run(chain: Chain, places: Mapping[str, str]) -> None:
     config = chain.config
     content = read_results(ArtifactStore(config.runtime.root), chain.report)
     outcome = [content.headline, caution(content.arms), content.verdict]
-    _show(config.name, "verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome)))
     compared = results(content.arms, content.unit)
     if content.pixel_errors:
         compared += f"\n\n{pixel_table(content.pixel_errors)}"
-    _show(config.name, "results", create_markdown_artifact, compared)
-    examples = selected_examples(content.selection.most_useful)
-    _show(config.name, "examples", create_table_artifact, examples)
-    _show(config.name, "report", create_link_artifact, link(places["report"]))
+    _show(
+        config.name,
+        ("verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome))),
+        ("results", create_markdown_artifact, compared),
+        ("examples", create_table_artifact, selected_examples(content.selection.most_useful)),
+        ("report", create_link_artifact, link(places["report"])),
+    )
 
 
 def publish_results(chain: Chain) -> None:
@@ -65,8 +70,11 @@ def publish_results(chain: Chain) -> None:
     computed = config.mixture.alpha == "auto"
     outlook = expected(chain.facts(chain.estimate)) if computed else None
     outcome = [headline(arms, unit, chain.alpha, outlook), caution(arms)]
-    _show(config.name, "verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome)))
-    _show(config.name, "results", create_markdown_artifact, results(arms, unit))
+    _show(
+        config.name,
+        ("verdict", create_markdown_artifact, "\n\n".join(filter(None, outcome))),
+        ("results", create_markdown_artifact, results(arms, unit)),
+    )
 
 
 def publish_selection(chain: Chain, *, worth: bool) -> None:
@@ -77,11 +85,12 @@ def publish_selection(chain: Chain, *, worth: bool) -> None:
         worth: whether that is known where alpha is computed; else it would have to be.
     """
     store, config = ArtifactStore(chain.config.runtime.root), chain.config
+    examples = selected_examples(most_useful(store, chain.selection, chain.inputs.adaptation))
+    pages: list[_Page] = [("examples", create_table_artifact, examples)]
     if worth and config.mixture.alpha == "auto":
         text = verdict(chain.facts(chain.estimate))
-        _show(config.name, "verdict", create_markdown_artifact, text)
-    examples = selected_examples(most_useful(store, chain.selection, chain.inputs.adaptation))
-    _show(config.name, "examples", create_table_artifact, examples)
+        pages.insert(0, ("verdict", create_markdown_artifact, text))
+    _show(config.name, *pages)
 
 
 def publish_changes(chain: Chain, changes: ArtifactRef, places: Mapping[str, str]) -> None:
@@ -95,7 +104,7 @@ def publish_changes(chain: Chain, changes: ArtifactRef, places: Mapping[str, str
     store, config = ArtifactStore(chain.config.runtime.root), chain.config
     page = link(places["changes"])
     text = f"{told(read_changes(store, changes))}\n[Rows that came and went]({page})\n"
-    _show(config.name, "changes", create_markdown_artifact, text)
+    _show(config.name, ("changes", create_markdown_artifact, text))
 
 
 def selected_examples(examples: Sequence[SelectedExample]) -> list[dict[str, Any]]:
@@ -128,11 +137,18 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(maxsplit=1)[0] + " …"
 
 
-def _show(run: str, what: str, create: Callable[..., object], content: Any) -> None:
-    """Put content on the page; the run has its results also where that fails."""
-    key = re.sub("[^a-z0-9]+", "-", f"{run}-{what}".lower()).strip("-")
-    try:
-        shown = redacted(content) if isinstance(content, str) else content
-        create(shown, key=key, description=f"{what} of {run}")
-    except Exception as error:
-        get_run_logger().warning("%s of %s cannot be shown: %s", what, run, error)
+def _show(run: str, *pages: _Page) -> None:
+    """Put content on pages; the run has its results also where that fails.
+
+    Where the server did not answer for as long as Prefect asks, the rest is not asked for: each
+    would take as long again.
+    """
+    for what, create, content in pages:
+        key = re.sub("[^a-z0-9]+", "-", f"{run}-{what}".lower()).strip("-")
+        try:
+            shown = redacted(content) if isinstance(content, str) else content
+            create(shown, key=key, description=f"{what} of {run}")
+        except Exception as error:
+            get_run_logger().warning("%s of %s cannot be shown: %s", what, run, error)
+            if was_asked_again(error):
+                break

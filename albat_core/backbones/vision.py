@@ -128,7 +128,11 @@ class VisionEncoder:
         self._prepare = Preprocessing.read(folder)
         try:
             self._model, loading = AutoModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,  # or transformers asks at the terminal
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise unreadable("image encoder", folder, error) from error

@@ -3,18 +3,20 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import flows.albat  # noqa: F401 - before a fork
 from albat_core.seeding import numpy_generator
 from bench.chaos import flips, kills, prefect_faults, s3
-from bench.chaos.outcome import Kind, Trial, masked, table
+from bench.chaos.outcome import BEGIN, END, Notes, Trial, joined, masked
+from bench.chaos.storms import PATTERNS
 from bench.chaos.toy import at, carry_out, undisturbed, write_toy
 
-BEGIN, END = "<!-- table -->\n", "\n<!-- end of the table -->"
+KILL, S3_KILL = "kill -9, local", "kill -9, S3"
+FLIP, STORM, PREFECT = "a bit flipped: ", "S3: ", "Prefect: "
 KILLED = "`Killed`; the next run takes up what was finished"
 REWRITTEN = "nothing: it is written anew, or was a hint"
 
@@ -32,55 +34,64 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     parser.add_argument("--flips", type=int, default=0, help="bits flipped in what is kept")
     parser.add_argument("--storms", type=int, default=0, help="patterns of faults of S3")
     parser.add_argument("--prefect", type=int, default=0, help="faults of Prefect's server")
+    parser.add_argument("--only", help="of these two, those whose name has this in it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="page whose table is written anew")
+    parser.add_argument("--notes", type=Path, help="file of what was done, which is not done again")
+    parser.add_argument("--out", type=Path, help="page whose table gets the lines of what was done")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    kinds: dict[str, Kind] = {}
-    _do(asked, folder, kinds)
-    done = table(list(kinds.values()))
-    print(done)
+    notes = Notes(asked.notes)
+    _do(asked, folder, notes)
+    kinds = notes.kinds.values()
     if asked.out:
         text = asked.out.read_text()
-        before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-        asked.out.write_text(before + done + after)
-    return sum(bool(kind.wrong) for kind in kinds.values())
+        begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+        done = joined(text[begin:end], kinds)
+        asked.out.write_text(text[:begin] + done + text[end:])
+    else:
+        done = joined("", kinds)
+    print(done)
+    return sum(bool(kind.wrong) for kind in kinds)
 
 
-def _do(asked: argparse.Namespace, folder: Path, kinds: dict[str, Kind]) -> None:
-    """Do the faults, and note each trial under its kind."""
+def _do(asked: argparse.Namespace, folder: Path, notes: Notes) -> None:
+    """Do the faults that are not done yet, and note each trial under its kind."""
 
-    def note(name: str, trials: Iterable[Trial], silent: str = "nothing: the run goes on") -> None:
+    def note(kind: str, trials: Iterable[Trial], silent: str = "nothing: the run goes on") -> None:
         for trial in trials:
-            kinds.setdefault(name, Kind(name, silent)).trials.append(trial)
+            notes.note(kind, silent, trial)
             how = f"WRONG: {'; '.join(trial.wrong)}" if trial.wrong else "survived"
             told = masked(trial.told[0]) if trial.told else silent
-            print(f"{name}: {trial.fault}: {how}; {told}", file=sys.stderr, flush=True)
+            print(f"{kind}: {trial.fault}: {how}; {told}", file=sys.stderr, flush=True)
 
-    def draw(name: str) -> np.random.Generator:
-        return numpy_generator(asked.seed, "chaos", name)
+    def missing(prefix: str, names: Sequence[str]) -> list[str]:
+        named = [name for name in names if not asked.only or asked.only in name]
+        return [name for name in named if f"{prefix}{name}" not in notes.kinds]
 
+    draw = partial(numpy_generator, asked.seed, "chaos")
+    killed, killed_on_s3, flipped = map(notes.count, (KILL, S3_KILL, FLIP))
+    patterns = missing(STORM, list(PATTERNS)[: asked.storms])
+    of_prefect = missing(PREFECT, prefect_faults.NAMES[: asked.prefect])
+    local = asked.kills > killed or asked.flips > flipped
+    on_s3 = asked.s3_kills > killed_on_s3 or bool(patterns)
+    if not (local or on_s3 or of_prefect):
+        return
     config = write_toy(folder / "toy")
     carry_out(at(config, str(folder / "warm")))  # so that children are forked with all imported
-    if asked.kills or asked.flips:
-        wanted = undisturbed(config)
-        given = (config, wanted, folder / "trial")
-        note("kill -9, local", kills.kill_runs(asked.kills, draw("kills"), *given), KILLED)
-        flipping = flips.flip_bits(asked.flips, draw("flips"), config, wanted, folder / "flips")
-        for family, trial in flipping:
-            note(f"a bit flipped: {family}", [trial], REWRITTEN)
-    if asked.storms or asked.s3_kills:
+    if local:
+        given = (draw, config, undisturbed(config))
+        note(KILL, kills.kill_runs(killed, asked.kills, *given, folder / "trial"), KILLED)
+        for family, trial in flips.flip_bits(flipped, asked.flips, *given, folder / "flips"):
+            note(f"{FLIP}{family}", [trial], REWRITTEN)
+    if on_s3:
         (folder / "s3").mkdir()
         with s3.bucket(folder / "s3") as there:
             wanted = s3.wanted_of(there)
-            killed = s3.kill_on_s3(asked.s3_kills, draw("s3 kills"), there, wanted)
-            note("kill -9, S3", killed, KILLED)
-            for name, trial in s3.storm(asked.storms, draw("storms"), there, wanted):
-                note(f"S3: {name}", [trial])
-    if asked.prefect:
-        wanted = undisturbed(config)
-        faults = prefect_faults.disturb(
-            asked.prefect, draw("prefect"), config, wanted, folder / "flows"
-        )
-        for name, trial in faults:
-            note(f"Prefect: {name}", [trial])
+            left = s3.kill_on_s3(killed_on_s3, asked.s3_kills, draw, there, wanted)
+            note(S3_KILL, left, KILLED)
+            for name, trial in s3.storm(patterns, draw, there, wanted):
+                note(f"{STORM}{name}", [trial])
+    if of_prefect:
+        given = (draw, config, undisturbed(config))
+        for name, trial in prefect_faults.disturb(of_prefect, *given, folder / "flows"):
+            note(f"{PREFECT}{name}", [trial])

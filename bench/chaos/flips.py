@@ -19,7 +19,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.store import claims
 from albat_core.store.artifacts import ArtifactStore
 from bench.chaos.children import flip, in_child
-from bench.chaos.outcome import Trial
+from bench.chaos.outcome import Draw, Trial
 from bench.chaos.toy import (
     Wanted,
     adapter_of,
@@ -119,12 +119,13 @@ def _stop_halfway(config: RunConfig, place: Path) -> None:
 
 
 def flip_bits(
-    count: int, draw: np.random.Generator, config: RunConfig, wanted: Wanted, folder: Path
+    done: int, count: int, draw: Draw, config: RunConfig, wanted: Wanted, folder: Path
 ) -> Iterator[tuple[str, Trial]]:
     """Flip bits, one after another, in all kinds of files by turns; yields the family of each.
 
     Args:
-        count: of flips.
+        done: flips before these.
+        count: of flips with those.
         draw: says where.
         config: of the run.
         wanted: what it comes to undisturbed.
@@ -134,15 +135,18 @@ def flip_bits(
     by_turns = {name: cycle(kinds) for name, kinds in every.items()}
     shares = [2 if name in ("artifact files", "manifests") else 1 for name in every]
     order = cycle([n for n, share in zip(every, shares, strict=True) for _ in range(share)])
-    for _ in range(count):
+    for number in range(count):
         family = next(order)
         kind = next(by_turns[family])
-        path = str(draw.choice(every[family][kind]))
+        if number < done:
+            continue
+        drawn = draw("flips", number)
+        path = str(drawn.choice(every[family][kind]))
         root, _, name = path.partition("/")
         trial = folder / "trial"
         shutil.copytree(folder / root, trial)
         try:
-            yield family, _flipped(trial, name, draw, at(config, str(trial)), wanted)
+            yield family, _flipped(trial, name, drawn, at(config, str(trial)), wanted)
         finally:
             shutil.rmtree(trial)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from albat_core.runs.config import RunConfig
 from bench.chaos.children import Ended, Moment, in_child
-from bench.chaos.outcome import Trial
+from bench.chaos.outcome import Draw, Trial
 from bench.chaos.toy import Wanted, at, carry_out, differences, promote_and_watch
 
 
@@ -20,21 +20,21 @@ def moments(draw: np.random.Generator, wanted: Wanted) -> Iterator[Moment]:
 
 
 def kill_runs(
-    count: int, draw: np.random.Generator, config: RunConfig, wanted: Wanted, folder: Path
+    done: int, count: int, draw: Draw, config: RunConfig, wanted: Wanted, folder: Path
 ) -> Iterator[Trial]:
     """Kill runs on a local root; those that share one are survived or wrong together.
 
     Args:
-        count: of kills.
+        done: kills before these.
+        count: of kills with those.
         draw: says when.
         config: of the run.
         wanted: what it comes to undisturbed.
         folder: for roots.
     """
-    when = moments(draw, wanted)
-    done = 0
     while done < count:
         its = at(config, str(folder))
+        when = moments(draw("kills", done), wanted)
         killed, ended = killed_until_done(its, when, count - done)
         yield from judged(killed, ended, its, wanted)
         done += len(killed)

@@ -51,6 +51,9 @@ class Answer:
     gone: bool = False
 
 
+_TUNNEL = Answer(101)
+"""To who asks for a web socket: bytes are passed both ways from then on."""
+
 Ask = Callable[[], Answer]
 Change = Callable[[Asked, Ask], Answer]
 """Gives an answer to a request: what the server says when it is asked, changed, or none of it."""
@@ -64,6 +67,8 @@ def unchanged(_: Asked, ask: Ask) -> Answer:
 class Proxy(ThreadingHTTPServer):
     """Passes requests on to a server; ``change`` may be set at any time.
 
+    ``met`` has the requests that were answered with anything but what the server said.
+
     Args:
         address: of the server, ``http://host:port``.
     """
@@ -73,13 +78,22 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, address: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behind = urlsplit(address)
+        self.met: list[Asked] = []
         self.change: Change = unchanged
-        self.lock = threading.Lock()  # changes count requests
 
     @property
     def address(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextmanager
+    def changing(self, change: Change) -> Iterator[None]:
+        """Change answers while the context lasts; ``met`` begins anew."""
+        self.met, self.change = [], change
+        try:
+            yield
+        finally:
+            self.change = unchanged
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: clients are killed, and connections cut."""
@@ -107,30 +121,39 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def _respond(self) -> None:
-        if self.headers.get("Upgrade"):
-            self._tunnel()
-            return
-        body = self._body()
         asked = Asked(self.command, self.path)
+        said: list[Answer] = []
 
         def ask() -> Answer:
-            behind = http.client.HTTPConnection(self.server.behind.netloc, timeout=60)
-            headers = {n: v for n, v in self.headers.items() if n.lower() not in _NOT_PASSED_ON}
-            if body or self.command in ("PUT", "POST", "PATCH"):
-                headers["Content-Length"] = str(len(body))
-            try:
-                behind.request(self.command, self.path, body, headers)
-                got = behind.getresponse()
-                said = got.headers.get("Content-Length", 0)
-                length = int(said) if self.command == "HEAD" else None
-                kept = [(n, v) for n, v in got.getheaders() if n.lower() not in _NOT_PASSED_ON]
-                return Answer(got.status, got.read(), kept, length)
-            except OSError:
-                return Answer(502, gone=True)
-            finally:
-                behind.close()
+            said.append(_TUNNEL if self.headers.get("Upgrade") else self._asked(body))
+            return said[-1]
 
-        self._send(self.server.change(asked, ask))
+        body = self._body()
+        answer = self.server.change(asked, ask)
+        if not any(answer is each for each in said):
+            self.server.met.append(asked)
+        if answer.status == _TUNNEL.status:
+            self._tunnel()
+        else:
+            self._send(answer)
+
+    def _asked(self, body: bytes) -> Answer:
+        """Return what the server says."""
+        behind = http.client.HTTPConnection(self.server.behind.netloc, timeout=60)
+        headers = {n: v for n, v in self.headers.items() if n.lower() not in _NOT_PASSED_ON}
+        if body or self.command in ("PUT", "POST", "PATCH"):
+            headers["Content-Length"] = str(len(body))
+        try:
+            behind.request(self.command, self.path, body, headers)
+            got = behind.getresponse()
+            said = got.headers.get("Content-Length", 0)
+            length = int(said) if self.command == "HEAD" else None
+            kept = [(n, v) for n, v in got.getheaders() if n.lower() not in _NOT_PASSED_ON]
+            return Answer(got.status, got.read(), kept, length)
+        except (OSError, http.client.HTTPException):
+            return Answer(502, gone=True)
+        finally:
+            behind.close()
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):

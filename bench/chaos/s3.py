@@ -2,20 +2,18 @@
 
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from albat_core.runs.config import RunConfig
 from bench.chaos.children import in_child
 from bench.chaos.flips import quick
 from bench.chaos.kills import judged, killed_until_done, moments
-from bench.chaos.outcome import Trial
-from bench.chaos.proxy import Proxy, between, unchanged
+from bench.chaos.outcome import NOT_MET, Draw, Trial
+from bench.chaos.proxy import Proxy, between
 from bench.chaos.storms import PATTERNS
 from bench.chaos.toy import Wanted, at, differences, undisturbed, write_toy
 from tests.end_to_end.s3_server import BUCKET, served
@@ -78,22 +76,23 @@ def wanted_of(there: Bucket) -> Wanted:
 
 
 def storm(
-    most: int, draw: np.random.Generator, there: Bucket, wanted: Wanted
+    names: Sequence[str], draw: Draw, there: Bucket, wanted: Wanted
 ) -> Iterator[tuple[str, Trial]]:
     """Run through each pattern, and again without it; yields its name too.
 
     Args:
-        most: patterns.
+        names: of patterns.
         draw: says which requests are met.
         there: where.
         wanted: what the run comes to undisturbed.
     """
-    for name, made in list(PATTERNS.items())[:most]:
+    for name in names:
         its, look = there.place()
-        there.proxy.change = made(draw)
-        first = in_child(lambda its=its: quick(its))
-        there.proxy.change = unchanged
+        with there.proxy.changing(PATTERNS[name](draw(name))):
+            first = in_child(lambda its=its: quick(its))
         wrong = [first.broke] if first.broke else []
+        if not there.proxy.met:
+            wrong.append(NOT_MET)
         again = in_child(lambda its=its: quick(its))
         if not again.finished:
             wrong.append(again.broke or f"the repeated run ends: {again.told[0]}")
@@ -102,14 +101,11 @@ def storm(
         yield name, Trial(name, wrong, first.told)
 
 
-def kill_on_s3(
-    most: int, draw: np.random.Generator, there: Bucket, wanted: Wanted
-) -> Iterator[Trial]:
-    """Kill runs whose root is the bucket."""
-    when = moments(draw, wanted)
-    done = 0
-    while done < most:
+def kill_on_s3(done: int, count: int, draw: Draw, there: Bucket, wanted: Wanted) -> Iterator[Trial]:
+    """Kill runs whose root is the bucket; see ``kills.kill_runs``."""
+    while done < count:
         its, look = there.place()
-        killed, ended = killed_until_done(its, when, most - done)
+        when = moments(draw("kills on S3", done), wanted)
+        killed, ended = killed_until_done(its, when, count - done)
         yield from judged(killed, ended, look, wanted)
         done += len(killed)

@@ -82,7 +82,7 @@ def embedded_server() -> Iterator[Callable[[], None]]:
 
     Raises:
         StartError: it does not start; raised by what is given, too.
-        ServerGoneError: it answers no longer.
+        ServerGoneError: it answers no longer, or knows nothing of the run.
     """
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
@@ -127,16 +127,28 @@ def embedded_server() -> Iterator[Callable[[], None]]:
 
 
 class ServerGoneError(AlbatError):
-    """A server no longer answers: whoever gets this ends at once, as Prefect would ask further."""
+    """A server no longer answers, or not of this run.
+
+    Whoever gets this ends at once, as Prefect would ask further.
+    """
 
 
 @contextmanager
 def _gone_is_told(server: str) -> Iterator[None]:
     """Say in a sentence that a server is gone, where Prefect has asked for it again and again."""
     import httpx
+    from prefect.exceptions import ObjectNotFound
 
     try:
         yield
+    except ObjectNotFound as error:
+        raise ServerGoneError(
+            "expected the Prefect server to know this run, it does not "
+            f"({str(error.http_exc).splitlines()[0]})",
+            where=server,
+            remedy="somebody has deleted it, or the server has another database: run the same "
+            "command again, what was finished is found",
+        ) from error
     except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
         if not _is_servers(error):
             raise
@@ -155,6 +167,18 @@ def _is_servers(error: Exception) -> bool:
         return error.response.is_server_error
     # Prefect's words where a run begins
     return isinstance(error, httpx.TransportError) or str(error).startswith("Failed to reach API")
+
+
+_ASKED_AGAIN = {408, 429, 502, 503}
+
+
+def was_asked_again(error: Exception) -> bool:
+    """Tell whether Prefect asked a server again, for a minute, before it gave up with an error."""
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _ASKED_AGAIN
+    return isinstance(error, httpx.TransportError)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

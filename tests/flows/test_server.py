@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.settings.context import temporary_settings
 
@@ -161,6 +162,12 @@ def test_a_server_that_fails_is_told_in_a_sentence() -> None:
             own_process._gone_is_told("there"),
         ):
             raise error
+    missing = httpx.HTTPStatusError("404\nmore", request=asked, response=httpx.Response(404))
+    with (
+        pytest.raises(own_process.ServerGoneError, match=r"know this run.*\(404\)"),
+        own_process._gone_is_told("there"),
+    ):
+        raise ObjectNotFound(http_exc=missing)
     refused = httpx.HTTPStatusError("422", request=asked, response=httpx.Response(422))
     for mistake in (RuntimeError("of another kind"), refused):
         with pytest.raises(type(mistake)), own_process._gone_is_told("there"):

@@ -28,7 +28,9 @@ class CaptionFitter:
         self._tokenizers: list[Any] = []
         for name in tokenizers:
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder / name, local_files_only=True)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    folder / name, local_files_only=True, trust_remote_code=False
+                )
             except (OSError, ValueError, KeyError) as error:
                 raise unreadable("tokenizer", folder / name, error) from error
             self._tokenizers.append(tokenizer)

@@ -77,7 +77,11 @@ def _read(file: Path, dtype: str) -> tuple[Any, Any]:
     """Return model and tokenizer; what the model says of its quantization is left out."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    where: dict[str, Any] = {
+        "gguf_file": file.name,
+        "local_files_only": True,
+        "trust_remote_code": False,  # of whatever else lies in its folder
+    }
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
     read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **where)
     description = read.config
