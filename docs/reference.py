@@ -78,7 +78,8 @@ def linked(pages: list[Path]) -> list[Path]:
             found.add(path)
             if path.suffix == ".md":
                 to_read.append(path)
-    return sorted(path for path in found.difference(pages) if path.parent != ROOT / "docs")
+    beside = (path for path in found.difference(pages) if not path.is_relative_to(ROOT / "docs"))
+    return sorted(beside)
 
 
 def led(found: re.Match[str], page: Path) -> str:
