@@ -17,7 +17,7 @@ CHAOS := $(if $(QUICK),--kills 6 --s3-kills 3 --flips 20 --storms 4 --prefect 2,
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 \
 	--dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-real bench-calibration chaos try-production clean
+.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-real bench-calibration gallery chaos try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -77,6 +77,9 @@ else
 	$(BIN)/albat bench calibration $(addprefix examples/,efficacy/text.yaml \
 		efficacy/image.yaml text/demo.yaml) --size 0.5 --size 2 --out docs
 endif
+
+gallery: .venv/ready ## Run three cases of the examples and write their pages to docs/gallery/.
+	$(BIN)/python -m bench.gallery text pictures weeks
 
 chaos: .venv/ready ## Kill runs, flip bits, let S3 and Prefect fail, and see what became of it (QUICK=1: a little of it).
 	$(BIN)/python -m bench.chaos $(CHAOS)

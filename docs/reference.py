@@ -1,4 +1,4 @@
-"""What the site has beside docs/: the README, what is linked to, the reference, the house's map.
+"""What the site has beside docs/: the README, what is linked to, notebooks, the reference, the map.
 
 Pages keep their place in the repository, so a link that works there works on the site as well.
 """
@@ -12,12 +12,14 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("albat_core", "tasks", "flows")
 HOUSE = "docs/house.md"
 MAP = "<!-- map -->"
 LINK = re.compile(r"\[([^\[\]]*)\]\(([\w./-]+)(#[\w.-]+)?\)")
+NOTEBOOK = ".ipynb"
 SHOWN_AS_THEY_ARE = {".md", ".png", ".jpg", ".svg"}
 
 
@@ -25,11 +27,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Give each page its place in the repository, and add those that docs/ does not have."""
     for file in [f for f in files if f.src_dir == config.docs_dir]:
         files.remove(file)
-        files.append(placed(Path(config.docs_dir, file.src_uri), config, file.dest_uri))
+        path = Path(config.docs_dir, file.src_uri)
+        files.append(placed(path, config, file.dest_uri))
+        for shown in as_page(path, config) if path.suffix == NOTEBOOK else ():
+            files.append(shown)
     project = sorted(ROOT.glob("*.md"))
     for path in project:
         files.append(placed(path, config))
-    examples = linked([ROOT / file.src_uri for file in files.documentation_pages()])
+    pages = [ROOT / file.src_uri for file in files.documentation_pages()]
+    examples = linked([page for page in pages if page.exists()])  # a notebook's is made here
     for path in examples:
         files.append(placed(path, config))
     for package in PACKAGES:
@@ -65,6 +71,15 @@ def placed(path: Path, config: MkDocsConfig, destination: str | None = None) -> 
     return file
 
 
+def as_page(notebook: Path, config: MkDocsConfig) -> list[File]:
+    """Return a notebook as a page, with the pictures that were drawn in it."""
+    of_name = {"unique_key": notebook.stem}
+    text, resources = MarkdownExporter().from_filename(str(notebook), of_name)
+    page = File.generated(config, uri(notebook.with_suffix(".md")), content=text)
+    drawn = resources["outputs"].items()
+    return [page, *(File.generated(config, uri(notebook.parent / n), content=c) for n, c in drawn)]
+
+
 def linked(pages: list[Path]) -> list[Path]:
     """Return the files that pages link to, and those that these link to in turn."""
     found, to_read = set(pages), list(pages)
@@ -78,7 +93,8 @@ def linked(pages: list[Path]) -> list[Path]:
             found.add(path)
             if path.suffix == ".md":
                 to_read.append(path)
-    return sorted(path for path in found.difference(pages) if path.parent != ROOT / "docs")
+    beside = (path for path in found.difference(pages) if not path.is_relative_to(ROOT / "docs"))
+    return sorted(beside)
 
 
 def led(found: re.Match[str], page: Path) -> str:
@@ -92,6 +108,8 @@ def led(found: re.Match[str], page: Path) -> str:
             return str(text)
     if is_module(path):
         return f"[{text}]({relative(page_of(path), page)}{anchor or ''})"
+    if path.suffix == NOTEBOOK:
+        path = path.with_suffix(".md")
     return f"[{text}]({relative(uri(path), page)}{anchor or ''})"
 
 

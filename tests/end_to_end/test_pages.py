@@ -28,6 +28,7 @@ from tests.end_to_end.conftest import Run, Start
 from tests.toys import rewrite, write_run
 from tests.waiting import PATIENCE, wait_until
 
+WORKS = ("embed words", "score words")
 PROGRESS = ArtifactFilter(type=ArtifactFilterType(any_=["progress"]))
 
 pytestmark = pytest.mark.end_to_end
@@ -82,17 +83,17 @@ def progress() -> list[Any]:
     """Return the progress artifacts of the work below."""
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=PROGRESS)
-    return [each for each in found if str(each.description).startswith("embed words")]
+    return [each for each in found if str(each.description).partition(":")[0] in WORKS]
 
 
-def test_long_work_is_shown_while_it_lasts(
+def test_long_works_are_shown_one_after_another_by_one_artifact(
     prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compute(runtime: Runtime) -> int:
-        with track("embed words", 5, "rows") as advance:
+    def compute(work: str, runtime: Runtime) -> int:
+        with track(work, 5, "rows") as advance:
             for done in (2, 4):  # first it is made, then it is updated
                 advance(2)
-                text = [f"embed words: {done} of 5 rows"]
+                text = [f"{work}: {done} of 5 rows"]
                 wait_until(lambda: [a.description for a in progress()] == text)  # noqa: B023
             advance(1)
         return 5
@@ -100,13 +101,13 @@ def test_long_work_is_shown_while_it_lasts(
     monkeypatch.setitem(stages.TASKS, compute, lift(compute, "compute"))
 
     @flow
-    def long() -> int:
+    def long() -> list[int]:
         runtime = Runtime(device="cpu")
         with tasks_on(runtime) as execute:
-            return execute(compute, runtime=runtime).result()
+            return [execute(compute, work=work, runtime=runtime).result() for work in WORKS]
 
     with reporting_to(Silent()):
-        assert long() == 5
+        assert long() == [5, 5]
     wait_until(lambda: [each.data for each in progress()] == [100])
     [ended] = progress()
     assert ended.task_run_id is not None

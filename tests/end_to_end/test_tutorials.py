@@ -1,4 +1,4 @@
-"""The tutorials work as they are written, with fewer steps and less of the corpus."""
+"""Tutorials and how-to pages work as they are written, with fewer steps and less of the corpus."""
 
 import os
 import re
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.s3_server import Served, needs_rclone
+
 ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(
     r'(?P<skip><!-- not run: [^>]+ -->\n)?```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n'
     r"(?P<code>.*?)```",
@@ -18,12 +19,33 @@ BLOCK = re.compile(
 SHORTER = [(r"steps: \d+", "steps: 4"), (r"share: [\d.]+", "share: 0.05"), ("rows: 64", "rows: 16")]
 
 
+def to_run(page: Path) -> list[re.Match[str]]:
+    blocks = BLOCK.finditer(page.read_text())
+    return [block for block in blocks if block["language"] == "sh" and not block["skip"]]
+
+
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+HOW_TO = [page for page in sorted((ROOT / "docs" / "how-to").glob("*.md")) if to_run(page)]
+
+
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_every_command_of_a_tutorial_runs(page: Path, tmp_path: Path) -> None:
+    follow(page, tmp_path)
+
+
+@pytest.mark.end_to_end
+@needs_rclone
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_every_command_of_a_how_to_runs(page: Path, tmp_path: Path, s3: Served) -> None:
+    follow(page, tmp_path)
+
+
+def follow(page: Path, tmp_path: Path) -> None:
+    """Write the files that a page shows and run its commands, in the order in which they stand."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     blocks = list(BLOCK.finditer(page.read_text()))
-    assert sum(block["language"] == "sh" for block in blocks) > 1
+    assert to_run(page)
     try:
         for block in blocks:
             if block["title"]:

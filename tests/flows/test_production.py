@@ -142,6 +142,16 @@ def test_what_may_be_none_is_accepted_so(toy: Path) -> None:
     assert validate({"config": config | {"seed": None}}, schema)
 
 
+@pytest.mark.parametrize(
+    ("filled", "missing"),
+    [({}, {"backbone", "adaptation"}), ({"backbone": {}, "adaptation": [{}]}, {"path"})],
+)
+def test_an_empty_form_is_told_what_is_missing(filled: dict[str, Any], missing: set[str]) -> None:
+    schema = parameter_schema(whole_chain).model_dump_for_openapi()
+    said = {error.message for error in validate({"config": filled}, schema)}
+    assert said == {f"'{name}' is a required property" for name in missing}
+
+
 def test_filters_are_taken_from_the_form(toy: Path) -> None:
     schema = parameter_schema(whole_chain).model_dump_for_openapi()
     shown = schema["definitions"]["SourceConfig"]["properties"]["filters"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from types import SimpleNamespace
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -36,16 +37,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float, str]]:
     """When what was sent to the server, inside a task's run."""
     found: list[tuple[float, float, str]] = []
 
-    def send(percent: float, description: str) -> str:
+    def send(_artifact: UUID, percent: float, description: str) -> None:
         found.append((time.monotonic(), percent, description))
-        return "id"
 
+    run = SimpleNamespace(task_run=SimpleNamespace(flow_run_id=uuid4()))
     monkeypatch.setattr(progress, "_EVERY", EVERY)
-    monkeypatch.setattr(progress, "TaskRunContext", SimpleNamespace(get=lambda: "a run"))
-    monkeypatch.setattr(progress, "create_progress_artifact", send)
-    monkeypatch.setattr(
-        progress, "update_progress_artifact", lambda _id, p, description: send(p, description)
-    )
+    monkeypatch.setattr(progress, "TaskRunContext", SimpleNamespace(get=lambda: run))
+    monkeypatch.setattr(progress, "_artifact_of", lambda _run: uuid4())
+    monkeypatch.setattr(progress, "update_progress_artifact", send)
     return found
 
 
@@ -117,7 +116,7 @@ def test_a_server_that_does_not_answer_stops_no_work(
         asked.append(1)
         raise OSError("no server")
 
-    monkeypatch.setattr(progress, "create_progress_artifact", refuse)
+    monkeypatch.setattr(progress, "_artifact_of", refuse)
     beside = Counts()
     with RunReporter(beside).track("embed", 10, "rows") as advance:
         advance(4)
@@ -125,6 +124,27 @@ def test_a_server_that_does_not_answer_stops_no_work(
         advance(6)
     assert beside.done == 10
     assert sent == []
+
+
+def test_works_side_by_side_are_shown_in_one_place(
+    sent: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[UUID] = []
+    monkeypatch.setattr(progress, "_artifact_of", lambda run: asked.append(run) or uuid4())
+    shown = RunReporter(Counts())
+    with shown.track("embed", 4, "rows") as embedded:
+        embedded(1)
+        with shown.track("score", 4, "rows") as scored:
+            scored(3)
+            both = (50, "embed: 1 of 4 rows; score: 3 of 4 rows")
+            wait_until(lambda: both in [each[1:] for each in sent])
+        wait_until(lambda: sent[-1][1:] == (25, "embed: 1 of 4 rows"))
+        embedded(3)
+    assert sent[-1][1:] == (100, "embed: 4 of 4 rows")
+    with shown.track("mix", 2, "rows") as mixed:
+        mixed(1)
+        wait_until(lambda: sent[-1][1:] == (50, "mix: 1 of 2 rows"))
+    assert len(asked) == 1
 
 
 def test_whoever_shows_progress_already_goes_on() -> None:
