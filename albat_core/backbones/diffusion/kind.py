@@ -143,6 +143,15 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         of_denoiser = adapter.model_copy(update={"text_encoder": False})
         PipelineAdapter(load_hollow(config), config.path).attach(of_denoiser, seed=0)
 
+    def check_packing(self, config: BackboneConfig) -> None:
+        """See ``Kind``: pictures are of one size."""
+        raise BackboneError(
+            "expected a language model, whose rows are of many lengths; this backbone makes "
+            "pictures, of which none is padded",
+            where=config.path,
+            remedy="leave packing out",
+        )
+
 
 def _refuse_part(embedder: EmbedderConfig) -> None:
     part = {"layers": embedder.layers, "tokens": embedder.tokens}

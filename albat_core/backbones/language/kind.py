@@ -168,3 +168,10 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         from albat_core.backbones.language.quantization import bits_of
 
         attached(hollow(config), adapter, config.path, bits_of(config))
+
+    def check_packing(self, config: BackboneConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.language.model import hollow
+        from albat_core.backbones.language.packing import refuse_mixing
+
+        refuse_mixing(hollow(config), config.path)
