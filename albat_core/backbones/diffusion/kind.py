@@ -80,6 +80,13 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
                 where=config.path,
                 remedy="leave backbone.quantization out",
             )
+        if config.attention != "auto":
+            raise BackboneError(
+                f"expected a language model to compute attention by {config.attention}, got a "
+                "pipeline, whose attention diffusers chooses",
+                where=config.path,
+                remedy="leave backbone.attention out",
+            )
         folder = backbone_folder(config)
         refuse_incomplete(folder)
         refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)

@@ -26,6 +26,7 @@ from albat_core.backbones.base import (
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
 from albat_core.backbones.language.adapter import attached, released
+from albat_core.backbones.language.attention import how_to_attend
 from albat_core.backbones.language.embedding import hidden_states, position_weighted_mean
 from albat_core.backbones.language.head import Head, TokenRows
 from albat_core.backbones.language.likelihood import token_losses, token_losses_and_divergence
@@ -79,6 +80,7 @@ class LanguageBackbone:
                 local_files_only=True,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
+                **how_to_attend(config),
                 **how,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
