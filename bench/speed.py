@@ -44,7 +44,7 @@ def embedding_against_forward(config: RunConfig) -> None:
         with open_backbone(config.backbone, runtime) as backbone:
             encoded = [e for rows in iterate_part(store, part) for e in backbone.encode(rows)]
             batches = length_batches([e.length for e in encoded], config.embedding.batch_tokens)
-            inputs = [backbone._collate([encoded[i] for i in b], "input_ids", 0) for b in batches]
+            inputs = [backbone._rows([encoded[i] for i in b]).ids for b in batches]
             model = backbone._model.base_model
             for turn in range(ROUNDS + 1):
                 began = time.perf_counter()

@@ -9,6 +9,7 @@ from albat_core.backbones import (
     check_backbone,
     check_chat,
     check_embedder,
+    check_packing,
     check_prompts,
     check_smaller,
     encoder_identity,
@@ -166,6 +167,10 @@ def _demands(config: RunConfig, unsound: Collection[str], warn: Tell) -> list[Al
     for adapter, section in adapters.items():
         problems = _caught(check_adapter, config.backbone, adapter)
         found += [_in_role(section, error) for error in problems]
+    for section in sections:
+        if getattr(config, section).packing:
+            problems = _caught(check_packing, config.backbone)
+            found += [_in_role(f"{section}.packing", error) for error in problems]
     asked = {"samples": config.samples.all_prompts, "generated": config.generated.prompts}
     for section, prompts in asked.items():
         if prompts and section not in unsound:

@@ -309,3 +309,12 @@ def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
         BackboneError: ``target_modules`` match nothing.
     """
     kind_of(config).check_adapter(config, adapter)
+
+
+def check_packing(config: BackboneConfig) -> None:
+    """Look whether a backbone's rows can be joined in a sequence, without loading weights.
+
+    Raises:
+        BackboneError: they would see one another, or have no padding to save.
+    """
+    kind_of(config).check_packing(config)

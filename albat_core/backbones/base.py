@@ -183,17 +183,28 @@ class Backbone(Embedder, Protocol):
         """
 
     def losses(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+        self,
+        batch: Sequence[Encoded],
+        fixed: FixedNoise | DrawnNoise | None = None,
+        joined: Sequence[int] | None = None,
     ) -> Losses:
         """Return each example's losses, differentiable in the attached adapter.
 
         Args:
             batch: examples as ``encode`` gave them.
             fixed: noise to be used, by backbones that add some; None: as ``draw_noise`` draws it.
+            joined: how many consecutive examples each sequence has that is computed, in place of
+                padding; none sees another, and the losses are the same. None: one each.
+
+        Raises:
+            BackboneError: examples are joined, and the backbone does not hold them apart.
         """
 
     def losses_with_divergence(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+        self,
+        batch: Sequence[Encoded],
+        fixed: FixedNoise | DrawnNoise | None = None,
+        joined: Sequence[int] | None = None,
     ) -> tuple[Losses, Losses]:
         """Return each example's losses, and how far the adapter moves the outputs behind them.
 
@@ -204,6 +215,10 @@ class Backbone(Embedder, Protocol):
         Args:
             batch: examples as ``encode`` gave them.
             fixed: noise to be used in both passes, see ``losses``.
+            joined: see ``losses``.
+
+        Raises:
+            BackboneError: see ``losses``.
         """
 
     def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:

@@ -31,6 +31,29 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
+def packed(lengths: Sequence[int]) -> list[list[int]]:
+    """Return positions in sequences that are no longer than the longest example.
+
+    Best fit decreasing: longest first, each where the least room is left that is enough, else in a
+    sequence of its own (arXiv 2404.10830). Attention then sees no more pairs than with padding.
+
+    Args:
+        lengths: cost of each example in units.
+    """
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [n for n, left in enumerate(room) if left >= lengths[position]]
+        if fitting:
+            best = min(fitting, key=room.__getitem__)
+            sequences[best].append(position)
+            room[best] -= lengths[position]
+        else:
+            sequences.append([position])
+            room.append(max(lengths) - lengths[position])
+    return sequences
+
+
 def each_batch(lengths: Sequence[int], budget: int, compute: Callable[[list[int]], object]) -> int:
     """Compute all batches of similar length; where there is no room for one, smaller ones.
 

@@ -39,6 +39,11 @@ class BackboneConfig(StageConfig):
     """Weights of a language model that is loaded in 4 bits (NF4, with double quantization: QLoRA,
     arXiv 2305.14314) or 8 (LLM.int8, arXiv 2208.07339), which takes `albat[quantization]`; none: as
     they are saved. Adapters stay in float32, and fit the model in full precision too."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """How a language model's attention is computed, as transformers names it: `eager`, plain
+    products; `sdpa`, torch's own; `flash_attention_2`, the package flash-attn, in bfloat16;
+    `flex_attention`, compiled by torch. The last two take a GPU. `auto`: what transformers takes,
+    which is `sdpa` for most models."""
     max_length: int = Field(512, ge=8, le=131072)
     """Tokens that an example may have, special tokens included; longer rows are cut up. Captions
     are held to the text encoder's own limit instead."""

@@ -169,3 +169,12 @@ class Kind(Protocol):
         Raises:
             BackboneError: ``target_modules`` match nothing.
         """
+
+    def check_packing(self, config: BackboneConfig) -> None:
+        """Look whether rows can be joined in a sequence, none of which sees another.
+
+        No weights are loaded: what a description does not show is found when rows are first joined.
+
+        Raises:
+            BackboneError: they cannot.
+        """

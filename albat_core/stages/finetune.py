@@ -153,8 +153,12 @@ def train_adapter(
         checkpoint: file that the main process keeps the state in.
         log: see ``Trainer.train``; in processes of their own nobody is told.
     """
-    from albat_core.training.checkpoint import CheckpointFile, write_checkpoint
-    from albat_core.training.trainer import Trainer, spread_waypoints
+    from albat_core.training.checkpoint import (
+        CheckpointFile,
+        spread_waypoints,
+        write_checkpoint,
+    )
+    from albat_core.training.trainer import Trainer
 
     store = ArtifactStore(runtime.root)
     rows = read_mixture(store, mixture)

@@ -143,3 +143,14 @@ def read_checkpoints(folder: Path) -> list[KeptCheckpoint]:
             moments = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found.append(KeptCheckpoint(place, moments, rate))
     return found
+
+
+def spread_waypoints(state: TrainingState, count: int) -> list[int]:
+    """Return steps evenly spread over the evaluations up to the best step, itself the last.
+
+    All of them where there are no more than ``count``; the first where the start was best.
+    """
+    steps = sorted({int(name.partition("/")[0]) for name in state.waypoints})
+    reached = [step for step in steps if step <= state.best_step] or steps[:1]
+    places = [round((n + 1) * len(reached) / count) - 1 for n in range(count)]
+    return [reached[place] for place in sorted({max(place, 0) for place in places})]

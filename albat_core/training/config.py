@@ -30,6 +30,10 @@ class FinetuneConfig(StageConfig):
     batch_tokens: int = Field(8192, ge=1)
     """Tokens computed at once, padding included (of pictures, positions of their latents); larger
     batches accumulate gradients."""
+    packing: bool = False
+    """Join rows of an optimizer step in sequences no longer than its longest row, in place of
+    padding, each attending to itself alone: losses and gradients are the same within rounding, of
+    language models that can be told so."""
     learning_rate: float = Field(2e-3, gt=0)
     """Highest learning rate of AdamW. The default suits small models; large diffusion models
     usually take 1e-4."""

@@ -19,7 +19,7 @@ from albat_core.backbones.base import (
     forward_units,
     join_noise,
 )
-from albat_core.backbones.batches import each_batch, length_batches
+from albat_core.backbones.batches import each_batch, length_batches, packed
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.processes.group import ProcessGroup
@@ -45,17 +45,6 @@ def log_looks(history: Sequence[Mapping[str, float]], log: Log) -> None:
     for look in history:
         measured = {curve: look[name] for name, curve in _CURVES.items() if name in look}
         log(measured, int(look["step"]))
-
-
-def spread_waypoints(state: TrainingState, count: int) -> list[int]:
-    """Return steps evenly spread over the evaluations up to the best step, itself the last.
-
-    All of them where there are no more than ``count``; the first where the start was best.
-    """
-    steps = sorted({int(name.partition("/")[0]) for name in state.waypoints})
-    reached = [step for step in steps if step <= state.best_step] or steps[:1]
-    places = [round((n + 1) * len(reached) / count) - 1 for n in range(count)]
-    return [reached[place] for place in sorted({max(place, 0) for place in places})]
 
 
 def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
@@ -213,8 +202,12 @@ class Trainer:
                 torch.manual_seed(derive_seed(self._seed, *names))
             for (batch, penalty), (share, noise) in zip(parts, shares, strict=True):
                 state.passes += (4 if penalty else 3) * sum(e.length for e in batch)
-                learn = partial(self._learn, share, noise, penalty, found)
-                self._budget = each_batch([e.length for e in share], self._budget, learn)
+                lengths = [e.length for e in share]
+                alone = [[n] for n in range(len(share))]
+                sequences = packed(lengths) if self._config.packing else alone
+                learn = partial(self._learn, share, noise, penalty, found, sequences)
+                lengths = [sum(lengths[n] for n in one) for one in sequences]
+                self._budget = each_batch(lengths, self._budget, learn)
         loss = self._summed(sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
@@ -263,11 +256,15 @@ class Trainer:
         noise: DrawnNoise | None,
         penalty: float,
         found: list[float],
-        positions: list[int],
+        sequences: Sequence[Sequence[int]],
+        chosen: Sequence[int],
     ) -> None:
-        """Add the gradient of some examples of a batch, and their part of its loss."""
+        """Add the gradient of some sequences of a batch's examples, and their part of its loss."""
+        positions = [n for place in chosen for n in sequences[place]]
+        joined = [len(sequences[place]) for place in chosen]
         drawn = noise.take(positions) if noise is not None else None
-        losses, objective = self._objective([batch[i] for i in positions], drawn, penalty)
+        some = [batch[i] for i in positions]
+        losses, objective = self._objective(some, drawn, penalty, joined)
         parameters, size = list(self._parameters.values()), self._config.batch_size
         # all or nothing: where memory ends on the way, fewer examples are tried
         gradients = torch.autograd.grad(objective.sum() / size, parameters, allow_unused=True)
@@ -278,13 +275,17 @@ class Trainer:
         found.append(float(losses.detach().sum() / size))
 
     def _objective(
-        self, batch: Sequence[Encoded], noise: DrawnNoise | None, penalty: float
+        self,
+        batch: Sequence[Encoded],
+        noise: DrawnNoise | None,
+        penalty: float,
+        joined: Sequence[int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each example's mean loss, and what is minimized: the penalty added; both (n,)."""
         if not penalty:
-            mean = self._backbone.losses(batch, noise).mean
+            mean = self._backbone.losses(batch, noise, joined).mean
             return mean, mean
-        losses, divergence = self._backbone.losses_with_divergence(batch, noise)
+        losses, divergence = self._backbone.losses_with_divergence(batch, noise, joined)
         return losses.mean, losses.mean + penalty * divergence.mean
 
     def _evaluate(self, state: TrainingState) -> None:

@@ -22,9 +22,9 @@ from albat_core.training.checkpoint import (
     KeptCheckpoint,
     TrainingState,
     read_checkpoints,
+    spread_waypoints,
 )
 from albat_core.training.config import FinetuneConfig, learning_rate
-from albat_core.training.trainer import spread_waypoints
 from flows.config import load_config
 from tests.core.trainings import STEPS, StopsAt, Training, same
 from tests.pictures import write_image_run

@@ -80,6 +80,13 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
                 where=config.path,
                 remedy="leave backbone.quantization out",
             )
+        if config.attention != "auto":
+            raise BackboneError(
+                f"expected a language model to compute attention by {config.attention}, got a "
+                "pipeline, whose attention diffusers chooses",
+                where=config.path,
+                remedy="leave backbone.attention out",
+            )
         folder = backbone_folder(config)
         refuse_incomplete(folder)
         refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
@@ -142,6 +149,15 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         # text encoders have the same targets always
         of_denoiser = adapter.model_copy(update={"text_encoder": False})
         PipelineAdapter(load_hollow(config), config.path).attach(of_denoiser, seed=0)
+
+    def check_packing(self, config: BackboneConfig) -> None:
+        """See ``Kind``: pictures are of one size."""
+        raise BackboneError(
+            "expected a language model, whose rows are of many lengths; this backbone makes "
+            "pictures, of which none is padded",
+            where=config.path,
+            remedy="leave packing out",
+        )
 
 
 def _refuse_part(embedder: EmbedderConfig) -> None:

@@ -166,20 +166,29 @@ class DiffusionBackbone:
         return self._drawn((len(batch), *batch[0].inputs["latents"].shape))
 
     def losses(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+        self,
+        batch: Sequence[Encoded],
+        fixed: FixedNoise | DrawnNoise | None = None,
+        joined: Sequence[int] | None = None,
     ) -> Losses:
         """Return each example's weighted squared error, one column a noise level.
 
-        Without ``fixed`` noise is drawn, see ``draw_noise``.
+        Without ``fixed`` noise is drawn, see ``draw_noise``. Pictures are of one size: joining has
+        no padding to save.
         """
+        del joined
         latents, condition = self._latents(batch), self._condition(batch)
         noised = self._noised(latents, fixed)
         return _losses([n.difference(n.target, p) for n, p in self._predictions(noised, condition)])
 
     def losses_with_divergence(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+        self,
+        batch: Sequence[Encoded],
+        fixed: FixedNoise | DrawnNoise | None = None,
+        joined: Sequence[int] | None = None,
     ) -> tuple[Losses, Losses]:
         """Return the losses, and the squared differences of both predictions, weighted alike."""
+        del joined
         noised = self._noised(self._latents(batch), fixed)
         with as_untouched(self, self._family.denoiser):
             before = self._predictions(noised, self._condition(batch))

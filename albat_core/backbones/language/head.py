@@ -2,9 +2,41 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokens as a model reads them, padded on the right.
+
+    Args:
+        ids: (n, t) int64.
+        learned: (n, t), not 0 where predicting a token is part of the loss; nowhere a row begins.
+        positions: (n, t) int64, from 0 on for each of the rows that are joined in one, by which
+            transformers' masks hold them apart; None: none are joined.
+    """
+
+    ids: torch.Tensor
+    learned: torch.Tensor
+    positions: torch.Tensor | None = None
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Which tokens but the first carry loss, (n, t - 1) bool; m of them do."""
+        return self.learned[:, 1:].to(torch.bool)
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The tokens that carry loss, (m,) int64."""
+        return self.ids[:, 1:][self.mask]
+
+    def through(self, model: Any) -> Any:
+        """Return what a model of transformers gives for them."""
+        places = {} if self.positions is None else {"position_ids": self.positions}
+        return model(input_ids=self.ids, use_cache=False, **places)
 
 
 class Head:
@@ -40,33 +72,32 @@ class Head:
         made: torch.Tensor = self.layer(read) if self.stands_alone else read
         return made
 
-    def read(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return what logits are made of, at the tokens before those that the mask names.
+    def read(self, model: Any, rows: TokenRows) -> torch.Tensor:
+        """Return what logits are made of, at the tokens before those that carry loss.
 
         These are hidden states, (m, d), where the layer stands alone, or else the logits, (m, v).
 
         Args:
             model: the model, with its adapter if it has one.
-            ids: (n, t) int64.
-            mask: (n, t - 1) bool, of all tokens but the first.
+            rows: what it reads.
         """
         if self.stands_alone:
-            return self._hidden(model, ids, mask)
+            return self._hidden(model, rows)
         with self._precision():
-            logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-        return logits[:, :-1][mask]
+            logits: torch.Tensor = rows.through(model).logits
+        return logits[:, :-1][rows.mask]
 
-    def _hidden(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, model: Any, rows: TokenRows) -> torch.Tensor:
         found = []
 
         def take(_: torch.nn.Module, read: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            found.append(read[0][:, :-1][mask])
+            found.append(read[0][:, :-1][rows.mask])
             return (read[0][:, :0], *read[1:])  # of no token are logits made
 
         hook = self.layer.register_forward_pre_hook(take)
         try:
             with self._precision():
-                model(input_ids=ids, use_cache=False)
+                rows.through(model)
         finally:
             hook.remove()
         return found[0]
@@ -75,11 +106,11 @@ class Head:
     def _tried(self) -> bool:
         """Compare logits with what the layer makes alone: some models scale or bound them."""
         ids = torch.arange(4, device=self._model.device)[None]
-        mask = torch.ones_like(ids, dtype=torch.bool)[:, 1:]
+        rows = TokenRows(ids, torch.ones_like(ids))
         try:
             with self._precision():
-                expected = self._model(input_ids=ids, use_cache=False).logits[:, :-1][mask].float()
-                alone = self.layer(self._hidden(self._model, ids, mask)).float()
+                expected = rows.through(self._model).logits[:, :-1][rows.mask].float()
+                alone = self.layer(self._hidden(self._model, rows)).float()
         except (IndexError, RuntimeError, ValueError):  # it is used in another way
             return False
         return bool((alone - expected).norm() <= 1e-2 * expected.norm())

@@ -38,8 +38,9 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
     def identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``."""
-        how = {"quantization": config.quantization} if config.quantization else {}
-        return self.input_identity(config) | how
+        quantized = {"quantization": config.quantization} if config.quantization else {}
+        attention = {} if config.attention == "auto" else {"attention": config.attention}
+        return self.input_identity(config) | quantized | attention
 
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``; the date that templates are told, where it is another than the default."""
@@ -80,9 +81,11 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
         Raises:
             BackboneError: they do not.
-            MissingDependencyError: what quantizes its weights is not installed.
+            MissingDependencyError: what quantizes its weights, or computes its attention, is not
+                installed.
         """
-        from albat_core.backbones.language.model import described
+        from albat_core.backbones.language.attention import check_attention
+        from albat_core.backbones.language.model import described, hollow
         from albat_core.backbones.language.quantization import check_quantization
         from albat_core.backbones.language.tokens import TextEncoder
 
@@ -105,6 +108,8 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
                 where=config.path,
                 remedy=f"set backbone.max_length to {longest} or less",
             )
+        if config.attention != "auto":
+            check_attention(config, hollow(config))
 
     def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:
         """See ``Kind``."""
@@ -168,3 +173,10 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         from albat_core.backbones.language.quantization import bits_of
 
         attached(hollow(config), adapter, config.path, bits_of(config))
+
+    def check_packing(self, config: BackboneConfig) -> None:
+        """See ``Kind``."""
+        from albat_core.backbones.language.model import hollow
+        from albat_core.backbones.language.packing import refuse_mixing
+
+        refuse_mixing(hollow(config), config.path)

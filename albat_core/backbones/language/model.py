@@ -26,9 +26,11 @@ from albat_core.backbones.base import (
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
 from albat_core.backbones.language.adapter import attached, released
+from albat_core.backbones.language.attention import how_to_attend
 from albat_core.backbones.language.embedding import hidden_states, position_weighted_mean
-from albat_core.backbones.language.head import Head
+from albat_core.backbones.language.head import Head, TokenRows
 from albat_core.backbones.language.likelihood import token_losses, token_losses_and_divergence
+from albat_core.backbones.language.packing import joined_values, refuse_leaking
 from albat_core.backbones.language.quantization import bits_of, how_to_load, prepare
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_answers, write_texts
@@ -51,6 +53,7 @@ class LanguageBackbone:
         self.device = device
         self.known: Precomputed | None = None
         self._computes_twice = False
+        self._holds_apart = False  # known once examples are joined
         # a CPU multiplies in bfloat16 fast only forwards: there the weights stay in float32
         self._autocast = dtype == torch.bfloat16 and device.type == "cpu"
         self._weights_dtype = torch.float32 if self._autocast else dtype
@@ -61,6 +64,8 @@ class LanguageBackbone:
         self._model = self._load(config).eval()
         self._model.requires_grad_(requires_grad=False)
         self._adapted: Any = None
+        # flash attention looks for joined rows where there is one sequence, and nowhere else
+        self._in_one_row = "flash" in str(self._model.config._attn_implementation)
         self._head = Head(self._model, self._precision)
 
     def _load(self, config: BackboneConfig) -> Any:
@@ -75,6 +80,7 @@ class LanguageBackbone:
                 local_files_only=True,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
+                **how_to_attend(config),
                 **how,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -119,14 +125,14 @@ class LanguageBackbone:
             encoded.append(Encoded(example.example_id, inputs, len(ids), sum(mask)))
         return encoded
 
-    def _collate(self, batch: Sequence[Encoded], name: str, fill: int) -> torch.Tensor:
-        """Return one input of all examples, (n, longest), padded on the right.
+    def _padded(self, values: Sequence[NDArray[Any]]) -> torch.Tensor:
+        """Return rows of values as (n, longest) int64, padded with zeros on the right.
 
         Right padding needs no attention mask: causal attention never looks to the right.
         """
-        rows = np.full((len(batch), max(e.length for e in batch)), fill, np.int64)
-        for row, one in zip(rows, batch, strict=True):
-            row[: one.length] = one.inputs[name]
+        rows = np.zeros((len(values), max(map(len, values))), np.int64)
+        for row, its in zip(rows, values, strict=True):
+            row[: len(its)] = its
         return torch.from_numpy(rows).to(self.device)
 
     @contextmanager
@@ -144,7 +150,7 @@ class LanguageBackbone:
 
         (n, d) float32 on the CPU, see ``position_weighted_mean`` and ``hidden_states``.
         """
-        ids = self._collate(batch, "input_ids", 0)
+        ids = self._padded([e.inputs["input_ids"] for e in batch])
         with self._precision():
             hidden = hidden_states(self._model, ids, layers)
         return position_weighted_mean(hidden, [e.length for e in batch]).cpu()
@@ -154,33 +160,65 @@ class LanguageBackbone:
         del batch
 
     def losses(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+        self,
+        batch: Sequence[Encoded],
+        fixed: FixedNoise | DrawnNoise | None = None,
+        joined: Sequence[int] | None = None,
     ) -> Losses:
-        """Return the negative log-likelihood of each token; there is no noise to be fixed."""
+        """Return the negative log-likelihood of each token; there is no noise to be fixed.
+
+        Raises:
+            BackboneError: examples are joined, and the model does not hold them apart.
+        """
         del fixed
-        ids, mask = self._tokens(batch)
-        read = self._head.read(self._whole, ids, mask)
+        rows = self._rows(batch, joined)
+        read = self._head.read(self._whole, rows)
         with self._precision():
-            each = token_losses(self._head.logits, read, ids[:, 1:][mask])
-        return _placed(each, mask)
+            each = token_losses(self._head.logits, read, rows.targets)
+        return self._placed(each, batch)
 
     def losses_with_divergence(
-        self, batch: Sequence[Encoded], fixed: FixedNoise | DrawnNoise | None = None
+        self,
+        batch: Sequence[Encoded],
+        fixed: FixedNoise | DrawnNoise | None = None,
+        joined: Sequence[int] | None = None,
     ) -> tuple[Losses, Losses]:
-        """Return the losses, and KL(backbone || adapted) of each token in nats."""
-        del fixed
-        ids, mask = self._tokens(batch)
-        with as_untouched(self, self._model):
-            before = self._head.read(self._whole, ids, mask)
-        after, targets = self._head.read(self._whole, ids, mask), ids[:, 1:][mask]
-        with self._precision():
-            each, moved = token_losses_and_divergence(self._head.logits, before, after, targets)
-        return _placed(each, mask), _placed(moved, mask)
+        """Return the losses, and KL(backbone || adapted) of each token in nats.
 
-    def _tokens(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids, (n, t), and which of them but the first carry loss, (n, t - 1)."""
-        mask = self._collate(batch, "loss_mask", 0)[:, 1:].to(torch.bool)
-        return self._collate(batch, "input_ids", 0), mask
+        Raises:
+            BackboneError: examples are joined, and the model does not hold them apart.
+        """
+        del fixed
+        rows = self._rows(batch, joined)
+        with as_untouched(self, self._model):
+            before = self._head.read(self._whole, rows)
+        after = self._head.read(self._whole, rows)
+        with self._precision():
+            each, moved = token_losses_and_divergence(
+                self._head.logits, before, after, rows.targets
+            )
+        return self._placed(each, batch), self._placed(moved, batch)
+
+    def _rows(self, batch: Sequence[Encoded], joined: Sequence[int] | None = None) -> TokenRows:
+        """Return examples as the model reads them: each in a row, or several joined in one."""
+        ids, mask = ([e.inputs[name] for e in batch] for name in ("input_ids", "loss_mask"))
+        if joined is None or max(joined) == 1:
+            return TokenRows(self._padded(ids), self._padded(mask))
+        if not self._holds_apart:
+            with as_untouched(self, self._model), self._precision():
+                refuse_leaking(self._model, self._path)
+            self._holds_apart = True
+        places = [np.arange(e.length) for e in batch]
+        rows = (self._padded(joined_values(values, joined)) for values in (ids, mask, places))
+        if self._in_one_row:
+            rows = (values.view(1, -1) for values in rows)
+        return TokenRows(*rows)
+
+    def _placed(self, each: torch.Tensor, batch: Sequence[Encoded]) -> Losses:
+        """Return numbers (m,) of the m tokens of a batch that carry loss as its losses."""
+        mask = self._padded([e.inputs["loss_mask"] for e in batch])[:, 1:].to(torch.bool)
+        whole = torch.zeros_like(mask, dtype=torch.float32)
+        return Losses(each=whole.masked_scatter(mask, each), mask=mask)
 
     @property
     def _whole(self) -> Any:
@@ -271,12 +309,6 @@ class LanguageBackbone:
         """Compute activations again in the backward pass rather than keep them."""
         self._computes_twice = True
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _placed(each: torch.Tensor, mask: torch.Tensor) -> Losses:
-    """Return numbers (m,) of the m tokens that carry loss as losses of a batch."""
-    whole = torch.zeros_like(mask, dtype=torch.float32)
-    return Losses(each=whole.masked_scatter(mask, each), mask=mask)
 
 
 @contextmanager
