@@ -29,6 +29,7 @@ from albat_core.sources.checks import PICTURES_LOOKED_AT, Look, look_at
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_problems
 from albat_core.sources.rows import is_used, read_rows
+from albat_core.sources.vector_checks import check_vectors
 from albat_core.stages.answer import refuse_bare
 from albat_core.stages.shard import overlong
 from albat_core.stages.split import (
@@ -112,12 +113,16 @@ def find_mistakes(
     uris: dict[str, set[str]] = {"corpus": set(), "adaptation": set(), "heldout": set()}
     asked: list[Look] = []  # of the sources whose rows will be answered
     sound: list[Look] = []
+    named: dict[str, list[str]] = {"corpus": [], "adaptation": []}  # ids of rows that are used
     for role in ("corpus", "adaptation", "heldout"):
         for source in () if role in unsound else getattr(config, role):
             look = look_at(source, ids["corpus" if role == "corpus" else "adaptation"])
             asked += [look] * (role == ("heldout" if config.heldout else "adaptation"))
             problems, notes, untold = look.problems, look.notes(), look.untold()
             uris[role] |= look.uris
+            sure = role != "corpus" or config.prefilter.share == 1  # else words tell, in the run
+            used = (row.example for row in look.rows if sure and is_used(row.example, source))
+            named["corpus" if role == "corpus" else "adaptation"] += [e.example_id for e in used]
             if not problems and not no_backbone and "backbone" not in unsound:
                 problems = _caught(_check_cut, look, source, config, notes, untold)
             if problems:
@@ -130,6 +135,8 @@ def find_mistakes(
                 teller(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt and config.decontamination.enabled and config.decontamination.copies:
         found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], warn)
+    given = {} if "embedding" in unsound else config.embedding.vectors.given
+    found += check_vectors(given, named)
     if not no_backbone and not {"backbone", "scoring", "surrogate"} & set(unsound):
         found += _smaller_problems(config, sound, warn)
     found += _metric_problems(config, spoilt, asked)

@@ -1,11 +1,8 @@
 """The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
 import contextlib
-import os
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,9 +11,7 @@ from pydantic import BaseModel, ValidationError
 from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig, Situation
 from albat_core.errors import ConfigError
 from albat_core.runs.config import RunConfig
-from albat_core.sources.config import SourceConfig
 from albat_core.store import storage
-from albat_core.store.patterns import escape, is_pattern
 from flows.mistakes import (
     explained,
     misread_numbers,
@@ -27,6 +22,7 @@ from flows.mistakes import (
     repeated_keys,
     written_out,
 )
+from flows.places import anchored
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig:
@@ -61,7 +57,7 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
             where=path,
             remedy="mend these lines; `albat init` writes a file with every key and its default",
         )
-    return _anchored(config, path)
+    return anchored(config, path)
 
 
 def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> EfficacyConfig:
@@ -94,10 +90,8 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
             where=path,
             remedy="mend them; `run` and each of `situations` have the keys of a run",
         ) from error
-    anchored = [
-        each.model_copy(update={"run": _anchored(each.run, path)}) for each in config.situations
-    ]
-    return config.model_copy(update={"situations": tuple(anchored)})
+    runs = [each.model_copy(update={"run": anchored(each.run, path)}) for each in config.situations]
+    return config.model_copy(update={"situations": tuple(runs)})
 
 
 def load_calibration(
@@ -178,8 +172,6 @@ def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-_VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
-"""What a shell takes as a variable; a name may have $ without being one."""
 _LEAST = {name: {"path": "none"} for name in ("backbone", "corpus", "adaptation")}
 
 
@@ -204,7 +196,7 @@ def load_sound_part(
             RunConfig.model_validate(_LEAST | sound | {name: values[name]})
             sound[name] = values[name]
     unsound = (values.keys() | _LEAST.keys()) - sound.keys()
-    return _anchored(RunConfig.model_validate(_LEAST | sound), path), unsound
+    return anchored(RunConfig.model_validate(_LEAST | sound), path), unsound
 
 
 def _read(path: str) -> tuple[yaml.Node, dict[str, Any]]:
@@ -256,80 +248,6 @@ def _without_empty(model: type[BaseModel], values: dict[str, Any]) -> dict[str, 
             continue
         kept[name] = _without_empty(inner, value) if inner and isinstance(value, dict) else value
     return kept
-
-
-def _anchored(config: RunConfig, path: str) -> RunConfig:
-    """Return the configuration with input paths relative to the file made absolute."""
-    if storage.is_remote(path):
-        folder = path.rpartition("/")[0]
-    else:
-        folder = str(Path(path).resolve().parent)
-
-    def anchor(name: str) -> str:
-        if "://" in name or Path(name).expanduser().is_absolute():
-            return name
-        return storage.join(folder, name) if storage.is_remote(folder) else str(Path(folder, name))
-
-    def files(name: str, hub: bool) -> str:
-        """Anchor files; what is a glob's in the folder's own name is not meant as one."""
-        name = os.path.expandvars(name)
-        there = anchor(name)
-        if there == name or not is_pattern(name) or storage.exists(there):
-            return name if hub and not storage.exists(there) else there
-        return anchor(name).replace(folder, escape(folder), 1)
-
-    def source(one: SourceConfig) -> SourceConfig:
-        paths = tuple(files(p, one.on_hub) for p in one.paths)
-        root = anchor(os.path.expandvars(one.image_root)) if one.image_root else None
-        path = paths[0] if len(paths) == 1 else paths
-        return one.model_copy(update={"path": path, "image_root": root})
-
-    def model(name: str | None) -> str | None:
-        """Anchor a model that is there; else it is the hub's."""
-        if name is None:
-            return None
-        name = os.path.expandvars(name)
-        local = anchor(name)
-        return local if storage.exists(local) or name.startswith(".") else name
-
-    encoders = {n: model(getattr(config.samples, n)) for n in ("dino", "clip")}
-    encoder = {"encoder": model(config.embedding.encoder)}
-    smaller = config.scoring.smaller
-    smaller = smaller.model_copy(update={"path": model(smaller.path)})
-    return config.model_copy(
-        update={
-            "output": _expanded(config.output, path),
-            "runtime": config.runtime.model_copy(
-                update={"root": _expanded(config.runtime.root, path)}
-            ),
-            "backbone": config.backbone.model_copy(update={"path": model(config.backbone.path)}),
-            "embedding": config.embedding.model_copy(update=encoder),
-            "scoring": config.scoring.model_copy(update={"smaller": smaller}),
-            "samples": config.samples.model_copy(update=encoders),
-        }
-        | {n: tuple(map(source, getattr(config, n))) for n in ("corpus", "adaptation", "heldout")}
-    )
-
-
-def _expanded(name: str, path: str) -> str:
-    """Return where to write, the environment's variables in their places as in a shell.
-
-    Raises:
-        ConfigError: one of them is not set.
-    """
-    if unset := [v for v in _VARIABLE.findall(name) if v.strip("{}") not in os.environ]:
-        raise ConfigError(
-            f"expected variables that are set, got ${unset[0]} in {name!r}",
-            where=path,
-            remedy="set it where albat is run, or write the path out",
-        )
-    return os.path.expandvars(name)
-
-
-def placed(config: RunConfig) -> RunConfig:
-    """Return the configuration with its outputs' places absolute, for a run in another folder."""
-    runtime = config.runtime.model_copy(update={"root": storage.absolute(config.runtime.root)})
-    return config.model_copy(update={"output": storage.absolute(config.output), "runtime": runtime})
 
 
 _STARTER_VALUES = {

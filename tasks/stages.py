@@ -8,8 +8,9 @@ from prefect import Task
 from albat_core.benchmark import arms, calibration, table
 from albat_core.devices import resolve_device
 from albat_core.runs import registry
-from albat_core.sources import files
+from albat_core.sources import files, vectors
 from albat_core.stages import (
+    adopt,
     agree,
     answer,
     compare,
@@ -33,6 +34,7 @@ from albat_core.stages import (
     score,
     select,
     shard,
+    space,
     split,
 )
 from albat_core.store.stage import Runtime
@@ -49,6 +51,7 @@ _ON_DEVICE = {
     encode.find_encoded: lift(encode.find_encoded, "look for encodings"),
     embed.find_embedded: lift(embed.find_embedded, "look for embeddings"),
     embed.embed_queries: lift(embed.embed_queries, "embed rows", "embed {label}"),
+    space.compare_spaces: lift(space.compare_spaces, "compare vectors with the encoder's"),
     index.build_index: lift(index.build_index, "index the corpus"),
     retrieve.retrieve_candidates: lift(retrieve.retrieve_candidates, "retrieve candidates"),
     score.score_part: lift(score.score_part, "score", "score {label}"),
@@ -70,6 +73,12 @@ _ON_DEVICE = {
 }
 _ELSEWHERE = {
     files.find_files: lift(files.find_files, "find files"),
+    vectors.find_vectors: lift(vectors.find_vectors, "find vectors"),
+    adopt.keep_vectors: lift(adopt.keep_vectors, "read vectors", "read {file.name}"),
+    adopt.match_vectors: lift(adopt.match_vectors, "match vectors by id"),
+    adopt.adopt_part: lift(adopt.adopt_part, "take vectors", "take vectors of {label}"),
+    adopt.find_adopted: lift(adopt.find_adopted, "look for vectors taken"),
+    adopt.adopt_queries: lift(adopt.adopt_queries, "take vectors of adaptation rows"),
     shard.make_shards: lift(shard.make_shards, "cut", "cut {file.label}"),
     shard.find_shards: lift(shard.find_shards, "look for shards"),
     shard.list_parts: lift(shard.list_parts, "list parts"),

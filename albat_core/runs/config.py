@@ -182,6 +182,15 @@ class RunConfig(StageConfig):
             )
         return value
 
+    @field_validator("embedding")
+    @classmethod
+    def _vectors_of_a_corpus(
+        cls, value: EmbeddingConfig, others: ValidationInfo
+    ) -> EmbeddingConfig:
+        if value.vectors.corpus.paths and others.data.get("corpus") == ():
+            raise ValueError("vectors.corpus are of corpus rows: name a corpus")
+        return value
+
     @field_validator("scoring")
     @classmethod
     def _neighbours_for_nearest(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:

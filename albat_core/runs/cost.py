@@ -123,20 +123,20 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
 def _before_training(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
     """Return the costs of inputs, embeddings and the index."""
     kept = rows.corpus * config.prefilter.share
-    every = kept + rows.own + rows.heldout
+    own = rows.own + rows.heldout
     costs = []
     if kept < rows.corpus:
         costs.append(StageCost("prefilter", _counted(rows.corpus, "corpus rows"), None, 0))
     if precomputes(config.backbone):
         rate = probe.precompute()
-        told = _counted(every, "rows")
-        costs.append(StageCost("compute inputs", told, every * rate.seconds, rate.bytes))
-    if not config.embeds_corpus:
-        return costs
+        told = _counted(kept + own, "rows")
+        costs.append(StageCost("compute inputs", told, (kept + own) * rate.seconds, rate.bytes))
+    if not config.embeds_corpus or config.embedding.vectors.adaptation.paths:
+        return costs  # nothing is embedded here
     eye = probe.embed()
-    units = kept * eye.corpus_units + (every - kept) * eye.own_units
-    seconds = units * eye.rate.seconds
-    costs.append(StageCost("embed", _counted(every, "rows"), seconds, eye.rate.bytes))
+    fresh = 0.0 if config.embedding.vectors.corpus.paths else kept
+    seconds = (fresh * eye.corpus_units + own * eye.own_units) * eye.rate.seconds
+    costs.append(StageCost("embed", _counted(fresh + own, "rows"), seconds, eye.rate.bytes))
     vectors = min(kept * eye.dimension * 4, config.index.memory_gb * 1e9)
     told = f"{eye.dimension:,} dimensions, in the machine's memory"
     return [*costs, StageCost("search", told, None, round(vectors))]

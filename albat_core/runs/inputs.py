@@ -11,6 +11,7 @@ from albat_core.records.selections import Selected
 from albat_core.records.shards import Part, parts_of
 from albat_core.records.splits import TEST, TRAIN, VALIDATION
 from albat_core.records.vectors import EmbeddedPart
+from albat_core.runs.adopting import adopted_parts, adopted_queries
 from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import Steps
 from albat_core.sources.config import SourceConfig
@@ -179,6 +180,8 @@ class Inputs:
     def embeddings(self) -> list[EmbeddedPart]:
         """Embeddings of the corpus, by part."""
         c, parts = self._config, self.parts
+        if c.embedding.vectors.corpus.paths:
+            return adopted_parts(self._steps, c, parts, self._names(parts))
         encodings: Sequence[ArtifactRef | None] = self.corpus_encodings or [None] * len(parts)
         return self._steps.each(
             "embed corpus",
@@ -243,6 +246,8 @@ class Inputs:
 
     def _queries(self, step: str, roles: Sequence[str], label: str) -> ArtifactRef:
         c = self._config
+        if c.embedding.vectors.adaptation.paths:
+            return adopted_queries(self._steps, step, c, self.adaptation, roles)
         return self._steps.run(
             step,
             embed_queries,

@@ -10,6 +10,7 @@ from albat_core.errors import DamagedError
 from albat_core.progress import announce
 from albat_core.records import (
     adapters,
+    adopted,
     agreement,
     candidates,
     indexes,
@@ -30,6 +31,7 @@ NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
     adapters.STAGE: adapters.unfinished_notes,
     agreement.STAGE: agreement.agreement_notes,
     indexes.STAGE: indexes.growth_notes,
+    adopted.MATCH_STAGE: adopted.match_notes,
 }
 """What a stage did that a person would not expect, from the facts of its artifacts."""
 

@@ -46,7 +46,8 @@ class SourceConfig(StageConfig):
     """Label of the source, and the beginning of ids made from file names. Default: the file's
     name without endings, or the folder's for text and saved datasets."""
     id_column: Column | None = None
-    """Column with each row's unique id, text or number. Default: "file:row", rows from 0."""
+    """Column with each row's unique id, text or number. Default: "file:row", rows from 0. In JSON,
+    Parquet and Arrow this or any column may lie in another: `metadata.url`."""
     document_column: Column | None = None
     """Column naming what a row is part of; splits and `share` keep documents whole; 7 and 7.0 are
     one, as are names that differ in spaces around them. Default, and where null: the row itself."""

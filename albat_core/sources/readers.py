@@ -31,29 +31,35 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
     Raises:
         InputError: the file is missing, damaged or not of its format, or lacks a column.
     """
+    reader = FORMATS[form]
+    with readable(uri), storage.open_binary(uri, decompress=reader.packable) as file, intact(uri):
+        for row in reader.read(file, uri, columns, advance):
+            for name, value in row.items():
+                if isinstance(value, _MAYBE_NAN) and math.isnan(value):
+                    row = row | {name: None}  # noqa: PLW2901 - pandas writes missing ones so
+            yield row
+
+
+@contextmanager
+def intact(uri: str) -> Iterator[None]:
+    """Say what to do where a file is damaged, or a pointer of Git LFS lies in its place."""
     import pyarrow as pa
 
     damage = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, pa.ArrowException)
-    reader = FORMATS[form]
-    with readable(uri), storage.open_binary(uri, decompress=reader.packable) as file:
-        try:
-            for row in reader.read(file, uri, columns, advance):
-                for name, value in row.items():
-                    if isinstance(value, _MAYBE_NAN) and math.isnan(value):
-                        row = row | {name: None}  # noqa: PLW2901 - pandas writes missing ones so
-                yield row
-        except (InputError, *damage) as error:
-            if _of_storage(error):
-                raise
-            with storage.open_binary(uri) as whatever:
-                refuse_pointer(whatever.read(LONGEST), uri)
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"the file is damaged or truncated ({type(error).__name__}: {error})",
-                where=uri,
-                remedy="write or copy it again",
-            ) from error
+    try:
+        yield
+    except (InputError, *damage) as error:
+        if _of_storage(error):
+            raise
+        with storage.open_binary(uri) as whatever:
+            refuse_pointer(whatever.read(LONGEST), uri)
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the file is damaged or truncated ({type(error).__name__}: {error})",
+            where=uri,
+            remedy="write or copy it again",
+        ) from error
 
 
 def _of_storage(error: Exception) -> bool:

@@ -179,15 +179,15 @@ def as_example(
     """
     example_id, source = name, label
     if config.id_column:
-        example_id = _label(row, config.id_column, "id_column", where)
+        example_id = label_of(row, config.id_column, "id_column", where)
     if config.document_column and not _blank(row[config.document_column]):
-        document = _label(row, config.document_column, "document_column", where).strip()
+        document = label_of(row, config.document_column, "document_column", where).strip()
         if not document.isascii():
             document = unicodedata.normalize("NFC", document)  # Macs write accents apart
         if document.endswith("0"):
             document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
     if config.source_column and not _blank(row[config.source_column]):
-        source = _label(row, config.source_column, "source_column", where)
+        source = label_of(row, config.source_column, "source_column", where)
     names = (example_id, document or example_id, source)
     if config.messages_column:
         tools = row[config.tools_column] if config.tools_column else None
@@ -251,7 +251,18 @@ def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | No
     return None if columns and blank else text
 
 
-def _label(row: Row, column: str, field: str, where: str) -> str:
+def label_of(row: Row, column: str, field: str, where: str) -> str:
+    """Return a row's name or id as text; a whole number is written alike where it is a float.
+
+    Args:
+        row: its columns.
+        column: that holds it.
+        field: the setting that names the column.
+        where: the row's place.
+
+    Raises:
+        InputError: it is neither text nor a number, blank, or a rounded number.
+    """
     value = row[column]
     if not isinstance(value, str | Number) or isinstance(value, bool) or _blank(value):
         found = "a blank" if isinstance(value, str) else "null" if value is None else repr(value)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from albat_core.backbones import embedder_identity, open_embedder
 from albat_core.backbones.base import Embedder, Encoded
@@ -27,10 +27,27 @@ from albat_core.records.vectors import (
     EmbeddedPart,
     load_vectors,
 )
+from albat_core.sources.vectors import VectorSource
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
-from albat_core.store.stage import Runtime, stage_key
+from albat_core.store.stage import Runtime, Settings, StageConfig, stage_key
 
 STAGE_VERSION = 2
+
+
+class GivenVectors(StageConfig):
+    """Embeddings that were computed elsewhere, found by the ids of rows."""
+
+    corpus: VectorSource = VectorSource()
+    """Of the corpus: one for each row that is used; a row that is cut has its vector in each piece.
+    With a vector for each adaptation row too, or the `encoder` that they were computed with."""
+    adaptation: VectorSource = VectorSource()
+    """Of the adaptation set and the held-out documents, by the same encoder."""
+
+    @property
+    def given(self) -> dict[str, VectorSource]:
+        """Those of which files are named, by role."""
+        both = {"corpus": self.corpus, "adaptation": self.adaptation}
+        return {role: source for role, source in both.items() if source.paths}
 
 
 class EmbeddingConfig(EmbedderConfig):
@@ -39,6 +56,29 @@ class EmbeddingConfig(EmbedderConfig):
     batch_tokens: int = Field(8192, ge=1)
     """Tokens in a batch, padding included; of pictures, positions of their latents. More fills a
     GPU; the memory needed grows with it."""
+    vectors: GivenVectors = GivenVectors()
+    """Embeddings that were computed elsewhere, in place of computing them."""
+
+    @model_validator(mode="after")
+    def _of_one_space(self) -> Self:
+        corpus, own = self.vectors.corpus.paths, self.vectors.adaptation.paths
+        if own and not corpus:
+            raise ValueError("vectors.adaptation needs vectors.corpus, of the same encoder")
+        if corpus and not own and self.encoder is None:
+            raise ValueError(
+                "vectors.corpus needs vectors.adaptation, or encoder: the one that they were "
+                "computed with, which then embeds the adaptation set"
+            )
+        if own and (self.encoder or self.layers or self.tokens):
+            raise ValueError(
+                "with vectors of corpus and adaptation nothing is left to embed: leave encoder, "
+                "layers and tokens out"
+            )
+        return self
+
+    def computing(self) -> Settings:
+        """Return what of it decides the vectors that are computed here."""
+        return self.settings(without={"vectors"})
 
 
 def embed_examples(
@@ -103,7 +143,7 @@ def embed_part(
         )
 
     identity = embedder_identity(config, backbone_config, runtime)
-    ref = store.produce(STAGE, STAGE_VERSION, config.settings(), _inputs_of(part, identity), build)
+    ref = store.produce(STAGE, STAGE_VERSION, config.computing(), _inputs_of(part, identity), build)
     return EmbeddedPart(part=part, embeddings=ref)
 
 
@@ -115,7 +155,7 @@ def find_embedded(
 ) -> list[EmbeddedPart | None]:
     """Return what ``embed_part`` would find finished of each part, else None; all at once."""
     identity = embedder_identity(config, backbone_config, runtime)
-    settings = config.settings()
+    settings = config.computing()
     refs = [artifact_ref(STAGE, STAGE_VERSION, settings, _inputs_of(p, identity)) for p in parts]
     found = zip(parts, ArtifactStore(runtime.root).reused(refs), strict=True)
     return [EmbeddedPart(part=part, embeddings=ref) if ref else None for part, ref in found]
@@ -141,7 +181,7 @@ def embed_queries(
     """
     store = ArtifactStore(runtime.root)
     identity = embedder_identity(config, backbone_config, runtime)
-    settings = config.settings()
+    settings = config.computing()
     family = stage_key(QUERY_STAGE, STAGE_VERSION, settings.named, identity)
     at_once = 1
     if tuple(roles) != (TRAIN,):  # rows that only say what is a copy need not be so exact

@@ -70,10 +70,10 @@ def watch(
     """Select again whenever a run's adaptation data has changed, on schedule or when notified."""
     prepare_environment()
     from albat_core.runs.reselection import Watches
-    from flows.config import placed
     from flows.console import console
     from flows.local import deploying
     from flows.local.production import server_in_use
+    from flows.places import placed
 
     run = placed(load(config, root, device))
     if stop:

@@ -21,17 +21,23 @@ import yaml
 from albat_core.backbones.folder import backbone_folder, folder_fingerprint
 from albat_core.errors import InputError, TransientError
 from albat_core.pruning import Keeping, Pruning
+from albat_core.records.vectors import load_vectors
 from albat_core.sources import files as input_files
 from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_files
 from albat_core.sources.rows import read_rows
+from albat_core.sources.vector_checks import check_vectors
+from albat_core.sources.vectors import VectorSource, find_vectors
+from albat_core.stages.adopt import keep_vectors, match_vectors
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.stage import Runtime
 from flows.albat import albat
 from flows.checks import find_mistakes
 from flows.config import load_config
 from tests.core.picture_files import encoded, pattern, tar_of, write_pictures
+from tests.core.test_vectors import FLOATS, IDS, adopted, drawn, parts_of, save
 from tests.end_to_end.conftest import Run
 from tests.end_to_end.s3_server import BUCKET, Served, needs_rclone
 from tests.toys import save_backbone, write_run
@@ -344,3 +350,30 @@ def test_wrong_keys_and_no_answer_are_told_apart(
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(f"{HOME}/none.yaml")
+
+
+def test_vectors_in_the_bucket_are_taken_and_known_again(
+    bucket: s3fs.S3FileSystem, tmp_path: Path
+) -> None:
+    runtime = Runtime(root=f"s3://{BUCKET}/adopted", device="cpu")
+    parts, vectors = parts_of(runtime, "corpus", IDS), drawn(40)
+    save(tmp_path / "a.parquet", IDS[:20], vectors[:20], FLOATS)
+    np.save(tmp_path / "b.npy", vectors[20:])
+    (tmp_path / "b.txt").write_text("\n".join(IDS[20:]))
+    bucket.put(str(tmp_path), f"{BUCKET}/vectors", recursive=True)
+    folder = f"s3://{BUCKET}/vectors"
+    source = VectorSource(path=(f"{folder}/*.parquet", f"{folder}/b.npy"), ids=f"{folder}/b.txt")
+    assert check_vectors({"corpus": source}, {"corpus": IDS}) == []
+
+    def taken() -> list[ArtifactRef]:
+        files = [keep_vectors(file, runtime) for file in find_vectors(source)]
+        return [*files, *adopted(runtime, parts, match_vectors(parts, files, runtime), files)]
+
+    first = taken()
+    store = ArtifactStore(runtime.root)
+    found = np.concatenate([load_vectors(store, ref) for ref in first[2:]])
+    assert np.array_equal(found, vectors)
+    assert all(ref.reused for ref in taken())
+    np.save(tmp_path / "b.npy", vectors[:20])
+    bucket.put(str(tmp_path / "b.npy"), f"{BUCKET}/vectors/b.npy")
+    assert [ref.reused for ref in taken()] == [True, False, True, False, False]

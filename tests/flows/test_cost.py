@@ -129,6 +129,20 @@ def test_embedding_costs_what_the_cheaper_eye_does(
     assert after["search"].of.startswith("16 " if eye == "encoder" else "32 ")
 
 
+def test_vectors_from_elsewhere_leave_less_to_embed(tmp_path: Path) -> None:
+    save_sentence_encoder(tmp_path / "encoder")
+    path = write_run(tmp_path, baselines=[])
+
+    def counted(**embedding: object) -> dict[str, str]:
+        config = load_config(str(rewrite(path, {"embedding": embedding})))
+        return {each.name: each.of for each in cost.expected_costs(config)}
+
+    assert counted(encoder="encoder")["embed"] == "160 rows"
+    given = {"corpus": "vectors.parquet"}
+    assert counted(encoder="encoder", vectors=given)["embed"] == "40 rows"
+    assert "embed" not in counted(vectors=given | {"adaptation": "own.parquet"})
+
+
 def test_more_rows_and_steps_cost_more(tmp_path: Path) -> None:
     path = write_run(tmp_path)
 

@@ -15,6 +15,7 @@ from albat_core.sources.formats.base import (
     not_utf8,
     refuse_missing,
 )
+from albat_core.sources.formats.nested import column_at, names_of, picked, type_at
 
 _BATCH = 256  # rows turned into Python objects at once
 _BATCH_BYTES = 16 << 20  # fewer, where they have pictures
@@ -50,13 +51,13 @@ class Arrow(FileFormat):
 
         reader, batches = opened()
         columns = columns or dict.fromkeys(reader.schema.names, "")
-        refuse_missing(columns, reader.schema.names, uri)
+        refuse_missing(columns, names_of(reader.schema), uri)
         printed = printed_columns(
-            reader.schema, columns, lambda name: (batch.column(name) for batch in opened()[1])
+            reader.schema, columns, lambda name: (column_at(batch, name) for batch in opened()[1])
         )
         reader, batches = opened()
         for batch in batches:
-            wanted = batch.select(list(columns))
+            wanted = picked(batch, columns)
             rows = batch_size(wanted.nbytes, batch.num_rows)
             for start in range(0, batch.num_rows, rows):
                 yield from batch_rows(wanted.slice(start, rows), uri, printed)
@@ -92,7 +93,7 @@ def printed_columns(
     classes = _classes(schema)
     printed: dict[str, Callable[[Any], Any]] = {}
     for name in templates:
-        kind = schema.field(name).type
+        kind = type_at(schema, name)
         if name in classes and pa.types.is_integer(kind):
             printed[name] = _named(classes[name])
         elif pa.types.is_floating(kind) and all(map(_is_whole, chunks(name))):

@@ -14,6 +14,7 @@ from albat_core.sources.formats.base import (
     decoded_lines,
     refuse_missing,
 )
+from albat_core.sources.formats.nested import is_nested, keys_of, value_at
 
 
 class JsonLines(FileFormat):
@@ -30,7 +31,7 @@ class JsonLines(FileFormat):
 
 
 def with_columns(objects: Iterable[Row], uri: str, columns: Columns) -> Iterator[Row]:
-    """Yield objects as rows with the wanted columns only.
+    """Yield objects as rows with the wanted columns only, which may lie in others.
 
     Writers drop null fields, so a column is missing only where no row of the head has it.
 
@@ -40,20 +41,22 @@ def with_columns(objects: Iterable[Row], uri: str, columns: Columns) -> Iterator
     if columns is None:
         yield from objects
         return
+    nested = is_nested(columns)
+    find = value_at if nested else dict.get
     head: list[Row] = []
     keys: dict[str, None] = {}
     for row in objects:
         if head or not keys:
-            keys.update(dict.fromkeys(row))
+            keys.update(dict.fromkeys(keys_of(row) if nested else row))
             head.append(row)
             if not columns.keys() <= keys.keys():
                 if len(head) >= HEAD:
                     refuse_missing(columns, keys, uri)
                 continue
-            yield from ({name: early.get(name) for name in columns} for early in head)
+            yield from ({name: find(early, name) for name in columns} for early in head)
             head = []
         else:
-            yield {name: row.get(name) for name in columns}
+            yield {name: find(row, name) for name in columns}
     if head:
         refuse_missing(columns, keys, uri)
 

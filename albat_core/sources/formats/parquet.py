@@ -15,6 +15,7 @@ from albat_core.sources.formats.base import (
     kind_of,
     refuse_missing,
 )
+from albat_core.sources.formats.nested import column_at, names_of, picked
 
 
 class Parquet(FileFormat):
@@ -44,15 +45,15 @@ class Parquet(FileFormat):
         # buffered: column chunks are streamed, a row group is never in memory whole
         parquet = pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
         columns = columns or dict.fromkeys(parquet.schema_arrow.names, "")
-        refuse_missing(columns, parquet.schema_arrow.names, uri)
+        refuse_missing(columns, names_of(parquet.schema_arrow), uri)
 
         def chunks(name: str) -> Iterator[Any]:
-            return (batch.column(0) for batch in parquet.iter_batches(columns=[name]))
+            return (column_at(batch, name) for batch in parquet.iter_batches(columns=[name]))
 
         printed = printed_columns(parquet.schema_arrow, columns, chunks)
         rows = batch_size(*_column_bytes(parquet.metadata, columns))
         for batch in parquet.iter_batches(batch_size=rows, columns=list(columns)):
-            yield from batch_rows(batch, uri, printed)
+            yield from batch_rows(picked(batch, columns), uri, printed)
             advance(size * batch.num_rows // parquet.metadata.num_rows)
 
 
@@ -62,5 +63,6 @@ def _column_bytes(metadata: Any, columns: Iterable[str]) -> tuple[int, int]:
         return 0, 0
     group = metadata.row_group(0)
     chunks = (group.column(i) for i in range(group.num_columns))
-    wanted = (c for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    names = tuple(f"{name}." for name in columns)  # of a list, what its elements are is behind it
+    wanted = (c for c in chunks if f"{c.path_in_schema}.".startswith(names))
     return sum(c.total_uncompressed_size for c in wanted), group.num_rows
