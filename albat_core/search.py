@@ -176,10 +176,25 @@ class VectorIndex:
 
     @classmethod
     def read(
-        cls, path: Path, runtime: Runtime, exact: NDArray[np.float16] | None = None
+        cls,
+        path: Path,
+        runtime: Runtime,
+        exact: NDArray[np.float16] | None = None,
+        *,
+        mapped: bool = False,
     ) -> "VectorIndex":
-        """Return the index that ``save`` wrote."""
-        return cls(_faiss().read_index(str(path)), runtime, exact)
+        """Return the index that ``save`` wrote.
+
+        Args:
+            path: of its file.
+            runtime: where it is searched.
+            exact: see ``VectorIndex``.
+            mapped: whether its cells, where it has any, stay in the file on a CPU: only those that
+                are looked into are read, and none can be added to.
+        """
+        faiss = _faiss()
+        flags = faiss.IO_FLAG_MMAP if mapped and not gpus(runtime) else 0
+        return cls(faiss.read_index(str(path), flags), runtime, exact)
 
     def compare_with(self, exact: NDArray[np.float16] | None) -> None:
         """Give the vectors, (n, d), that the nearest are found by; None: those it has."""

@@ -3,12 +3,16 @@
 ``python -m bench.scale reruns`` runs the chain on toys twice, ``storage`` looks for finished
 artifacts on an S3 server of this machine, and ``index`` builds and grows indexes of random
 vectors. Each prints a table; a growth exponent is that of time between a line and the one before.
+``search`` says what a process allocates that loads an index with cells and searches it: where it
+lies, and read whole, as it is to grow.
 """
 
 import argparse
 import asyncio
 import math
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +24,7 @@ from typing import Any
 import numpy as np
 import s3fs
 
+from albat_core.records import indexes
 from albat_core.records.shards import Part
 from albat_core.records.vectors import STAGE, VECTORS, EmbeddedPart
 from albat_core.runs.chain import Chain
@@ -30,6 +35,7 @@ from albat_core.stages.index import IndexConfig, build_index
 from albat_core.store import digests, verification
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
+from bench.vectors import allocated
 from flows.config import load_config
 from tests.end_to_end.s3_server import BUCKET, served
 from tests.toys import sentences, write_jsonl, write_run
@@ -146,7 +152,9 @@ def _embedded_parts(store: ArtifactStore, count: int) -> list[ArtifactRef]:
     ]
 
 
-def indexes(sizes: Sequence[int], kind: str) -> Iterator[tuple[float, Sequence[str], float]]:
+def built_and_grown(
+    sizes: Sequence[int], kind: str
+) -> Iterator[tuple[float, Sequence[str], float]]:
     """Yield what building an index costs, adding a hundredth of its rows, and measuring recall."""
     for rows in sizes:
         with tempfile.TemporaryDirectory() as root:
@@ -221,15 +229,47 @@ def _vectors(store: ArtifactStore, rows: int) -> list[EmbeddedPart]:
     return parts
 
 
+def searched(root: str, way: str) -> None:
+    """Load the index below a root and search it; print MB allocated for that and CPU seconds."""
+    runtime, store = Runtime(root=root, device="cpu"), ArtifactStore(root)
+    (ref,) = (ref for ref in store.all_refs() if ref.stage == indexes.STAGE)
+    queries = numpy_generator(0, "queries").standard_normal((200, DIMENSION), dtype=np.float32)
+    store.folder(ref)  # its digests are compared
+    before, began = allocated(), time.process_time()
+    corpus = indexes.load_index(store, ref, runtime, to_grow=way == "whole")
+    corpus.index.search(corpus.space.project(queries), 10)
+    seconds = time.process_time() - began
+    print(f"{(allocated() - before) / 1e6:.1f} {seconds:.2f}")
+
+
+def search(sizes: Sequence[int]) -> Iterator[tuple[float, Sequence[str], float]]:
+    """Yield what a search in a process of its own allocates, and its CPU seconds."""
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as root:
+            store, runtime = ArtifactStore(root), Runtime(root=root, device="cpu")
+            build_index(_vectors(store, rows), IndexConfig(kind="ivf", cells=256), 0, runtime)
+            cells: list[str] = []
+            for way in ("mapped", "whole"):
+                command = [sys.executable, "-m", "bench.scale", "search", "--child", root, way]
+                cells += subprocess.check_output(command, text=True).split()
+            yield rows, [f"{rows:,}", *cells], float(cells[1])
+
+
 def main() -> None:
     """Print one of the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["reruns", "storage", "index"])
+    parser.add_argument("what", choices=["reruns", "storage", "index", "search"])
     parser.add_argument("--sizes", type=int, nargs="+", help="rows, or parts on storage")
     parser.add_argument("--kinds", nargs="+", default=["ivf", "ivfpq"], help="of index")
     parser.add_argument("--delay", type=float, default=0.02, help="seconds more of a request")
+    parser.add_argument("--child", nargs=2, metavar=("ROOT", "WAY"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.what == "reruns":
+    if given.child:
+        searched(*given.child)
+    elif given.what == "search":
+        head = ("rows", "mapped: MB", "CPU s", "whole: MB", "CPU s")
+        table(head, search(given.sizes or [200_000]))
+    elif given.what == "reruns":
         head = ("rows", "first, CPU s", "all reused, CPU s")
         table(head, reruns(given.sizes or [10_000, 100_000]))
     elif given.what == "storage":
@@ -242,7 +282,7 @@ def main() -> None:
             "1% more rows, CPU s",
         )
         for kind in given.kinds:
-            table(head, indexes(given.sizes or [10_000, 100_000], kind))
+            table(head, built_and_grown(given.sizes or [10_000, 100_000], kind))
 
 
 if __name__ == "__main__":

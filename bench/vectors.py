@@ -34,7 +34,7 @@ DIMENSION, PART = 64, 4096
 STEPS = ("keep", "match", "take")
 
 
-def _allocated() -> int:
+def allocated() -> int:
     """Return the bytes that this process has allocated, those of mapped files left out."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
@@ -43,13 +43,13 @@ def _allocated() -> int:
 @contextmanager
 def _told(rows: int) -> Iterator[None]:
     """Print CPU µs a row, and memory at its peak in MB, of the work inside."""
-    before = peak = _allocated()
+    before = peak = allocated()
     done = threading.Event()
 
     def look() -> None:
         nonlocal peak
         while not done.wait(0.005):
-            peak = max(peak, _allocated())
+            peak = max(peak, allocated())
 
     looking = threading.Thread(target=look)
     looking.start()

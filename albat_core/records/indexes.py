@@ -96,8 +96,10 @@ def write_index(
     (folder / _PARTS_FILE).write_text(json.dumps(addresses))
 
 
-def load_index(store: ArtifactStore, ref: ArtifactRef, runtime: Runtime) -> CorpusIndex:
-    """Load an index artifact."""
+def load_index(
+    store: ArtifactStore, ref: ArtifactRef, runtime: Runtime, *, to_grow: bool = False
+) -> CorpusIndex:
+    """Load an index artifact to search it, where it lies on disk; ``to_grow``: to add to it."""
     folder = store.folder(ref)
     arrays = np.load(folder / _SPACE_FILE, allow_pickle=False)
     parts = json.loads((folder / _PARTS_FILE).read_text())
@@ -106,7 +108,9 @@ def load_index(store: ArtifactStore, ref: ArtifactRef, runtime: Runtime) -> Corp
         rows, total, squares = (arrays[name] for name in ("rows", "total", "squares"))
         moments = Moments(int(rows), total, float(squares))
     return CorpusIndex(
-        index=VectorIndex.read(folder / _FAISS_FILE, runtime, load_whole_vectors(folder)),
+        index=VectorIndex.read(
+            folder / _FAISS_FILE, runtime, load_whole_vectors(folder), mapped=not to_grow
+        ),
         space=EmbeddingSpace(arrays["mean"], arrays["whitening"]),
         addresses=[address for address, _ in parts],
         ends=np.cumsum([rows for _, rows in parts], dtype=np.int64),

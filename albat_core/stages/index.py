@@ -263,7 +263,7 @@ class _Building:
 
     def grow(self, folder: Path, growing: "_Growing") -> Built | float:
         """Add new rows to an index; return how far they have moved the corpus, if too far."""
-        corpus = load_index(self.store, growing.ref, self.runtime)
+        corpus = load_index(self.store, growing.ref, self.runtime, to_grow=True)
         assert corpus.moments is not None  # see what may grow
         start, rows = corpus.rows, self.rows
         old, kept = load_whole_vectors(self.store.folder(growing.ref)), None

@@ -3,6 +3,8 @@
 Searches are checked against comparing with every vector in NumPy.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -447,6 +449,37 @@ def test_a_run_grows_its_index_where_it_is_told_to(tmp_path: Path) -> None:
     assert third.inputs.index.reused
     apart = Chain(config.model_copy(update={"index": IndexConfig()}))
     assert "learnt" not in apart.facts(apart.inputs.index)
+
+
+# Where it lies
+
+
+def allocated() -> float:
+    """MB of this process, pages of mapped files and what was freed left out."""
+    ctypes.CDLL(None).malloc_trim(0)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its memory")
+def test_cells_are_searched_in_their_file_with_the_same_result(
+    tmp_path: Path, runtime: Runtime
+) -> None:
+    vectors, queries = clustered(60_000, 64), clustered(20, 64, seed=1)
+    made = VectorIndex.new(64, "IVF16,Flat", runtime, cells=16)
+    made.train(vectors[:2000])
+    made.add(vectors)
+    made.save(tmp_path / "index")
+    grown, found = [], []
+    for mapped in (True, False):
+        before = allocated()
+        index = VectorIndex.read(tmp_path / "index", runtime, mapped=mapped)
+        index.look_into(4)
+        found.append(index.search(queries, 10))
+        grown.append(allocated() - before)
+    assert np.array_equal(found[0][1], found[1][1])
+    assert np.array_equal(found[0][0], found[1][0])
+    assert grown[0] < 4 < 12 < grown[1]  # 15.8 MB of vectors and ids
 
 
 # What is refused
