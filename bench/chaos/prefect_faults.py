@@ -39,6 +39,7 @@ from bench.chaos.storms import (
 )
 from bench.chaos.toy import Wanted, at, differences
 
+_ATTEMPTS = 3  # in place of Prefect's six, which take two minutes: more faults reach albat
 _AGAIN = 0.5
 """Chance of an artifact to be made again by a run: a whole one would take longer."""
 
@@ -205,7 +206,7 @@ NAMES = [*SERVER, *API]
 
 def run_flow(config: RunConfig, address: str, verbose: bool = False) -> None:
     """Run the flow on a server, as `albat run` does."""
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES
     from prefect.settings.context import temporary_settings
 
     from flows.albat import albat
@@ -213,7 +214,7 @@ def run_flow(config: RunConfig, address: str, verbose: bool = False) -> None:
 
     for name in ("prefect.flow_runs", "prefect.task_runs") if verbose else ():
         logging.getLogger(name).setLevel(logging.INFO)
-    api = {PREFECT_API_URL: f"{address}/api"}
+    api = {PREFECT_API_URL: f"{address}/api", PREFECT_CLIENT_MAX_RETRIES: _ATTEMPTS - 1}
     with temporary_settings(updates=api), embedded_server() as answers:
         answers()
         albat(config)
