@@ -69,6 +69,10 @@ def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
         expect(form.locator(".schema-form-property__label", has_text=title)).not_to_have_count(0)
         expect(form).to_contain_text(words(of_run.description or ""))
 
+    page.get_by_role("button", name="Submit").click()  # empty, it is told what is missing
+    for missing in ("path", "adaptation"):
+        expect(form).to_contain_text(f"'{missing}' is a required property")
+
     # what has no default, and less training than usual
     type_in(form, "Name (Optional)", "plants")
     type_in(field(form, "Backbone"), "Path", "backbone")
