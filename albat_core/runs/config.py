@@ -26,7 +26,7 @@ from albat_core.stages.split import SplitConfig
 from albat_core.store import storage
 from albat_core.store.stage import Runtime, StageConfig
 from albat_core.trackers import TrackerName, Tracking
-from albat_core.training.config import FinetuneConfig
+from albat_core.training.config import FinetuneConfig, lacks_moments
 
 
 def _makes_no_rows(others: ValidationInfo) -> bool:
@@ -197,6 +197,18 @@ class RunConfig(StageConfig):
                 f"the scorer {value.scorer.name} gives rows no score by a surrogate alone, which a "
                 "smaller backbone could have: leave smaller out, or set scorer to advantage or "
                 "gradient"
+            )
+        return value
+
+    @field_validator("scoring")
+    @classmethod
+    def _moments_for_gradient(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:
+        surrogate = others.data.get("surrogate")
+        said = "" if surrogate is None else lacks_moments(surrogate.optimizer)
+        if said and value.scorer.surrogate_checkpoints:
+            raise ValueError(
+                f"the scorer {value.scorer.name} takes Adam's steps at the surrogate, and {said}: "
+                "set surrogate.optimizer to adamw (finetune.optimizer may stay), or another scorer"
             )
         return value
 

@@ -15,7 +15,7 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.devices import lent_devices
 from albat_core.processes.group import ProcessGroup
 from albat_core.processes.launching import run_together
-from albat_core.records.adapters import STAGE, steps_in_all
+from albat_core.records.adapters import STAGE, rate_found, steps_in_all
 from albat_core.records.encodings import Encodings
 from albat_core.records.mixtures import generated_rows, read_mixture
 from albat_core.records.splits import VALIDATION, read_role, role_digest
@@ -194,6 +194,8 @@ def train_adapter(
         "validation_loss": state.best_loss,
         "history": state.history,
     }
+    if (found := trainer.rate_found or (rate_found(store, start) if start else None)) is not None:
+        facts["rate_found"] = found
     if like:
         facts = {name: store.manifest(like).facts[name] for name in facts}
     facts |= {

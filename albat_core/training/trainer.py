@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +26,16 @@ from albat_core.progress import track
 from albat_core.records.mixtures import Mixture
 from albat_core.seeding import derive_seed
 from albat_core.trackers.base import Log, to_nobody
-from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState
+from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState, aside
 from albat_core.training.config import FinetuneConfig, learning_rate
 from albat_core.training.encoded import EncodedBatches
+from albat_core.training.optimizers import (
+    adam_moments,
+    open_optimizer,
+    optimizer_state,
+    rate_found,
+    restore_optimizer,
+)
 from albat_core.training.sampler import MixtureSampler
 
 _PAUSE = 20  # times that writing a checkpoint took, at least, until the next: 5% of a training
@@ -73,21 +79,6 @@ def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
     difference = each.sum() / n.sum()
     error = np.sqrt(np.square(each - difference * n).sum()) / n.sum()
     return bool(difference > 2 * error)
-
-
-def _groups(parameters: Mapping[str, torch.Tensor], times: float) -> list[dict[str, Any]]:
-    """Return an optimizer's groups: the factors B have so many times the learning rate."""
-    if times == 1:
-        return [{"params": list(parameters.values()), "times": 1.0}]
-    sorts: dict[float, list[torch.Tensor]] = {1.0: [], times: []}
-    for name, parameter in parameters.items():
-        sorts[times if ".lora_B." in f".{name}" else 1.0].append(parameter)
-    return [{"params": its, "times": factor} for factor, its in sorts.items()]
-
-
-def _aside(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Return copies in the machine's memory: a device's is for what computes."""
-    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
 
 class Trainer:
@@ -141,11 +132,7 @@ class Trainer:
             backbone, mixture.adaptation, mixture.backbone, sampler, self._end
         )
         self._parameters = backbone.adapter_parameters()
-        self._optimizer = torch.optim.AdamW(
-            _groups(self._parameters, config.lora_plus),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
+        self._optimizer = open_optimizer(config, self._parameters)
 
     def train(self, label: str, log: Log = to_nobody) -> TrainingState:
         """Train to the end and return what was measured; the adapter is left at its best step.
@@ -171,7 +158,7 @@ class Trainer:
                 if state.step == end or self._stalled(state):
                     break
                 state.recent.append(self._step(state))
-                rate = learning_rate(self._config, state.step)
+                rate = learning_rate(self._config, state.step) * rate_found(self._optimizer)
                 state.step += 1
                 log({"train/loss": state.recent[-1], "train/learning_rate": rate}, state.step)
                 advance(1)
@@ -312,7 +299,7 @@ class Trainer:
         state.history.append(measured)
         if self._config.checkpoints and state.step:
             there = {f"parameters/{name}": value for name, value in self._copy().items()}
-            there |= _aside(self._moments())
+            there |= adam_moments(self._optimizer, self._parameters)
             state.waypoints |= {f"{state.step}/{name}": value for name, value in there.items()}
         state.worse = bool(state.history[1:]) and is_worse(totals, state.best_totals, units)
         if loss < state.best_loss:
@@ -337,7 +324,7 @@ class Trainer:
         return state.worse and waited >= self._config.patience * self._config.evaluate_every
 
     def _copy(self) -> Tensors:
-        return _aside(self._parameters)
+        return aside(self._parameters)
 
     def take_waypoint(self, state: TrainingState, step: int) -> Tensors:
         """Set the adapter to that of an earlier step, and return Adam's moments there."""
@@ -355,16 +342,15 @@ class Trainer:
             parameter.copy_(values[name])
 
     def _snapshot(self, state: TrainingState) -> TrainingState:
-        """Return the state with the adapter and the optimizer's moments in it."""
-        state.parameters, state.moments = self._copy(), self._moments()
+        """Return the state with the adapter and what the optimizer has learned in it."""
+        state.parameters = self._copy()
+        state.optimizer, state.optimizer_rest = optimizer_state(self._optimizer)
         return state
 
-    def _moments(self) -> Tensors:
-        return {
-            f"{moment}/{name}": self._optimizer.state[p].get(key, torch.zeros_like(p))
-            for name, p in self._parameters.items()
-            for moment, key in (("first", "exp_avg"), ("second", "exp_avg_sq"))
-        }
+    @property
+    def rate_found(self) -> float | None:
+        """What Prodigy multiplies learning rates by as yet; None of other optimizers."""
+        return rate_found(self._optimizer) if self._config.optimizer == "prodigy" else None
 
     def _restore(self) -> TrainingState:
         """Return the state to start from: the checkpoint's, where there is one that fits."""
@@ -374,12 +360,7 @@ class Trainer:
         if not self._all_at(state.step) or not state.step:
             return TrainingState()
         self._set(state.parameters)
-        for name, parameter in self._parameters.items():
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step)),
-                "exp_avg": state.moments[f"first/{name}"].to(parameter.device),
-                "exp_avg_sq": state.moments[f"second/{name}"].to(parameter.device),
-            }
+        restore_optimizer(self._optimizer, state.optimizer, state.optimizer_rest)
         return state
 
     def _all_at(self, step: int) -> bool:
