@@ -18,7 +18,7 @@ from albat_core.backbones.base import (
     forward_units,
     join_noise,
 )
-from albat_core.backbones.batches import each_batch, length_batches
+from albat_core.backbones.batches import each_encoded, encoded_batches
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.processes.group import ProcessGroup
@@ -201,7 +201,7 @@ class Trainer:
             for (batch, penalty), (share, noise) in zip(parts, shares, strict=True):
                 state.passes += (4 if penalty else 3) * sum(e.length for e in batch)
                 learn = partial(self._learn, share, noise, penalty, found)
-                self._budget = each_batch([e.length for e in share], self._budget, learn)
+                self._budget = each_encoded(share, self._budget, learn)
         loss = self._summed(sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
@@ -221,7 +221,7 @@ class Trainer:
         """
         if self._group.size == 1:
             return batch, None
-        batches = length_batches([e.length for e in batch], self._config.batch_tokens)
+        batches = encoded_batches(batch, self._config.batch_tokens)
         mine = slice(self._group.rank, None, self._group.size)
         drawn = [self._backbone.draw_noise([batch[i] for i in positions]) for positions in batches]
         noise = join_noise([some for some in drawn if some is not None])

@@ -82,7 +82,7 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
             )
         folder = backbone_folder(config)
         refuse_incomplete(folder)
-        refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
+        refuse_indivisible(find_family(folder), folder, config.diffusion.picture, config.path)
         _captions(config)
 
     def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:

@@ -187,8 +187,15 @@ class LanguageBackbone:
         """The model, with its adapter if it has one."""
         return self._adapted if self._adapted is not None else self._model
 
-    def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
-        """Return a text for each prompt, see ``Backbone`` and ``write_texts``."""
+    def generate(
+        self,
+        prompts: Sequence[str],
+        config: SamplingConfig,
+        seed: int,
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> list[Example]:
+        """Return a text for each prompt, see ``Backbone`` and ``write_texts``; none has a size."""
+        del sizes
         with self._precision():
             return write_texts(self._whole, self._encoder, prompts, config, seed)
 
