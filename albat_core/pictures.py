@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -134,6 +134,11 @@ def picture_size(png: bytes) -> tuple[int, int]:
     """Return height and width in pixels of a picture that was prepared; it is not decoded."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
         return picture.height, picture.width
+
+
+def mirrored_picture(png: bytes) -> bytes:
+    """Return a picture that was prepared with left and right exchanged, as PNG."""
+    return png_file(np.ascontiguousarray(picture_pixels(png)[:, ::-1]))
 
 
 def picture_pixels(png: bytes) -> NDArray[np.uint8]:
@@ -350,3 +355,22 @@ def thumbnail(png: bytes, side: int) -> bytes:
         file = io.BytesIO()
         small.save(file, "WEBP", quality=88)
         return file.getvalue()
+
+
+def side_by_side(pngs: Sequence[bytes], side: int) -> bytes:
+    """Return pictures that were prepared in one row, as PNG.
+
+    Args:
+        pngs: one or more.
+        side: pixels that height and width of each may have.
+    """
+    small = [Image.open(io.BytesIO(thumbnail(png, side)), formats=("PNG", "WEBP")) for png in pngs]
+    height, gap = max(picture.height for picture in small), max(side // 64, 1)
+    width = sum(picture.width + gap for picture in small) - gap
+    row, left = Image.new("RGB", (width, height), "white"), 0
+    for picture in small:
+        row.paste(picture.convert("RGB"), (left, 0))
+        left += picture.width + gap
+    file = io.BytesIO()
+    row.save(file, "PNG")
+    return file.getvalue()

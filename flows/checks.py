@@ -209,6 +209,9 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
             f"{' and '.join(f'{name}.learning_rate' for name in finding)}: at the default "
             f"{usual:g}, of which prodigy makes a factor of the rate that it finds: 1 is usual"
         )
+    drawing = [name for name in sections if getattr(config, name).sample_every]
+    if drawing and config.runtime.training_devices > 1:
+        yield f"{drawing[0]}.sample_every: nothing is drawn on the way by several training devices"
     high = [name for name in default if name not in finding]
     weights = weights_of(config.backbone) / 1e6
     if high and weights > _MILLIONS:

@@ -180,6 +180,13 @@ class Backbone(Embedder, Protocol):
     def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
         """Return the inputs that are worth keeping, (n, ...) by name; empty where none are."""
 
+    def without_caption(self, encoded: Encoded) -> Encoded:
+        """Return a picture as one that has no caption.
+
+        Raises:
+            BackboneError: it makes no pictures.
+        """
+
     def draw_noise(self, batch: Sequence[Encoded]) -> DrawnNoise | None:
         """Draw the noise of training from torch's generator of the CPU, one level an example.
 

@@ -14,6 +14,8 @@ from albat_core.store.stage import StageConfig
 from albat_core.training.schedules import ScheduleName, rate_share
 
 _LIBRARIES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+FOR_PICTURES = ("flip", "caption_dropout", "sample_every")
+"""Settings that only a backbone which draws pictures takes."""
 _FEWEST, _LOOKS = 16, 4  # steps, and evaluations, of a training that goes on
 
 
@@ -56,6 +58,15 @@ class FinetuneConfig(StageConfig):
     """Decoupled weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    flip: bool = False
+    """Whether every second picture that is trained on, drawn at random, is mirrored; for diffusion
+    models. Not for letters, nor for a face that has two sides."""
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of the pictures that are trained on without their caption, for diffusion models, so
+    that guidance has an adapter's answer to no caption too (0.1 is usual)."""
+    sample_every: int = Field(0, ge=0)
+    """Steps between looks at what a diffusion model draws of the first of `samples.prompts`, each
+    time from the same noise; 0: none. Changes no result."""
     evaluate_every: int = Field(25, ge=1)
     """Steps between looks at the validation documents; the best adapter is kept."""
     noise_levels: int = Field(8, ge=1, le=1000)

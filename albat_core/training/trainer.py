@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -37,6 +37,7 @@ from albat_core.training.optimizers import (
     restore_optimizer,
 )
 from albat_core.training.sampler import MixtureSampler
+from albat_core.training.variation import Variation
 
 _PAUSE = 20  # times that writing a checkpoint took, at least, until the next: 5% of a training
 _REMEDY = (
@@ -44,6 +45,13 @@ _REMEDY = (
 )
 
 _CURVES = {"validation": "validation/loss", "train": "train/mean_loss"}
+
+
+Watch = Callable[[int], None]
+
+
+def watched_by_nobody(_step: int) -> None:
+    """Let a step go by."""
 
 
 def log_looks(history: Sequence[Mapping[str, float]], log: Log) -> None:
@@ -128,13 +136,16 @@ class Trainer:
             len(mixture.adaptation), mixture.weights, mixture.alpha, config.batch_size, seed
         )
         self._end = config.steps if until is None else until
+        variation = Variation(config.flip, config.caption_dropout, seed)
         self._batches = EncodedBatches(
-            backbone, mixture.adaptation, mixture.backbone, sampler, self._end
+            backbone, mixture.adaptation, mixture.backbone, sampler, self._end, variation
         )
         self._parameters = backbone.adapter_parameters()
         self._optimizer = open_optimizer(config, self._parameters)
 
-    def train(self, label: str, log: Log = to_nobody) -> TrainingState:
+    def train(
+        self, label: str, log: Log = to_nobody, watch: Watch = watched_by_nobody
+    ) -> TrainingState:
         """Train to the end and return what was measured; the adapter is left at its best step.
 
         Args:
@@ -142,6 +153,7 @@ class Trainer:
             log: takes ``train/loss`` and ``train/learning_rate`` of each step, and what
                 ``log_looks`` says of each look, as soon as they are there; losses in nats (or
                 squared error) per unit.
+            watch: called at each step that samples are wanted of.
 
         Raises:
             TrainingError: a loss is not finite.
@@ -162,6 +174,9 @@ class Trainer:
                 state.step += 1
                 log({"train/loss": state.recent[-1], "train/learning_rate": rate}, state.step)
                 advance(1)
+                if self._config.sample_every and state.step % self._config.sample_every == 0:
+                    self._backbone.training(False)
+                    watch(state.step)
                 if self._group.is_main and (began := time.monotonic()) - saved > pause:
                     self._checkpoint.write(self._snapshot(state))
                     saved = time.monotonic()

@@ -16,9 +16,12 @@ from albat_core.errors import InputError
 from albat_core.pictures import (
     PictureConfig,
     check_picture,
+    mirrored_picture,
     picture_pixels,
     picture_size,
+    png_file,
     prepare_picture,
+    side_by_side,
 )
 from tests.core.picture_files import encoded, pattern
 
@@ -503,3 +506,18 @@ def gradient(height: int, width: int) -> NDArray[np.uint8]:
     pixels[..., 0] = np.linspace(0, 255, height, dtype=np.uint8)[:, None]
     pixels[..., 1] = np.linspace(0, 255, width, dtype=np.uint8)
     return pixels
+
+
+def test_a_mirrored_picture_has_left_and_right_exchanged() -> None:
+    pixels = pattern(12, 20)
+    mirrored = picture_pixels(mirrored_picture(png_file(pixels)))
+    np.testing.assert_array_equal(mirrored, pixels[:, ::-1])
+    assert mirrored_picture(mirrored_picture(png_file(pixels))) == png_file(pixels)
+
+
+def test_pictures_side_by_side_are_no_larger_than_wanted() -> None:
+    one, other = png_file(pattern(12, 20)), png_file(pattern(128, 64))
+    row = picture_pixels(side_by_side([one, other], 64))
+    assert row.shape == (64, 20 + 1 + 32, 3)
+    np.testing.assert_array_equal(row[:12, :20], pattern(12, 20))
+    assert (row[12:, :20] == 255).all()

@@ -31,6 +31,7 @@ pipeline = DiffusionPipeline.from_pretrained({path!r})
 pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
     needs_prompts: ClassVar[bool] = True
     writes_answers: ClassVar[bool] = False
+    draws_pictures: ClassVar[bool] = True
     told_by_words: ClassVar[bool] = False
     usual_penalty: ClassVar[float] = 0.0
     highest_alpha: ClassVar[float] = 0.5

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,10 @@ class DiffusionBackbone:
         inputs = {"latents": latents, "caption": example.text or "", "frame": frame}
         length = latents.shape[1] * latents.shape[2]
         return Encoded(example.example_id, inputs, length, 1, latents.shape)
+
+    def without_caption(self, encoded: Encoded) -> Encoded:
+        """Return the picture as one that has no caption."""
+        return replace(encoded, inputs=encoded.inputs | {"caption": ""})
 
     def _latents(self, batch: Sequence[Encoded]) -> torch.Tensor:
         latents = np.stack([e.inputs["latents"] for e in batch])

@@ -149,6 +149,14 @@ class LanguageBackbone:
             hidden = hidden_states(self._model, ids, layers)
         return position_weighted_mean(hidden, [e.length for e in batch]).cpu()
 
+    def without_caption(self, encoded: Encoded) -> Encoded:
+        """Raise: texts have none."""
+        raise BackboneError(
+            "expected a picture with a caption, got a text",
+            where=f"example {encoded.example_id}",
+            remedy="leave finetune.caption_dropout and surrogate.caption_dropout out",
+        )
+
     def draw_noise(self, batch: Sequence[Encoded]) -> None:
         """Return None: there is no noise."""
         del batch
