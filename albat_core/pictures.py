@@ -1,14 +1,16 @@
-"""Pictures: any usual file to PNG of one size, and back to pixels (Pillow)."""
+"""Pictures: any usual file to PNG of a size, and back to pixels (Pillow)."""
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from albat_core.errors import InputError
 from albat_core.store.pointers import REMEDY, is_pointer
@@ -31,6 +33,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _FIELDS = 8  # a side; more find fewer copies of small pictures as JPEG, fewer join other drawings
+_LONGEST = 4  # times the short side; what is longer is fitted, as in SDXL (arXiv 2307.01952)
 _DRAFT = 2  # JPEG may be decoded at a smaller scale, to so many times the size that is wanted
 
 
@@ -42,6 +45,10 @@ class PictureConfig(StageConfig):
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How other shapes are fitted: `crop` resizes until all is covered and cuts out the middle,
     `pad` resizes until it fits and fills up, `stretch` changes the proportions."""
+    buckets: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Aspect-ratio buckets: each picture has the size nearest to its own shape of those whose sides
+    are multiples of so many pixels (64 is usual), whose area is about that of `resolution` and at
+    most that, and whose longer side is at most 4 times the shorter; none: all have one size."""
     background: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$")
     """Colour under transparency and beside a padded picture, `#rrggbb`."""
     max_pixels: int = Field(89_478_485, ge=1, le=_MOST_PIXELS)
@@ -54,9 +61,39 @@ class PictureConfig(StageConfig):
             return self.resolution, self.resolution
         return self.resolution
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Heights and widths in pixels that pictures may have."""
+        height, width = self.size
+        return (self.size,) if self.buckets is None else _buckets(height * width, self.buckets)
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width that a picture of this shape is brought to."""
+        if self.buckets is None:
+            return self.size
+        shape = math.log(height / width)
+        return min(self.sizes, key=lambda its: (abs(math.log(its[0] / its[1]) - shape), -its[0]))
+
+    @model_validator(mode="after")
+    def _has_buckets(self) -> "PictureConfig":
+        if self.buckets is not None and self.buckets > min(self.size):
+            raise ValueError(
+                f"expected buckets of at most the shorter side of resolution, {min(self.size)}, "
+                f"got {self.buckets}"
+            )
+        return self
+
+
+@lru_cache
+def _buckets(area: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Return heights and widths in multiples of a step that just fit an area, both ways round."""
+    ways = [(side, area // side // step * step) for side in range(step, area // step + 1, step)]
+    sizes = {*ways, *((width, height) for height, width in ways)}
+    return tuple(sorted(s for s in sizes if max(s) <= _LONGEST * min(s)))
+
 
 def prepare_picture(content: bytes, config: PictureConfig, where: str) -> tuple[bytes, Frame]:
-    """Return a picture as PNG of the configured size, and what was cut to get it.
+    """Return a picture as PNG of the size configured for its shape, and what was cut to get it.
 
     Orientation (EXIF) and colour profile are applied, transparency is laid on the background; of
     an animation the first frame is taken. A picture that has the size keeps its pixels.
@@ -91,6 +128,17 @@ def check_picture(content: bytes, where: str) -> None:
     """
     with _open(content, where, _MOST_PIXELS):
         pass
+
+
+def picture_size(png: bytes) -> tuple[int, int]:
+    """Return height and width in pixels of a picture that was prepared; it is not decoded."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        return picture.height, picture.width
+
+
+def mirrored_picture(png: bytes) -> bytes:
+    """Return a picture that was prepared with left and right exchanged, as PNG."""
+    return png_file(np.ascontiguousarray(picture_pixels(png)[:, ::-1]))
 
 
 def picture_pixels(png: bytes) -> NDArray[np.uint8]:
@@ -258,7 +306,7 @@ def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 
 def _resized(height: int, width: int, config: PictureConfig) -> tuple[int, int]:
     """Return height and width to which a picture is resized before it is cut or padded."""
-    rows, columns = config.size
+    rows, columns = config.size_of(height, width)
     if config.fit == "stretch":
         return rows, columns
     larger = max if config.fit == "crop" else min
@@ -269,7 +317,7 @@ def _resized(height: int, width: int, config: PictureConfig) -> tuple[int, int]:
 def _fitted(
     picture: Image.Image, height: int, width: int, config: PictureConfig
 ) -> tuple[Image.Image, int, int]:
-    """Return the picture at the configured size, and top and left of the cut.
+    """Return the picture at the size configured for its shape, and top and left of the cut.
 
     Args:
         picture: what was decoded, RGB; a JPEG at a smaller scale perhaps.
@@ -277,7 +325,7 @@ def _fitted(
         width: of the whole picture.
         config: the size.
     """
-    rows, columns = config.size
+    rows, columns = config.size_of(height, width)
     tall, wide = _resized(height, width, config)
     shown = (min(tall, rows), min(wide, columns))
     top, left = (tall - shown[0]) // 2, (wide - shown[1]) // 2
@@ -307,3 +355,22 @@ def thumbnail(png: bytes, side: int) -> bytes:
         file = io.BytesIO()
         small.save(file, "WEBP", quality=88)
         return file.getvalue()
+
+
+def side_by_side(pngs: Sequence[bytes], side: int) -> bytes:
+    """Return pictures that were prepared in one row, as PNG.
+
+    Args:
+        pngs: one or more.
+        side: pixels that height and width of each may have.
+    """
+    small = [Image.open(io.BytesIO(thumbnail(png, side)), formats=("PNG", "WEBP")) for png in pngs]
+    height, gap = max(picture.height for picture in small), max(side // 64, 1)
+    width = sum(picture.width + gap for picture in small) - gap
+    row, left = Image.new("RGB", (width, height), "white"), 0
+    for picture in small:
+        row.paste(picture.convert("RGB"), (left, 0))
+        left += picture.width + gap
+    file = io.BytesIO()
+    row.save(file, "PNG")
+    return file.getvalue()

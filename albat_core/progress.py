@@ -9,6 +9,8 @@ from typing import Protocol
 from albat_core.redaction import redacted
 
 Advance = Callable[[int], None]
+Drawn = tuple[str, bytes]
+"""A prompt, and what was drawn of it: a PNG file."""
 
 _WAITED = threading.local()
 
@@ -70,6 +72,9 @@ class Reporter(Protocol):
         Notes say what it did that a person would not expect, such as rows that were skipped.
         """
 
+    def show(self, label: str, step: int, drawn: Sequence[Drawn]) -> None:
+        """Show what was drawn at a step of work under way."""
+
 
 class Silent:
     """Shows nothing."""
@@ -83,6 +88,9 @@ class Silent:
         self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
     ) -> None:
         """Tell nobody."""
+
+    def show(self, label: str, step: int, drawn: Sequence[Drawn]) -> None:
+        """Show nobody."""
 
 
 _reporter: Reporter = Silent()
@@ -125,3 +133,8 @@ def announce(
 ) -> None:
     """Tell that a stage is finished, see ``Reporter.announce``."""
     _reporter.announce(stage, rows, seconds, reused, [redacted(note) for note in notes])
+
+
+def show(label: str, step: int, drawn: Sequence[Drawn]) -> None:
+    """Show what was drawn at a step of work under way, see ``Reporter.show``."""
+    _reporter.show(redacted(label), step, drawn)

@@ -42,7 +42,7 @@ from albat_core.stages.split import (
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
 from albat_core.trackers import check_tracker
-from albat_core.training.config import FinetuneConfig
+from albat_core.training.config import FinetuneConfig, check_optimizer
 from flows.config import load_config, load_sound_part
 
 Given = ParamSpec("Given")
@@ -99,7 +99,7 @@ def find_mistakes(
         found += _caught(resolve_device, config.runtime) or _device_problems(config.runtime)
         found += _caught(storage.check_writable, config.runtime.root)
         found += _runner_problems(config.runtime)
-    found += _caught(check_faiss)
+    found += _library_problems(config, unsound)
     if "output" not in unsound:
         found += _output_problems(config, [] if "tracking" in unsound else config.tracking)
     no_backbone: list[AlbatError] = []
@@ -143,6 +143,13 @@ def find_mistakes(
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(_check_split, config)
     return found
+
+
+def _library_problems(config: RunConfig, unsound: Collection[str]) -> list[AlbatError]:
+    """Return which libraries are missing that any backbone would need."""
+    sections = [name for name in ("finetune", "surrogate") if name not in unsound]
+    optimizers = [_caught(check_optimizer, getattr(config, name), name) for name in sections]
+    return [*_caught(check_faiss), *(error for found in optimizers for error in found)]
 
 
 def _device_problems(runtime: Runtime) -> list[AlbatError]:
@@ -207,7 +214,17 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
         )
     usual = FinetuneConfig().learning_rate
     sections = [name for name in ("surrogate", "finetune") if name not in unsound]
-    high = [name for name in sections if getattr(config, name).learning_rate == usual]
+    default = [name for name in sections if getattr(config, name).learning_rate == usual]
+    finding = [name for name in default if getattr(config, name).optimizer == "prodigy"]
+    if finding:
+        yield (
+            f"{' and '.join(f'{name}.learning_rate' for name in finding)}: at the default "
+            f"{usual:g}, of which prodigy makes a factor of the rate that it finds: 1 is usual"
+        )
+    drawing = [name for name in sections if getattr(config, name).sample_every]
+    if drawing and config.runtime.training_devices > 1:
+        yield f"{drawing[0]}.sample_every: nothing is drawn on the way by several training devices"
+    high = [name for name in default if name not in finding]
     weights = weights_of(config.backbone) / 1e6
     if high and weights > _MILLIONS:
         yield (

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from albat_core.benchmark.arms import ARMS
 from albat_core.errors import AlbatError, Interrupted
-from albat_core.progress import Advance, Now, Reporter, Silent
+from albat_core.progress import Advance, Drawn, Now, Reporter, Silent
 from albat_core.redaction import redacted
 from albat_core.report.wording import (
     pace,
@@ -126,6 +126,9 @@ class TerminalReporter:
         )
         for note in notes:
             self._progress.console.print(f"     [yellow]{escape(note)}[/]")
+
+    def show(self, label: str, step: int, drawn: Sequence[Drawn]) -> None:
+        """Show nothing: a terminal has no pictures."""
 
 
 class Held(Silent):

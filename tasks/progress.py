@@ -1,6 +1,8 @@
 """Progress of a run on Prefect's pages, beside what a terminal shows."""
 
+import base64
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,7 +11,11 @@ from statistics import fmean
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -21,12 +27,15 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from albat_core.progress import Advance, Now, Reporter, report_to, reporter
+from albat_core.pictures import side_by_side
+from albat_core.progress import Advance, Drawn, Now, Reporter, report_to, reporter
+from albat_core.redaction import redacted
 from albat_core.report.wording import duration, pace, progress, whole
 
 logger = logging.getLogger(__name__)
 
 _EVERY = 1.0  # seconds between updates; each takes the server some 20 ms
+_SIDE = 320  # pixels of a picture on a page
 _PATIENCE = 5.0  # seconds that the end of a task waits for a server that does not answer
 
 
@@ -73,6 +82,32 @@ class RunReporter:
             return
         took = "reused" if reused else duration(seconds)
         log.info("; ".join([f"{stage}: {whole(rows)} rows, {took}", *notes]))
+
+    def show(self, label: str, step: int, drawn: Sequence[Drawn]) -> None:
+        """Show what was drawn as an artifact of the task, those of before beside it."""
+        self._beside.show(label, step, drawn)
+        if TaskRunContext.get() is None:
+            return
+        shown = threading.Thread(
+            target=copy_context().run, args=(_show_drawn, label, step, drawn), daemon=True
+        )
+        shown.start()
+        shown.join(_PATIENCE)
+
+
+def _show_drawn(label: str, step: int, drawn: Sequence[Drawn]) -> None:
+    """Make an artifact that holds the pictures themselves, in a row."""
+    content = base64.b64encode(side_by_side([png for _, png in drawn], _SIDE)).decode()
+    prompts = "\n".join(f"{n}. {redacted(prompt)}" for n, (prompt, _) in enumerate(drawn, 1))
+    key = re.sub("[^a-z0-9]+", "-", f"samples-{label}".lower()).strip("-")
+    try:
+        create_image_artifact(
+            f"data:image/png;base64,{content}",
+            key=key,
+            description=f"{label}, step {whole(step)}\n\n{prompts}",
+        )
+    except Exception as error:  # whatever it is, the work itself goes on
+        logger.debug("samples are not shown: %s", error)
 
 
 class _Board:

@@ -48,7 +48,8 @@ HOMES = {
     "tensorboard": {"albat_core/trackers/tensorboard.py"},
     "trackio": {"albat_core/trackers/trackio.py"},
     "wandb": {"albat_core/trackers/wandb.py"},
-    "bitsandbytes": set[str](),  # transformers and peft import it
+    "bitsandbytes": {"albat_core/training/optimizers.py"},  # transformers and peft import it too
+    "prodigyopt": {"albat_core/training/optimizers.py"},
     "faiss": {"albat_core/search.py"},
     "gguf": {"albat_core/backbones/language/gguf.py"},
     "datasets": {"albat_core/sources/hub.py"},
@@ -69,6 +70,8 @@ HOMES = {
         "albat_core/backbones/language/quantization.py",
         "albat_core/backbones/language/tokens.py",
         "albat_core/backbones/vision.py",
+        "albat_core/training/optimizers.py",
+        "albat_core/training/schedules.py",
     },
     "matplotlib": {"albat_core/report/drawing.py", "albat_core/benchmark/chart.py"},
     "PIL": {"albat_core/pictures.py"},

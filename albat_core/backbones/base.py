@@ -27,12 +27,15 @@ class Encoded:
         inputs: what the backbone reads, by name.
         length: its cost in units (tokens); batches are made of similar lengths.
         loss_units: units that carry loss.
+        shape: what it has in common with those it is computed at once with; of pictures, of their
+            latents.
     """
 
     example_id: str
     inputs: dict[str, Any]
     length: int
     loss_units: int
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,16 @@ class DrawnNoise:
 
     Args:
         levels: (n,) float32 in (0, 1), on the CPU.
-        noise: (n, c, h, w) float32, on the CPU.
+        noise: n of (c, h, w) float32, on the CPU.
     """
 
     levels: torch.Tensor
-    noise: torch.Tensor
+    noise: Sequence[torch.Tensor]
 
     def take(self, places: Sequence[int] | slice) -> DrawnNoise:
         """Return that of some of the examples."""
-        return DrawnNoise(self.levels[places], self.noise[places])
+        which = range(len(self.noise))[places] if isinstance(places, slice) else places
+        return DrawnNoise(self.levels[places], [self.noise[place] for place in which])
 
 
 def join_noise(drawn: Sequence[DrawnNoise]) -> DrawnNoise | None:
@@ -106,8 +110,8 @@ def join_noise(drawn: Sequence[DrawnNoise]) -> DrawnNoise | None:
 
     if not drawn:
         return None
-    levels, noise = [one.levels for one in drawn], [one.noise for one in drawn]
-    return DrawnNoise(torch.cat(levels), torch.cat(noise))
+    levels = torch.cat([one.levels for one in drawn])
+    return DrawnNoise(levels, [noise for one in drawn for noise in one.noise])
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,13 @@ class Backbone(Embedder, Protocol):
     def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
         """Return the inputs that are worth keeping, (n, ...) by name; empty where none are."""
 
+    def without_caption(self, encoded: Encoded) -> Encoded:
+        """Return a picture as one that has no caption.
+
+        Raises:
+            BackboneError: it makes no pictures.
+        """
+
     def draw_noise(self, batch: Sequence[Encoded]) -> DrawnNoise | None:
         """Draw the noise of training from torch's generator of the CPU, one level an example.
 
@@ -221,10 +232,22 @@ class Backbone(Embedder, Protocol):
             BackboneError: see ``losses``.
         """
 
-    def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
+    def generate(
+        self,
+        prompts: Sequence[str],
+        config: SamplingConfig,
+        seed: int,
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> list[Example]:
         """Return an example for each prompt, made by the backbone with its adapter.
 
         Each has a seed of its own, derived from ``seed`` and its place.
+
+        Args:
+            prompts: of any number.
+            config: how they are made.
+            seed: of all of them.
+            sizes: height and width of each picture; none: as the backbone is configured.
         """
 
     def opening(self) -> Question:

@@ -5,29 +5,41 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from albat_core.errors import BackboneError
+
+if TYPE_CHECKING:
+    from albat_core.backbones.base import Encoded
+
+Shape = tuple[int, ...]
 
 logger = logging.getLogger(__name__)
 
 _CPU_SAYS = "can't allocate memory"  # torch's allocator, in a RuntimeError
 
 
-def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return positions in batches of similar length, longest first.
+def length_batches(
+    lengths: Sequence[int], budget: int, shapes: Sequence[Shape] = ()
+) -> list[list[int]]:
+    """Return positions in batches of similar length and one shape, longest first.
 
     Args:
         lengths: cost of each example in units.
         budget: units a batch may have, padding included; one example is always allowed.
+        shapes: what examples computed at once have in common; none: all may be.
     """
     batches: list[list[int]] = []
     longest = 0
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * longest <= budget:
+    shape: Shape = ()
+    its: Sequence[Shape] = shapes or [()] * len(lengths)
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], its[i], i)):
+        fits = batches and (len(batches[-1]) + 1) * longest <= budget
+        if fits and its[position] == shape:
             batches[-1].append(position)
         else:
             batches.append([position])
-            longest = lengths[position]
+            longest, shape = lengths[position], its[position]
     return batches
 
 
@@ -54,13 +66,24 @@ def packed(lengths: Sequence[int]) -> list[list[int]]:
     return sequences
 
 
-def each_batch(lengths: Sequence[int], budget: int, compute: Callable[[list[int]], object]) -> int:
+def encoded_batches(encoded: Sequence[Encoded], budget: int) -> list[list[int]]:
+    """Return positions of examples in batches, see ``length_batches``."""
+    return length_batches([e.length for e in encoded], budget, [e.shape for e in encoded])
+
+
+def each_batch(
+    lengths: Sequence[int],
+    budget: int,
+    compute: Callable[[list[int]], object],
+    shapes: Sequence[Shape] = (),
+) -> int:
     """Compute all batches of similar length; where there is no room for one, smaller ones.
 
     Args:
         lengths: cost of each example in units.
         budget: units a batch may have, padding included.
         compute: takes the positions of a batch; it is called again with fewer where memory ends.
+        shapes: see ``length_batches``.
 
     Returns:
         the budget that was enough.
@@ -68,7 +91,8 @@ def each_batch(lengths: Sequence[int], budget: int, compute: Callable[[list[int]
     Raises:
         BackboneError: there is no room for a single example.
     """
-    waiting = length_batches(lengths, budget)[::-1]
+    its: Sequence[Shape] = shapes or [()] * len(lengths)
+    waiting = length_batches(lengths, budget, its)[::-1]
     while waiting:
         positions = waiting.pop()
         if has_room(compute, positions, [lengths[n] for n in positions]):
@@ -76,9 +100,16 @@ def each_batch(lengths: Sequence[int], budget: int, compute: Callable[[list[int]
         budget = max(lengths[n] for n in positions) * (len(positions) // 2)
         logger.warning("out of memory: on with batch_tokens %s", f"{budget:,}")
         rest = [*positions, *(n for batch in reversed(waiting) for n in batch)]
-        smaller = length_batches([lengths[n] for n in rest], budget)
+        smaller = length_batches([lengths[n] for n in rest], budget, [its[n] for n in rest])
         waiting = [[rest[n] for n in batch] for batch in smaller][::-1]
     return budget
+
+
+def each_encoded(
+    encoded: Sequence[Encoded], budget: int, compute: Callable[[list[int]], object]
+) -> int:
+    """Compute examples in batches, see ``each_batch``."""
+    return each_batch([e.length for e in encoded], budget, compute, [e.shape for e in encoded])
 
 
 def has_room(

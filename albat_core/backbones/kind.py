@@ -65,6 +65,8 @@ class Kind(Protocol):
     """Whether what it makes without a prompt is of no use."""
     writes_answers: ClassVar[bool]
     """Whether it answers prompts with texts, which metrics can compare with others."""
+    draws_pictures: ClassVar[bool]
+    """Whether rows are pictures with captions: a training may mirror them, or drop a caption."""
     told_by_words: ClassVar[bool]
     """Whether the words of rows tell which repeat one another; captions of pictures do not."""
     usual_penalty: ClassVar[float]

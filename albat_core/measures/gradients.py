@@ -13,7 +13,7 @@ from albat_core.backbones.base import (
     FixedNoise,
     forward_units,
 )
-from albat_core.backbones.batches import each_batch
+from albat_core.backbones.batches import each_encoded
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 from albat_core.records.examples import Example
@@ -103,7 +103,7 @@ def example_gradients(
             found[positions] = sketch.cpu().numpy()
             advance(len(batch))
 
-        each_batch([e.length for e in encoded], batch_tokens, take)
+        each_encoded(encoded, batch_tokens, take)
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise
-from albat_core.backbones.batches import each_batch
+from albat_core.backbones.batches import each_encoded
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 
@@ -45,7 +45,7 @@ def example_losses(
             units[batch] = losses.units.cpu().numpy()
             advance(len(batch))
 
-        each_batch([e.length for e in encoded], batch_tokens, measure)
+        each_encoded(encoded, batch_tokens, measure)
     return totals, units
 
 
@@ -127,5 +127,5 @@ def advantages(
             squares[positions] = found.cpu().numpy()
             advance(len(positions))
 
-        each_batch([e.length for e in encoded], batch_tokens, measure)
+        each_encoded(encoded, batch_tokens, measure)
     return Advantages(untouched, adapted, squares, units)

@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 from albat_core.devices import keep_device, use_cores
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.processes.group import joined
-from albat_core.progress import Advance, report_to
+from albat_core.progress import Advance, Drawn, report_to
 
 _PATIENCE = 5.0  # seconds to come to the next step and keep where it is
 
@@ -73,6 +73,9 @@ class Relay:
         self, stage: str, rows: int, seconds: float, reused: bool, notes: Sequence[str]
     ) -> None:
         """Tell nobody: whoever started this process announces what comes of it."""
+
+    def show(self, label: str, step: int, drawn: Sequence[Drawn]) -> None:
+        """Show nobody: what is drawn on the way is not sent between processes."""
 
     def follow(self) -> None:
         """Hear answers; end where who started this process is gone."""

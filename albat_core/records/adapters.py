@@ -30,3 +30,9 @@ def steps_in_all(store: ArtifactStore, adapter: ArtifactRef) -> int:
     """Return the steps to an adapter's best, those of the adapters that it went on from too."""
     facts = store.manifest(adapter).facts
     return int(facts.get("best_step_in_all", facts["best_step"]))
+
+
+def rate_found(store: ArtifactStore, adapter: ArtifactRef) -> float | None:
+    """Return what Prodigy multiplied learning rates by on the way to an adapter; None of others."""
+    found: float | None = store.manifest(adapter).facts.get("rate_found")
+    return found

@@ -29,6 +29,8 @@ from albat_core.stages.sample import draw_samples
 from albat_core.store.artifacts import ArtifactRef
 from albat_core.training.config import FinetuneConfig, in_steps, stretched
 
+_DRAWN = 4  # prompts of which samples are drawn while an adapter is trained
+
 
 class Arms:
     """The arms that are compared, by name; asking for an arm's result computes what it needs.
@@ -354,4 +356,6 @@ def train(
         start=start,
         like=like,
         tracking=run.tracked,
+        prompts=run.samples.all_prompts[:_DRAWN] if config.sample_every else (),
+        sampling=run.samples.sampling,
     )

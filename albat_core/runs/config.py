@@ -26,7 +26,7 @@ from albat_core.stages.split import SplitConfig
 from albat_core.store import storage
 from albat_core.store.stage import Runtime, StageConfig
 from albat_core.trackers import TrackerName, Tracking
-from albat_core.training.config import FinetuneConfig
+from albat_core.training.config import FOR_PICTURES, FinetuneConfig, lacks_moments
 
 
 def _makes_no_rows(others: ValidationInfo) -> bool:
@@ -124,7 +124,7 @@ class RunConfig(StageConfig):
     costs a second fine-tuning for each arm."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How adapters are compared."""
-    samples: SampleConfig = SampleConfig()
+    samples: SampleConfig = Field(SampleConfig(), validate_default=True)
     """What every arm is asked to make, shown side by side in the report."""
     baselines: tuple[Baseline, ...] = ("adaptation_only", "random")
     """Arms trained beside ALBAT, to say what it was worth; each costs one fine-tuning. `random`:
@@ -191,6 +191,17 @@ class RunConfig(StageConfig):
             raise ValueError("vectors.corpus are of corpus rows: name a corpus")
         return value
 
+    @field_validator("surrogate", "finetune")
+    @classmethod
+    def _pictures_are_varied(cls, value: FinetuneConfig, others: ValidationInfo) -> FinetuneConfig:
+        backbone = others.data.get("backbone")
+        named = [name for name in FOR_PICTURES if getattr(value, name)]
+        if named and backbone is not None and not kind_of(backbone).draws_pictures:
+            raise ValueError(
+                f"{' and '.join(named)}: for backbones that draw pictures alone, leave that out"
+            )
+        return value
+
     @field_validator("scoring")
     @classmethod
     def _neighbours_for_nearest(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:
@@ -206,6 +217,18 @@ class RunConfig(StageConfig):
                 f"the scorer {value.scorer.name} gives rows no score by a surrogate alone, which a "
                 "smaller backbone could have: leave smaller out, or set scorer to advantage or "
                 "gradient"
+            )
+        return value
+
+    @field_validator("scoring")
+    @classmethod
+    def _moments_for_gradient(cls, value: ScoringConfig, others: ValidationInfo) -> ScoringConfig:
+        surrogate = others.data.get("surrogate")
+        said = "" if surrogate is None else lacks_moments(surrogate.optimizer)
+        if said and value.scorer.surrogate_checkpoints:
+            raise ValueError(
+                f"the scorer {value.scorer.name} takes Adam's steps at the surrogate, and {said}: "
+                "set surrogate.optimizer to adamw (finetune.optimizer may stay), or another scorer"
             )
         return value
 
@@ -246,6 +269,18 @@ class RunConfig(StageConfig):
                 f"metrics ({', '.join(value.metrics)}) compare texts, and this kind of backbone "
                 "writes none: leave them out; samples.dino and samples.clip measure pictures"
             )
+        return value
+
+    @field_validator("samples")
+    @classmethod
+    def _prompts_on_the_way(cls, value: SampleConfig, others: ValidationInfo) -> SampleConfig:
+        for section in ("surrogate", "finetune"):
+            training = others.data.get(section)
+            if training is not None and training.sample_every and not value.all_prompts:
+                raise ValueError(
+                    f"{section}.sample_every draws the first of samples.prompts on the way: give "
+                    "some, or samples.dreambooth"
+                )
         return value
 
     @field_validator("baselines")

@@ -13,7 +13,7 @@ import numpy as np
 
 from albat_core.backbones import open_backbone, open_embedder, open_splitter, precomputes
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise, forward_units
-from albat_core.backbones.batches import each_batch
+from albat_core.backbones.batches import each_encoded
 from albat_core.memory import measured
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import Mixture
@@ -392,9 +392,5 @@ class _Probe:
         batch = [longest[place % len(longest)] for place in range(count)]
         compute(batch[:1])
         with measured(self._backbone.device) as usage:
-            each_batch(
-                [row.length for row in batch],
-                budget,
-                lambda positions: compute([batch[n] for n in positions]),
-            )
+            each_encoded(batch, budget, lambda places: compute([batch[n] for n in places]))
         return _Rate(usage.seconds / sum(row.length for row in batch), usage.bytes)

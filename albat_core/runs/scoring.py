@@ -5,7 +5,7 @@ from functools import cached_property
 
 from albat_core.backbones import backbone_identity
 from albat_core.backbones.config import BackboneConfig
-from albat_core.records.adapters import steps_in_all
+from albat_core.records.adapters import rate_found, steps_in_all
 from albat_core.records.runs import ADAPTATION_ONLY, LABELS
 from albat_core.records.selections import Selected
 from albat_core.runs.arms import mix, train
@@ -131,7 +131,8 @@ class Scoring:
         if inputs.new_share >= MOSTLY_NEW:
             start = None
         if start is not None:
-            config = continued(config, steps_in_all(self._store, start), inputs.new_share)
+            reached, found = steps_in_all(self._store, start), rate_found(self._store, start)
+            config = continued(config, reached, inputs.new_share, found or 1.0)
         training = train(
             self._steps,
             c,

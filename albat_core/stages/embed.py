@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from albat_core.backbones import embedder_identity, open_embedder
 from albat_core.backbones.base import Embedder, Encoded
-from albat_core.backbones.batches import each_batch
+from albat_core.backbones.batches import each_encoded
 from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
@@ -100,7 +100,7 @@ def embed_examples(
             vectors[batch] = found
             advance(len(batch))
 
-        each_batch([e.length for e in encoded], batch_tokens, embed)
+        each_encoded(encoded, batch_tokens, embed)
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise BackboneError(

@@ -1,7 +1,7 @@
 """An adapter trained on a mixture, as an artifact."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +11,17 @@ from albat_core.backbones import (
     open_backbone,
     release_backbones,
 )
-from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.base import Backbone
+from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.devices import lent_devices
+from albat_core.pictures import picture_pixels
 from albat_core.processes.group import ProcessGroup
 from albat_core.processes.launching import run_together
-from albat_core.records.adapters import STAGE, steps_in_all
+from albat_core.progress import show
+from albat_core.records.adapters import STAGE, rate_found, steps_in_all
 from albat_core.records.encodings import Encodings
 from albat_core.records.mixtures import generated_rows, read_mixture
+from albat_core.records.samples import STAGE as SAMPLES
 from albat_core.records.splits import VALIDATION, read_role, role_digest
 from albat_core.seeding import derive_seed
 from albat_core.store import storage
@@ -25,7 +29,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime, stage_key
 from albat_core.trackers import UNTRACKED, Tracking, followed_by
-from albat_core.trackers.base import Log, to_nobody
+from albat_core.trackers.base import Log, Picture, to_nobody
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
 STAGE_VERSION = 6
@@ -43,6 +47,8 @@ def finetune(
     start: ArtifactRef | None = None,
     like: ArtifactRef | None = None,
     tracking: Tracking = UNTRACKED,
+    prompts: Sequence[str] = (),
+    sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - it is frozen
 ) -> ArtifactRef:
     """Train an adapter on a mixture and keep it at its best step on the validation documents.
 
@@ -62,6 +68,8 @@ def finetune(
             ends (in proportion, where lengths differ); what was measured on the way to it is told
             of this one too. None: validation rows decide.
         tracking: where the curves are shown; of an adapter that is there, a point a look.
+        prompts: what is drawn on the way, where the settings say how often; by one process alone.
+        sampling: how.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -81,7 +89,9 @@ def finetune(
         "backbone": backbone_identity(backbone_config, runtime),
     } | ({"start": start.key} if start else {})
     penalty = penalty_weight(config, backbone_config)
-    settings = config.settings(without={"penalty", "epochs", "stretch"}, penalty=penalty, seed=seed)
+    settings = config.settings(
+        without={"penalty", "epochs", "stretch", "sample_every"}, penalty=penalty, seed=seed
+    )
     key = stage_key(STAGE, STAGE_VERSION, settings.named, inputs)
     checkpoint = storage.join(store.root, "checkpoints", f"{key}.safetensors")
 
@@ -103,10 +113,21 @@ def finetune(
             checkpoint=checkpoint,
         )
         if runtime.training_devices == 1:
-            return train(ProcessGroup(), log=followed.log)
+            return train(ProcessGroup(), log=followed.log, watch=watch)
         with lent_devices(runtime) as devices:
             release_backbones()
             return Built.model_validate(run_together(train, devices))
+
+    def watch(backbone: Backbone, step: int) -> None:
+        # the noise of the first samples in the report
+        made = backbone.generate(prompts, sampling, derive_seed(seed, SAMPLES, 0))
+        drawn = [(its.text or "", its.image or b"") for its in made]
+        show(label, step, drawn)
+        pictures = [
+            Picture(f"samples/{n}", prompt, picture_pixels(png))
+            for n, (prompt, png) in enumerate(drawn, 1)
+        ]
+        followed.show(pictures, step)
 
     with followed_by(tracking, label, key) as followed:
         ref = store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
@@ -115,6 +136,10 @@ def finetune(
             log_looks(facts["history"], followed.log)
     CheckpointFile(checkpoint).remove()
     return ref
+
+
+def watched_by_nobody(_backbone: Backbone, _step: int) -> None:
+    """Let a step go by."""
 
 
 def train_adapter(
@@ -133,6 +158,7 @@ def train_adapter(
     like: ArtifactRef | None,
     checkpoint: str,
     log: Log = to_nobody,
+    watch: Callable[[Backbone, int], None] = watched_by_nobody,
 ) -> Built:
     """Train as ``finetune`` does, in one process or in each of a group.
 
@@ -152,6 +178,7 @@ def train_adapter(
         like: see ``finetune``.
         checkpoint: file that the main process keeps the state in.
         log: see ``Trainer.train``; in processes of their own nobody is told.
+        watch: see ``Trainer.train``, given the backbone too.
     """
     from albat_core.training.checkpoint import (
         CheckpointFile,
@@ -182,7 +209,7 @@ def train_adapter(
             _end(store.manifest(like), config) if like else None,
             group,
         )
-        state = trainer.train(label, log)
+        state = trainer.train(label, log, partial(watch, backbone))
         if not group.is_main:
             return Built()
         parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
@@ -198,6 +225,8 @@ def train_adapter(
         "validation_loss": state.best_loss,
         "history": state.history,
     }
+    if (found := trainer.rate_found or (rate_found(store, start) if start else None)) is not None:
+        facts["rate_found"] = found
     if like:
         facts = {name: store.manifest(like).facts[name] for name in facts}
     facts |= {

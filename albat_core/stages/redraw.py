@@ -11,7 +11,7 @@ from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import adapted
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.errors import InputError
-from albat_core.pictures import picture_pixels
+from albat_core.pictures import picture_pixels, picture_size
 from albat_core.progress import track
 from albat_core.records.examples import Example, examples_to_table
 from albat_core.records.losses import LOSS_SCHEMA, LOSSES
@@ -66,6 +66,7 @@ def redraw_heldout(
     def build(folder: Path) -> Built:
         true = _evenly(_pictures(read_role(store, adaptation, TEST)), most)
         captions = [e.text or "" for e in true for _ in range(per_prompt)]
+        sizes = [picture_size(e.image or b"") for e in true for _ in range(per_prompt)]
         made: list[Example] = []
         with (
             open_backbone(backbone_config, runtime) as backbone,
@@ -73,9 +74,10 @@ def redraw_heldout(
             track(label, len(captions), "pictures") as advance,
         ):
             for start in range(0, len(captions), _BLOCK):
-                block = captions[start : start + _BLOCK]
-                made += backbone.generate(block, sampling, derive_seed(seed, STAGE, start))
-                advance(len(block))
+                block = slice(start, start + _BLOCK)
+                drawn = derive_seed(seed, STAGE, start)
+                made += backbone.generate(captions[block], sampling, drawn, sizes[block])
+                advance(len(captions[block]))
         named = [
             replace(e, example_id=f"redrawn/{n}", document=f"redrawn/{n}", source=STAGE)
             for n, e in enumerate(made)

@@ -9,7 +9,7 @@ made, and keep MLflow's run for the whole process, where trainings run side by s
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Annotated
@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
 
 from albat_core.errors import MissingDependencyError
 from albat_core.redaction import redacted
-from albat_core.trackers.base import Results, Tracker
+from albat_core.trackers.base import Picture, Results, Tracker
 from albat_core.trackers.mlflow import Mlflow
 from albat_core.trackers.tensorboard import TensorBoard
 from albat_core.trackers.trackio import Trackio
@@ -99,6 +99,10 @@ class Followed:
             step: >= the one before.
         """
         self._tell(lambda tracker: tracker.log(values, step) if step >= tracker.last else None)
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        """Show pictures that were drawn at a step, >= the one before."""
+        self._tell(lambda its: its.show(pictures, step) if step >= its.last else None)
 
     def keep(self, results: Results) -> None:
         """Keep what a run came to."""

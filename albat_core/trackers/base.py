@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 Row = Mapping[str, str | float | None]
 Log = Callable[[Mapping[str, float], int], None]
 """Takes points of curves by name, and the step that they are of; steps do not fall."""
@@ -30,6 +33,21 @@ class Results:
     table: Sequence[Row] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was drawn while an adapter was trained.
+
+    Args:
+        name: the same at each step, such as ``samples/1``.
+        caption: what it was drawn of.
+        pixels: (height, width, 3) RGB in [0, 255].
+    """
+
+    name: str
+    caption: str
+    pixels: NDArray[np.uint8]
 
 
 class Tracker(ABC):
@@ -67,6 +85,10 @@ class Tracker(ABC):
     @abstractmethod
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to each curve; steps do not fall."""
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        """Show pictures of a step; a tracker that has no place for them passes over them."""
+        del pictures, step
 
     @abstractmethod
     def keep(self, results: Results) -> None:

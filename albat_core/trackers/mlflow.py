@@ -4,10 +4,10 @@ import csv
 import io
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from albat_core.trackers.base import Results, Tracker
+from albat_core.trackers.base import Picture, Results, Tracker
 
 _KEY = "albat.key"
 _STARTING = threading.Lock()  # trainings side by side would each make the experiment
@@ -46,6 +46,11 @@ class Mlflow(Tracker):
         now = round(time.time() * 1000)  # milliseconds
         points = [Metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=points)
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        """See ``Tracker``."""
+        for picture in pictures:
+            self._client.log_image(self._run, picture.pixels, key=picture.name, step=step)
 
     def keep(self, results: Results) -> None:
         """See ``Tracker``."""

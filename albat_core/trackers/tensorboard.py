@@ -1,13 +1,13 @@
 """TensorBoard: event files in a folder, which ``tensorboard --logdir`` shows."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from albat_core.errors import ConfigError
 from albat_core.store import storage
-from albat_core.trackers.base import Results, Tracker
+from albat_core.trackers.base import Picture, Results, Tracker
 
 
 class TensorBoard(Tracker):
@@ -39,6 +39,13 @@ class TensorBoard(Tracker):
         for name, value in values.items():
             self._its.add_scalar(name, value, step)
         self._its.flush()  # so that it is seen while the training goes on
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        """See ``Tracker``."""
+        for picture in pictures:
+            self._its.add_image(picture.name, picture.pixels, step, dataformats="HWC")
+            self._its.add_text(picture.name, picture.caption, step)
+        self._its.flush()
 
     def keep(self, results: Results) -> None:
         """See ``Tracker``."""

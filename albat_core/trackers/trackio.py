@@ -1,9 +1,9 @@
 """trackio: a dashboard of Hugging Face's, on this machine (``trackio show``) or in a Space."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from albat_core.trackers.base import Results, Tracker
+from albat_core.trackers.base import Picture, Results, Tracker
 
 
 class Trackio(Tracker):
@@ -29,6 +29,13 @@ class Trackio(Tracker):
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See ``Tracker``."""
         self._its.log(dict(values), step=step)
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        """See ``Tracker``."""
+        import trackio
+
+        shown = {its.name: trackio.Image(its.pixels, caption=its.caption) for its in pictures}
+        self._its.log(shown, step=step)
 
     def keep(self, results: Results) -> None:
         """See ``Tracker``."""

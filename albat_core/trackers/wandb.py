@@ -2,13 +2,13 @@
 
 import html
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from albat_core.errors import ConfigError
 from albat_core.store import storage
-from albat_core.trackers.base import Results, Tracker
+from albat_core.trackers.base import Picture, Results, Tracker
 
 
 class WeightsAndBiases(Tracker):
@@ -56,6 +56,13 @@ class WeightsAndBiases(Tracker):
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See ``Tracker``."""
         self._its.log(dict(values), step=step)
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        """See ``Tracker``."""
+        import wandb
+
+        shown = {its.name: wandb.Image(its.pixels, caption=its.caption) for its in pictures}
+        self._its.log(shown, step=step)
 
     def keep(self, results: Results) -> None:
         """See ``Tracker``."""

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,11 @@ from albat_core.store import storage
 logger = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
+
+
+def aside(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return copies in the machine's memory: a device's is for what computes."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
 
 @dataclass
@@ -34,7 +41,8 @@ class TrainingState:
         passes: units that went through the model; a backward pass counts for two.
         parameters: adapter by name.
         best_parameters: adapter at ``best_step``.
-        moments: Adam's first and second moments by ``first/<name>`` and ``second/<name>``.
+        optimizer: tensors that the optimizer has learned, by ``<place>/<name>``.
+        optimizer_rest: all else that it has, see ``optimizer_state``.
         waypoints: adapter and moments at earlier evaluations, by ``<step>/parameters/<name>``,
             ``<step>/first/<name>`` and ``<step>/second/<name>``, where they are wanted.
     """
@@ -49,11 +57,12 @@ class TrainingState:
     passes: int = 0
     parameters: Tensors = field(default_factory=dict)
     best_parameters: Tensors = field(default_factory=dict)
-    moments: Tensors = field(default_factory=dict)
+    optimizer: Tensors = field(default_factory=dict)
+    optimizer_rest: dict[str, Any] = field(default_factory=dict)
     waypoints: Tensors = field(default_factory=dict)
 
 
-_GROUPS = ("parameters", "best_parameters", "moments", "waypoints")
+_GROUPS = ("parameters", "best_parameters", "optimizer", "waypoints")
 _BLANK = "0" * 64  # in the digest's place while the file's digest is computed
 
 
@@ -90,15 +99,16 @@ class CheckpointFile:
             if (got := hashlib.sha256(blank).hexdigest()) != said["sha256"]:
                 raise ValueError(f"expected SHA-256 {said['sha256'][:12]}, got {got[:12]}")
             state = TrainingState(**json.loads(said["state"]))
+            groups = {group: getattr(state, group) for group in _GROUPS}
+            for name, tensor in tensors.items():
+                group, _, key = name.partition("/")
+                groups[group][key] = tensor
         except FileNotFoundError:
             return None
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             told = "%s cannot be read (%s): training starts anew"
             logger.warning(told, redacted(self._uri), error)
             return None
-        for name, tensor in tensors.items():
-            group, _, key = name.partition("/")
-            getattr(state, group)[key] = tensor
         return state
 
     def remove(self) -> None:

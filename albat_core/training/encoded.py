@@ -1,10 +1,16 @@
 """Rows of a mixture as the backbone takes them, encoded as batches come to need them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from albat_core.backbones.base import Backbone, Encoded
+from albat_core.pictures import mirrored_picture
 from albat_core.records.examples import Example
 from albat_core.training.sampler import MixtureSampler
+from albat_core.training.variation import Variation
+
+Draw = tuple[int, bool]
+"""A row, and whether its picture is mirrored."""
 
 _AHEAD = 8192  # draws whose rows are read together: each row group once for them
 _KEPT = 1 << 25  # units of rows that are kept, at some 5 bytes a token
@@ -22,22 +28,29 @@ class EncodedRows:
     def __init__(self, backbone: Backbone, rows: Sequence[Example]) -> None:
         self._backbone = backbone
         self._rows = rows
-        self._kept: dict[int, Encoded] = {}
+        self._kept: dict[Draw, Encoded] = {}
 
-    def __getitem__(self, row: int) -> Encoded:
-        """Return a row that was fetched."""
-        return self._kept[row]
+    def __getitem__(self, draw: Draw) -> Encoded:
+        """Return what was fetched."""
+        return self._kept[draw]
 
-    def fetch(self, wanted: Iterable[int]) -> None:
-        """Encode rows that are not kept yet; others may be let go."""
+    def fetch(self, wanted: Iterable[Draw]) -> None:
+        """Encode draws that are not kept yet; others may be let go."""
         needed = set(wanted)
         if sum(e.length for e in self._kept.values()) > _KEPT:
             self._kept = {n: e for n, e in self._kept.items() if n in needed}
         missing = sorted(needed - self._kept.keys())
         for start in range(0, len(missing), _AT_ONCE):
             some = missing[start : start + _AT_ONCE]
-            encoded = self._backbone.encode([self._rows[n] for n in some])
+            encoded = self._backbone.encode([self._row(draw) for draw in some])
             self._kept |= dict(zip(some, encoded, strict=True))
+
+    def _row(self, draw: Draw) -> Example:
+        number, mirrored = draw
+        row = self._rows[number]
+        if not mirrored or row.image is None:
+            return row
+        return replace(row, image=mirrored_picture(row.image))
 
 
 class EncodedBatches:
@@ -49,6 +62,7 @@ class EncodedBatches:
         corpus: rows of the backbone's corpus.
         sampler: says which rows a step has.
         steps: of the training, beyond which no row is encoded.
+        variation: of pictures.
     """
 
     def __init__(
@@ -58,10 +72,13 @@ class EncodedBatches:
         corpus: Sequence[Example],
         sampler: MixtureSampler,
         steps: int,
+        variation: Variation = Variation(),  # noqa: B008 - it is frozen
     ) -> None:
+        self._backbone = backbone
         self._parts = EncodedRows(backbone, adaptation), EncodedRows(backbone, corpus)
         self._sampler = sampler
         self._steps = steps
+        self._variation = variation
         self._fetched = range(0)
 
     def batch(self, step: int) -> tuple[list[Encoded], list[Encoded]]:
@@ -74,8 +91,22 @@ class EncodedBatches:
         if step not in self._fetched:
             ahead = max(_AHEAD // self._sampler.batch_size, 1)
             self._fetched = range(step, min(step + ahead, self._steps))
-            drawn = [self._sampler.batch(n) for n in self._fetched]
+            drawn = [self._drawn(n) for n in self._fetched]
             own.fetch(n for rows, _ in drawn for n in rows)
             other.fetch(n for _, rows in drawn for n in rows)
-        drawn_own, drawn_other = self._sampler.batch(step)
-        return [own[n] for n in drawn_own], [other[n] for n in drawn_other]
+        draws = self._drawn(step)
+        found = [own[draw] for draw in draws[0]], [other[draw] for draw in draws[1]]
+        bare = iter(self._variation.uncaptioned(step, self._sampler.batch_size))
+        varied = [
+            [self._backbone.without_caption(e) if next(bare) else e for e in part] for part in found
+        ]
+        return varied[0], varied[1]
+
+    def _drawn(self, step: int) -> tuple[list[Draw], list[Draw]]:
+        """Return the adaptation rows and the corpus rows of a step, mirrored or not."""
+        own, other = self._sampler.batch(step)
+        mirrored = self._variation.mirrored(step, self._sampler.batch_size)
+        return (
+            list(zip(own, mirrored[: len(own)], strict=True)),
+            list(zip(other, mirrored[len(own) :], strict=True)),
+        )

@@ -2,10 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from albat_core.backbones.base import (
     forward_units,
     join_noise,
 )
-from albat_core.backbones.batches import each_batch, length_batches, packed
+from albat_core.backbones.batches import each_batch, encoded_batches, packed
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.processes.group import ProcessGroup
@@ -27,10 +26,18 @@ from albat_core.progress import track
 from albat_core.records.mixtures import Mixture
 from albat_core.seeding import derive_seed
 from albat_core.trackers.base import Log, to_nobody
-from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState
+from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState, aside
 from albat_core.training.config import FinetuneConfig, learning_rate
 from albat_core.training.encoded import EncodedBatches
+from albat_core.training.optimizers import (
+    adam_moments,
+    open_optimizer,
+    optimizer_state,
+    rate_found,
+    restore_optimizer,
+)
 from albat_core.training.sampler import MixtureSampler
+from albat_core.training.variation import Variation
 
 _PAUSE = 20  # times that writing a checkpoint took, at least, until the next: 5% of a training
 _REMEDY = (
@@ -38,6 +45,13 @@ _REMEDY = (
 )
 
 _CURVES = {"validation": "validation/loss", "train": "train/mean_loss"}
+
+
+Watch = Callable[[int], None]
+
+
+def watched_by_nobody(_step: int) -> None:
+    """Let a step go by."""
 
 
 def log_looks(history: Sequence[Mapping[str, float]], log: Log) -> None:
@@ -62,21 +76,6 @@ def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
     difference = each.sum() / n.sum()
     error = np.sqrt(np.square(each - difference * n).sum()) / n.sum()
     return bool(difference > 2 * error)
-
-
-def _groups(parameters: Mapping[str, torch.Tensor], times: float) -> list[dict[str, Any]]:
-    """Return an optimizer's groups: the factors B have so many times the learning rate."""
-    if times == 1:
-        return [{"params": list(parameters.values()), "times": 1.0}]
-    sorts: dict[float, list[torch.Tensor]] = {1.0: [], times: []}
-    for name, parameter in parameters.items():
-        sorts[times if ".lora_B." in f".{name}" else 1.0].append(parameter)
-    return [{"params": its, "times": factor} for factor, its in sorts.items()]
-
-
-def _aside(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Return copies in the machine's memory: a device's is for what computes."""
-    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
 
 class Trainer:
@@ -126,17 +125,16 @@ class Trainer:
             len(mixture.adaptation), mixture.weights, mixture.alpha, config.batch_size, seed
         )
         self._end = config.steps if until is None else until
+        variation = Variation(config.flip, config.caption_dropout, seed)
         self._batches = EncodedBatches(
-            backbone, mixture.adaptation, mixture.backbone, sampler, self._end
+            backbone, mixture.adaptation, mixture.backbone, sampler, self._end, variation
         )
         self._parameters = backbone.adapter_parameters()
-        self._optimizer = torch.optim.AdamW(
-            _groups(self._parameters, config.lora_plus),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
+        self._optimizer = open_optimizer(config, self._parameters)
 
-    def train(self, label: str, log: Log = to_nobody) -> TrainingState:
+    def train(
+        self, label: str, log: Log = to_nobody, watch: Watch = watched_by_nobody
+    ) -> TrainingState:
         """Train to the end and return what was measured; the adapter is left at its best step.
 
         Args:
@@ -144,6 +142,7 @@ class Trainer:
             log: takes ``train/loss`` and ``train/learning_rate`` of each step, and what
                 ``log_looks`` says of each look, as soon as they are there; losses in nats (or
                 squared error) per unit.
+            watch: called at each step that samples are wanted of.
 
         Raises:
             TrainingError: a loss is not finite.
@@ -160,10 +159,13 @@ class Trainer:
                 if state.step == end or self._stalled(state):
                     break
                 state.recent.append(self._step(state))
-                rate = learning_rate(self._config, state.step)
+                rate = learning_rate(self._config, state.step) * rate_found(self._optimizer)
                 state.step += 1
                 log({"train/loss": state.recent[-1], "train/learning_rate": rate}, state.step)
                 advance(1)
+                if self._config.sample_every and state.step % self._config.sample_every == 0:
+                    self._backbone.training(False)
+                    watch(state.step)
                 if self._group.is_main and (began := time.monotonic()) - saved > pause:
                     self._checkpoint.write(self._snapshot(state))
                     saved = time.monotonic()
@@ -207,7 +209,8 @@ class Trainer:
                 sequences = packed(lengths) if self._config.packing else alone
                 learn = partial(self._learn, share, noise, penalty, found, sequences)
                 lengths = [sum(lengths[n] for n in one) for one in sequences]
-                self._budget = each_batch(lengths, self._budget, learn)
+                shapes = [share[first].shape for first, *_ in sequences]
+                self._budget = each_batch(lengths, self._budget, learn, shapes)
         loss = self._summed(sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
@@ -227,7 +230,7 @@ class Trainer:
         """
         if self._group.size == 1:
             return batch, None
-        batches = length_batches([e.length for e in batch], self._config.batch_tokens)
+        batches = encoded_batches(batch, self._config.batch_tokens)
         mine = slice(self._group.rank, None, self._group.size)
         drawn = [self._backbone.draw_noise([batch[i] for i in positions]) for positions in batches]
         noise = join_noise([some for some in drawn if some is not None])
@@ -313,7 +316,7 @@ class Trainer:
         state.history.append(measured)
         if self._config.checkpoints and state.step:
             there = {f"parameters/{name}": value for name, value in self._copy().items()}
-            there |= _aside(self._moments())
+            there |= adam_moments(self._optimizer, self._parameters)
             state.waypoints |= {f"{state.step}/{name}": value for name, value in there.items()}
         state.worse = bool(state.history[1:]) and is_worse(totals, state.best_totals, units)
         if loss < state.best_loss:
@@ -338,7 +341,7 @@ class Trainer:
         return state.worse and waited >= self._config.patience * self._config.evaluate_every
 
     def _copy(self) -> Tensors:
-        return _aside(self._parameters)
+        return aside(self._parameters)
 
     def take_waypoint(self, state: TrainingState, step: int) -> Tensors:
         """Set the adapter to that of an earlier step, and return Adam's moments there."""
@@ -356,16 +359,15 @@ class Trainer:
             parameter.copy_(values[name])
 
     def _snapshot(self, state: TrainingState) -> TrainingState:
-        """Return the state with the adapter and the optimizer's moments in it."""
-        state.parameters, state.moments = self._copy(), self._moments()
+        """Return the state with the adapter and what the optimizer has learned in it."""
+        state.parameters = self._copy()
+        state.optimizer, state.optimizer_rest = optimizer_state(self._optimizer)
         return state
 
-    def _moments(self) -> Tensors:
-        return {
-            f"{moment}/{name}": self._optimizer.state[p].get(key, torch.zeros_like(p))
-            for name, p in self._parameters.items()
-            for moment, key in (("first", "exp_avg"), ("second", "exp_avg_sq"))
-        }
+    @property
+    def rate_found(self) -> float | None:
+        """What Prodigy multiplies learning rates by as yet; None of other optimizers."""
+        return rate_found(self._optimizer) if self._config.optimizer == "prodigy" else None
 
     def _restore(self) -> TrainingState:
         """Return the state to start from: the checkpoint's, where there is one that fits."""
@@ -375,12 +377,7 @@ class Trainer:
         if not self._all_at(state.step) or not state.step:
             return TrainingState()
         self._set(state.parameters)
-        for name, parameter in self._parameters.items():
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step)),
-                "exp_avg": state.moments[f"first/{name}"].to(parameter.device),
-                "exp_avg_sq": state.moments[f"second/{name}"].to(parameter.device),
-            }
+        restore_optimizer(self._optimizer, state.optimizer, state.optimizer_rest)
         return state
 
     def _all_at(self, step: int) -> bool:

@@ -102,3 +102,11 @@ def test_all_that_is_computed_is_the_same_on_a_small_device(
     for there, here in zip(whole, measured(another), strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
     assert max(sizes) == 2
+
+
+def test_batches_have_one_shape_and_keep_to_their_budget() -> None:
+    lengths = [12, 12, 16, 12, 12, 16]
+    shapes = [(4, 3), (3, 4), (4, 4), (4, 3), (3, 4), (4, 4)]
+    assert length_batches(lengths, 24, shapes) == [[2], [5], [1, 4], [0, 3]]
+    assert length_batches(lengths, 1000, shapes) == [[2, 5], [1, 4], [0, 3]]
+    assert length_batches(lengths, 1000) == [[2, 5, 0, 1, 3, 4]]

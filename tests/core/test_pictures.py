@@ -4,7 +4,7 @@ import io
 import struct
 import warnings
 import zlib
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -13,7 +13,16 @@ from PIL import Image, ImageCms
 from pydantic import ValidationError
 
 from albat_core.errors import InputError
-from albat_core.pictures import PictureConfig, check_picture, picture_pixels, prepare_picture
+from albat_core.pictures import (
+    PictureConfig,
+    check_picture,
+    mirrored_picture,
+    picture_pixels,
+    picture_size,
+    png_file,
+    prepare_picture,
+    side_by_side,
+)
 from tests.core.picture_files import encoded, pattern
 
 SIDE = 16
@@ -433,3 +442,82 @@ def test_sizes() -> None:
     assert PictureConfig().size == (512, 512)
     assert PictureConfig(resolution=(32, 48)).size == (32, 48)
     assert PictureConfig.model_validate_json('{"resolution": [32, 48]}').size == (32, 48)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PictureConfig(resolution=1024, buckets=64),
+        PictureConfig(resolution=(512, 768), buckets=64),
+        PictureConfig(resolution=16, buckets=8),
+        PictureConfig(resolution=70, buckets=8),
+    ],
+)
+def test_buckets_just_fit_the_area_both_ways_round(config: PictureConfig) -> None:
+    area, step = config.size[0] * config.size[1], config.buckets or 0
+    assert len(set(config.sizes)) == len(config.sizes) > 2
+    for height, width in config.sizes:
+        assert height % step == width % step == 0
+        assert (width, height) in config.sizes
+        assert height * width <= area < max((height + step) * width, height * (width + step))
+        assert max(height, width) <= 4 * min(height, width)
+
+
+def test_a_picture_has_the_bucket_of_its_own_shape() -> None:
+    config = PictureConfig(resolution=1024, buckets=64)
+    for size in config.sizes:
+        assert config.size_of(*size) == size
+        assert config.size_of(3 * size[0], 3 * size[1]) == size
+    assert config.size_of(10, 1000)[1] / config.size_of(10, 1000)[0] == 4
+    for height, width in product((300, 640, 1111), (300, 517, 900)):
+        tall, wide = config.size_of(height, width)
+        ratio = (height / width) / (tall / wide)
+        others = [(height / width) / (t / w) for t, w in config.sizes]
+        nearest = min(max(one, 1 / one) for one in others)
+        assert max(ratio, 1 / ratio) == pytest.approx(nearest)
+
+
+def test_without_buckets_all_have_one_size_and_no_key_is_another() -> None:
+    config = PictureConfig(resolution=(32, 64))
+    assert config.sizes == ((32, 64),)
+    assert config.size_of(1000, 10) == (32, 64)
+    assert PictureConfig().settings().named == {}
+
+
+def test_buckets_larger_than_a_side_are_refused() -> None:
+    with pytest.raises(ValidationError, match="at most the shorter side of resolution, 32"):
+        PictureConfig(resolution=(32, 128), buckets=64)
+
+
+def test_a_picture_is_resized_to_its_bucket_and_little_is_cut() -> None:
+    config = PictureConfig(resolution=64, buckets=16)
+    png, frame = prepare_picture(encoded(gradient(200, 90)), config, "here")
+    assert config.size_of(200, 90) == picture_size(png) == (80, 48)
+    assert frame == (200, 90, 13, 0)  # 107 x 48 before 27 rows are cut
+    pixels = picture_pixels(png)
+    assert pixels[:, 0, 1].max() < 12
+    assert pixels[:, -1, 1].min() > 243
+    assert 20 < pixels[0, 0, 0] < 40
+
+
+def gradient(height: int, width: int) -> NDArray[np.uint8]:
+    """Red that grows downwards, and green that grows to the right."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, height, dtype=np.uint8)[:, None]
+    pixels[..., 1] = np.linspace(0, 255, width, dtype=np.uint8)
+    return pixels
+
+
+def test_a_mirrored_picture_has_left_and_right_exchanged() -> None:
+    pixels = pattern(12, 20)
+    mirrored = picture_pixels(mirrored_picture(png_file(pixels)))
+    np.testing.assert_array_equal(mirrored, pixels[:, ::-1])
+    assert mirrored_picture(mirrored_picture(png_file(pixels))) == png_file(pixels)
+
+
+def test_pictures_side_by_side_are_no_larger_than_wanted() -> None:
+    one, other = png_file(pattern(12, 20)), png_file(pattern(128, 64))
+    row = picture_pixels(side_by_side([one, other], 64))
+    assert row.shape == (64, 20 + 1 + 32, 3)
+    np.testing.assert_array_equal(row[:12, :20], pattern(12, 20))
+    assert (row[12:, :20] == 255).all()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import socket
 import struct
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from albat_core import trackers
@@ -20,7 +22,8 @@ from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.stages.report import track_run
 from albat_core.store.artifacts import ArtifactStore
-from albat_core.trackers import TRACKERS, Tracking, check_tracker
+from albat_core.trackers import TRACKERS, Tracking, check_tracker, followed_by
+from albat_core.trackers.base import Picture
 from albat_core.trackers.tensorboard import TensorBoard
 from albat_core.training.config import learning_rate
 from tests.core.trainings import STEPS, StopsAt, Training, same
@@ -305,3 +308,54 @@ def test_what_a_tracker_lacks_is_told_before_the_run(
     with pytest.raises(MissingDependencyError) as raised:
         check_tracker("mlflow", str(places))
     assert "albat[tracking]" in raised.value.remedy
+
+
+def images_of_mlflow(_folder: Path) -> list[int]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name(PROJECT).experiment_id])
+    files = client.list_artifacts(run.info.run_id, "images")
+    return sorted(int(re.findall(r"step%(\d+)", f.path)[0]) for f in files if "png" in f.path)
+
+
+def images_of_tensorboard(folder: Path) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (place,) = (folder / "tensorboard").iterdir()
+    events = EventAccumulator(str(place)).Reload()
+    assert [(i.height, i.width) for i in events.Images("samples/1")] == [(8, 12)] * 2
+    return [image.step for image in events.Images("samples/1")]
+
+
+def images_of_trackio(_folder: Path) -> list[int]:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = SQLiteStorage.get_run_records(PROJECT)
+    rows = SQLiteStorage.get_logs(PROJECT, run["name"])
+    return [row["step"] for row in rows if "samples/1" in row]
+
+
+def images_of_wandb(folder: Path) -> list[int]:
+    return sorted(int(p.name.split("_")[1]) for p in folder.rglob("media/images/samples/1_*.png"))
+
+
+IMAGES = {
+    "mlflow": images_of_mlflow,
+    "tensorboard": images_of_tensorboard,
+    "trackio": images_of_trackio,
+    "wandb": images_of_wandb,
+}
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_pictures_are_shown_by_step(name: str, places: Path) -> None:
+    installed(name)
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    tracking = Tracking(to=(name,), project=PROJECT, folder=str(places))
+    with followed_by(tracking, "train", "0" * 32) as followed:
+        for step in (5, 10):
+            followed.log({"train/loss": 1.0}, step)
+            pixels = pixels + 100
+            followed.show([Picture("samples/1", "a dog", pixels)], step)
+    assert IMAGES[name](places) == [5, 10]

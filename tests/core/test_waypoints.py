@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ def test_the_last_waypoint_is_the_adapter_at_its_best_step(training: Training) -
     assert not any(same(*pair) for pair in itertools.combinations(adapters, 2))
 
 
+def moments_of(state: TrainingState, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """AdamW's moments of a checkpoint, whose optimizer numbers parameters in their order."""
+    keys = {"first": "exp_avg", "second": "exp_avg_sq"}
+    return {
+        f"{moment}/{name}": state.optimizer[f"{place}/{key}"]
+        for place, name in enumerate(names)
+        for moment, key in keys.items()
+    }
+
+
 def test_a_waypoint_is_what_the_training_had_then(training: Training, another: Training) -> None:
     """The reference: the state of a run that is stopped at that step."""
     ref = training.run(EVERY_STEP)
@@ -118,7 +129,6 @@ def test_a_waypoint_is_what_the_training_had_then(training: Training, another: T
         there = CheckpointFile(str(file)).read()
         assert there is not None
         assert there.step == step
-        assert same(found[step].moments, there.moments)
         assert found[step].learning_rate == learning_rate(EVERY_STEP, step - 1)
         with (
             open_backbone(training.backbone, training.runtime) as backbone,
@@ -126,6 +136,7 @@ def test_a_waypoint_is_what_the_training_had_then(training: Training, another: T
         ):
             parameters = {n: p.detach() for n, p in backbone.adapter_parameters().items()}
         assert same(parameters, there.parameters)
+        assert same(found[step].moments, moments_of(there, parameters))
         file.unlink()
 
 

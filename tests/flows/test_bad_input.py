@@ -35,6 +35,7 @@ from albat_core.stages.report import PAGE, read_results
 from albat_core.stages.retrieve import RetrievalConfig, retrieve_candidates
 from albat_core.stages.shard import STAGE as SHARDS
 from albat_core.store.artifacts import ArtifactStore, Built
+from albat_core.training import config as training
 from flows import checks
 from flows.checks import find_mistakes
 from flows.config import load_config
@@ -733,6 +734,27 @@ def test_the_default_learning_rate_is_told_of_where_the_backbone_is_large(
     [note] = notes(finetune={"learning_rate": 1e-4})
     assert note.startswith("surrogate.learning_rate: at the default")
     assert notes(surrogate={"learning_rate": 1e-4}) == []
+
+
+def test_the_default_learning_rate_is_told_of_where_prodigy_finds_its_own(tmp_path: Path) -> None:
+    told: list[str] = []
+    path = rewrite(write_run(tmp_path), {"finetune": {"optimizer": "prodigy"}})
+    assert find_mistakes(load_config(str(path)), warn=told.append) == []
+    [note] = told
+    assert note.startswith("finetune.learning_rate: at the default 0.002")
+    rewrite(path, {"finetune": {"optimizer": "prodigy", "learning_rate": 1.0}})
+    assert find_mistakes(load_config(str(path)), warn=told.append) == []
+    assert told == [note]
+
+
+def test_a_missing_optimizer_is_found_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rewrite(write_run(tmp_path), {"surrogate": {"optimizer": "adamw_8bit"}})
+    monkeypatch.setattr(training, "find_spec", lambda _: None)
+    (mistake,) = find_mistakes(load_config(str(path)))
+    assert "surrogate.optimizer: adamw_8bit" in str(mistake)
+    assert "albat[optimizers]" in mistake.remedy
 
 
 def test_that_a_corpus_which_is_not_embedded_has_copies_told_by_words_is_said(

@@ -1,5 +1,6 @@
 """Progress on Prefect's pages: not too often, to the end, and beside what a terminal shows."""
 
+import base64
 import re
 import time
 from collections.abc import Iterator
@@ -8,8 +9,10 @@ from itertools import pairwise
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 
+from albat_core.pictures import picture_pixels, png_file
 from albat_core.progress import Advance, Now, Silent, reporter, reporting_to
 from tasks import progress
 from tasks.progress import RunReporter, report_to_run
@@ -156,3 +159,36 @@ def test_whoever_shows_progress_already_goes_on() -> None:
         assert isinstance(outer, RunReporter)
         assert outer._beside is beside
     assert reporter() is before
+
+
+def test_what_is_drawn_is_an_artifact_that_holds_it(
+    sent: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        progress, "create_image_artifact", lambda url, **more: made.append({"url": url, **more})
+    )
+    white, black = (png_file(np.full((8, 8, 3), grey, np.uint8)) for grey in (255, 0))
+    RunReporter(Counts()).show("ALBAT, best step", 1200, [("a dog", white), ("a cat", black)])
+    [artifact] = made
+    kind, _, content = artifact["url"].partition(",")
+    assert kind == "data:image/png;base64"
+    pixels = picture_pixels(base64.b64decode(content))
+    np.testing.assert_array_equal(pixels[:, :8], 255)
+    np.testing.assert_array_equal(pixels[:, -8:], 0)
+    assert artifact["key"] == "samples-albat-best-step"
+    assert artifact["description"] == "ALBAT, best step, step 1,200\n\n1. a dog\n2. a cat"
+
+
+def test_drawings_that_cannot_be_shown_stop_no_work(
+    sent: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(url: str, **_: str) -> None:
+        asked.append(url)
+        raise OSError("no server")
+
+    monkeypatch.setattr(progress, "create_image_artifact", refuse)
+    RunReporter(Counts()).show("train", 1, [("a dog", png_file(np.zeros((8, 8, 3), np.uint8)))])
+    assert len(asked) == 1

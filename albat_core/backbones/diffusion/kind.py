@@ -31,6 +31,7 @@ pipeline = DiffusionPipeline.from_pretrained({path!r})
 pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
     needs_prompts: ClassVar[bool] = True
     writes_answers: ClassVar[bool] = False
+    draws_pictures: ClassVar[bool] = True
     told_by_words: ClassVar[bool] = False
     usual_penalty: ClassVar[float] = 0.0
     highest_alpha: ClassVar[float] = 0.5
@@ -89,7 +90,7 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
             )
         folder = backbone_folder(config)
         refuse_incomplete(folder)
-        refuse_indivisible(find_family(folder), folder, config.diffusion.picture.size, config.path)
+        refuse_indivisible(find_family(folder), folder, config.diffusion.picture, config.path)
         _captions(config)
 
     def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:

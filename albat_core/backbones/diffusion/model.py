@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from albat_core.backbones.diffusion.noise import (
 )
 from albat_core.backbones.folder import backbone_folder
 from albat_core.errors import BackboneError, InputError
-from albat_core.pictures import picture_pixels, png_file
+from albat_core.pictures import picture_pixels, picture_size, png_file
 from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
 
@@ -78,42 +80,82 @@ class DiffusionBackbone:
 
     @torch.inference_mode()
     def precompute(self, examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
-        """Return the latents of the pictures, (n, c, h, w): the mode of the VAE's posterior."""
-        vae = self._family.pipeline.vae
-        found = []
-        for start in range(0, len(examples), _VAE_BATCH):
-            pixels = np.stack([self._pixels(e) for e in examples[start : start + _VAE_BATCH]])
-            batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-            latents = vae.encode(batch.float() / 127.5 - 1).latent_dist.mode()
-            shift = getattr(vae.config, "shift_factor", None) or 0.0
-            found.append(((latents - shift) * vae.config.scaling_factor).cpu().numpy())
-        return {"latents": np.concatenate(found).astype(self._kept_dtype)}
+        """Return the latents of the pictures: the mode of the VAE's posterior.
 
-    def _pixels(self, example: Example) -> NDArray[np.uint8]:
+        Returns:
+            ``latents``: (n, c, h, w); with buckets (n, m), in each row its c h w values first, and
+            ``shape``: (n, 3), c, h and w.
+        """
+        sizes = [picture_size(self._png(e)) for e in examples]
+        order = sorted(range(len(examples)), key=lambda n: sizes[n])
+        found: list[NDArray[Any]] = [np.empty(0)] * len(examples)
+        for _, same in groupby(order, key=lambda n: sizes[n]):
+            alike = list(same)
+            for start in range(0, len(alike), _VAE_BATCH):
+                places = alike[start : start + _VAE_BATCH]
+                latents = self._encode_pixels(
+                    [picture_pixels(self._png(examples[n])) for n in places]
+                )
+                for n, one in zip(places, latents, strict=True):
+                    found[n] = one
+        if self._config.picture.buckets is None:
+            return {"latents": np.stack(found)}
+        rows = np.zeros((len(found), self._most_values(found[0].shape[0])), self._kept_dtype)
+        for row, one in zip(rows, found, strict=True):
+            row[: one.size] = one.reshape(-1)
+        return {"latents": rows, "shape": np.array([one.shape for one in found])}
+
+    def _encode_pixels(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+        """Return the latents of pictures of one size, (n, c, h, w)."""
+        vae = self._family.pipeline.vae
+        batch = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2)
+        latents = vae.encode(batch.float() / 127.5 - 1).latent_dist.mode()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        scaled = ((latents - shift) * vae.config.scaling_factor).cpu().numpy()
+        its: NDArray[Any] = scaled.astype(self._kept_dtype)
+        return its
+
+    def _most_values(self, channels: int) -> int:
+        """Return the values that latents of the largest pictures have."""
+        scale = self._family.pipeline.vae_scale_factor
+        return int(
+            max(channels * (h // scale) * (w // scale) for h, w in self._config.picture.sizes)
+        )
+
+    def _png(self, example: Example) -> bytes:
         if example.image is None:
             raise InputError(
                 "expected a picture, the example has none",
                 where=f"example {example.example_id}",
                 remedy="cut rows with this backbone",
             )
-        return picture_pixels(example.image)
+        return example.image
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Return latents, captions and frames; latents that are known are not computed again."""
         rows = [self.known.find(e) if self.known is not None else None for e in examples]
         missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
-            latents = self.precompute([examples[i] for i in missing])["latents"]
-            for i, one in zip(missing, latents, strict=True):
-                rows[i] = {"latents": one}
+            computed = self.precompute([examples[i] for i in missing])
+            for n, i in enumerate(missing):
+                rows[i] = {name: values[n] for name, values in computed.items()}
         return [self._encoded(e, row) for e, row in zip(examples, rows, strict=True) if row]
 
     def _encoded(self, example: Example, row: dict[str, NDArray[Any]]) -> Encoded:
         latents = row["latents"]  # as they are mapped: read when a batch needs them
-        size = self._config.picture.size
+        if "shape" in row:
+            channels, tall, wide = map(int, row["shape"])
+            latents = latents[: channels * tall * wide].reshape(channels, tall, wide)
+        scale = self._family.pipeline.vae_scale_factor
+        size = (latents.shape[1] * scale, latents.shape[2] * scale)
         frame = (*(example.frame or (*size, 0, 0)), *size)
         inputs = {"latents": latents, "caption": example.text or "", "frame": frame}
-        return Encoded(example.example_id, inputs, latents.shape[1] * latents.shape[2], 1)
+        length = latents.shape[1] * latents.shape[2]
+        return Encoded(example.example_id, inputs, length, 1, latents.shape)
+
+    def without_caption(self, encoded: Encoded) -> Encoded:
+        """Return the picture as one that has no caption."""
+        return replace(encoded, inputs=encoded.inputs | {"caption": ""})
 
     def _latents(self, batch: Sequence[Encoded]) -> torch.Tensor:
         latents = np.stack([e.inputs["latents"] for e in batch])
@@ -206,14 +248,15 @@ class DiffusionBackbone:
                 for n, u in enumerate(stratified_levels(fixed.levels))
             ]
         drawn = fixed or self._drawn(latents.shape)
-        return [self._schedule.noise(latents, drawn.noise.to(self.device), drawn.levels)]
+        noise = torch.stack(list(drawn.noise)).to(self.device)
+        return [self._schedule.noise(latents, noise, drawn.levels)]
 
     def _drawn(self, shape: Sequence[int]) -> DrawnNoise:
         """Draw levels and noise for latents of this shape, (n, c, h, w)."""
         levels, noise = drawn_levels(shape[0]), torch.randn(*shape)
         if self._config.noise_offset:
             noise += self._config.noise_offset * torch.randn(*shape[:2], 1, 1)
-        return DrawnNoise(levels, noise)
+        return DrawnNoise(levels, noise.unbind())
 
     def _predictions(
         self, noised: Sequence[Noised], condition: Condition
@@ -229,33 +272,49 @@ class DiffusionBackbone:
         noise = torch.randn(latents.shape[1:], generator=generator)
         return noise.to(self.device).expand_as(latents)
 
-    def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
+    def generate(
+        self,
+        prompts: Sequence[str],
+        config: SamplingConfig,
+        seed: int,
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> list[Example]:
         """Return a picture for each prompt, see ``Backbone``."""
-        height, width = self._config.picture.size
+        wanted = sizes or [self._config.picture.size] * len(prompts)
         self._captions.refuse_long(prompts)
-        made: list[Example] = []
-        for start in range(0, len(prompts), _SAMPLED_AT_ONCE):
-            batch = list(prompts[start : start + _SAMPLED_AT_ONCE])
-            places = range(start, start + len(batch))
-            with torch.no_grad(), self._precision():
-                images = self._family.pipeline(
-                    batch,
-                    height=height,
-                    width=width,
-                    num_inference_steps=config.steps,
-                    guidance_scale=config.guidance,
-                    generator=[torch_generator(seed, "generated", n) for n in places],
-                    output_type="np",
-                ).images
-            for n, prompt, pixels in zip(places, batch, images, strict=True):
-                image = png_file((np.nan_to_num(pixels) * 255).round().astype(np.uint8))
-                name = f"generated/{n}"
-                made.append(
-                    Example(
-                        name, name, "generated", prompt, image=image, frame=(height, width, 0, 0)
-                    )
-                )
-        return made
+        order = sorted(range(len(prompts)), key=lambda n: wanted[n])
+        made: dict[int, Example] = {}
+        for size, same in groupby(order, key=lambda n: wanted[n]):
+            alike = list(same)
+            for start in range(0, len(alike), _SAMPLED_AT_ONCE):
+                places = alike[start : start + _SAMPLED_AT_ONCE]
+                pictures = self._sampled([prompts[n] for n in places], size, config, seed, places)
+                for n, image in zip(places, pictures, strict=True):
+                    name = f"generated/{n}"
+                    frame = (*size, 0, 0)
+                    made[n] = Example(name, name, "generated", prompts[n], image=image, frame=frame)
+        return [made[n] for n in range(len(prompts))]
+
+    def _sampled(
+        self,
+        prompts: list[str],
+        size: tuple[int, int],
+        config: SamplingConfig,
+        seed: int,
+        places: Sequence[int],
+    ) -> list[bytes]:
+        """Return pictures of one size as PNG; the noise of each is its place's."""
+        with torch.no_grad(), self._precision():
+            images = self._family.pipeline(
+                prompts,
+                height=size[0],
+                width=size[1],
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance,
+                generator=[torch_generator(seed, "generated", n) for n in places],
+                output_type="np",
+            ).images
+        return [png_file((np.nan_to_num(one) * 255).round().astype(np.uint8)) for one in images]
 
     def opening(self) -> Question:
         """Raise: no chat is written."""

@@ -32,6 +32,7 @@ backbone = AutoModelForCausalLM.from_pretrained({path!r})
 model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
     needs_prompts: ClassVar[bool] = False
     writes_answers: ClassVar[bool] = True
+    draws_pictures: ClassVar[bool] = False
     told_by_words: ClassVar[bool] = True
     usual_penalty: ClassVar[float] = 0.3
     highest_alpha: ClassVar[float] = 0.9

@@ -155,6 +155,14 @@ class LanguageBackbone:
             hidden = hidden_states(self._model, ids, layers)
         return position_weighted_mean(hidden, [e.length for e in batch]).cpu()
 
+    def without_caption(self, encoded: Encoded) -> Encoded:
+        """Raise: texts have none."""
+        raise BackboneError(
+            "expected a picture with a caption, got a text",
+            where=f"example {encoded.example_id}",
+            remedy="leave finetune.caption_dropout and surrogate.caption_dropout out",
+        )
+
     def draw_noise(self, batch: Sequence[Encoded]) -> None:
         """Return None: there is no noise."""
         del batch
@@ -225,8 +233,15 @@ class LanguageBackbone:
         """The model, with its adapter if it has one."""
         return self._adapted if self._adapted is not None else self._model
 
-    def generate(self, prompts: Sequence[str], config: SamplingConfig, seed: int) -> list[Example]:
-        """Return a text for each prompt, see ``Backbone`` and ``write_texts``."""
+    def generate(
+        self,
+        prompts: Sequence[str],
+        config: SamplingConfig,
+        seed: int,
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> list[Example]:
+        """Return a text for each prompt, see ``Backbone`` and ``write_texts``; none has a size."""
+        del sizes
         with self._precision():
             return write_texts(self._whole, self._encoder, prompts, config, seed)
 

@@ -9,6 +9,7 @@ from albat_core.backbones.diffusion.families.sdxl import SDXL
 from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
 from albat_core.backbones.folder import PIPELINE_INDEX, refuse_other_kind
 from albat_core.errors import BackboneError
+from albat_core.pictures import PictureConfig
 
 FAMILIES: dict[str, type[Family]] = {f.pipeline_class: f for f in (StableDiffusion, SDXL, Flux)}
 
@@ -55,16 +56,22 @@ def _fits(family: type[Family], folder: Path) -> bool:
 
 
 def refuse_indivisible(
-    family: type[Family], folder: Path, size: tuple[int, int], where: str
+    family: type[Family], folder: Path, picture: PictureConfig, where: str
 ) -> None:
-    """Check that pictures of that height and width can be encoded.
+    """Check that pictures of the configured height and width, or of all buckets, can be encoded.
 
     Raises:
         BackboneError: a side is no multiple of what the backbone needs.
     """
     scale = 2 ** (len(read_config(folder, "vae").get("block_out_channels", [0])) - 1)
-    step = scale * family.patch
-    if any(side % step for side in size):
+    step, size, buckets = scale * family.patch, picture.size, picture.buckets
+    if buckets is not None and buckets % step:
+        raise BackboneError(
+            f"expected buckets divisible by {step}, got {buckets}",
+            where=where,
+            remedy="set backbone.diffusion.picture.buckets to a multiple of that",
+        )
+    if buckets is None and any(side % step for side in size):
         near = tuple(max(round(side / step), 1) * step for side in size)
         raise BackboneError(
             f"expected a height and width divisible by {step}, got {size[0]} x {size[1]}",
