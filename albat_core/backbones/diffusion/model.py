@@ -1,7 +1,7 @@
 """Text-to-image pipelines (diffusers) as backbones, with LoRA adapters in diffusers' format."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.diffusion.adapter import PipelineAdapter
 from albat_core.backbones.diffusion.captions import CaptionFitter, RowPreparation
 from albat_core.backbones.diffusion.families.base import Condition
+from albat_core.backbones.diffusion.hooks import output_of
 from albat_core.backbones.diffusion.loading import load_pipeline
 from albat_core.backbones.diffusion.noise import (
     Noised,
@@ -199,7 +200,7 @@ class DiffusionBackbone:
         noised = self._schedule.noise(latents, self._fixed(latents, 0, 0), level)
         condition = self._condition(batch, captioned=False)
         # what comes behind the middle need not be computed
-        with _output_of(self._family.pooled_module) as found, self._precision(), suppress(_Enough):
+        with output_of(self._family.pooled_module) as found, self._precision(), suppress(_Enough):
             self._family.predict(noised.latents, noised.timestep, condition)
         return self._family.pooled(found[0]).to("cpu", torch.float32)
 
@@ -380,23 +381,3 @@ def _losses(columns: Sequence[torch.Tensor]) -> Losses:
     """Return losses with a column (n,) for each noise level."""
     each = torch.stack(list(columns), dim=1)
     return Losses(each=each, mask=torch.ones_like(each, dtype=torch.bool))
-
-
-class _Enough(Exception):  # noqa: N818 - it is no error
-    """The output that was wanted is there."""
-
-
-@contextmanager
-def _output_of(module: torch.nn.Module) -> Iterator[list[Any]]:
-    """Catch a module's output, and end the forward pass there."""
-    found: list[Any] = []
-
-    def stop(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        found.append(output)
-        raise _Enough
-
-    handle = module.register_forward_hook(stop)
-    try:
-        yield found
-    finally:
-        handle.remove()
