@@ -13,7 +13,7 @@ class _Enough(Exception):  # noqa: N818 - it is no error
 
 @contextmanager
 def output_of(module: torch.nn.Module) -> Iterator[list[Any]]:
-    """Catch a module's output, and end the forward pass there."""
+    """Catch a module's output, and go on behind this context from there."""
     found: list[Any] = []
 
     def stop(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
@@ -23,5 +23,7 @@ def output_of(module: torch.nn.Module) -> Iterator[list[Any]]:
     handle = module.register_forward_hook(stop)
     try:
         yield found
+    except _Enough:
+        pass
     finally:
         handle.remove()

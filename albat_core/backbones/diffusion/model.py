@@ -1,7 +1,7 @@
 """Text-to-image pipelines (diffusers) as backbones, with LoRA adapters in diffusers' format."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -200,7 +200,7 @@ class DiffusionBackbone:
         noised = self._schedule.noise(latents, self._fixed(latents, 0, 0), level)
         condition = self._condition(batch, captioned=False)
         # what comes behind the middle need not be computed
-        with output_of(self._family.pooled_module) as found, self._precision(), suppress(_Enough):
+        with output_of(self._family.pooled_module) as found, self._precision():
             self._family.predict(noised.latents, noised.timestep, condition)
         return self._family.pooled(found[0]).to("cpu", torch.float32)
 
