@@ -1,7 +1,6 @@
 """Looks at a configuration and its inputs, in seconds, for all mistakes at once."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, ParamSpec
 
 from albat_core.backbones import (
@@ -14,44 +13,25 @@ from albat_core.backbones import (
     check_smaller,
     encoder_identity,
     open_splitter,
-    open_trap,
-    row_limit,
     weights_of,
 )
 from albat_core.devices import check_device_count, resolve_device
-from albat_core.errors import AlbatError, ConfigError, InputError
-from albat_core.measures.metrics import grade, metric_identity
-from albat_core.records.answers import prompt_and_answer
-from albat_core.records.examples import Example, example_content
+from albat_core.errors import AlbatError, ConfigError
 from albat_core.runs.config import RunConfig
 from albat_core.search import check_faiss
-from albat_core.sources.checks import PICTURES_LOOKED_AT, Look, look_at
-from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import find_problems
-from albat_core.sources.rows import is_used, read_rows
+from albat_core.sources.checks import Look, look_at
+from albat_core.sources.rows import is_used
 from albat_core.sources.vector_checks import check_vectors
-from albat_core.stages.answer import refuse_bare
-from albat_core.stages.shard import overlong
-from albat_core.stages.split import (
-    assign_roles,
-    refuse_common,
-    refuse_no_test,
-    refuse_repeated,
-    same_contents,
-)
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
 from albat_core.trackers import check_tracker
 from albat_core.training.config import FinetuneConfig, check_optimizer
 from flows.config import load_config, load_sound_part
+from flows.row_checks import Tell, check_asked, check_common, check_cut, check_split, try_metric
 
 Given = ParamSpec("Given")
-Tell = Callable[[str], object]
-_LETTERS_CUT = 200_000  # of a source, before anything is computed
 _MILLIONS = 100  # of a backbone's weights, above which the default learning rate is high
-_GRADED = 3  # rows on which a metric is tried
 _READ = 20  # rows of a source that two backbones have to read alike
-_COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
 
 def untold(_note: str) -> None:
@@ -124,7 +104,7 @@ def find_mistakes(
             used = (row.example for row in look.rows if sure and is_used(row.example, source))
             named["corpus" if role == "corpus" else "adaptation"] += [e.example_id for e in used]
             if not problems and not no_backbone and "backbone" not in unsound:
-                problems = _caught(_check_cut, look, source, config, notes, untold)
+                problems = _caught(check_cut, look, source, config, notes, untold)
             if problems:
                 spoilt.add(role)
             else:
@@ -134,14 +114,14 @@ def find_mistakes(
             for teller, note in said:
                 teller(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt and config.decontamination.enabled and config.decontamination.copies:
-        found += _caught(_check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], warn)
+        found += _caught(check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], warn)
     given = {} if "embedding" in unsound else config.embedding.vectors.given
     found += check_vectors(given, named)
     if not no_backbone and not {"backbone", "scoring", "surrogate"} & set(unsound):
         found += _smaller_problems(config, sound, warn)
     found += _metric_problems(config, spoilt, asked)
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
-        found += _caught(_check_split, config)
+        found += _caught(check_split, config)
     return found
 
 
@@ -296,110 +276,12 @@ def _in_role(role: str, error: AlbatError) -> AlbatError:
     return type(error)(error.message, f"{role}: {error.where}", error.remedy)
 
 
-def _rows(sources: Sequence[SourceConfig]) -> Iterator[Example]:
-    """Yield the rows that will be used; no file is digested."""
-    for source in sources:
-        for file in find_problems(source)[0]:
-            yield from (row for row in read_rows(file) if is_used(row, source))
-
-
 def _metric_problems(
     config: RunConfig, spoilt: Collection[str], asked: Sequence[Look]
 ) -> list[AlbatError]:
     """Return what is wrong with the metrics, or with the rows whose answers they compare."""
     metrics = () if "evaluation" in spoilt else config.evaluation.metrics
-    found = [error for name in metrics for error in _caught(_try_metric, name, asked)]
+    found = [error for name in metrics for error in _caught(try_metric, name, asked)]
     if metrics and not {"adaptation", "heldout"} & set(spoilt):
-        found += _caught(_check_asked, asked)
+        found += _caught(check_asked, asked)
     return found
-
-
-def _try_metric(name: str, looks: Sequence[Look]) -> None:
-    """Score what the first rows have as answers, and an empty answer to each."""
-    pairs = [prompt_and_answer(row.example) for look in looks for row in look.rows]
-    some = [pair for pair in pairs if pair is not None][:_GRADED]
-    if not some:
-        metric_identity(name)
-        return
-    prompts, references = ([pair[n] for pair in some] * 2 for n in (0, 1))
-    grade(name, references[: len(some)] + [""] * len(some), references, prompts)
-
-
-def _check_asked(looks: Sequence[Look]) -> None:
-    """Look whether there are prompts to answer: all rows of a source are of one kind."""
-    rows = [row for look in looks for row in look.rows]
-    answerable = sum(prompt_and_answer(row.example) is not None for row in rows)
-    if rows:
-        refuse_bare(answerable, len(rows), "evaluation.metrics")
-
-
-def _check_cut(
-    look: Look, source: SourceConfig, config: RunConfig, notes: list[str], untold: list[str]
-) -> None:
-    """Cut rows as the run will: chats need a template of the tokenizer's; add to the notes."""
-    split, trap = open_splitter(config.backbone).pieces, open_trap(config.backbone)
-    cut = unfit = tried = letters = 0
-    traps: list[str] = []
-    for row in look.rows:
-        if letters > _LETTERS_CUT or (row.picture is not None and tried == PICTURES_LOOKED_AT):
-            break
-        tried += 1
-        letters += len(row.example.text or "")
-        try:
-            example = row.whole()
-            if example.text and len(example.text) > _LETTERS_CUT:  # a book is cut anyway
-                example = replace(example, text=example.text[:_LETTERS_CUT])
-            pieces = split(example)
-        except InputError as error:
-            if row.picture is None or source.on_damaged == "refuse":
-                raise InputError(error.message, row.place, error.remedy) from error
-            continue
-        whole = [piece.example_id for piece in pieces] == [row.example.example_id]
-        if not whole and source.overlong == "refuse":
-            raise overlong(row, row_limit(config.backbone))
-        unfit += not pieces
-        cut += bool(pieces) and not whole
-        traps += [told for piece in pieces[:1] if (told := trap(piece))]
-    if traps:
-        untold.append(f"of {tried} rows tried, in {len(traps)} {traps[0]}")
-    limit = row_limit(config.backbone).amount if cut or unfit else ""
-    if cut:
-        notes.append(f"of {tried} rows tried, {cut} cut: over {limit}")
-    if unfit:
-        notes.append(
-            f"of {tried} rows tried, {unfit} skipped: no answer to learn, or no room for one in "
-            f"{limit}"
-        )
-
-
-def _check_common(corpus: Collection[str], own: Collection[str], warn: Tell) -> None:
-    """Look for files that are corpus and adaptation set, whose rows are left out as copies."""
-    common = sorted(set(corpus) & set(own))
-    if not common:
-        return
-    if len(common) == len(corpus):
-        raise InputError(
-            "expected rows that the adaptation set has not, all files of the corpus are its own",
-            where=f"corpus: {common[0]}",
-            remedy="name the backbone's own corpus; what both have is left out",
-        )
-    warn(f"corpus ({common[0]}): files of the adaptation set, left out as copies: {len(common)}")
-
-
-def _check_split(config: RunConfig) -> None:
-    """Divide the adaptation documents as the run will."""
-    own, other = (
-        [(r.example_id, r.source, r.document, example_content(r)) for r in _rows(sources)]
-        for sources in (config.adaptation, config.heldout)
-    )
-    refuse_repeated([row[:2] for row in own + other])
-    test = 0.0 if config.heldout else config.split.test
-    documents = [document for *_, document, _ in own]
-    refuse_common(documents, [document for *_, document, _ in other])
-    if 0 < len(own) + len(other) <= _COMPARED:  # of more, enough will be left
-        *_, every, contents = zip(*other, *own, strict=True)
-        same = same_contents(every, contents)
-        held = {same[document] for *_, document, _ in other}
-        documents = [same[name] for name in documents if same[name] not in held]
-    assign_roles(documents, config.split.model_copy(update={"test": test}), config.seed)
-    refuse_no_test(len(other) if config.heldout else test)
