@@ -143,8 +143,7 @@ def _gone_is_told(server: str) -> Iterator[None]:
         yield
     except ObjectNotFound as error:
         raise ServerGoneError(
-            "expected the Prefect server to know this run, it does not "
-            f"({str(error.http_exc).splitlines()[0]})",
+            f"expected the Prefect server to know this run, it does not ({error.http_exc})",
             where=server,
             remedy="somebody has deleted it, or the server has another database: run the same "
             "command again, what was finished is found",

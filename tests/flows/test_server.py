@@ -162,7 +162,7 @@ def test_a_server_that_fails_is_told_in_a_sentence() -> None:
             own_process._gone_is_told("there"),
         ):
             raise error
-    missing = httpx.HTTPStatusError("404\nmore", request=asked, response=httpx.Response(404))
+    missing = httpx.HTTPStatusError("404", request=asked, response=httpx.Response(404))
     with (
         pytest.raises(own_process.ServerGoneError, match=r"know this run.*\(404\)"),
         own_process._gone_is_told("there"),
