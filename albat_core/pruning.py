@@ -215,12 +215,14 @@ class Pruning:
             stem, _, ending = name.rpartition(".")
             beside_manifest = len(between) == 1 and _KEY.fullmatch(between[0])
             trained = (top, ending) == ("checkpoints", "safetensors") and _KEY.fullmatch(stem)
-            its_claim = self._store.claim(ArtifactRef(stage=ADAPTER, key=stem))
             if _UNFINISHED.fullmatch(name) and (top in _WRITTEN or beside_manifest):
                 yield Unneeded("unfinished file", self._uri(path), state.bytes)
             elif (top, ending) == (CLAIMS, "json") and self._uri(path) not in self._held:
                 yield Unneeded("claim", self._uri(path), state.bytes)
-            elif trained and its_claim not in self._held:
+            elif (
+                trained
+                and self._store.claim(ArtifactRef(stage=ADAPTER, key=stem)) not in self._held
+            ):
                 yield Unneeded("checkpoint", self._uri(path), state.bytes)
 
     def _drafts(self) -> Iterator[Unneeded]:
@@ -234,8 +236,14 @@ class Pruning:
                 yield Unneeded("draft", str(draft), _bytes(its))
 
     def _copies(self) -> Iterator[Unneeded]:
-        """Yield copies of remote artifacts, of whatever root, that were not used for long."""
-        for copy in storage.cache_folder("artifacts").glob("*/*/*"):
+        """Yield copies of what is remote, of whatever root, that were not used for long.
+
+        With them notes on local files, which are read again then.
+        """
+        copies = [*storage.cache_folder("artifacts").glob("*/*/*")]
+        for notes in ("backbones", "digests"):
+            copies += storage.cache_folder(notes).glob("*")
+        for copy in copies:
             its = _below(copy)
             if self._now - max(state.changed for state in its.values()) >= self._keeping.copies:
                 yield Unneeded("copy", str(copy), _bytes(its.values()))

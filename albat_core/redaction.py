@@ -11,12 +11,13 @@ _USER = re.compile(
     r")@"
 )
 _NAMES = (
-    r"[\w.-]*(?:token|secret|signature|passw|credential|api[_-]?key|access[_-]?key)[\w.-]*",
+    r"[\w.-]{0,64}(?:token|secret|signature|passw|credential|api[_-]?key|access[_-]?key)[\w.-]{0,64}",
     r"x-(?:amz|goog|oss|cos)-[\w-]+",
     r"sig|key|auth|pwd|pass|policy|expires|key-pair-id|googleaccessid",
+    r"jwt|code|session|sas|ticket|authkey|rlkey|dl_key|authorization|hdnea",
     r"s[eprtv]|spr|sk[a-z]{1,3}|skoid|sktid",  # of a signature of Azure's
 )
-_PARAMETER = re.compile(rf"(?<=[?&;])((?:{'|'.join(_NAMES)})=)[^&;#\s'\"<>]+", re.IGNORECASE)
+_PARAMETER = re.compile(rf"(?<=[?#&;])((?:{'|'.join(_NAMES)})=)[^&;#\s'\"<>]+", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import math
+import os
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,8 @@ from albat_core.errors import BackboneError
 from albat_core.store import fingerprints, storage, transfer
 from albat_core.store.digests import known_digest
 from albat_core.store.pointers import LONGEST, REMEDY, is_pointer
+
+logger = logging.getLogger(__name__)
 
 MODEL_CONFIG = "config.json"
 """Describes a transformers model."""
@@ -49,8 +53,7 @@ def model_folder(path: str, revision: str | None = None, taken: Collection[str] 
     folder = Path(path).expanduser()
     if storage.is_remote(path):
         _refuse_single_file(path)
-        name = fingerprints.tree_fingerprint(path)[:16]
-        folder = transfer.download(path, storage.cache_folder("backbones", name))
+        folder = _fetched(path)
     elif not folder.is_dir():
         _refuse_single_file(path)
         folder = _from_hub(path, revision)
@@ -74,6 +77,28 @@ def model_folder(path: str, revision: str | None = None, taken: Collection[str] 
             remedy="save the model with safe_serialization=True (of GGUF: `albat convert`): "
             "pickled weights are never read, nor such of other programs",
         )
+    return folder
+
+
+def _fetched(path: str) -> Path:
+    """Return a remote folder's copy on this machine, each file as it came."""
+    place = storage.cache_folder("backbones", fingerprints.tree_fingerprint(path)[:16])
+    folder = transfer.download(path, place)
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".part"]
+    there = {p.relative_to(folder).as_posix(): known_digest(str(p)) for p in files}
+    noted = place.with_name(f"{place.name}.json")
+    try:
+        came = json.loads(noted.read_bytes())
+    except (OSError, ValueError):
+        came = {}
+    if wrong := [name for name, digest in there.items() if came.get(name, digest) != digest]:
+        logger.warning("%s is not what was fetched: it is fetched again", folder / wrong[0])
+        transfer.download(path, place, again=wrong)
+        there |= {name: storage.digest(folder / name) for name in wrong}
+    if there != came:
+        storage.write_bytes(str(noted), json.dumps(there).encode())
+    for used in (folder, noted):  # when it was last
+        os.utime(used)
     return folder
 
 

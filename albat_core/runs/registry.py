@@ -121,7 +121,11 @@ class Registry:
             if not path.endswith(".json") or "@" in path or path.rpartition("/")[2][0] == ".":
                 continue
             try:
-                found.append(unsealed(Entry, storage.read_listed(f"{folder}/{path}")))
+                entry = unsealed(Entry, storage.read_listed(f"{folder}/{path}"))
+                place = f"{entry.run}/{entry.adapter.key}.json"
+                if place != (f"{run}/{path}" if run else path):
+                    raise ValueError(f"it is one of {place}")
+                found.append(entry)
             except ValueError as error:
                 broken.append(
                     ArtifactError(

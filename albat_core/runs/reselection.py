@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.errors import ArtifactError, ConfigError
 from albat_core.records.selections import Selected
-from albat_core.redaction import without_secrets
+from albat_core.redaction import redacted, without_secrets
 from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.store import storage
@@ -95,7 +95,8 @@ class Watches:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            logger.warning("%s cannot be read (%s): %s is selected anew", place, why(error), name)
+            shown = redacted(place)
+            logger.warning("%s cannot be read (%s): %s is selected anew", shown, why(error), name)
             return None
 
     def set_acted(self, name: str, acted: Acted) -> None:

@@ -16,6 +16,11 @@ from albat_core.store import fingerprints, storage
 Picture = bytes | str
 """A picture's file, or its address."""
 
+_LONGEST_NAME = 1024  # bytes between slashes, in a key of S3
+_ELSEWHERE = frozenset(
+    ["http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"]
+)
+"""Schemes of addresses that lie on no disk of this machine: fsspec has others."""
 _ROWS_LOOKED_AT = 16  # of a table, for whether its pictures are paths
 
 
@@ -44,6 +49,12 @@ def picture_of(value: Any, uri: str, where: str, config: SourceConfig) -> Pictur
             where=where,
             remedy="set image_column to the column with the pictures",
         )
+    if "\0" in value or max(map(len, value.encode().split(b"/"))) > _LONGEST_NAME:
+        raise InputError(
+            f"expected a path, got what no file is called: {value[:40]!r}",
+            where=where,
+            remedy="set image_column to the column with the pictures",
+        )
     folder = uri.rpartition("/")[0]
     whole = "://" in value or Path(value).is_absolute()
     address = value if whole else _spelt(folder, value.removeprefix("./"))
@@ -55,7 +66,7 @@ def _refuse_outside(address: str, root: str, where: str, config: SourceConfig) -
     """Refuse an address out of a folder: rows are others' data, and name what they like."""
     if _plain(address).startswith(_plain(root).rstrip("/") + "/"):
         return
-    elsewhere = storage.is_remote(address)
+    elsewhere = address.partition("://")[0] in _ELSEWHERE and "::" not in address
     if elsewhere and config.allow_urls:
         return
     remedy = "set image_root to the folder that the pictures are in"

@@ -45,7 +45,10 @@ def intact(uri: str) -> Iterator[None]:
     """Say what to do where a file is damaged, or a pointer of Git LFS lies in its place."""
     import pyarrow as pa
 
-    damage = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, pa.ArrowException)
+    damage = (
+        *(OSError, EOFError, RecursionError, zlib.error, lzma.LZMAError),
+        *(tarfile.TarError, pa.ArrowException),
+    )
     try:
         yield
     except (InputError, *damage) as error:

@@ -27,11 +27,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from albat_core.errors import AlbatError, ArtifactError, DamagedError
 from albat_core.progress import waited_seconds
-from albat_core.redaction import without_secrets
+from albat_core.redaction import redacted, without_secrets
 from albat_core.store import storage, transfer, verification
 from albat_core.store.claims import claimed
 from albat_core.store.drafts import PREFIX, new_draft
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 CLAIMS = "claims"
 _ASKED_ONE_BY_ONE = 32  # artifacts of a stage
+_NAME = "^[A-Za-z0-9_-]{1,64}$"  # of one folder: references come from files that others write
 
 
 class ArtifactRef(BaseModel):
@@ -59,8 +60,8 @@ class ArtifactRef(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: str
-    key: str
+    stage: str = Field(pattern=_NAME)
+    key: str = Field(pattern=_NAME)
     reused: bool = False
     """Whether this run found it finished; says nothing of the artifact itself."""
 
@@ -309,7 +310,7 @@ class ArtifactStore:
             storage.remove(storage.join(self.root, ref.stage, ref.key, MANIFEST))
         name, got = next(iter(wrong.items()))
         said = f"expected {place}/{name} with SHA-256 {written[name][:12]}, got {got[:12]}"
-        logger.warning("%s: %s; it counts as lost and is made again", ref, said)
+        logger.warning("%s: %s; it counts as lost and is made again", ref, redacted(said))
         raise DamagedError(
             said, where=str(ref), remedy="run the same command again: this artifact is made again"
         )
@@ -358,14 +359,15 @@ class ArtifactStore:
         for path in sorted(storage.file_sizes(self.root)):
             parts = path.split("/")
             if len(parts) == 3 and parts[2] == MANIFEST:
-                yield ArtifactRef(stage=parts[0], key=parts[1])
+                with suppress(ValidationError):  # a folder of somebody else's
+                    yield ArtifactRef(stage=parts[0], key=parts[1])
 
     def latest(self, stage: str, family: str) -> ArtifactRef | None:
         """Return the newest artifact of a family whose parts may be reused, if one is known."""
         try:
             content = json.loads(storage.read_bytes(self._latest_uri(stage, family)))
             ref = ArtifactRef(stage=stage, key=content["key"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return ref if self.find(ref) else None
 

@@ -39,7 +39,7 @@ class _Claim(BaseModel):
 
     host: str
     process: int = Field(gt=0)
-    renewed: float
+    renewed: float = Field(allow_inf_nan=False)
     """When it was written, POSIX time on its holder's clock; tells one renewal from another."""
     holder: str = ""
     """Its own, so that nobody gives up or renews another's."""
@@ -73,6 +73,9 @@ def claimed(uri: str, what: str, find: Callable[[], Found | None]) -> Iterator[F
                 advance(0)  # a person may ask to stop
                 time.sleep(_LOOK)
                 found = find()
+        if found is None and others.stays:
+            logger.warning("the claim %s cannot be taken away: on without one", uri)
+            break
     if found is not None:
         yield found
         return
@@ -127,6 +130,8 @@ class _Watched:
         self._uri = uri
         self._said: _Claim | None = None
         self._since = 0.0
+        self.stays = False
+        """Whether it cannot be removed."""
 
     def is_held(self) -> bool:
         """Tell whether the claim is renewed; one that is not is removed."""
@@ -139,6 +144,7 @@ class _Watched:
             return True
         if _read(self._uri) == claim:  # another who waits may have taken it over meanwhile
             _remove(self._uri)
+            self.stays = _read(self._uri) == claim
         return False
 
 

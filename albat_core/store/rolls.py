@@ -17,6 +17,7 @@ from albat_core.store.manifests import MANIFEST, Manifest, is_whole, read_manife
 logger = logging.getLogger(__name__)
 
 ROLLS = "rolls"
+_MOST = 1 << 16  # bytes of a manifest, of which a roll has some
 _WORTH_IT = 32  # manifests that were not in the roll, for it to be written anew
 
 _Roll = dict[str, tuple[list[float], str]]
@@ -35,7 +36,7 @@ def find_many(root: str, stage: str, keys: Collection[str]) -> dict[str, Manifes
     listed = storage.file_states(place)
     sizes = {name: state.bytes for name, state in listed.items()}
     there = {key: list(listed[n]) for key in keys if (n := f"{key}/{MANIFEST}") in listed}
-    noted = _read(root, stage)
+    noted = _read(root, stage, _MOST * (1 + len(listed)))
     said = {key: noted[key][1] for key, its in there.items() if noted.get(key, ([],))[0] == its}
     others = {name: sizes[name] for key in there.keys() - said if (name := f"{key}/{MANIFEST}")}
     read = {name[: -len(MANIFEST) - 1]: c for name, c in transfer.read_all(place, others).items()}
@@ -51,13 +52,15 @@ def find_many(root: str, stage: str, keys: Collection[str]) -> dict[str, Manifes
     return found
 
 
-def _read(root: str, stage: str) -> _Roll:
+def _read(root: str, stage: str, most: int) -> _Roll:
+    """Return what a roll says, nothing where it is longer than a roll of these artifacts."""
     try:
         content = storage.read_bytes(_place(root, stage))
-        return {key: (its, text) for key, its, text in json.loads(gzip.decompress(content))}
+        unpacked = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(content, most)
+        return {key: (its, text) for key, its, text in json.loads(unpacked)}
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, EOFError, OSError, zlib.error) as error:
+    except (ValueError, TypeError, OSError, RecursionError, zlib.error) as error:
         logger.debug("the roll of %s cannot be read: %s", stage, error)
         return {}
 

@@ -29,7 +29,10 @@ def unsealed(model: type[Record], content: bytes) -> Record:
     Raises:
         ValueError: it is no such record, or not as it was written.
     """
-    said = json.loads(content)
+    try:
+        said = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("brackets in brackets in brackets") from error
     if not isinstance(said, dict):
         raise ValueError("expected a JSON object")
     own = said.pop(_OWN_DIGEST, None)

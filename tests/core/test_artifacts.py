@@ -1,6 +1,7 @@
 """Artifacts: made once under the key of what made them, whole or not at all."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import ValidationError
 
 from albat_core.errors import ArtifactError, StorageFullError, TransientError
 from albat_core.store import artifacts, claims, rolls, storage, transfer
@@ -127,6 +129,16 @@ def rolled(store: ArtifactStore, build: Builder, monkeypatch: pytest.MonkeyPatch
     return refs, read
 
 
+@pytest.mark.parametrize("key", ["../../outside", "/outside", "", ".", "a\0", "a" * 5000, "a\n"])
+def test_a_reference_names_a_folder_below_its_stage(store: ArtifactStore, key: str) -> None:
+    for names in ({"stage": "words", "key": key}, {"stage": key, "key": "k"}):
+        with pytest.raises(ValidationError):
+            ArtifactRef.model_validate(names)
+    hint = storage.join(store.root, "latest", "words", "family.json")
+    storage.write_bytes(hint, json.dumps({"key": key}).encode())
+    assert store.latest("words", "family") is None
+
+
 def test_what_is_on_the_roll_is_not_read_again(store: ArtifactStore, rolled: Rolled) -> None:
     refs, read = rolled
     apart = {ref: store.find(ref) for ref in refs}
@@ -149,7 +161,7 @@ def test_the_roll_vouches_for_nothing_that_a_listing_does_not(
     assert read == [f"{again.key}/manifest.json"]
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "endless", "deep"])
 def test_a_roll_is_safe_to_lose(store: ArtifactStore, rolled: Rolled, damage: str) -> None:
     refs, read = rolled
     place = storage.join(store.root, "rolls", "words.json.gz")
@@ -158,6 +170,10 @@ def test_a_roll_is_safe_to_lose(store: ArtifactStore, rolled: Rolled, damage: st
         storage.remove(place)
     elif damage == "cut":
         storage.write_bytes(place, whole[:-20])
+    elif damage == "endless":
+        storage.write_bytes(place, gzip.compress(b" " * (64 << 20)))
+    elif damage == "deep":
+        storage.write_bytes(place, gzip.compress(b"[" * 100_000))
     for position in range(0, len(whole), 97) if damage == "flipped" else [0]:
         if damage == "flipped":
             changed = bytes([whole[position] ^ 16])

@@ -18,7 +18,9 @@ from transformers import (
 from albat_core.backbones import check_adapter, check_backbone
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.folder import model_folder
 from albat_core.errors import BackboneError
+from albat_core.store import storage
 from albat_core.store.stage import Runtime
 from tests.toys import save_backbone
 
@@ -112,3 +114,21 @@ def test_a_checkpoint_in_one_file_is_told_how_to_turn_into_a_folder(tmp_path: Pa
         said = said_of(path)
         assert "got a checkpoint in one file" in said
         assert 'StableDiffusionPipeline.from_single_file("dream.safetensors")' in said
+
+
+def test_damage_of_a_fetched_copy_is_mended_from_where_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for file in save_backbone(tmp_path / "backbone").iterdir():
+        storage.write_bytes(f"memory://{tmp_path}/{file.name}", file.read_bytes())
+    copy = model_folder(f"memory://{tmp_path}")
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+    assert model_folder(f"memory://{tmp_path}") == copy
+    assert weights.read_bytes() == whole
+    assert "is not what was fetched" in caplog.text
+    caplog.clear()
+    assert model_folder(f"memory://{tmp_path}") == copy
+    assert caplog.text == ""

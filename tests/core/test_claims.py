@@ -111,6 +111,7 @@ def test_a_claim_that_is_renewed_is_waited_for(claim: str, monkeypatch: pytest.M
         {"host": socket.gethostname(), "process": -1},
         {"process": None},
         {"renewed": "soon"},
+        {"renewed": float("nan")},
     ],
 )
 def test_a_claim_that_nobody_holds_is_taken_over(claim: str, content: dict[str, object]) -> None:
@@ -217,6 +218,17 @@ def test_a_storage_that_takes_no_claim_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / "claims").touch()  # where a folder should be
     with claimed(str(tmp_path / "claims" / "k.json"), "k", nothing) as found:
         assert found is None
+
+
+def test_a_claim_that_cannot_be_taken_away_holds_nobody_up(
+    claim: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(claim, renewed=0.0)
+    monkeypatch.setattr(claims, "_remove", lambda _: None)  # as where it is another user's
+    with claimed(claim, "k", nothing) as found:
+        assert found is None
+    assert "cannot be taken away" in caplog.text
+    assert json.loads(storage.read_bytes(claim))["host"] == "another"
 
 
 def test_a_claim_whose_answer_was_lost_is_its_writers_own(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from albat_core.errors import InputError
 from albat_core.records.examples import Example
 from albat_core.sources import files as input_files
 from albat_core.sources.checks import check_source
@@ -260,7 +261,8 @@ def test_columns_of_paths(pictures: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["/etc/hostname", "../0.png", "deep/../../0.png", "..\\0.png", "file:///etc/hostname",
-     "https://127.0.0.1:1/a.png", "s3://bucket/a.png", "memory://pool/a.png"],
+     "https://127.0.0.1:1/a.png", "s3://bucket/a.png", "memory://pool/a.png",
+     "local:///etc/hostname", "dir::file:///etc/hostname", "zip://a.png::s3://bucket/a.zip"],
 )  # fmt: skip
 def test_a_row_reads_nothing_out_of_its_folder(pictures: Path, name: str) -> None:
     (pictures / "table").mkdir()
@@ -269,9 +271,25 @@ def test_a_row_reads_nothing_out_of_its_folder(pictures: Path, name: str) -> Non
     told = refused(lambda: shown(table))
     assert f"expected a picture below {pictures}/table, got " in told
     assert "image_root" in told
-    assert ("allow_urls" in told) == ("://" in name and "file" not in name)
+    assert ("allow_urls" in told) == (name.partition("://")[0] in ("https", "s3", "memory"))
     (error,) = check_source(SourceConfig(path=str(table), image_column="image"))
     assert "expected a picture below" in error.message
+
+
+@pytest.mark.parametrize("name", ["local:///etc/hostname", "dir::file:///etc/hostname"])
+def test_an_address_that_may_be_asked_for_lies_on_no_disk_of_this_machine(
+    pictures: Path, name: str
+) -> None:
+    table = write_jsonl(pictures / "r.jsonl", [{"text": "t", "image": name}])
+    assert "expected a picture below" in refused(lambda: shown(table, allow_urls=True))
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "a" * 5000 + ".png"])
+def test_what_is_no_name_of_a_file_is_told(pictures: Path, name: str) -> None:
+    table = write_jsonl(pictures / "r.jsonl", [{"text": "t", "image": name}])
+    assert "expected a p" in refused(lambda: shown(table))
+    problems = check_source(SourceConfig(path=str(table), image_column="image"))
+    assert all(isinstance(problem, InputError) for problem in problems)
 
 
 def test_folders_and_addresses_are_read_where_that_is_allowed(pictures: Path) -> None:

@@ -247,6 +247,19 @@ def test_copies_that_were_not_used_for_long_go(store: ArtifactStore) -> None:
     assert prune(store) == (set(), [])
 
 
+@pytest.mark.usefixtures("later")
+def test_copies_of_backbones_and_notes_that_were_not_used_for_long_go(store: ArtifactStore) -> None:
+    model = storage.cache_folder("backbones", "0123") / "model.safetensors"
+    notes = storage.cache_folder("digests", "4567")
+    for path in (model, notes):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    assert prune(store) == (set(), [])
+    for path in (model, model.parent, notes):
+        os.utime(path, (0, 0))
+    assert prune(store)[0] == {f"copy {model.parent}", f"copy {notes}"}
+
+
 def draft(parent: Path, process: int, prefix: str = "") -> Path:
     parent.mkdir(exist_ok=True, parents=True)
     made = parent / f"{prefix}{drafts._here()}.{process}.abc"

@@ -336,7 +336,7 @@ def test_what_would_fill_the_memory_is_refused(
 ) -> None:
     """Small compressed, and endless."""
     for module in (base, json_file, text, webdataset):
-        for limit in ("LONGEST_ROW", "LONGEST_FILE", "_LONGEST_NAME"):
+        for limit in ("LONGEST_ROW", "LONGEST_LINE", "LONGEST_FILE", "_LONGEST_NAME"):
             monkeypatch.setattr(module, limit, 1 << 20, raising=False)
     much = "a" * (3 << 20)
     contents = {

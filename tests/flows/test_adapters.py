@@ -1,5 +1,6 @@
 """Commands about finished adapters, on a registry with two of them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -113,11 +114,23 @@ def test_one_broken_entry_does_not_hide_the_others(
     albat: Albat, names: tuple[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "registry" / "cancer" / "broken.json").write_text("{")
+    (tmp_path / "registry" / "cancer" / "deep.json").write_text("[" * 100_000)
+    whole = next((tmp_path / "registry" / "cancer").glob(f"{names[0].partition('/')[2]}*.json"))
+    (tmp_path / "registry" / "another").mkdir()
+    (tmp_path / "registry" / "another" / whole.name).write_bytes(whole.read_bytes())
+    outside = json.loads(whole.read_bytes()) | {"adapter": {"stage": "adapter", "key": "../../x"}}
+    outside.pop("sha256")
+    (tmp_path / "registry" / "cancer" / "outside.json").write_text(json.dumps(outside))
     (tmp_path / "registry" / "cancer@production.json").write_text('{"adapter": ""}')
     outcome = albat("list", "--root", tmp_path)
     assert outcome.code == 0
-    assert all(name in outcome.out for name in names)
+    assert all(outcome.out.count(name) == 1 for name in names)
     assert "production" not in outcome.out
+    assert Registry(ArtifactStore(str(tmp_path))).entries("another") == []
+    _, broken = Registry(ArtifactStore(str(tmp_path))).read_entries()
+    said = [error.where.rpartition("/registry/")[2] for error in broken]
+    there = ["another/" + whole.name, *(f"cancer/{n}.json" for n in ("broken", "deep", "outside"))]
+    assert sorted(said) == there
 
 
 def test_pruning_says_what_would_go_and_removes_it_when_told(

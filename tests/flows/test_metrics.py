@@ -275,7 +275,7 @@ def test_the_benchmark_has_a_column_for_each_metric(
         "| ROUGE-L, higher is better; gain | exact match, higher is better; gain "
         "| long_answers, higher is better; gain |"
     )
-    assert {line.count("|") for line in (heading, rule, *lines)} == {10}
+    assert {line.count("|") for line in (heading, rule, *lines)} == {11}
     without = [run.model_copy(update={"grades": ()}) for run in runs]
     plain = rows_of(kept, without, seed=0)
     assert [row.loss for row in plain] == [row.loss for row in found]

@@ -20,6 +20,8 @@ HEAD = 200
 BUFFER = 1 << 20  # bytes read at once
 LONGEST_ROW = 256 << 20
 """Bytes of a row at most: a small compressed file may hold a line of gigabytes."""
+LONGEST_LINE = 32 << 20
+"""Bytes of a line of a table: as JSON or CSV it may take thirty times as many in memory."""
 LONGEST_FILE = 1 << 30
 """Bytes of a file that is read whole, at most."""
 EXACT = 2**53
@@ -126,9 +128,9 @@ def decoded_lines(
     """Yield decoded lines with their ends, a byte order mark taken off.
 
     Raises:
-        InputError: one is no text, or longer than ``longest`` bytes (``LONGEST_ROW``).
+        InputError: one is no text, or longer than ``longest`` bytes (``LONGEST_LINE``).
     """
-    longest = longest or LONGEST_ROW
+    longest = longest or LONGEST_LINE
     buffered = io.BufferedReader(file, BUFFER)  # type: ignore[type-var] # any IO[bytes] will do
     # a binary file may have no line end for gigabytes, so the first block is looked at as such
     refuse_binary(buffered.peek(), uri, form)
