@@ -1,5 +1,6 @@
 """Secrets in addresses, left out of all that is shown, logged or kept; the address itself stays."""
 
+import logging
 import re
 from typing import Any
 
@@ -18,6 +19,8 @@ _NAMES = (
     r"s[eprtv]|spr|sk[a-z]{1,3}|skoid|sktid",  # of a signature of Azure's
 )
 _PARAMETER = re.compile(rf"(?<=[?#&;])((?:{'|'.join(_NAMES)})=)[^&;#\s'\"<>]+", re.IGNORECASE)
+_OURS = frozenset({"albat_core", "tasks", "flows"})
+"""Packages whose log lines have no secrets."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
@@ -44,3 +47,19 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(without_secrets(each) for each in value)
     return value
+
+
+def _redact_logs() -> None:
+    """Leave the secrets out of all that this project's loggers are told from now on."""
+    make = logging.getLogRecordFactory()
+
+    def redacting(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if record.name.partition(".")[0] in _OURS:
+            record.msg, record.args = redacted(record.getMessage()), None
+        return record
+
+    logging.setLogRecordFactory(redacting)
+
+
+_redact_logs()

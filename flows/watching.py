@@ -18,6 +18,7 @@ from prefect.states import Crashed
 from prefect.variables import Variable
 
 from albat_core.errors import AlbatError, TransientError
+from albat_core.redaction import redacted
 from albat_core.runs.config import RunConfig
 from albat_core.runs.goals import Outcome
 from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint, note_finished
@@ -73,8 +74,9 @@ def _others_go_on(name: str, failed: list[str]) -> Iterator[None]:
         yield
     except Exception as error:  # whatever it is, it is this one's
         said = str(error) if isinstance(error, AlbatError) else f"{type(error).__name__}: {error}"
-        get_run_logger().error("%s: %s", name, said)
-        failed.append(f"{name}: {said}")
+        said = redacted(f"{name}: {said}")
+        get_run_logger().error("%s", said)
+        failed.append(said)
 
 
 def _remembered() -> list[str]:

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from decimal import Decimal
 
 from albat_core.errors import InputError
-from albat_core.sources.formats import FORMATS
-from albat_core.sources.formats.base import Advance, Columns, Row, refuse_pointer
+from albat_core.sources.formats import COMPRESSED, FORMATS
+from albat_core.sources.formats.base import BUFFER, Advance, Columns, Row, refuse_pointer
 from albat_core.store import storage
 from albat_core.store.pointers import LONGEST
 
 _MAYBE_NAN = (float, Decimal)
+_READ_ON = 256 << 20  # bytes of a packed file at most, for its checksum
 
 
 def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iterator[Row]:
@@ -43,26 +44,44 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
 @contextmanager
 def intact(uri: str) -> Iterator[None]:
     """Say what to do where a file is damaged, or a pointer of Git LFS lies in its place."""
-    import pyarrow as pa
-
-    damage = (
-        *(OSError, EOFError, RecursionError, zlib.error, lzma.LZMAError),
-        *(tarfile.TarError, pa.ArrowException),
-    )
+    expected: tuple[type[Exception], ...] = (InputError, *_damage())
     try:
         yield
-    except (InputError, *damage) as error:
+    except expected as error:
         if _of_storage(error):
             raise
         with storage.open_binary(uri) as whatever:
             refuse_pointer(whatever.read(LONGEST), uri)
-        if isinstance(error, InputError):
+        cause = _damage_behind(uri) if isinstance(error, InputError) else error
+        if cause is None:
             raise
         raise InputError(
-            f"the file is damaged or truncated ({type(error).__name__}: {error})",
+            f"the file is damaged or truncated ({type(cause).__name__}: {cause})",
             where=uri,
             remedy="write or copy it again",
         ) from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """Return what decoders raise of content that is not what was written."""
+    import pyarrow as pa
+
+    packed = (OSError, EOFError, zlib.error, lzma.LZMAError)
+    return (*packed, RecursionError, tarfile.TarError, pa.ArrowException)
+
+
+def _damage_behind(uri: str) -> Exception | None:
+    """Return what the checksum of a packed file says, which stands behind what was read of it."""
+    if not storage.without_query(uri).lower().endswith(COMPRESSED):
+        return None
+    try:
+        with storage.open_binary(uri, decompress=True) as file:
+            for _ in range(_READ_ON // BUFFER):
+                if not file.read(BUFFER):
+                    break
+    except _damage() as damage:
+        return None if _of_storage(damage) else damage
+    return None
 
 
 def _of_storage(error: Exception) -> bool:

@@ -11,6 +11,7 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
@@ -238,6 +239,18 @@ def test_damage_of_a_remote_file_is_told_apart_from_storage_that_fails(
         monkeypatch.setattr(type(opened._file), "read", fail)  # type: ignore[attr-defined]
     with pytest.raises(TransientError, match="connection lost"):
         list(stream_rows(uri, "jsonl", None, lambda _: None))
+
+
+def test_damage_that_a_parser_meets_before_the_checksum_is_told(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).integers(10**9, size=200_000)
+    whole = gzip.compress("".join(f'{{"text": "{n}"}}\n' for n in numbers).encode())
+    path, said = tmp_path / "r.jsonl.gz", set()
+    for place in range(len(whole) // 40, len(whole) // 4, len(whole) // 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError) as caught:
+            list(stream_rows(str(path), "jsonl", None, lambda _: None))
+        said.add(caught.value.message.partition(" (")[0])
+    assert said == {"the file is damaged or truncated"}
 
 
 def test_damage_of_a_remote_table_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Secrets of addresses: what is left out, and what is none."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def test_an_error_says_no_secret() -> None:
     error = InputError(f"no answer from {SIGNED}", where=SIGNED, remedy=f"look at {SIGNED}")
     assert SECRET not in str(error) + repr(error) + str(error.args)
     assert "https://host/data/a.jsonl?part=1" in error.where
+
+
+def test_a_log_line_says_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("albat_core.store", "flows.watching", "tasks.stages"):
+        logging.getLogger(name).warning("%s cannot be read: %s", SIGNED, ValueError(SIGNED))
+    assert len(caplog.messages) == 3
+    assert SECRET not in caplog.text
+    assert "part=1" in caplog.text
 
 
 def test_a_new_signature_changes_no_setting() -> None:
