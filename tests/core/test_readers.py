@@ -375,6 +375,32 @@ def test_what_would_fill_the_memory_is_refused(
     assert peak < 3 * len(much)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.txt"},
+        {"GNU.sparse.map": "0,1,2,3", "GNU.sparse.size": "9"},
+        {"GNU.sparse.size": "many"},
+        {"size": "many"},
+    ],
+)
+def test_strange_headers_of_an_archive_are_told(tmp_path: Path, headers: dict[str, str]) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("0.txt")
+        member.size, member.pax_headers = 600, headers
+        archive.addfile(member, io.BytesIO(b"1\n" * 300))
+    told = refused(lambda: rows_of(path))
+    assert "damaged" in told
+
+
+def test_many_names_of_one_member_are_told(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1
+    (tmp_path / "a.tar").write_bytes((header.tobuf() + b"a".ljust(512, b"\0")) * 5000)
+    assert "damaged" in refused(lambda: rows_of(tmp_path / "a.tar"))
+
+
 def test_file_that_is_gone(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "r.jsonl", ROWS)
     file = only(SourceConfig(path=str(path)))

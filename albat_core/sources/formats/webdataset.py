@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, ClassVar, NoReturn, Self
 
 from albat_core.errors import InputError
 from albat_core.sources.formats.base import (
@@ -73,6 +73,13 @@ class _Header(tarfile.TarInfo):
         member: Self = super()._proc_member(tarfile_)  # type: ignore[misc]
         return member
 
+    def _refuse_sparse(self, *_: object) -> NoReturn:
+        """A map of holes may be longer than the archive, and no picture has any."""
+        raise tarfile.ReadError(f"a sparse file at byte {self.offset}")
+
+    _proc_sparse = _proc_gnusparse_00 = _refuse_sparse
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
         start = tarfile_.offset
@@ -83,6 +90,8 @@ class _Header(tarfile.TarInfo):
                 raise
             why = "no header of a member" if start else "no tar archive"
             raise tarfile.ReadError(f"{why} at byte {start}: {error}") from error
+        except ValueError as error:  # of a number in an extended header
+            raise tarfile.ReadError(f"no number in a header at byte {start}: {error}") from error
 
 
 def _samples(
