@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from albat_core.records.runs import ALBAT, StageRun
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
-from albat_core.runs.reselection import data_fingerprint, note_finished
+from albat_core.runs.reselection import Watches, data_fingerprint, note_finished
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.finding import UnfinishedError, only_finding
 
@@ -39,7 +39,7 @@ def reach(goal: Goal, chain: Chain) -> Outcome:
 
 
 def find_reached(goal: Goal, config: RunConfig) -> Outcome | None:
-    """Return what a run came to where all of it is finished; results are put into place again.
+    """Return what a run came to where all of it is finished; results are put in place again.
 
     Args:
         goal: see ``reach``.
@@ -48,6 +48,8 @@ def find_reached(goal: Goal, config: RunConfig) -> Outcome | None:
     Raises:
         AlbatError: an input or an artifact cannot be read.
     """
+    if goal == "albat" and Watches(config.runtime.root).acted(config.name) is None:
+        return None  # it never came to its end: what there is of it would be looked for twice
     with only_finding(), ArtifactStore(config.runtime.root).in_use():
         try:
             return reach(goal, Chain(config))

@@ -183,7 +183,7 @@ class LanguageBackbone:
         read = self._head.read(self._whole, rows)
         with self._precision():
             each = token_losses(self._head.logits, read, rows.targets)
-        return self._placed(each, batch)
+        return _placed(each, self._mask(rows, batch))
 
     def losses_with_divergence(
         self,
@@ -205,7 +205,8 @@ class LanguageBackbone:
             each, moved = token_losses_and_divergence(
                 self._head.logits, before, after, rows.targets
             )
-        return self._placed(each, batch), self._placed(moved, batch)
+        mask = self._mask(rows, batch)
+        return _placed(each, mask), _placed(moved, mask)
 
     def _rows(self, batch: Sequence[Encoded], joined: Sequence[int] | None = None) -> TokenRows:
         """Return examples as the model reads them: each in a row, or several joined in one."""
@@ -222,11 +223,11 @@ class LanguageBackbone:
             rows = (values.view(1, -1) for values in rows)
         return TokenRows(*rows)
 
-    def _placed(self, each: torch.Tensor, batch: Sequence[Encoded]) -> Losses:
-        """Return numbers (m,) of the m tokens of a batch that carry loss as its losses."""
-        mask = self._padded([e.inputs["loss_mask"] for e in batch])[:, 1:].to(torch.bool)
-        whole = torch.zeros_like(mask, dtype=torch.float32)
-        return Losses(each=whole.masked_scatter(mask, each), mask=mask)
+    def _mask(self, rows: TokenRows, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Return which tokens but the first carry loss, (n, t - 1), an example in a row."""
+        if rows.positions is None:
+            return rows.mask
+        return self._padded([e.inputs["loss_mask"] for e in batch])[:, 1:].to(torch.bool)
 
     @property
     def _whole(self) -> Any:
@@ -324,6 +325,12 @@ class LanguageBackbone:
         """Compute activations again in the backward pass rather than keep them."""
         self._computes_twice = True
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _placed(each: torch.Tensor, mask: torch.Tensor) -> Losses:
+    """Return numbers (m,) of the m tokens that carry loss as losses of a batch."""
+    whole = torch.zeros_like(mask, dtype=torch.float32)
+    return Losses(each=whole.masked_scatter(mask, each), mask=mask)
 
 
 @contextmanager
