@@ -1,6 +1,7 @@
 """The efficacy benchmark: every scorer and every fair baseline, on several seeds, as a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -78,8 +79,9 @@ def measure_situation(
 ) -> list[ArmResult]:
     """Train and evaluate every arm of a situation with one seed, or find them finished.
 
-    Each is trained at every learning rate that is configured, those without corpus also with and
-    without the penalty; validation documents choose.
+    The surrogate is trained at the middle one of the learning rates, the others at the surrogate's,
+    and each at its neighbours for as long as the loss on validation documents falls; then those
+    without corpus without the penalty.
 
     Args:
         situation: the task.
@@ -93,32 +95,71 @@ def measure_situation(
     results: dict[str, ArmResult] = {}
     arms = 5 + len(config.scorers) + len(config.alphas) + len(config.shares)
     with track(f"{situation.name}, seed {seed}", arms, ARMS) as advance:
-        rates = [{"learning_rate": chosen[ALBAT].surrogate}] if chosen else _rates(config)
-        tried = [with_settings(run, surrogate=rate) for rate in rates]
-        run = min(tried, key=lambda its: _validation_loss(store, Chain(its).surrogate))
+        if chosen:
+            run = with_settings(run, surrogate={"learning_rate": chosen[ALBAT].surrogate})
+        else:
+            run = _tuned_surrogate(run, config.learning_rates, store)
         for arm in _arms(run, config, results):
-            trainings = arm.tried
-            if chosen and trainings:
-                trainings = [trainings[0] | chosen[arm.name].training]
-            tried = [with_settings(arm.run, finetune=its) for its in trainings] or [arm.run]
-            best = tried[0]
-            if len(tried) > 1:
-                best = min(tried, key=lambda its: _looked(store, its, arm.role))
+            best = arm.run
+            if chosen and arm.name != UNTOUCHED:
+                best = with_settings(best, finetune=chosen[arm.name].training)
+            elif arm.tuned:
+                best = _tuned(arm, config, store)
             results[arm.name] = _result(situation.name, arm.name, Chain(best), arm.role, store)
             advance(1)
     return list(results.values())
 
 
-def _rates(config: EfficacyConfig) -> list[dict[str, Any]]:
-    """Return what each learning rate changes in a training's settings."""
-    return [{"learning_rate": rate} for rate in config.learning_rates] or [{}]
+def _tuned_surrogate(run: RunConfig, rates: Sequence[float], store: ArtifactStore) -> RunConfig:
+    """Return a run with the best learning rate of its surrogate."""
+
+    def at(rate: float) -> RunConfig:
+        return with_settings(run, surrogate={"learning_rate": rate})
+
+    def loss(rate: float) -> float:
+        return _validation_loss(store, Chain(at(rate)).surrogate)
+
+    return at(lowest(sorted(rates), len(rates) // 2, loss)) if rates else run
 
 
-def _looked(store: ArtifactStore, run: RunConfig, role: str) -> float:
-    """Return the validation loss of an arm that is trained without those documents."""
-    adapter = Chain(run.model_copy(update={"refit": False})).arms.adapter(role)
-    assert adapter is not None  # only the untouched arm has none
-    return _validation_loss(store, adapter)
+def _tuned(arm: "_Arm", config: EfficacyConfig, store: ArtifactStore) -> RunConfig:
+    """Return an arm's run with its best learning rate and, without corpus, the better penalty."""
+
+    def loss(run: RunConfig) -> float:  # of an adapter that has not seen these documents
+        adapter = Chain(run.model_copy(update={"refit": False})).arms.adapter(arm.role)
+        assert adapter is not None  # only the untouched arm has none
+        return _validation_loss(store, adapter)
+
+    def at(**training: float) -> RunConfig:
+        return with_settings(arm.run, finetune=training)
+
+    alone = arm.role == ADAPTATION_ONLY
+    own = {"penalty": config.penalty} if alone else {}
+    if rates := sorted(config.learning_rates):
+        start = rates.index(arm.run.surrogate.learning_rate)
+        rate = lowest(rates, start, lambda rate: loss(at(learning_rate=rate, **own)))
+        own["learning_rate"] = rate
+    best = at(**own)
+    if alone:
+        best = min(at(**own | {"penalty": 0.0}), best, key=loss)
+    return best
+
+
+def lowest(rates: Sequence[float], start: int, loss: Callable[[float], float]) -> float:
+    """Return the learning rate of the lowest loss where that has one valley; of equals, the lower.
+
+    Args:
+        rates: in ascending order.
+        start: position of the one to begin with.
+        loss: computed of those that are come to, often of less than all.
+    """
+    loss, at = cache(loss), start
+    while at + 1 < len(rates) and loss(rates[at + 1]) < loss(rates[at]):
+        at += 1
+    if at == start:
+        while at > 0 and loss(rates[at - 1]) <= loss(rates[at]):
+            at -= 1
+    return rates[at]
 
 
 def _validation_loss(store: ArtifactStore, adapter: ArtifactRef) -> float:
@@ -131,8 +172,8 @@ class _Arm(NamedTuple):
     run: RunConfig
     role: str
     """Which of the run's arms it is."""
-    tried: Sequence[dict[str, Any]] = ()
-    """Settings of its training, of which validation documents choose."""
+    tuned: bool = False
+    """Whether validation documents choose the settings of its training."""
 
 
 def _arms(
@@ -145,26 +186,25 @@ def _arms(
         config: of the benchmark.
         results: of the arms yielded so far, on which later ones depend.
     """
-    rates = _rates(config)
-    alone = [rate | {"penalty": weight} for rate in rates for weight in (0.0, config.penalty)]
     yield _Arm(UNTOUCHED, run, UNTOUCHED)
-    yield _Arm(ADAPTATION_ONLY, run, ADAPTATION_ONLY, alone)
-    yield _Arm(ALBAT, run, ALBAT, rates)
+    yield _Arm(ADAPTATION_ONLY, run, ADAPTATION_ONLY, True)
+    yield _Arm(ALBAT, run, ALBAT, True)
     own, mixed = results[ADAPTATION_ONLY], results[ALBAT]
     steps = round(run.finetune.steps * mixed.passes / own.passes)
-    yield _Arm("more_steps", run, ADAPTATION_ONLY, [own.training | {"steps": steps}])
+    longer = with_settings(run, finetune=own.training | {"steps": steps})
+    yield _Arm("more_steps", longer, ADAPTATION_ONLY)
     alpha = Chain(run).alpha  # ALBAT's adapter may be that of adaptation data alone
     for scorer in (Random(), *config.scorers):
         settings = {section: dict(its) for section, its in scorer.published.items()}
         settings["scoring"] = {"scorer": scorer}
         settings["mixture"] = {"alpha": alpha, "fall_back": False}
-        yield _Arm(scorer.name, with_settings(run, **settings), ALBAT, rates)
+        yield _Arm(scorer.name, with_settings(run, **settings), ALBAT, True)
     for each in config.alphas:
         at = with_settings(run, mixture={"alpha": each, "fall_back": False})
-        yield _Arm(f"alpha {each:g}", at, ALBAT, rates)
+        yield _Arm(f"alpha {each:g}", at, ALBAT, True)
     for share in config.shares:
         name = ALL_DATA if share == 1 else f"share {share:g}"
-        yield _Arm(name, with_settings(run, split={"use": share}), ADAPTATION_ONLY, alone)
+        yield _Arm(name, with_settings(run, split={"use": share}), ADAPTATION_ONLY, True)
 
 
 def compute_of(chain: Chain, store: ArtifactStore) -> tuple[int, float]:

@@ -40,8 +40,9 @@ class EfficacyConfig(StageConfig):
     """Larger shares of the documents that are not held out, for the curve of adaptation data
     only; the arms have `split.use` of them."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Learning rates that each arm, and the surrogate, is trained at; the one with the lowest loss
-    on validation documents of the first seed counts. None: the one that is configured."""
+    """Learning rates of which each arm, and the surrogate, has its best; validation documents of
+    the first seed choose, from the middle one on for as long as the loss falls. None: the
+    configured one."""
     penalty: float = Field(0.3, gt=0)
     """Weight of the penalty towards the backbone's outputs, which arms without corpus are trained
     both with and without; validation documents of the first seed choose."""

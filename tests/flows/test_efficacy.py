@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from albat_core.benchmark.arms import LABELS, measure_situation, with_settings
+from albat_core.benchmark.arms import LABELS, lowest, measure_situation, with_settings
 from albat_core.benchmark.chart import CHART
 from albat_core.benchmark.config import EfficacyConfig
 from albat_core.benchmark.table import RESULTS, TABLE, Row, data_multiplier, table, tabulate
@@ -76,6 +76,26 @@ def test_keys_of_before_are_told_their_new_names(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"'mixture\.rows' is now 'selection\.rows'"):
         load_efficacy(str(path))
+
+
+@pytest.mark.parametrize("start", range(5))
+@pytest.mark.parametrize("valley", range(5))
+def test_a_rate_is_tried_for_as_long_as_the_loss_falls(start: int, valley: int) -> None:
+    rates, tried = (1.0, 2.0, 4.0, 8.0, 16.0), set()
+
+    def loss(rate: float) -> float:
+        tried.add(rate)
+        return abs(np.log2(rate) - valley)
+
+    assert lowest(rates, start, loss) == rates[valley]
+    assert (
+        len(tried) <= abs(start - valley) + 3
+    )  # its neighbours too, one of them on the other side
+
+
+def test_of_equal_losses_the_lower_rate_is_taken() -> None:
+    assert lowest((1.0, 2.0, 4.0), 1, lambda rate: 0.0) == 1.0
+    assert lowest((1.0, 2.0, 4.0), 2, {1.0: 1.0, 2.0: 0.0, 4.0: 0.0}.__getitem__) == 2.0
 
 
 @pytest.fixture(scope="module")
