@@ -335,8 +335,12 @@ def _placed(each: torch.Tensor, mask: torch.Tensor) -> Losses:
 
 @contextmanager
 def _disabled(model: Any) -> Iterator[None]:
-    with model.disable_adapter():
+    layers = model.base_model  # the model's own way looks at each layer first, in every step
+    layers.disable_adapter_layers()
+    try:
         yield
+    finally:
+        layers.enable_adapter_layers()
 
 
 def described(config: BackboneConfig) -> Any:
