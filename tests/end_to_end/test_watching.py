@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
@@ -10,6 +11,8 @@ from uuid import uuid4
 
 import pytest
 from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled, State
 
@@ -134,6 +137,26 @@ def test_a_run_whose_data_is_gone_does_not_stop_the_others(
     with pytest.raises(AlbatError, match=r"a-first-one.*gone\.jsonl"):
         watch_adaptation(run.runtime.root)
     assert watches.acted("toy") is not None
+
+
+def test_of_twenty_who_see_a_change_at_once_one_run_is_made(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    run = watched(tmp_path, threshold=1.0)
+    watches = Watches(run.runtime.root)
+    with get_client(sync_client=True) as client:
+        made = client.create_deployment(flow_id=client.create_flow(reselect), name="reselect")
+        try:
+            with ThreadPoolExecutor(20) as watchers:
+                names = list(
+                    watchers.map(lambda _: watching.start_reselection(run, "1", watches), range(20))
+                )
+            its = DeploymentFilter(id=DeploymentFilterId(any_=[made]))
+            runs = client.read_flow_runs(deployment_filter=its)
+        finally:
+            client.delete_deployment(made)
+    assert len(set(names)) == 1
+    assert [each.name for each in runs] == names[:1]
 
 
 def test_data_is_acted_on_once_it_has_settled(
