@@ -31,7 +31,8 @@ from albat_core.records.shards import iterate_part
 from albat_core.records.splits import TRAIN, read_role
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
-from albat_core.search import EmbeddingSpace, VectorIndex, Vectors, recall
+from albat_core.search.index import VectorIndex, recall
+from albat_core.search.space import EmbeddingSpace, Vectors
 from albat_core.stages.embed import EmbeddingConfig, embed_examples
 from albat_core.stages.prefilter import likeness
 from albat_core.stages.retrieve import distinct_neighbours, take_candidates

@@ -15,9 +15,11 @@ from albat_core.records.indexes import load_index
 from albat_core.records.shards import Part
 from albat_core.records.vectors import STAGE, VECTORS, EmbeddedPart, load_vectors
 from albat_core.runs.chain import Chain
-from albat_core.search import ExactSearch, Vectors, recall
+from albat_core.search.config import IndexConfig
+from albat_core.search.index import ExactSearch, recall
+from albat_core.search.space import Vectors
 from albat_core.seeding import numpy_generator
-from albat_core.stages.index import IndexConfig, build_index
+from albat_core.stages.index import build_index
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from flows.config import load_config

@@ -20,7 +20,7 @@ from albat_core.backbones import open_backbone
 from albat_core.measures.copies import first_pictures
 from albat_core.pictures import picture_colours, prepare_picture
 from albat_core.records.examples import Example
-from albat_core.search import EmbeddingSpace
+from albat_core.search.space import EmbeddingSpace
 from albat_core.stages.embed import embed_examples
 from flows.config import load_config
 

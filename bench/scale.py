@@ -28,10 +28,11 @@ from albat_core.records import indexes
 from albat_core.records.shards import Part
 from albat_core.records.vectors import STAGE, VECTORS, EmbeddedPart
 from albat_core.runs.chain import Chain
-from albat_core.search import ExactSearch
+from albat_core.search.config import IndexConfig
+from albat_core.search.index import ExactSearch
 from albat_core.seeding import numpy_generator
 from albat_core.stages import index as index_stage
-from albat_core.stages.index import IndexConfig, build_index
+from albat_core.stages.index import build_index
 from albat_core.store import digests, verification
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -164,7 +165,7 @@ def built_and_grown(
             measuring, adding = _Clock(), _Clock()
             with (
                 measuring.on(ExactSearch, "add"),
-                measuring.on(index_stage, "_enough_probes"),
+                measuring.on(index_stage, "enough_probes"),
                 adding.on(index_stage.VectorIndex, "add"),
             ):
                 made: list[ArtifactRef] = []

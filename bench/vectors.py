@@ -41,8 +41,9 @@ def allocated() -> int:
 
 
 @contextmanager
-def _told(rows: int) -> Iterator[None]:
-    """Print CPU µs a row, and memory at its peak in MB, of the work inside."""
+def cost() -> Iterator[list[float]]:
+    """Give a list that gets CPU seconds, and memory at its peak in MB, of the work inside."""
+    told: list[float] = []
     before = peak = allocated()
     done = threading.Event()
 
@@ -55,12 +56,12 @@ def _told(rows: int) -> Iterator[None]:
     looking.start()
     began = time.process_time()
     try:
-        yield
+        yield told
     finally:
         seconds = time.process_time() - began
         done.set()
         looking.join()
-    print(f"{seconds / rows * 1e6:.1f} {max(peak - before, 0) / 1e6:.0f}")
+        told += [seconds, max(peak - before, 0) / 1e6]
 
 
 def write(folder: Path, rows: int) -> None:
@@ -114,17 +115,18 @@ def child(step: str, folder: Path) -> None:
         return match_vectors(parts, [kept()], runtime)
 
     if step == "keep":
-        with _told(rows):
+        with cost() as told:
             kept()
     elif step == "match":
         kept()
-        with _told(rows):
+        with cost() as told:
             matched()
     else:
         files, matches = {0: kept()}, matched()
-        with _told(rows):
+        with cost() as told:
             for number, part in enumerate(parts):
                 adopt_part(part, "", number * PART, matches, files, runtime)
+    print(f"{told[0] / rows * 1e6:.1f} {told[1]:.0f}")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from albat_core.backbones import (
 from albat_core.devices import check_device_count, resolve_device
 from albat_core.errors import AlbatError, ConfigError
 from albat_core.runs.config import RunConfig
-from albat_core.search import check_faiss
+from albat_core.search.index import check_faiss
 from albat_core.sources.checks import Look, look_at
 from albat_core.sources.rows import is_used
 from albat_core.sources.vector_checks import check_vectors

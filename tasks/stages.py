@@ -52,6 +52,8 @@ _ON_DEVICE = {
     embed.find_embedded: lift(embed.find_embedded, "look for embeddings"),
     embed.embed_queries: lift(embed.embed_queries, "embed rows", "embed {label}"),
     space.compare_spaces: lift(space.compare_spaces, "compare vectors with the encoder's"),
+    index.learn_cells: lift(index.learn_cells, "learn cells"),
+    index.code_rows: lift(index.code_rows, "code rows", "code {label}"),
     index.build_index: lift(index.build_index, "index the corpus"),
     retrieve.retrieve_candidates: lift(retrieve.retrieve_candidates, "retrieve candidates"),
     score.score_part: lift(score.score_part, "score", "score {label}"),
@@ -72,6 +74,7 @@ _ON_DEVICE = {
     fidelity.measure_fidelity: lift(fidelity.measure_fidelity, "measure", "measure: {label}"),
 }
 _ELSEWHERE = {
+    index.find_index: lift(index.find_index, "look for an index"),
     files.find_files: lift(files.find_files, "find files"),
     vectors.find_vectors: lift(vectors.find_vectors, "find vectors"),
     adopt.keep_vectors: lift(adopt.keep_vectors, "read vectors", "read {file.name}"),

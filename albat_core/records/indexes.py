@@ -8,15 +8,79 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from albat_core.records.shards import Part, locate
-from albat_core.search import EmbeddingSpace, Moments, VectorIndex
+from albat_core.search.index import Positions, VectorIndex
+from albat_core.search.space import EmbeddingSpace, Moments, Vectors
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 
-STAGE = "index"
+STAGE, CELLS, CODES = "index", "cells", "codes"
 _FAISS_FILE, _SPACE_FILE, _PARTS_FILE = "index.faiss", "space.npz", "parts.json"
+_QUERIES_FILE = "queries.npz"  # of cells, whose index is empty
 _VECTORS_FILE = "vectors.npy"  # of an index that has codes only
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What an index learns before its rows are added, and the rows its recall is measured with.
+
+    Args:
+        space: that vectors are brought to.
+        index: with cells, and of rows none, or those of some groups.
+        queries: (q, d) float32, projected rows of the corpus.
+        own: (q,) int64, where they lie in it.
+    """
+
+    space: EmbeddingSpace
+    index: VectorIndex
+    queries: Vectors
+    own: Positions
+
+
+class Coded(BaseModel):
+    """Cells, and rows that were added to them group by group, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cells: ArtifactRef
+    groups: tuple[ArtifactRef, ...] = ()
+
+
+def write_cells(folder: Path, cells: Cells) -> None:
+    """Write cells that were learnt."""
+    cells.index.save(folder / _FAISS_FILE)
+    np.savez(folder / _SPACE_FILE, mean=cells.space.mean, whitening=cells.space.whitening)
+    np.savez(folder / _QUERIES_FILE, queries=cells.queries, own=cells.own)
+
+
+def load_cells(store: ArtifactStore, ref: ArtifactRef, runtime: Runtime) -> Cells:
+    """Load cells that were learnt."""
+    return load_coded(store, Coded(cells=ref), runtime)
+
+
+def load_coded(store: ArtifactStore, coded: Coded, runtime: Runtime) -> Cells:
+    """Load cells with the rows of some groups, in order."""
+    folder = store.folder(coded.cells)
+    groups = (store.folder(ref) / _FAISS_FILE for ref in coded.groups)
+    asked = np.load(folder / _QUERIES_FILE, allow_pickle=False)
+    return Cells(
+        space=_load_space(folder),
+        index=VectorIndex.joined(folder / _FAISS_FILE, groups, runtime),
+        queries=asked["queries"],
+        own=asked["own"],
+    )
+
+
+def write_codes(folder: Path, index: VectorIndex) -> None:
+    """Write the rows of a group that were added to cells."""
+    index.save(folder / _FAISS_FILE)
+
+
+def _load_space(folder: Path) -> EmbeddingSpace:
+    arrays = np.load(folder / _SPACE_FILE, allow_pickle=False)
+    return EmbeddingSpace(arrays["mean"], arrays["whitening"])
 
 
 @dataclass(frozen=True)
@@ -111,7 +175,7 @@ def load_index(
         index=VectorIndex.read(
             folder / _FAISS_FILE, runtime, load_whole_vectors(folder), mapped=not to_grow
         ),
-        space=EmbeddingSpace(arrays["mean"], arrays["whitening"]),
+        space=_load_space(folder),
         addresses=[address for address, _ in parts],
         ends=np.cumsum([rows for _, rows in parts], dtype=np.int64),
         moments=moments,

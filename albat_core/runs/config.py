@@ -7,13 +7,13 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from albat_core.backbones import kind_of, writes_answers
 from albat_core.backbones.config import BackboneConfig
+from albat_core.search.config import IndexConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.stages.decontaminate import DecontaminationConfig
 from albat_core.stages.embed import EmbeddingConfig
 from albat_core.stages.estimate import EstimateConfig
 from albat_core.stages.evaluate import EvaluationConfig
 from albat_core.stages.generate import GenerationConfig
-from albat_core.stages.index import IndexConfig
 from albat_core.stages.mix import MixtureConfig
 from albat_core.stages.prefilter import PrefilterConfig
 from albat_core.stages.proxy import ProxyConfig

@@ -13,6 +13,7 @@ from albat_core.records.splits import TEST, TRAIN, VALIDATION
 from albat_core.records.vectors import EmbeddedPart
 from albat_core.runs.adopting import adopted_parts, adopted_queries
 from albat_core.runs.config import RunConfig
+from albat_core.runs.parts import code_by_group
 from albat_core.runs.steps import Steps
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.files import find_files
@@ -229,6 +230,7 @@ class Inputs:
             seed=c.seed,
             runtime=c.runtime,
             earlier=earlier,
+            coded=code_by_group(self._steps, c, self.embeddings) if earlier is None else None,
         )
         if c.index.grow and made != earlier:
             self._store.set_latest(c.name, made)

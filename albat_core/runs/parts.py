@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from albat_core.backbones.config import BackboneConfig
 from albat_core.records.candidates import block_count
+from albat_core.records.indexes import Coded
+from albat_core.records.vectors import EmbeddedPart
 from albat_core.runs.config import RunConfig
 from albat_core.runs.steps import Step, Steps
 from albat_core.stages.estimate import take_gradients
+from albat_core.stages.index import code_rows, find_index, groups, learn_cells
 from albat_core.stages.score import score_part
 from albat_core.store.artifacts import ArtifactRef
 
@@ -95,3 +98,31 @@ def gradients_by_fold(
         for number, fold in enumerate(folds, start=1)
     ]
     return steps.results(taking)
+
+
+def code_by_group(steps: Steps, run: RunConfig, parts: Sequence[EmbeddedPart]) -> Coded | None:
+    """Return rows of the corpus in cells of its index; None where one process does, or has done.
+
+    Args:
+        steps: what they are submitted to.
+        run: whose index.
+        parts: of the corpus, in order.
+    """
+    c = run
+    grouped = groups(parts, c.index, c.runtime)
+    if not grouped or steps.call(find_index, parts, c.index, c.seed, c.runtime):
+        return None
+    cells = steps.run("learn cells", learn_cells, parts, c.index, c.seed, c.runtime)
+    coding = [
+        steps.submit(
+            "code rows",
+            code_rows,
+            cells=cells,
+            parts=group,
+            config=c.index,
+            runtime=c.runtime,
+            label=f"group {number}/{len(grouped)}",
+        )
+        for number, group in enumerate(grouped, start=1)
+    ]
+    return Coded(cells=cells, groups=tuple(steps.results(coding)))

@@ -26,7 +26,7 @@ from albat_core.records.examples import Example, example_content, example_text
 from albat_core.records.indexes import CorpusIndex, load_index
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role, role_digest
 from albat_core.records.vectors import load_queries
-from albat_core.search import VectorIndex
+from albat_core.search.index import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 

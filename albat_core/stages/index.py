@@ -1,119 +1,44 @@
 """Nearest-neighbour index over the corpus embeddings (FAISS): flat, IVF or IVF-PQ."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
 
 from albat_core.errors import DimensionMismatchError, InputError
 from albat_core.progress import track
 from albat_core.records.indexes import (
+    CELLS,
+    CODES,
     STAGE,
+    Cells,
+    Coded,
+    load_cells,
+    load_coded,
     load_index,
     load_whole_vectors,
     whole_vectors,
+    write_cells,
+    write_codes,
     write_index,
 )
 from albat_core.records.vectors import EmbeddedPart, load_vectors
-from albat_core.search import (
-    EmbeddingSpace,
-    ExactSearch,
-    Moments,
-    VectorIndex,
-    Vectors,
-    gpus,
-    recall,
-    unit,
-    without,
-)
-from albat_core.seeding import derive_seed, numpy_generator
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
-from albat_core.store.stage import Runtime, Settings, StageConfig
+from albat_core.search.config import IndexConfig, choose_kind, factory_of
+from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, gpus, recall, without
+from albat_core.search.space import EmbeddingSpace, Moments, Vectors, drawn, taken, unit
+from albat_core.seeding import derive_seed
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
+from albat_core.store.stage import Runtime, Settings
 
 STAGE_VERSION = 1
 _BLOCK = 65536  # vectors handled at once
-_FEWEST_FOR_CODES = 16  # centroids of a code of 4 bits
 _TRAINING_ROWS_PER_CELL = 64  # FAISS wants 39 at least
-_FEWEST_PROBES = 8
-_MANY_CELLS = 4096  # that a graph finds faster than a comparison with each
 _MOST_GROWTH = 2  # times the rows that space and cells were learnt from
 _DRIFT = 0.1  # share of the spread by which a corpus may move that they are kept for
+_GROUP = 1_000_000  # rows of a group at least: some 15 CPU seconds of 64 dimensions
 _METHOD = 2  # of finding neighbours otherwise than exactly
-
-
-class IndexConfig(StageConfig):
-    """How the corpus is searched."""
-
-    kind: Literal["auto", "flat", "ivf", "ivfpq"] = "auto"
-    """`flat` is exact; `ivf` looks into some cells; `ivfpq` compresses too; `auto` chooses by rows
-    and memory."""
-    memory_gb: float = Field(4.0, gt=0)
-    """Memory the index may take, in GB; `auto` compresses what would not fit."""
-    exact_rows: int = Field(200_000, ge=1)
-    """Up to so many rows `auto` searches exactly."""
-    cells: int | None = Field(None, ge=1)
-    """Cells of ivf and ivfpq; none: 4 sqrt(rows)."""
-    probes: int | None = Field(None, ge=1)
-    """Cells looked into per query; none: so many that `least_recall` is reached."""
-    least_recall: float = Field(0.95, gt=0, le=1)
-    """Recall@k, in (0, 1], that `probes` are chosen for."""
-    code_bytes: int = Field(32, ge=1)
-    """Bytes per vector of ivfpq; lowered to divide the dimension."""
-    shrinkage: float = Field(0.1, gt=0, le=1)
-    """Whitening: share of the mean variance added to each direction's, in (0, 1]; more trusts the
-    corpus's covariance less."""
-    recall_k: int = Field(10, ge=1)
-    """k of the recall@k that is measured against exact search."""
-    recall_sample: int = Field(256, ge=1)
-    """Corpus rows used as queries to measure it; what they find of themselves does not count."""
-    grow: bool = False
-    """Go on from the last index of this run's name where the corpus has only grown: new rows are
-    added to the space and cells there are, until there are twice as many or they differ. What is
-    found then depends on what came first."""
-
-
-def choose_kind(rows: int, dimension: int, config: IndexConfig) -> str:
-    """Return `flat`, `ivf` or `ivfpq`: as configured, or by rows and memory.
-
-    Too few rows to learn codes from are always searched exactly.
-    """
-    if rows < _FEWEST_FOR_CODES:
-        return "flat"
-    if config.kind != "auto":
-        return config.kind
-    fits = rows * dimension * 4 <= config.memory_gb * 1e9
-    if rows <= config.exact_rows and fits:
-        return "flat"
-    return "ivf" if fits else "ivfpq"
-
-
-def _factory(
-    kind: str, rows: int, dimension: int, config: IndexConfig, *, graph: bool
-) -> tuple[str, int]:
-    """Return the FAISS factory string and the number of cells (0: none).
-
-    Args:
-        kind: `flat`, `ivf` or `ivfpq`.
-        rows: of the corpus.
-        dimension: of the vectors.
-        config: the rest.
-        graph: whether many cells are found by a graph.
-    """
-    if kind == "flat":
-        return "Flat", 0
-    # FAISS wants some 39 training vectors a cell
-    cells = min(config.cells or min(round(4 * math.sqrt(rows)), max(rows // 39, 1)), rows)
-    lists = f"IVF{cells}_HNSW32" if graph and cells >= _MANY_CELLS else f"IVF{cells}"
-    if kind == "ivf":
-        return f"{lists},Flat", cells
-    code = max(m for m in range(1, min(config.code_bytes, dimension) + 1) if dimension % m == 0)
-    bits = 8 if rows >= 256 * 39 else 4
-    return f"{lists},PQ{code}x{bits}", cells
 
 
 def build_index(
@@ -122,6 +47,7 @@ def build_index(
     seed: int,
     runtime: Runtime,
     earlier: ArtifactRef | None = None,
+    coded: Coded | None = None,
 ) -> ArtifactRef:
     """Index the embeddings of all parts, and measure how well it finds neighbours.
 
@@ -135,6 +61,8 @@ def build_index(
         seed: of samples and cells.
         runtime: where artifacts are kept, and what computes.
         earlier: an index to go on from.
+        coded: rows that lie in cells already: all of the parts', in order. The index is the same as
+            without, bit for bit.
 
     Raises:
         InputError: the corpus is empty.
@@ -147,10 +75,8 @@ def build_index(
             where="corpus",
             remedy="check corpus.path and corpus.share",
         )
-    dimension = int(store.manifest(parts[0].embeddings).facts["dimension"])
-    kind = choose_kind(sum(p.part.rows for p in parts), dimension, config)
-    method = {} if kind == "flat" else {"method": _METHOD}
-    settings = config.settings(without={"grow"}, seed=seed, **method)
+    building = _Building.of(parts, config, seed, runtime)
+    kind, settings = building.kind, building.settings
     growing = _growing(store, earlier, parts, settings, kind) if earlier else None
     inputs: dict[str, Any] = {}
     if growing is not None:
@@ -158,12 +84,12 @@ def build_index(
             return growing.ref.model_copy(update={"reused": True})
         parts = [*growing.known, *growing.fresh]
         inputs["learnt"] = growing.learnt
-    inputs["parts"] = [[p.part.address, p.embeddings.key] for p in parts]
-    building = _Building(store, parts, dimension, kind, config, seed, runtime)
+        building = replace(building, parts=parts)
+    inputs |= building.inputs
 
     def build(folder: Path) -> Built:
         if growing is None:
-            return building.learn(folder)
+            return building.learn(folder, coded)
         grown = building.grow(folder, growing)
         if isinstance(grown, Built):
             return grown
@@ -171,6 +97,84 @@ def build_index(
         return built.model_copy(update={"facts": built.facts | {"learnt_anew_at": grown}})
 
     return store.produce(STAGE, STAGE_VERSION, settings, inputs, build)
+
+
+def find_index(
+    parts: Sequence[EmbeddedPart], config: IndexConfig, seed: int, runtime: Runtime
+) -> ArtifactRef | None:
+    """Return what ``build_index`` would find finished, where nothing grows; None: there is none."""
+    building = _Building.of(parts, config, seed, runtime)
+    ref = artifact_ref(STAGE, STAGE_VERSION, building.settings, building.inputs)
+    return building.store.reused([ref])[0]
+
+
+def groups(
+    parts: Sequence[EmbeddedPart], config: IndexConfig, runtime: Runtime
+) -> list[list[EmbeddedPart]]:
+    """Return parts by groups that are added side by side; none where one process does.
+
+    Args:
+        parts: of the corpus, in order.
+        config: of the index.
+        runtime: where embeddings are.
+    """
+    if not parts or _Building.of(parts, config, 0, runtime).kind == "flat":
+        return []
+    grouped: list[list[EmbeddedPart]] = [[]]
+    for part in parts:
+        if sum(p.part.rows for p in grouped[-1]) >= _GROUP:
+            grouped.append([])
+        grouped[-1].append(part)
+    return grouped if len(grouped) > 1 else []
+
+
+def learn_cells(
+    parts: Sequence[EmbeddedPart], config: IndexConfig, seed: int, runtime: Runtime
+) -> ArtifactRef:
+    """Learn space and cells of an index of all parts.
+
+    Args:
+        parts: of the corpus, in order.
+        config: of the index.
+        seed: of samples and cells.
+        runtime: where artifacts are kept, and what computes.
+    """
+    building = _Building.of(parts, config, seed, runtime)
+
+    def build(folder: Path) -> Built:
+        write_cells(folder, building.learn_cells())
+        return Built(rows=0)
+
+    return building.store.produce(CELLS, STAGE_VERSION, building.settings, building.inputs, build)
+
+
+def code_rows(
+    cells: ArtifactRef,
+    parts: Sequence[EmbeddedPart],
+    config: IndexConfig,
+    runtime: Runtime,
+    label: str = "",
+) -> ArtifactRef:
+    """Add the rows of some parts to cells, which stay as they are.
+
+    Args:
+        cells: what ``learn_cells`` gave.
+        parts: some of the corpus's, in order.
+        config: of the index.
+        runtime: where artifacts are kept, and what computes.
+        label: of the call.
+    """
+    building = _Building.of(parts, config, 0, runtime)
+
+    def build(folder: Path) -> Built:
+        learnt = load_cells(building.store, cells, runtime)
+        for white in map(learnt.space.whiten, building.blocks("add")):
+            learnt.index.add(unit(white))
+        write_codes(folder, learnt.index)
+        return Built(rows=building.rows)
+
+    inputs = {"cells": cells.key, **building.inputs}
+    return building.store.produce(CODES, STAGE_VERSION, {}, inputs, build)
 
 
 @dataclass(frozen=True)
@@ -195,57 +199,84 @@ class _Building:
     seed: int
     runtime: Runtime
 
+    @classmethod
+    def of(
+        cls, parts: Sequence[EmbeddedPart], config: IndexConfig, seed: int, runtime: Runtime
+    ) -> "_Building":
+        """Return it with dimension and kind, see ``build_index``."""
+        store = ArtifactStore(runtime.root)
+        dimension = int(store.manifest(parts[0].embeddings).facts["dimension"])
+        kind = choose_kind(sum(p.part.rows for p in parts), dimension, config)
+        return cls(store, parts, dimension, kind, config, seed, runtime)
+
     @property
     def rows(self) -> int:
         """Of all parts."""
         return sum(part.part.rows for part in self.parts)
 
-    def learn(self, folder: Path) -> Built:
+    @property
+    def settings(self) -> Settings:
+        """That the key has."""
+        method = {} if self.kind == "flat" else {"method": _METHOD}
+        return self.config.settings(without={"grow"}, seed=self.seed, **method)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """That the key has."""
+        return {"parts": [[p.part.address, p.embeddings.key] for p in self.parts]}
+
+    def learn_cells(self) -> Cells:
+        """Learn space and cells, and draw the rows that recall is measured with."""
+        config, rows, runtime = self.config, self.rows, self.runtime
+        factory, count = self._factory()
+        space = EmbeddingSpace.fit(self.blocks("whiten"), config.shrinkage)
+        draws = derive_seed(self.seed, "index", "cells") % 2**31
+        index = VectorIndex.new(self.dimension, factory, runtime, cells=count, seed=draws)
+        if not count:
+            none = np.zeros((0, self.dimension), np.float32)
+            return Cells(space, index, none, np.zeros(0, np.int64))
+        most = int(config.memory_gb * 1e9 / (4 * self.dimension))
+        wanted = {
+            "training": min(_TRAINING_ROWS_PER_CELL * count, most),
+            "recall": config.recall_sample,
+        }
+        lots = {n: drawn(rows, some, self.seed, n) for n, some in wanted.items()}
+        its = taken(self.blocks("draw a sample"), lots)
+        index.train(space.project(its["training"]))
+        return Cells(space, index, space.project(its["recall"]), lots["recall"])
+
+    def learn(self, folder: Path, coded: Coded | None = None) -> Built:
         """Learn space and cells, add all rows, and measure what is found."""
         config, rows, runtime = self.config, self.rows, self.runtime
+        factory, count = self._factory()
+        learnt = load_coded(self.store, coded, runtime) if coded else self.learn_cells()
+        space, index = learnt.space, learnt.index
+        moments, start = Moments.none(self.dimension), 0
         k = min(config.recall_k, rows)
-        graph = not gpus(runtime)  # those have none
-        factory, cells = _factory(self.kind, rows, self.dimension, config, graph=graph)
-        space = EmbeddingSpace.fit(self._blocks("whiten", self.parts), config.shrinkage)
-        moments = Moments.none(self.dimension)
-        draws = derive_seed(self.seed, "index", "cells") % 2**31
-        index = VectorIndex.new(self.dimension, factory, runtime, cells=cells, seed=draws)
-        if not cells:
-            for white in map(space.whiten, self._blocks("add", self.parts)):
-                moments.add(white)
-                index.add(unit(white))
-            measured, probes = 1.0, 0
-        else:
-            most = int(config.memory_gb * 1e9 / (4 * self.dimension))
-            wanted = {
-                "training": min(_TRAINING_ROWS_PER_CELL * cells, most),
-                "recall": config.recall_sample,
-            }
-            drawn = {n: _drawn(rows, count, self.seed, n) for n, count in wanted.items()}
-            taken = _taken(self._blocks("draw a sample", self.parts), drawn)
-            index.train(space.project(taken["training"]))
-            queries = space.project(taken["recall"])
-            exact = ExactSearch(queries, min(k + 1, rows), gpus(runtime))
-            compressed = self.kind == "ivfpq"
-            kept = whole_vectors(folder, rows, self.dimension) if compressed else None
-            start = 0
-            for white in map(space.whiten, self._blocks("add", self.parts)):
-                moments.add(white)
-                block = unit(white)
+        exact = ExactSearch(learnt.queries, min(k + 1, rows), gpus(runtime))
+        compressed = self.kind == "ivfpq"
+        kept = whole_vectors(folder, rows, self.dimension) if compressed else None
+        for white in map(space.whiten, self.blocks("add")):
+            moments.add(white)
+            block = unit(white)
+            if not coded:
                 index.add(block)
+            if count:
                 exact.add(block)
-                if kept is not None:
-                    kept[start : start + len(block)] = block
-                start += len(block)
+            if kept is not None:
+                kept[start : start + len(block)] = block
+            start += len(block)
+        measured, probes = 1.0, 0
+        if count:
             index.compare_with(kept)
-            own = drawn["recall"]
-            near = without(exact.positions, own, k)
+            near = without(exact.positions, learnt.own, k)
 
             def found(probes: int) -> float:
                 index.look_into(probes)
-                return recall(without(index.search(queries, min(k + 1, rows))[1], own, k), near)
+                positions = index.search(learnt.queries, min(k + 1, rows))[1]
+                return recall(without(positions, learnt.own, k), near)
 
-            probes, measured = _enough_probes(found, cells, config)
+            probes, measured = enough_probes(found, count, config.probes, config.least_recall)
         write_index(folder, index, space, moments, [p.part for p in self.parts])
         return Built(
             rows=rows,
@@ -253,13 +284,17 @@ class _Building:
                 "kind": self.kind,
                 "factory": factory,
                 "dimension": self.dimension,
-                "cells": cells,
+                "cells": count,
                 "probes": probes,
                 f"recall_at_{k}": round(measured, 4),
                 "fitted_rows": rows,
                 "spread": moments.spread,
             },
         )
+
+    def _factory(self) -> tuple[str, int]:
+        graph = not gpus(self.runtime)  # those have none
+        return factory_of(self.kind, self.rows, self.dimension, self.config, graph=graph)
 
     def grow(self, folder: Path, growing: "_Growing") -> Built | float:
         """Add new rows to an index; return how far they have moved the corpus, if too far."""
@@ -270,7 +305,7 @@ class _Building:
         if old is not None:
             kept = whole_vectors(folder, rows, self.dimension)
             kept[:start] = old
-        for white in map(corpus.space.whiten, self._blocks("add new rows", growing.fresh)):
+        for white in map(corpus.space.whiten, self.blocks("add new rows", growing.fresh)):
             corpus.moments.add(white)
             block = unit(white)
             corpus.index.add(block)
@@ -286,8 +321,11 @@ class _Building:
         added = {"added_rows": rows - facts["fitted_rows"], "drift": drift}
         return Built(rows=rows, facts={**facts, **added, "learnt": growing.learnt})
 
-    def _blocks(self, purpose: str, parts: Sequence[EmbeddedPart]) -> Iterator[Vectors]:
-        """Read all vectors of some parts once, which may take minutes."""
+    def blocks(
+        self, purpose: str, parts: Sequence[EmbeddedPart] | None = None
+    ) -> Iterator[Vectors]:
+        """Read all vectors of some parts, or of all, once, which may take minutes."""
+        parts = self.parts if parts is None else parts
         rows = sum(part.part.rows for part in parts)
         with track(f"index: {purpose}", rows, "vectors") as advance:
             for part in parts:
@@ -350,41 +388,3 @@ def _growing(
         return None
     learnt = facts.get("learnt", earlier.key)
     return _Growing(earlier, facts, learnt, [p for p in known if p], list(by_name.values()))
-
-
-def _enough_probes(
-    measure: Callable[[int], float], cells: int, config: IndexConfig
-) -> tuple[int, float]:
-    """Return the cells to look into, and the recall with these.
-
-    Args:
-        measure: gives the recall with so many.
-        cells: that there are.
-        config: names them, or the recall wanted.
-    """
-    probes = min(config.probes or _FEWEST_PROBES, cells)
-    measured = measure(probes)
-    while not config.probes and measured < config.least_recall and probes < cells:
-        probes = min(2 * probes, cells)
-        measured = measure(probes)
-    return probes, measured
-
-
-def _drawn(rows: int, count: int, seed: int, name: str) -> NDArray[np.int64]:
-    """Return ``count`` of all rows in order, drawn without replacement (all, where fewer)."""
-    generator = numpy_generator(seed, "index", name)
-    return np.sort(generator.choice(rows, min(count, rows), replace=False, shuffle=False))
-
-
-def _taken(
-    blocks: Iterator[Vectors], wanted: Mapping[str, NDArray[np.int64]]
-) -> dict[str, Vectors]:
-    """Return the vectors of the rows wanted under each name, which are in order."""
-    taken: dict[str, list[Vectors]] = {name: [] for name in wanted}
-    start = 0
-    for block in blocks:
-        for name, rows in wanted.items():
-            first, last = np.searchsorted(rows, (start, start + len(block)))
-            taken[name].append(block[rows[first:last] - start])
-        start += len(block)
-    return {name: np.concatenate(some) for name, some in taken.items()}

@@ -21,7 +21,7 @@ from albat_core.records.indexes import load_index
 from albat_core.records.shards import locate, part_path, parts_of
 from albat_core.records.tables import read_table
 from albat_core.records.vectors import load_queries
-from albat_core.search import VectorIndex
+from albat_core.search.index import VectorIndex
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig

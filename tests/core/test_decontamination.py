@@ -33,7 +33,7 @@ from albat_core.records.tables import read_table, write_table
 from albat_core.records.vectors import QUERY_IDS as IDS
 from albat_core.records.vectors import QUERY_STAGE, VECTORS
 from albat_core.runs.chain import Chain
-from albat_core.search import VectorIndex
+from albat_core.search.index import VectorIndex
 from albat_core.stages.decontaminate import (
     DecontaminationConfig,
     decontaminate,

@@ -14,14 +14,23 @@ import pytest
 
 from albat_core.errors import DamagedError, DimensionMismatchError, InputError
 from albat_core.progress import Advance, Silent, reporting_to
-from albat_core.records.indexes import CorpusIndex, growth_notes, load_index
+from albat_core.records.indexes import Coded, CorpusIndex, growth_notes, load_index
 from albat_core.records.shards import Part
 from albat_core.records.vectors import VECTORS, EmbeddedPart
 from albat_core.runs.chain import Chain
-from albat_core.search import EmbeddingSpace, ExactSearch, VectorIndex, recall, without
+from albat_core.search import config as search_config
+from albat_core.search.config import IndexConfig, choose_kind
+from albat_core.search.index import ExactSearch, VectorIndex, recall, without
+from albat_core.search.space import EmbeddingSpace
 from albat_core.seeding import numpy_generator
 from albat_core.stages import index as index_stage
-from albat_core.stages.index import IndexConfig, build_index, choose_kind
+from albat_core.stages.index import (
+    build_index,
+    code_rows,
+    find_index,
+    groups,
+    learn_cells,
+)
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -257,7 +266,7 @@ def test_many_cells_are_found_by_a_graph(
 
     parts = embedded(*in_blocks(clustered(spread=0.5)))
     _, plain = built(parts, runtime, kind=kind, cells=40)
-    monkeypatch.setattr("albat_core.stages.index._MANY_CELLS", 40)
+    monkeypatch.setattr("albat_core.search.config._MANY_CELLS", 40)
     joined_by: list[int] = []
     add = faiss.IndexHNSW.add
     monkeypatch.setattr(
@@ -462,6 +471,57 @@ def allocated() -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its memory")
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_rows_that_were_coded_group_by_group_give_the_same_index(
+    embedded: Embedded, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, kind: str, graph: bool
+) -> None:
+    monkeypatch.setattr(index_stage, "_GROUP", 800)
+    monkeypatch.setattr(search_config, "_MANY_CELLS", 2 if graph else 10**9)
+    config = IndexConfig(kind=kind, code_bytes=8)
+    parts = embedded(*in_blocks(clustered()))
+    store = ArtifactStore(runtime.root)
+    grouped = groups(parts, config, runtime)
+    assert [sum(p.part.rows for p in group) for group in grouped] == [900, 900, 200]
+    assert find_index(parts, config, 3, runtime) is None
+    cells = learn_cells(parts, config, 3, runtime)
+    coded = [code_rows(cells, group, config, runtime) for group in grouped]
+    joined = build_index(parts, config, 3, runtime, coded=Coded(cells=cells, groups=coded))
+    assert find_index(parts, config, 3, runtime) == joined
+    by_groups = store.manifest(joined)
+    storage.remove(f"{runtime.root}/{joined.stage}")
+    store = ArtifactStore(runtime.root)
+    assert build_index(parts, config, 3, runtime) == joined  # of the same key, by one process
+    whole = store.manifest(joined)
+    assert whole.files == by_groups.files
+    assert whole.facts == by_groups.facts
+    assert "HNSW" in whole.facts["factory"] or not graph
+
+
+def test_few_rows_and_those_of_a_flat_index_are_not_divided(
+    embedded: Embedded, runtime: Runtime
+) -> None:
+    parts = embedded(*in_blocks(clustered()))
+    assert groups(parts, IndexConfig(kind="ivf"), runtime) == []
+    assert groups(parts, IndexConfig(kind="flat"), runtime) == []
+    assert groups([], IndexConfig(), runtime) == []
+
+
+def test_a_run_codes_rows_of_a_large_corpus_by_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_stage, "_GROUP", 20)
+    settings = {"index": {"kind": "ivf", "cells": 4}, "shards": {"rows": 16}}
+    chain = Chain(load_config(str(write_run(tmp_path, **settings))))
+    made = chain.inputs.index
+    labels = [stage.label for stage in chain.stages]
+    assert labels[labels.index("learn cells") :][:3] == ["learn cells", "code rows", "index"]
+    assert len(next(s for s in chain.stages if s.label == "code rows").refs) > 1
+    again = Chain(chain.config)  # what is there is not divided
+    assert again.inputs.index == made
+    assert "code rows" not in [stage.label for stage in again.stages]
+
+
 def test_cells_are_searched_in_their_file_with_the_same_result(
     tmp_path: Path, runtime: Runtime
 ) -> None:

@@ -1,6 +1,8 @@
 """LoRA adapters (peft) on language models: attached, refused where they do not fit, taken off."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,6 +78,17 @@ def _tied_targets(adapted: Any) -> list[str]:
         if isinstance(layer, BaseTunerLayer)
         and any(uses[id(p)] > 1 for p in layer.get_base_layer().parameters())
     ]
+
+
+@contextmanager
+def disabled(adapted: Any) -> Iterator[None]:
+    """Leave an adapter out while the context lasts."""
+    layers = adapted.base_model  # PeftModel's own way looks at each layer first, in every step
+    layers.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        layers.enable_adapter_layers()
 
 
 def released(adapted: Any) -> Any:

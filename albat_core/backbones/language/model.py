@@ -25,7 +25,7 @@ from albat_core.backbones.base import (
 )
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.folder import backbone_folder, hub_id, unreadable
-from albat_core.backbones.language.adapter import attached, released
+from albat_core.backbones.language.adapter import attached, disabled, released
 from albat_core.backbones.language.attention import how_to_attend
 from albat_core.backbones.language.embedding import hidden_states, position_weighted_mean
 from albat_core.backbones.language.head import Head, TokenRows
@@ -309,7 +309,7 @@ class LanguageBackbone:
 
     def adapter_disabled(self) -> AbstractContextManager[None]:
         """Compute as the untouched backbone while the context lasts."""
-        return _disabled(self._adapted) if self._adapted is not None else nullcontext()
+        return disabled(self._adapted) if self._adapted is not None else nullcontext()
 
     def detach_adapter(self) -> None:
         """Give the layers back as they were."""
@@ -331,16 +331,6 @@ def _placed(each: torch.Tensor, mask: torch.Tensor) -> Losses:
     """Return numbers (m,) of the m tokens that carry loss as losses of a batch."""
     whole = torch.zeros_like(mask, dtype=torch.float32)
     return Losses(each=whole.masked_scatter(mask, each), mask=mask)
-
-
-@contextmanager
-def _disabled(model: Any) -> Iterator[None]:
-    layers = model.base_model  # the model's own way looks at each layer first, in every step
-    layers.disable_adapter_layers()
-    try:
-        yield
-    finally:
-        layers.enable_adapter_layers()
 
 
 def described(config: BackboneConfig) -> Any:

@@ -1,7 +1,6 @@
-"""Nearest neighbours by FAISS: the space vectors live in, indexes of them, exact search."""
+"""Nearest neighbours by FAISS: indexes of vectors, and exact search."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,15 @@ from numpy.typing import NDArray
 
 from albat_core.devices import resolve_device
 from albat_core.errors import DimensionMismatchError, MissingDependencyError
+from albat_core.search.space import Vectors
 from albat_core.store.stage import Runtime
 
-Vectors = NDArray[np.float32]
 Positions = NDArray[np.int64]
 
 _WIDER, _WIDEST = 4, 2048
 """Times as many neighbours by codes as are then compared exactly; FAISS finds no more on a GPU."""
 _FEWEST = 40
+_FEWEST_PROBES = 8
 _GATHERED = 1 << 24  # numbers of exact vectors in memory at once, 64 MB
 
 
@@ -39,99 +39,6 @@ def _faiss() -> Any:
             remedy="install albat[cpu], or albat[gpu] where there is a CUDA device",
         ) from error
     return faiss
-
-
-@dataclass(frozen=True)
-class EmbeddingSpace:
-    """Centring, whitening and normalising, as learnt from the corpus.
-
-    Args:
-        mean: (d,) float32.
-        whitening: (d, d) float32, symmetric.
-    """
-
-    mean: Vectors
-    whitening: Vectors
-
-    @classmethod
-    def fit(cls, blocks: Iterator[Vectors], shrinkage: float) -> "EmbeddingSpace":
-        """Learn from blocks of (n, d) embeddings: W = V (L + s mean(L))^-1/2 V^T, cov = V L V^T."""
-        count, total, second = 0, np.zeros(0), np.zeros((0, 0))
-        for block in blocks:
-            wide = block.astype(np.float64)
-            if count == 0:
-                total, second = np.zeros(wide.shape[1]), np.zeros((wide.shape[1],) * 2)
-            count += len(wide)
-            total += wide.sum(axis=0)
-            second += wide.T @ wide
-        mean = total / count
-        values, directions = np.linalg.eigh(second / count - np.outer(mean, mean))
-        values = np.clip(values, 0, None)
-        scale = 1 / np.sqrt(values + max(shrinkage * values.mean(), 1e-12))
-        whitening = (directions * scale) @ directions.T
-        return cls(mean.astype(np.float32), whitening.astype(np.float32))
-
-    def project(self, vectors: Vectors) -> Vectors:
-        """Return (n, d) float32 vectors of unit length, on which a dot product is a similarity.
-
-        Raises:
-            DimensionMismatchError: the vectors have another dimension.
-        """
-        if vectors.shape[1] != len(self.mean):
-            raise DimensionMismatchError(
-                f"queries have d={vectors.shape[1]} but the index has d={len(self.mean)}",
-                remedy="embed queries and corpus with the same backbone",
-            )
-        return unit(self.whiten(vectors))
-
-    def whiten(self, vectors: Vectors) -> Vectors:
-        """Return (n, d) float32 vectors as ``project`` does, before they have unit length."""
-        return np.asarray((vectors - self.mean) @ self.whitening, dtype=np.float32)
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """Return (n, d) float32 vectors at unit length."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
-
-
-class Moments:
-    """Sums over whitened rows, which tell how far they are from those a space was learnt from.
-
-    Args:
-        rows: counted.
-        total: (d,) float64, their sum.
-        squares: sum of their squared lengths.
-    """
-
-    def __init__(self, rows: int, total: NDArray[np.float64], squares: float) -> None:
-        self.rows, self.total, self.squares = rows, total, squares
-
-    @classmethod
-    def none(cls, dimension: int) -> "Moments":
-        """Return those of no rows."""
-        return cls(0, np.zeros(dimension), 0.0)
-
-    def add(self, white: Vectors) -> None:
-        """Count (n, d) whitened rows."""
-        self.rows += len(white)
-        self.total = self.total + white.sum(axis=0, dtype=np.float64)
-        self.squares += float(np.einsum("nd,nd->", white, white, dtype=np.float64))
-
-    @property
-    def spread(self) -> float:
-        """Mean squared length of a row, at least 0."""
-        return self.squares / max(self.rows, 1)
-
-    def drift(self, spread: float) -> float:
-        """Return how far mean or spread have moved, as a share of the spread once, at least 0.
-
-        Args:
-            spread: of the rows that the space was learnt from, whose mean is 0.
-        """
-        mean = self.total / max(self.rows, 1)
-        moved = max(abs(self.spread - spread), float(mean @ mean))
-        return moved / max(spread, 1e-12)
 
 
 class VectorIndex:
@@ -195,6 +102,21 @@ class VectorIndex:
         faiss = _faiss()
         flags = faiss.IO_FLAG_MMAP if mapped and not gpus(runtime) else 0
         return cls(faiss.read_index(str(path), flags), runtime, exact)
+
+    @classmethod
+    def joined(cls, empty: Path, filled: Iterable[Path], runtime: Runtime) -> "VectorIndex":
+        """Return an index of all rows of some, in order, as if they had been added to one.
+
+        Args:
+            empty: file of the index with cells that rows were added to, without any.
+            filled: files of what it became; one at a time is in memory.
+            runtime: where it is searched.
+        """
+        faiss = _faiss()
+        index = faiss.read_index(str(empty))
+        for file in filled:
+            index.merge_from(faiss.read_index(str(file)), index.ntotal)
+        return cls(index, runtime)
 
     def compare_with(self, exact: NDArray[np.float16] | None) -> None:
         """Give the vectors, (n, d), that the nearest are found by; None: those it has."""
@@ -350,3 +272,22 @@ def recall(found: Positions, exact: Positions) -> float:
         len(set(f) & set(e) - {-1}) for f, e in zip(found.tolist(), exact.tolist(), strict=True)
     ]
     return sum(hits) / max(int((exact >= 0).sum()), 1)
+
+
+def enough_probes(
+    measure: Callable[[int], float], cells: int, probes: int | None, least: float
+) -> tuple[int, float]:
+    """Return the cells to look into per query, and the recall with these.
+
+    Args:
+        measure: gives the recall with so many.
+        cells: that there are.
+        probes: so many; None: as many as the recall asks for.
+        least: recall wanted, in (0, 1].
+    """
+    tried = min(probes or _FEWEST_PROBES, cells)
+    measured = measure(tried)
+    while not probes and measured < least and tried < cells:
+        tried = min(2 * tried, cells)
+        measured = measure(tried)
+    return tried, measured

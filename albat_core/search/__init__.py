@@ -1,0 +1,1 @@
+"""Search: the space vectors live in, indexes of them."""
