@@ -84,6 +84,8 @@ def _fetched(path: str) -> Path:
     """Return a remote folder's copy on this machine, each file as it came."""
     place = storage.cache_folder("backbones", fingerprints.tree_fingerprint(path)[:16])
     folder = transfer.download(path, place)
+    if not folder.exists():  # there is nothing there, by the listing
+        return folder
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".part"]
     there = {p.relative_to(folder).as_posix(): known_digest(str(p)) for p in files}
     noted = place.with_name(f"{place.name}.json")

@@ -1,5 +1,7 @@
 """Errors for files that cannot be reached, or that do not come as storage lists them."""
 
+from typing import Any
+
 from albat_core.errors import AlbatError, InputError, MissingDependencyError, TransientError
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "hub"}
@@ -48,6 +50,18 @@ def not_found(uri: str) -> TransientError:
         where=uri,
         remedy="the storage is behind, or somebody removes it now: run the same command again",
     )
+
+
+def matching(fs: Any, pattern: str, uri: str) -> list[str]:
+    """Return the names that a pattern stands for in a remote store.
+
+    Raises:
+        TransientError: a folder was listed, and could not be found.
+    """
+    try:
+        return list(fs.glob(pattern))
+    except FileNotFoundError as error:  # where nothing matches, fsspec says so with an empty list
+        raise not_found(uri) from error
 
 
 def unwritable(uri: str, reason: str) -> AlbatError:

@@ -319,7 +319,10 @@ def list_files(uri: str) -> list[str]:
     with explained(uri):
         pattern = is_pattern(path) and not fs.exists(path)  # a name may have [ in it
         if pattern:
-            every = (fs.glob(p) if scheme else globbed(p, glob_translate) for p in braced(path))
+            every = (
+                missing.matching(fs, p, uri) if scheme else globbed(p, glob_translate)
+                for p in braced(path)
+            )
             found = list({name for names in every for name in names if not fs.isdir(name)})
         elif fs.isfile(path):
             return [uri]

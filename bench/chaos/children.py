@@ -94,8 +94,8 @@ def in_child(work: Callable[[], Any], kill: Moment | None = None) -> Ended:
     if said is None:
         if late and limit == PATIENCE:
             return Ended(seconds, broke=f"hangs for {PATIENCE:.0f} seconds")
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            return Ended(seconds, killed=True)
+        if late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            return Ended(seconds, killed=True)  # late: at its end, perhaps, with nobody to tell
         return Ended(seconds, broke=f"ended with {status}: {shown.strip()[-200:]}")
     if _FORGETS in shown and not said["broke"]:
         said["broke"] = shown.strip().splitlines()[-1]

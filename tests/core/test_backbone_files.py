@@ -116,6 +116,11 @@ def test_a_checkpoint_in_one_file_is_told_how_to_turn_into_a_folder(tmp_path: Pa
         assert 'StableDiffusionPipeline.from_single_file("dream.safetensors")' in said
 
 
+def test_a_remote_folder_without_files_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="expected a model folder"):
+        model_folder(f"memory://{tmp_path}/nothing")
+
+
 def test_damage_of_a_fetched_copy_is_mended_from_where_it_came(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

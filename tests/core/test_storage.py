@@ -358,6 +358,19 @@ def test_a_listing_that_makes_no_sense_is_told(monkeypatch: pytest.MonkeyPatch) 
         storage.file_sizes("memory://data")
 
 
+def test_a_folder_that_is_listed_and_not_found_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3fs looks for what one listing has, in another that lacks it."""
+    fs, _ = storage.filesystem("memory://data")
+
+    def lost(*_: object) -> list[str]:
+        raise FileNotFoundError("data/corpus")
+
+    monkeypatch.setattr(type(fs), "glob", lost)
+    with pytest.raises(TransientError, match="as it is listed") as caught:
+        storage.list_files("memory://data/corpus/*.jsonl")
+    assert caught.value.where == "memory://data/corpus/*.jsonl"
+
+
 @pytest.mark.parametrize("come", [0, 3])
 @pytest.mark.parametrize("size", [-1, 8])
 def test_a_body_that_ends_too_soon_is_told(
