@@ -53,8 +53,11 @@ def fingerprints(uris: Iterable[str]) -> Iterator[str]:
 
 def _folder_tags(folder: str) -> dict[str, str]:
     fs, path = storage.filesystem(folder)
-    with storage.explained(folder):
-        entries = fs.ls(path, detail=True)
+    try:
+        with storage.explained(folder):
+            entries = fs.ls(path, detail=True)
+    except FileNotFoundError:  # though files of it were listed: each is asked for by itself
+        return {}
     return {
         str(entry["name"]).rpartition("/")[2]: _tag(fs, entry["name"], entry)
         for entry in entries

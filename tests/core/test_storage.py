@@ -371,6 +371,23 @@ def test_a_folder_that_is_listed_and_not_found_is_told(monkeypatch: pytest.Monke
     assert caught.value.where == "memory://data/corpus/*.jsonl"
 
 
+def test_files_of_a_folder_that_is_not_found_are_asked_for_by_themselves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uris = [f"memory://{tmp_path}/{n}" for n in range(3)]
+    for uri in uris:
+        storage.write_bytes(uri, uri.encode())
+    monkeypatch.setattr(fingerprints, "_ASKED_ONE_BY_ONE", 1)
+    found = list(fingerprints.fingerprints(uris))
+    assert len(set(found) - {""}) == 3
+
+    def lost(*_: object, **__: object) -> list[str]:
+        raise FileNotFoundError(str(tmp_path))
+
+    monkeypatch.setattr(type(storage.filesystem(uris[0])[0]), "ls", lost)
+    assert list(fingerprints.fingerprints(uris)) == [found[0], "", ""]
+
+
 @pytest.mark.parametrize("come", [0, 3])
 @pytest.mark.parametrize("size", [-1, 8])
 def test_a_body_that_ends_too_soon_is_told(
