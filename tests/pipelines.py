@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -36,25 +36,20 @@ LONGEST_CAPTION = 77
 
 @lru_cache
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    letters = [f"{letter}</w>" for letter in sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocabulary = tokenizer.get_vocab()
-    for letter in letters:
-        vocabulary.setdefault(letter, len(vocabulary))
-    import json
-
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return vocabulary, [tuple(m) if isinstance(m, list) else tuple(m.split()) for m in merges]
+    """Return tokens and merges by which each word is one; a trained one differs by process."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{each}</w>" for each in letters)]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    merges: list[tuple[str, str]] = []
+    for word in " ".join(WORDS).split():
+        while True:
+            parts = models.BPE(vocabulary, merges, end_of_word_suffix="</w>").tokenize(word)
+            if len(parts) == 1:
+                break
+            pair = parts[0].value, parts[1].value
+            merges.append(pair)
+            vocabulary.setdefault("".join(pair), len(vocabulary))
+    return vocabulary, merges
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
