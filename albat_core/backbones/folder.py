@@ -117,8 +117,8 @@ def _refuse_single_file(path: str) -> None:
         "expected a model folder, got a checkpoint in one file",
         where=path,
         remedy=f'turn it into a folder once, in Python: `StableDiffusionPipeline.from_single_file("'
-        f'{name}").save_pretrained("folder")` (of diffusers; StableDiffusionXLPipeline or '
-        "FluxPipeline for those), then name that folder",
+        f'{name}").save_pretrained("folder")` (of diffusers; StableDiffusionXLPipeline, '
+        "StableDiffusion3Pipeline or FluxPipeline for those), then name that folder",
     )
 
 

@@ -66,7 +66,8 @@ def plain_losses(
     for family in PIPELINES:
         run = image_run(family)
         heldout = run.store.folder(run.refs("split by document")[0]) / "test.parquet"
-        for weights in ALBAT_FILES if family != "flux" else ALBAT_FILES[:1]:  # see test_kohya.py
+        unet = family not in ("flux", "sd3")  # see test_kohya.py
+        for weights in ALBAT_FILES if unet else ALBAT_FILES[:1]:
             found.append((family, weights))
             adapters.append(
                 {

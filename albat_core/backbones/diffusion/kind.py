@@ -177,4 +177,4 @@ def _captions(config: BackboneConfig) -> CaptionFitter:
     from albat_core.backbones.diffusion.families import find_family
 
     folder = backbone_folder(config)
-    return CaptionFitter(folder, find_family(folder).tokenizers)
+    return CaptionFitter(folder, find_family(folder))

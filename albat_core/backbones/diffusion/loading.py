@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.families import find_family
-from albat_core.backbones.diffusion.families.base import Family, read_config
+from albat_core.backbones.diffusion.families.base import Family, left_out, read_config
 from albat_core.backbones.folder import backbone_folder, unreadable
 
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
@@ -30,7 +30,8 @@ def load_pipeline(config: BackboneConfig, device: torch.device, weights: torch.d
     folder = backbone_folder(config)
     family = find_family(folder)
     loader = getattr(diffusers, family.pipeline_class)
-    optional = {n: None for n in _ABSENT if n in loader._optional_components}
+    optional: dict[str, None] = {n: None for n in _ABSENT if n in loader._optional_components}
+    optional |= dict.fromkeys(left_out(folder, family))
     if "safety_checker" in optional:
         optional["requires_safety_checker"] = None
     try:

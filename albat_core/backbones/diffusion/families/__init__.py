@@ -7,11 +7,14 @@ from albat_core.backbones.diffusion.families.base import Family, read_config
 from albat_core.backbones.diffusion.families.flux import Flux
 from albat_core.backbones.diffusion.families.sdxl import SDXL
 from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
+from albat_core.backbones.diffusion.families.stable_diffusion_3 import StableDiffusion3
 from albat_core.backbones.folder import PIPELINE_INDEX, refuse_other_kind
 from albat_core.errors import BackboneError
 from albat_core.pictures import PictureConfig
 
-FAMILIES: dict[str, type[Family]] = {f.pipeline_class: f for f in (StableDiffusion, SDXL, Flux)}
+FAMILIES: dict[str, type[Family]] = {
+    f.pipeline_class: f for f in (StableDiffusion, SDXL, StableDiffusion3, Flux)
+}
 
 
 def find_family(folder: Path) -> type[Family]:

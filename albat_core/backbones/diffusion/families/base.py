@@ -10,6 +10,7 @@ import torch
 
 from albat_core.backbones.config import DiffusionConfig
 from albat_core.backbones.diffusion.kohya import Layers
+from albat_core.backbones.folder import PIPELINE_INDEX
 from albat_core.errors import BackboneError
 
 
@@ -45,6 +46,10 @@ class Family(Protocol):
     """Text encoders that an adapter may be attached to."""
     tokenizers: ClassVar[tuple[str, ...]]
     """Components that are tokenizers."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Components that a pipeline may have been saved without, all of them together."""
+    caption_tokens: ClassVar[int] = 512
+    """Tokens of a caption that the pipeline reads at most, whatever its tokenizers take."""
     attention: ClassVar[tuple[str, ...]]
     """Names of the denoiser's layers that are adapted by default."""
     patch: ClassVar[int] = 1
@@ -102,6 +107,15 @@ class Family(Protocol):
         ...
 
 
+def left_out(folder: Path, family: type[Family]) -> tuple[str, ...]:
+    """Return the components, each of them optional, that a pipeline was saved without."""
+    if not family.optional:
+        return ()
+    index = json.loads((folder / PIPELINE_INDEX).read_text())
+    absent = any(index.get(name) in (None, [None, None]) for name in family.optional)
+    return family.optional if absent else ()
+
+
 def text_width(folder: Path, component: str) -> int:
     """Return the width of what a text encoder writes; T5 calls it otherwise than CLIP."""
     config = read_config(folder, component)
@@ -115,7 +129,7 @@ def caption_limit(pipeline: Any) -> int:
         for name in ("tokenizer", "tokenizer_2")
         if (tokenizer := getattr(pipeline, name, None)) is not None
     ]
-    return int(min(max(longest), 512))
+    return int(min(max(longest), Family.caption_tokens))
 
 
 def read_config(folder: Path, component: str) -> dict[str, Any]:
