@@ -40,6 +40,8 @@ class Family(Protocol):
     config: DiffusionConfig
     pipeline_class: ClassVar[str]
     """Name of the class in diffusers, as a pipeline's index has it."""
+    original_prefix: ClassVar[str]
+    """How names of tensors begin in its authors' checkpoints, and in no other family's."""
     denoiser_name: ClassVar[str]
     """Component that predicts: a UNet or a transformer."""
     adaptable_encoders: ClassVar[tuple[str, ...]]

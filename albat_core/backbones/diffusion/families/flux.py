@@ -36,6 +36,7 @@ class Flux(JointTransformer):
     """Flux: a transformer on packed latents that matches flows; CLIP pooled and T5 tokens."""
 
     pipeline_class = "FluxPipeline"
+    original_prefix = "double_blocks."
     adaptable_encoders = ("text_encoder",)
     tokenizers = ("tokenizer", "tokenizer_2")
     t5 = "text_encoder_2"

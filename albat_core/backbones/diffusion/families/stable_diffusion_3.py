@@ -36,6 +36,7 @@ class StableDiffusion3(JointTransformer):
     """Stable Diffusion 3 and 3.5: a transformer that matches flows; two CLIPs, and T5 or none."""
 
     pipeline_class = "StableDiffusion3Pipeline"
+    original_prefix = "joint_blocks."
     adaptable_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
     optional = ("text_encoder_3", "tokenizer_3")
