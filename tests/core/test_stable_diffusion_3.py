@@ -142,6 +142,18 @@ def test_bfloat16_computes_nearly_the_same(folder: Path) -> None:
     assert not torch.equal(*found)
 
 
+def test_pictures_have_sides_that_there_are_positions_for(folder: Path) -> None:
+    def check(**settings: object) -> None:
+        sized = {"diffusion": {"picture": settings}}
+        check_backbone(BackboneConfig(kind="diffusion", path=str(folder), **sized), CPU)
+
+    check(resolution=64)  # 16 positions of 2 latents of 2 pixels
+    check(resolution=32, buckets=8)
+    for larger, longest in (({"resolution": 68}, 68), ({"resolution": 48, "buckets": 8}, 96)):
+        with pytest.raises(BackboneError, match=f"sides of at most 64 pixels, got {longest}"):
+            check(**larger)
+
+
 @pytest.mark.parametrize(
     ("component", "setting", "said"),
     [

@@ -95,6 +95,10 @@ class Family(Protocol):
         """Return why the folder's models are not of this family, None where they are."""
 
     @classmethod
+    def most_latents(cls, folder: Path) -> int | None:
+        """Return how many latents the side of a picture may have, None: any number."""
+
+    @classmethod
     def kohya_layers(cls, components: Mapping[str, Layers], lora_alpha: float) -> Layers:
         """Return an adapter's layers under the names of kohya's sd-scripts.
 

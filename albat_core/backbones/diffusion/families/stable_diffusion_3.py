@@ -90,6 +90,12 @@ class StableDiffusion3(JointTransformer):
         return None
 
     @classmethod
+    def most_latents(cls, folder: Path) -> int | None:
+        """See ``Family``: it has so many positions."""
+        positions = read_config(folder, "transformer").get("pos_embed_max_size")
+        return None if positions is None else int(positions) * cls.patch
+
+    @classmethod
     def kohya_layers(cls, components: Mapping[str, Layers], lora_alpha: float) -> Layers:
         """See ``Family``."""
         transformer = components.get("transformer", {})
