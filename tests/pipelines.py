@@ -12,11 +12,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -36,25 +38,20 @@ LONGEST_CAPTION = 77
 
 @lru_cache
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    letters = [f"{letter}</w>" for letter in sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocabulary = tokenizer.get_vocab()
-    for letter in letters:
-        vocabulary.setdefault(letter, len(vocabulary))
-    import json
-
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return vocabulary, [tuple(m) if isinstance(m, list) else tuple(m.split()) for m in merges]
+    """Return tokens and merges by which each word is one; a trained one differs by process."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{each}</w>" for each in letters)]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    merges: list[tuple[str, str]] = []
+    for word in " ".join(WORDS).split():
+        while True:
+            parts = models.BPE(vocabulary, merges, end_of_word_suffix="</w>").tokenize(word)
+            if len(parts) == 1:
+                break
+            pair = parts[0].value, parts[1].value
+            merges.append(pair)
+            vocabulary.setdefault("".join(pair), len(vocabulary))
+    return vocabulary, merges
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
@@ -164,13 +161,50 @@ def _sdxl() -> StableDiffusionXLPipeline:
     )
 
 
+def _t5(width: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+
+
+def _sd3() -> StableDiffusion3Pipeline:
+    """Of 3.5: queries and keys are normalized, and a block has a second attention."""
+    return StableDiffusion3Pipeline(
+        vae=_vae(
+            shift_factor=0.06,
+            scaling_factor=0.4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=_clip(16, projected=True),
+        text_encoder_2=_clip(24, projected=True),
+        text_encoder_3=_t5(48),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        tokenizer_3=_t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            caption_projection_dim=16,
+            pooled_projection_dim=16 + 24,
+            pos_embed_max_size=16,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 def _flux() -> FluxPipeline:
     return FluxPipeline(
         vae=_vae(shift_factor=0.05, scaling_factor=0.4),
         text_encoder=_clip(16),
-        text_encoder_2=T5EncoderModel(
-            T5Config(vocab_size=64, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-        ),
+        text_encoder_2=_t5(24),
         tokenizer=_clip_tokenizer(),
         tokenizer_2=_t5_tokenizer(),
         transformer=FluxTransformer2DModel(
@@ -192,6 +226,7 @@ PIPELINES = {
     "sd": lambda: _stable_diffusion("epsilon"),
     "sd-v": lambda: _stable_diffusion("v_prediction"),
     "sdxl": _sdxl,
+    "sd3": _sd3,
     "flux": _flux,
 }
 

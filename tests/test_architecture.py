@@ -56,7 +56,10 @@ HOMES = {
     "fsspec": {"albat_core/store/storage.py"},
     "huggingface_hub": {"albat_core/backbones/folder.py", "albat_core/runs/pushing.py"},
     "s3fs": set[str](),
-    "diffusers": {"albat_core/backbones/diffusion/loading.py"},
+    "diffusers": {
+        "albat_core/backbones/diffusion/loading.py",
+        "albat_core/backbones/diffusion/single_file.py",
+    },
     "peft": {
         "albat_core/backbones/adapters.py",
         "albat_core/backbones/diffusion/adapter.py",

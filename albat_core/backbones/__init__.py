@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal
 
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder, Precomputed
@@ -15,6 +15,7 @@ from albat_core.backbones.batches import free_memory
 from albat_core.backbones.config import BackboneConfig, EmbedderConfig
 from albat_core.backbones.diffusion.kind import DiffusionKind
 from albat_core.backbones.folder import (
+    Converted,
     backbone_folder,
     count_weights,
     folder_fingerprint,
@@ -24,6 +25,7 @@ from albat_core.backbones.folder import (
 from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.backbones.language.kind import LanguageKind
 from albat_core.devices import lent_device, resolve_device
+from albat_core.errors import ConfigError
 from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime, canonical_json
 
@@ -318,3 +320,36 @@ def check_packing(config: BackboneConfig) -> None:
         BackboneError: they would see one another, or have no padding to save.
     """
     kind_of(config).check_packing(config)
+
+
+def convert_file(
+    file: Path,
+    folder: Path,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    config: Path | None = None,
+) -> Converted:
+    """Turn a model in one file into a folder that is a backbone.
+
+    Args:
+        file: GGUF: a language model; safetensors: one for pictures.
+        folder: that is written; it must not be there.
+        dtype: of the weights.
+        config: see ``convert_single_file``; GGUF describes itself.
+
+    Raises:
+        BackboneError: the file or ``config`` cannot be read.
+        ConfigError: the folder is there, or GGUF is given a ``config``.
+    """
+    if file.suffix.lower() != ".gguf":
+        from albat_core.backbones.diffusion.single_file import convert_single_file
+
+        return convert_single_file(file, folder, dtype, config)
+    if config is not None:
+        raise ConfigError(
+            f"expected a GGUF file alone, which describes itself, got {config} too",
+            where=str(file),
+            remedy="leave --config out",
+        )
+    from albat_core.backbones.language.gguf import convert_gguf
+
+    return convert_gguf(file, folder, dtype)

@@ -5,13 +5,15 @@ import json
 import logging
 import math
 import os
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from albat_core.backbones.config import BackboneConfig
-from albat_core.errors import BackboneError
+from albat_core.errors import BackboneError, ConfigError
 from albat_core.store import fingerprints, storage, transfer
 from albat_core.store.digests import known_digest
 from albat_core.store.pointers import LONGEST, REMEDY, is_pointer
@@ -30,7 +32,7 @@ SENTENCE_MODULES = "modules.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 _OTHER_WEIGHTS = ("*.bin", "*.pt*", "*.ckpt", "*.gguf", "*.onnx")
-_SINGLE_FILES = (".safetensors", ".ckpt")
+_PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _VARIANTS = ("*.fp16.*", "*.bf16.*", "*non_ema*", "*.onnx*")  # the same weights, otherwise
 
 
@@ -105,23 +107,65 @@ def _fetched(path: str) -> Path:
 
 
 def _refuse_single_file(path: str) -> None:
-    """Refuse a checkpoint that is one file, as user interfaces for pictures load it."""
-    if path.lower().endswith(".gguf"):
+    """Refuse a model that is one file: such are turned into folders once."""
+    refuse_pickled(path)
+    for ending, what, more in (
+        (".gguf", "a GGUF file", ""),
+        (".safetensors", "a checkpoint in one file", " --config PIPELINE"),
+    ):
+        if path.lower().endswith(ending):
+            raise BackboneError(
+                f"expected a model folder, got {what}",
+                where=path,
+                remedy=f"turn it into a folder once: `albat convert FILE{ending} FOLDER{more}`",
+            )
+
+
+def refuse_pickled(path: str) -> None:
+    """Refuse a checkpoint that runs whatever code is in it when it is read.
+
+    Raises:
+        BackboneError: its name ends as those of such files do.
+    """
+    if path.lower().endswith(_PICKLED):
         raise BackboneError(
-            "expected a model folder, got a GGUF file",
+            "expected safetensors, got a pickled checkpoint: it may hold code, which reading it "
+            "would run",
             where=path,
-            remedy="turn it into a folder once: `albat convert FILE.gguf FOLDER`",
+            remedy="take the same model as .safetensors, as most are published too",
         )
-    if not path.lower().endswith(_SINGLE_FILES):
-        return
-    name = path.rpartition("/")[2]
-    raise BackboneError(
-        "expected a model folder, got a checkpoint in one file",
-        where=path,
-        remedy=f'turn it into a folder once, in Python: `StableDiffusionPipeline.from_single_file("'
-        f'{name}").save_pretrained("folder")` (of diffusers; StableDiffusionXLPipeline or '
-        "FluxPipeline for those), then name that folder",
-    )
+
+
+class Converted(NamedTuple):
+    """What came of a model in one file."""
+
+    parameters: int
+    """Weights, tied ones once."""
+    types: Mapping[str, int]
+    """Tensors of the file by how they are kept there, such as ``Q4_1`` or ``F16``."""
+
+
+@contextmanager
+def converted_folder(file: Path, folder: Path) -> Iterator[Path]:
+    """Give the place to write a folder that a file becomes; it is there once all is written.
+
+    Raises:
+        BackboneError: there is no such file.
+        ConfigError: the folder is there.
+    """
+    if not file.is_file():
+        raise BackboneError("expected a file, found none", where=str(file), remedy="check the path")
+    if folder.exists():
+        raise ConfigError(
+            "expected a folder to be made, it is there already",
+            where=str(folder),
+            remedy="name another",
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        draft = Path(made) / "draft"
+        yield draft
+        draft.rename(folder)
 
 
 def quantization_of(folder: Path) -> dict[str, Any] | None:

@@ -105,15 +105,12 @@ def test_what_peft_refuses_is_said_in_its_words(folder: Path) -> None:
 
 
 def test_a_checkpoint_in_one_file_is_told_how_to_turn_into_a_folder(tmp_path: Path) -> None:
-    from diffusers import StableDiffusionPipeline
-
-    assert hasattr(StableDiffusionPipeline, "from_single_file")
     file = tmp_path / "dream.safetensors"
     file.write_bytes(b"\0" * 16)
     for path in (file, tmp_path):
         said = said_of(path)
         assert "got a checkpoint in one file" in said
-        assert 'StableDiffusionPipeline.from_single_file("dream.safetensors")' in said
+        assert "`albat convert FILE.safetensors FOLDER --config PIPELINE`" in said
 
 
 def test_a_remote_folder_without_files_is_told(tmp_path: Path) -> None:

@@ -86,8 +86,14 @@ def test_a_transform_is_applied_before_the_projection(
 
 @pytest.mark.parametrize(
     ("family", "adapter"),
-    [("sd", WITH_TEXT), ("sd", CONVOLVED), ("sdxl", WITH_TEXT), ("flux", WITH_TEXT)],
-    ids=["sd", "sd with convolutions", "sdxl", "flux"],
+    [
+        ("sd", WITH_TEXT),
+        ("sd", CONVOLVED),
+        ("sdxl", WITH_TEXT),
+        ("sd3", WITH_TEXT),
+        ("flux", WITH_TEXT),
+    ],
+    ids=["sd", "sd with convolutions", "sdxl", "sd3", "flux"],
 )
 @pytest.mark.parametrize("transform", [None, lambda _, g: g.square()], ids=["plain", "squared"])
 def test_gradients_of_pictures_are_those_of_all_noise_levels_together(

@@ -11,9 +11,12 @@ from diffusers import (
     DiffusionPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from diffusers.utils import (
     convert_state_dict_to_kohya,
     convert_unet_state_dict_to_peft,
@@ -30,6 +33,7 @@ from albat_core.backbones.diffusion.families.base import Family
 from albat_core.backbones.diffusion.families.flux import Flux
 from albat_core.backbones.diffusion.families.sdxl import SDXL
 from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
+from albat_core.backbones.diffusion.families.stable_diffusion_3 import StableDiffusion3
 from albat_core.backbones.diffusion.kohya import Layers
 from albat_core.errors import BackboneError
 from albat_core.store.stage import Runtime
@@ -43,13 +47,16 @@ UNET_WIDE = (
 TARGETS = {
     "sd": UNET_WIDE,
     "sdxl": UNET_WIDE,
+    "sd3": r"transformer_blocks.*(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|net.*proj|net\.2"
+    r"|linear)",
     # diffusers cuts a single block's fused layers at the widths of the real Flux alone
     "flux": r"transformer_blocks.*(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|net.*proj|net\.2"
     r"|linear)|single_transformer_blocks.*(proj_out|norm\.linear)",
 }
-TEXT_PREFIXES = {  # sd-scripts: networks/lora.py, networks/lora_flux.py
+TEXT_PREFIXES = {  # sd-scripts: networks/lora.py, networks/lora_sd3.py, networks/lora_flux.py
     "sd": {"text_encoder": "lora_te"},
     "sdxl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    "sd3": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
     "flux": {"text_encoder": "lora_te1"},
 }
 
@@ -118,23 +125,64 @@ def test_names_are_those_that_diffusers_writes(saved: tuple[str, Path, Path]) ->
     theirs = set(convert_state_dict_to_kohya(load_file(adapter / WEIGHTS)))
     if family == "sd":  # diffusers writes SDXL's names alone
         theirs = {key.replace("lora_te1_", "lora_te_") for key in theirs}
-    if family == "flux":  # and knows those of Flux's transformer from reading alone
+    unet = TARGETS[family] == UNET_WIDE
+    if not unet:  # and knows those of Flux's transformer from reading alone, of SD3's none
         theirs = {key for key in theirs if key.startswith("lora_te")}
     named = {"add_embedding_linear_1": "label_emb_0_0", "add_embedding_linear_2": "label_emb_0_2"}
     for written, read in named.items():  # it reads these otherwise than it writes them
         theirs = {key.replace(written, read) for key in theirs}
     ours = set(load_file(adapter / KOHYA_WEIGHTS))
-    assert theirs == {key for key in ours if family != "flux" or key.startswith("lora_te")}
+    assert theirs == {key for key in ours if unet or key.startswith("lora_te")}
+
+
+class Change(dict[str, torch.Tensor]):
+    """A checkpoint's difference from another: zero where nothing is said of a weight."""
+
+    def __missing__(self, key: str) -> torch.Tensor:
+        return torch.zeros(6, 1)
+
+    def pop(self, key: str, *_: object) -> torch.Tensor:
+        return super().pop(key, self[key])
+
+
+def add_to_stable_diffusion_3(pipeline: Any, file: Path) -> None:
+    """Add an adapter to the weights of the modules that sd-scripts names so.
+
+    diffusers reads no such adapter, but checkpoints with the names of Stability's own code.
+    """
+    layers = load_file(file)
+    changes = {
+        name: layers[f"{name}.alpha"] / len(down) * layers[f"{name}.lora_up.weight"] @ down
+        for name, down in ((k.partition(".")[0], v) for k, v in layers.items() if "down" in k)
+    }
+    for component, prefix in TEXT_PREFIXES["sd3"].items():
+        for module, layer in getattr(pipeline, component).named_modules():
+            if (name := f"{prefix}_{module}".replace(".", "_")) in changes:
+                layer.weight += changes.pop(name)
+    own = Change()
+    inner = ("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj", "mlp.fc1", "mlp.fc2")
+    for layer in (*inner, "adaLN_modulation.1"):
+        for block in ("0.x", "0.context", "1.x", "1.context"):
+            module = f"joint_blocks.{block}_block.{layer}"
+            if (name := f"lora_unet_{module}".replace(".", "_")) in changes:
+                own[f"{module}.weight"] = changes.pop(name)
+    assert not changes
+    weights = pipeline.transformer.state_dict()
+    for key, change in convert_sd3_transformer_checkpoint_to_diffusers(own).items():
+        if key.startswith("transformer_blocks.") and key.endswith(".weight"):
+            weights[key] += change
 
 
 def outputs(backbone: Path, adapter: Path | None, file: str) -> dict[str, torch.Tensor]:
     """What every adapted component of a pipeline computes, adapted by diffusers itself."""
     pipeline = DiffusionPipeline.from_pretrained(backbone)
-    if adapter is not None:
+    if adapter is not None and file == KOHYA_WEIGHTS and hasattr(pipeline, "text_encoder_3"):
+        add_to_stable_diffusion_3(pipeline, adapter / file)
+    elif adapter is not None:
         pipeline.load_lora_weights(str(adapter), weight_name=file)
     found = {}
     encoders = ["text_encoder"]
-    if isinstance(pipeline, StableDiffusionXLPipeline):
+    if isinstance(pipeline, StableDiffusionXLPipeline | StableDiffusion3Pipeline):
         encoders.append("text_encoder_2")
     for name in encoders:
         out = getattr(pipeline, name)(torch.arange(20)[None], output_hidden_states=True)
@@ -154,6 +202,14 @@ def outputs(backbone: Path, adapter: Path | None, file: str) -> dict[str, torch.
             encoder_hidden_states=noise(1, 5, 24),
             txt_ids=torch.zeros(5, 3),
             img_ids=torch.zeros(16, 3),
+        ).sample
+        return found
+    if isinstance(pipeline, StableDiffusion3Pipeline):
+        found["transformer"] = pipeline.transformer(
+            hidden_states=noise(1, 4, 8, 8),
+            timestep=time * 1000,
+            pooled_projections=noise(1, 16 + 24),
+            encoder_hidden_states=noise(1, 5, 48),
         ).sample
         return found
     width = pipeline.unet.config.cross_attention_dim
@@ -202,6 +258,8 @@ def test_no_path_of_this_machine_is_in_the_folder(saved: tuple[str, Path, Path])
         ("flux", ("to_q", "x_embedder"), "x_embedder"),
         ("flux", "all-linear", "context_embedder"),
         ("sd", ("to_q", "cond_proj"), "time_embedding.cond_proj"),
+        ("sd3", ("attn.to_q", "proj_out"), "proj_out"),
+        ("sd3", "all-linear", "context_embedder"),
     ],
 )
 def test_modules_without_a_name_are_refused_before_the_training(
@@ -332,3 +390,27 @@ def test_every_module_of_the_real_models_comes_back_or_is_refused(
         }
     else:
         assert not refused
+
+
+def test_every_module_in_the_blocks_of_stable_diffusion_3_has_a_name() -> None:
+    with torch.device("meta"):  # 3.5 medium
+        real = SD3Transformer2DModel(
+            num_layers=24,
+            num_attention_heads=24,
+            caption_projection_dim=1536,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        )
+    refused = set()
+    for module, (inputs, out) in linears(real):
+        its = {
+            f"{module}.lora_A.weight": torch.zeros(1, inputs),
+            f"{module}.lora_B.weight": torch.zeros(out, 1),
+        }
+        try:
+            StableDiffusion3.kohya_layers({"transformer": its}, 1.0)
+        except BackboneError:
+            refused.add(module.partition(".")[0])
+    outside = {"pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out"}
+    assert refused == outside

@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType
 from albat_core.backbones import open_backbone
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.captions import CaptionFitter
+from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
 from albat_core.backbones.language.gguf import convert_gguf
 from albat_core.backbones.vision import VisionEncoder
 from albat_core.errors import BackboneError
@@ -114,7 +115,7 @@ def captions(folder: Path, ran: Path) -> Callable[[], object]:
     own = save_clip(folder / "tokenizer")
     (own / "config.json").unlink()  # no model lies beside a pipeline's tokenizer
     bring_tokenizer(own, ran)
-    return lambda: CaptionFitter(folder, ["tokenizer"])
+    return lambda: CaptionFitter(folder, StableDiffusion)
 
 
 def gguf(folder: Path, ran: Path) -> Callable[[], object]:

@@ -38,10 +38,26 @@ def unet_error(pipeline, latents, noise, u, captions, frames):
     return said - target
 
 
-def flux_error(pipeline, latents, noise, u, captions, frames):
+def flow_level(pipeline, u):
     shift = pipeline.scheduler.config.shift
     level = torch.sigmoid(torch.special.ndtri(torch.tensor(u, dtype=torch.float64))).float()
-    level = shift * level / (1 + (shift - 1) * level)
+    return shift * level / (1 + (shift - 1) * level)
+
+
+def sd3_error(pipeline, latents, noise, u, captions, frames):
+    level = flow_level(pipeline, u)
+    text, _, pooled, _ = pipeline.encode_prompt(captions, None, None)
+    said = pipeline.transformer(
+        hidden_states=(1 - level) * latents + level * noise,
+        timestep=1000 * level.expand(len(latents)),
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+    ).sample
+    return said - (noise - latents)
+
+
+def flux_error(pipeline, latents, noise, u, captions, frames):
+    level = flow_level(pipeline, u)
     noisy = (1 - level) * latents + level * noise
     n, c, h, w = latents.shape
     text, pooled, text_ids = pipeline.encode_prompt(captions, None, max_sequence_length=154)
@@ -71,7 +87,8 @@ def losses_with(adapter, every_noise):
     latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
     frames = torch.tensor([r["frame"] for r in rows])
     captions = [r["text"] for r in rows]
-    error = flux_error if hasattr(pipeline, "transformer") else unet_error
+    errors = {"StableDiffusion3Pipeline": sd3_error, "FluxPipeline": flux_error}
+    error = errors.get(type(pipeline).__name__, unet_error)
     losses = torch.zeros(len(rows))
     for n, one in enumerate(every_noise):
         u = (n + 0.5) / len(every_noise)

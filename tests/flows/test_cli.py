@@ -16,6 +16,8 @@ from flows.config import starter_config
 from flows.console import show_error, show_note
 from flows.showing import in_words
 from tests.flows.conftest import Albat
+from tests.pipelines import save_pipeline
+from tests.single_files import write_stable_diffusion
 from tests.toys import topic_rows, write_jsonl
 
 COMMANDS = {
@@ -105,6 +107,21 @@ def test_init_where_nothing_can_be_written(albat: Albat, tmp_path: Path) -> None
     said = albat("init", tmp_path / "none" / "mine.yaml")
     assert said.code == 1
     assert f"{tmp_path}/none/mine.yaml: expected a place that can be written" in said.err
+
+
+def test_a_checkpoint_in_one_file_becomes_a_folder(albat: Albat, tmp_path: Path) -> None:
+    pipeline = save_pipeline(tmp_path / "pipeline")
+    file = write_stable_diffusion(pipeline, tmp_path / "dream.safetensors")
+    said = albat("convert", file, tmp_path / "dream", "--config", pipeline, "--dtype", "float16")
+    assert said.code == 0
+    assert (
+        f"{tmp_path}/dream: 123,755 parameters in float16, of tensors kept as 368 F32" in said.out
+    )
+    assert (tmp_path / "dream" / "model_index.json").is_file()
+    assert "Casting" not in said.err
+    again = albat("convert", file, tmp_path / "dream", "--config", pipeline)
+    assert again.code == 1
+    assert "it is there already" in again.err
 
 
 def test_check_of_what_is_right(albat: Albat, toy: Path) -> None:

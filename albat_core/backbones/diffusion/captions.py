@@ -8,12 +8,11 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.diffusion.families.base import Family, left_out
 from albat_core.backbones.folder import unreadable
 from albat_core.errors import InputError
 from albat_core.pictures import prepare_picture
 from albat_core.records.examples import Example
-
-_LONGEST = 512  # tokens: T5 has no limit of its own, pipelines give it so many
 
 
 class CaptionFitter:
@@ -21,12 +20,14 @@ class CaptionFitter:
 
     Args:
         folder: the pipeline's.
-        tokenizers: its components that are tokenizers.
+        family: what it is of.
     """
 
-    def __init__(self, folder: Path, tokenizers: Sequence[str]) -> None:
+    def __init__(self, folder: Path, family: type[Family]) -> None:
         self._tokenizers: list[Any] = []
-        for name in tokenizers:
+        self._most = family.caption_tokens  # T5 has no limit of its own
+        absent = left_out(folder, family)
+        for name in (n for n in family.tokenizers if n not in absent):
             try:
                 tokenizer = AutoTokenizer.from_pretrained(
                     folder / name, local_files_only=True, trust_remote_code=False
@@ -38,12 +39,12 @@ class CaptionFitter:
     @property
     def longest(self) -> int:
         """Tokens that the text encoder which reads most takes, the ends of the text included."""
-        return max(min(int(t.model_max_length), _LONGEST) for t in self._tokenizers)
+        return max(min(int(t.model_max_length), self._most) for t in self._tokenizers)
 
     def fits(self, caption: str) -> bool:
         """Tell whether at least one text encoder reads all of a caption."""
         return any(
-            len(t(caption)["input_ids"]) <= min(t.model_max_length, _LONGEST)
+            len(t(caption)["input_ids"]) <= min(t.model_max_length, self._most)
             for t in self._tokenizers
         )
 

@@ -73,7 +73,7 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
 
     def check(self, config: BackboneConfig) -> None:
         """See ``Kind``: files are whole, the family known, and pictures have a size that fits."""
-        from albat_core.backbones.diffusion.families import find_family, refuse_indivisible
+        from albat_core.backbones.diffusion.families import find_family, refuse_size
 
         if config.quantization:
             raise BackboneError(
@@ -90,7 +90,7 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
             )
         folder = backbone_folder(config)
         refuse_incomplete(folder)
-        refuse_indivisible(find_family(folder), folder, config.diffusion.picture, config.path)
+        refuse_size(find_family(folder), folder, config.diffusion.picture, config.path)
         _captions(config)
 
     def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:
@@ -177,4 +177,4 @@ def _captions(config: BackboneConfig) -> CaptionFitter:
     from albat_core.backbones.diffusion.families import find_family
 
     folder = backbone_folder(config)
-    return CaptionFitter(folder, find_family(folder).tokenizers)
+    return CaptionFitter(folder, find_family(folder))

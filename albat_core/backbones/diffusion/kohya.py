@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,22 @@ Layers = dict[str, torch.Tensor]
 """An adapter's state by parameter."""
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """A (r, in) and B (out, r) by module."""
+
+
+class Block(NamedTuple):
+    """A kind of block of a transformer, under the names of its authors' own code."""
+
+    name: str
+    """Of the list of such blocks."""
+    layers: Mapping[str, str]
+    """Their layer by ours."""
+    fused: Mapping[str, Mapping[str, int]]
+    """By their layer: ours that are one there, in order, with their outputs' relative widths."""
+
+
+def together(*layers: str) -> dict[str, int]:
+    """Return layers of one width that are one in the authors' code, see ``Block``."""
+    return dict.fromkeys(layers, 1)
 
 
 TEXT_LAYERS = "text_model."
@@ -104,3 +121,59 @@ def renamed_layer(name: str, down: torch.Tensor, up: torch.Tensor, alpha: float)
         f"{name}.lora_up.weight": up.contiguous(),
         f"{name}.alpha": torch.tensor(float(alpha)),
     }
+
+
+def block_layers(layers: Layers, blocks: Mapping[str, Block], lora_alpha: float) -> Layers:
+    """Return a transformer's layers; what its authors' code computes in one layer is put together.
+
+    Factors of layers that are fused stand beside each other: A below A, and B block-diagonal, so
+    the rank grows with their number and alpha with it.
+
+    Args:
+        layers: peft's state, of modules ``<list>.<number>.<layer>``.
+        blocks: by the name of the list.
+        lora_alpha: B A is multiplied by lora_alpha / r.
+
+    Raises:
+        BackboneError: a module has no name that the programs know, or is in no block.
+    """
+    pairs = paired_factors(layers)
+    refuse_unnamed(module for module in pairs if not _is_named(module, blocks))
+    numbered: dict[tuple[str, str], Factors] = {}
+    for module, factors in pairs.items():
+        kind, number, layer = module.split(".", 2)
+        numbered.setdefault((kind, number), {})[layer] = factors
+    found: Layers = {}
+    for (kind, number), inner in numbered.items():
+        block = blocks[kind]
+        prefix = f"lora_unet_{block.name}_{number}"
+        for layer, name in block.layers.items():
+            if layer in inner:
+                found |= renamed_layer(f"{prefix}_{name}", *inner[layer], lora_alpha)
+        for name, parts in block.fused.items():
+            if any(part in inner for part in parts):
+                down, up = _fused(inner, parts)
+                found |= renamed_layer(f"{prefix}_{name}", down, up, lora_alpha * len(parts))
+    return found
+
+
+def _is_named(module: str, blocks: Mapping[str, Block]) -> bool:
+    """Tell whether the module is in a block: programs leave out others without a word."""
+    kind, _, rest = module.partition(".")
+    if kind not in blocks:
+        return False
+    inner = rest.partition(".")[2]
+    return inner in blocks[kind].layers or any(inner in p for p in blocks[kind].fused.values())
+
+
+def _fused(inner: Factors, parts: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors of several layers as those of one; zeros for layers not adapted."""
+    there = next(part for part in parts if part in inner)
+    down, up = inner[there]
+    unit = up.shape[0] // parts[there]
+    pairs = [
+        inner.get(part, (torch.zeros_like(down), up.new_zeros(unit * width, up.shape[1])))
+        for part, width in parts.items()
+    ]
+    downs, ups = zip(*pairs, strict=True)
+    return torch.cat(downs), torch.block_diag(*ups)  # type: ignore[no-untyped-call]

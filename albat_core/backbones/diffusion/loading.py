@@ -1,13 +1,14 @@
 """Text-to-image pipelines loaded from their folders by diffusers."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.families import find_family
-from albat_core.backbones.diffusion.families.base import Family, read_config
+from albat_core.backbones.diffusion.families.base import Family, left_out, read_config
 from albat_core.backbones.folder import backbone_folder, unreadable
 
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
@@ -30,16 +31,14 @@ def load_pipeline(config: BackboneConfig, device: torch.device, weights: torch.d
     folder = backbone_folder(config)
     family = find_family(folder)
     loader = getattr(diffusers, family.pipeline_class)
-    optional = {n: None for n in _ABSENT if n in loader._optional_components}
-    if "safety_checker" in optional:
-        optional["requires_safety_checker"] = None
     try:
         pipeline = loader.from_pretrained(
             folder,
             dtype={"default": weights, "vae": torch.float32},  # SDXL's overflows in half
             use_safetensors=True,
             local_files_only=True,
-            **optional,
+            **parts_without_part(loader),
+            **dict.fromkeys(left_out(folder, family)),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unreadable("pipeline", folder, error, library="diffusers") from error
@@ -49,6 +48,12 @@ def load_pipeline(config: BackboneConfig, device: torch.device, weights: torch.d
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(requires_grad=False)
     return family(pipeline, config.diffusion)
+
+
+def parts_without_part(loader: Any) -> dict[str, None]:
+    """Return what a pipeline's class is given so that it loads nothing that training leaves out."""
+    parts: dict[str, None] = {n: None for n in _ABSENT if n in loader._optional_components}
+    return parts | {"requires_safety_checker": None} if "safety_checker" in parts else parts
 
 
 def load_hollow(config: BackboneConfig) -> Family:

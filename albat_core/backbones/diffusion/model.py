@@ -67,7 +67,7 @@ class DiffusionBackbone:
         weights = torch.float32 if device.type == "cpu" else dtype
         self._family = load_pipeline(config, device, weights)
         folder = backbone_folder(config)
-        self._captions = CaptionFitter(folder, self._family.tokenizers)
+        self._captions = CaptionFitter(folder, type(self._family))
         self._rows = RowPreparation(self._captions, config)
         self._schedule = open_schedule(
             self._family.pipeline.scheduler, self._config.snr_gamma, config.path

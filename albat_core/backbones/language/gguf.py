@@ -1,21 +1,11 @@
 """Language models in one GGUF file, as folders that ``save_pretrained`` writes."""
 
 import json
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from albat_core.backbones.folder import Converted, converted_folder
 from albat_core.errors import BackboneError, ConfigError
-
-
-class Converted(NamedTuple):
-    """What came of a file."""
-
-    parameters: int
-    """Weights, tied ones once."""
-    types: Mapping[str, int]
-    """Tensors of the file by how they are kept there, such as ``Q4_1``."""
 
 
 def convert_gguf(
@@ -43,33 +33,23 @@ def convert_gguf(
             where=str(file),
             remedy="pip install 'albat[gguf]'",
         ) from error
-    if not file.is_file():
-        raise BackboneError("expected a file, found none", where=str(file), remedy="check the path")
-    if folder.exists():
-        raise ConfigError(
-            "expected a folder to be made, it is there already",
-            where=str(folder),
-            remedy="name another",
-        )
-    try:
-        types: dict[str, int] = {}
-        for tensor in GGUFReader(file).tensors:
-            types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
-        model, tokenizer = _read(file, dtype)
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise BackboneError(
-            f"expected a GGUF file that transformers can read ({type(error).__name__}: {reason})",
-            where=str(file),
-            remedy="name the model that it was made from, as save_pretrained wrote it",
-        ) from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
-        draft = Path(made) / "draft"
+    with converted_folder(file, folder) as draft:
+        try:
+            types: dict[str, int] = {}
+            for tensor in GGUFReader(file).tensors:
+                types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
+            model, tokenizer = _read(file, dtype)
+        except (OSError, ValueError, LookupError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise BackboneError(
+                f"expected a GGUF file that transformers can read ({type(error).__name__}: "
+                f"{reason})",
+                where=str(file),
+                remedy="name the model that it was made from, as save_pretrained wrote it",
+            ) from error
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         _leave_out_added(draft / "tokenizer.json", model.config.vocab_size)
-        draft.rename(folder)
     return Converted(sum(p.numel() for p in model.parameters()), types)
 
 

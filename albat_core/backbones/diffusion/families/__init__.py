@@ -7,11 +7,14 @@ from albat_core.backbones.diffusion.families.base import Family, read_config
 from albat_core.backbones.diffusion.families.flux import Flux
 from albat_core.backbones.diffusion.families.sdxl import SDXL
 from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
+from albat_core.backbones.diffusion.families.stable_diffusion_3 import StableDiffusion3
 from albat_core.backbones.folder import PIPELINE_INDEX, refuse_other_kind
 from albat_core.errors import BackboneError
 from albat_core.pictures import PictureConfig
 
-FAMILIES: dict[str, type[Family]] = {f.pipeline_class: f for f in (StableDiffusion, SDXL, Flux)}
+FAMILIES: dict[str, type[Family]] = {
+    f.pipeline_class: f for f in (StableDiffusion, SDXL, StableDiffusion3, Flux)
+}
 
 
 def find_family(folder: Path) -> type[Family]:
@@ -55,13 +58,11 @@ def _fits(family: type[Family], folder: Path) -> bool:
         return False
 
 
-def refuse_indivisible(
-    family: type[Family], folder: Path, picture: PictureConfig, where: str
-) -> None:
+def refuse_size(family: type[Family], folder: Path, picture: PictureConfig, where: str) -> None:
     """Check that pictures of the configured height and width, or of all buckets, can be encoded.
 
     Raises:
-        BackboneError: a side is no multiple of what the backbone needs.
+        BackboneError: a side is no multiple of what the backbone needs, or longer than it takes.
     """
     scale = 2 ** (len(read_config(folder, "vae").get("block_out_channels", [0])) - 1)
     step, size, buckets = scale * family.patch, picture.size, picture.buckets
@@ -77,4 +78,11 @@ def refuse_indivisible(
             f"expected a height and width divisible by {step}, got {size[0]} x {size[1]}",
             where=where,
             remedy=f"set backbone.diffusion.picture.resolution to [{near[0]}, {near[1]}]",
+        )
+    most, longest = family.most_latents(folder), max(max(sides) for sides in picture.sizes)
+    if most is not None and longest > most * scale:
+        raise BackboneError(
+            f"expected sides of at most {most * scale} pixels, got {longest}",
+            where=where,
+            remedy="set backbone.diffusion.picture.resolution to less",
         )

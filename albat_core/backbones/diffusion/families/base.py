@@ -10,6 +10,7 @@ import torch
 
 from albat_core.backbones.config import DiffusionConfig
 from albat_core.backbones.diffusion.kohya import Layers
+from albat_core.backbones.folder import PIPELINE_INDEX
 from albat_core.errors import BackboneError
 
 
@@ -39,12 +40,18 @@ class Family(Protocol):
     config: DiffusionConfig
     pipeline_class: ClassVar[str]
     """Name of the class in diffusers, as a pipeline's index has it."""
+    original_prefix: ClassVar[str]
+    """How names of tensors begin in its authors' checkpoints, and in no other family's."""
     denoiser_name: ClassVar[str]
     """Component that predicts: a UNet or a transformer."""
     adaptable_encoders: ClassVar[tuple[str, ...]]
     """Text encoders that an adapter may be attached to."""
     tokenizers: ClassVar[tuple[str, ...]]
     """Components that are tokenizers."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Components that a pipeline may have been saved without, all of them together."""
+    caption_tokens: ClassVar[int] = 512
+    """Tokens of a caption that the pipeline reads at most, whatever its tokenizers take."""
     attention: ClassVar[tuple[str, ...]]
     """Names of the denoiser's layers that are adapted by default."""
     patch: ClassVar[int] = 1
@@ -88,6 +95,10 @@ class Family(Protocol):
         """Return why the folder's models are not of this family, None where they are."""
 
     @classmethod
+    def most_latents(cls, folder: Path) -> int | None:
+        """Return how many latents the side of a picture may have, None: any number."""
+
+    @classmethod
     def kohya_layers(cls, components: Mapping[str, Layers], lora_alpha: float) -> Layers:
         """Return an adapter's layers under the names of kohya's sd-scripts.
 
@@ -100,6 +111,15 @@ class Family(Protocol):
             BackboneError: a module has no name that the programs know.
         """
         ...
+
+
+def left_out(folder: Path, family: type[Family]) -> tuple[str, ...]:
+    """Return the components, each of them optional, that a pipeline was saved without."""
+    if not family.optional:
+        return ()
+    index = json.loads((folder / PIPELINE_INDEX).read_text())
+    absent = any(index.get(name) in (None, [None, None]) for name in family.optional)
+    return family.optional if absent else ()
 
 
 def text_width(folder: Path, component: str) -> int:
@@ -115,7 +135,7 @@ def caption_limit(pipeline: Any) -> int:
         for name in ("tokenizer", "tokenizer_2")
         if (tokenizer := getattr(pipeline, name, None)) is not None
     ]
-    return int(min(max(longest), 512))
+    return int(min(max(longest), Family.caption_tokens))
 
 
 def read_config(folder: Path, component: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class SDXL(StableDiffusion):
     """Stable Diffusion XL: two text encoders, and the sizes of picture and crop."""
 
     pipeline_class = "StableDiffusionXLPipeline"
+    original_prefix = "conditioner.embedders.1."
     adaptable_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
 

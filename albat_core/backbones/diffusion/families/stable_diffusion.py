@@ -14,6 +14,7 @@ class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x: a UNet that reads one CLIP text encoder."""
 
     pipeline_class = "StableDiffusionPipeline"
+    original_prefix = "cond_stage_model."
     denoiser_name = "unet"
     adaptable_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
