@@ -65,6 +65,7 @@ HOMES = {
     },
     "transformers": {
         "albat_core/backbones/diffusion/captions.py",
+        "albat_core/backbones/language/description.py",
         "albat_core/backbones/language/gguf.py",
         "albat_core/backbones/language/model.py",
         "albat_core/backbones/language/quantization.py",
