@@ -261,6 +261,12 @@ class LanguageBackbone:
         with self._precision():
             return write_answers(self._whole, self._encoder, questions, config, seeds)
 
+    @contextmanager
+    def as_transformers(self) -> Iterator[tuple[Any, Any]]:
+        """Give the model with its adapter and the tokenizer, see ``Backbone``."""
+        with self._precision():
+            yield self._whole, self._encoder.tokenizer
+
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new LoRA adapter; B is zero, A is drawn from ``seed``."""
         with torch.random.fork_rng(devices=[]):
