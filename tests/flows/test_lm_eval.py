@@ -3,10 +3,12 @@
 import re
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from albat_core.backbones import open_backbone
 from albat_core.benchmark.arms import ArmResult
@@ -37,7 +39,7 @@ dataset_kwargs: {data_files: {train: ROWS, test: ROWS}}
 training_split: train
 test_split: test
 output_type: generate_until
-generation_kwargs: {until: ["\\n"], max_gen_toks: 6}
+generation_kwargs: {until: ["\\n"], max_gen_toks: 6, do_sample: true, temperature: 1.0}
 doc_to_text: "{{question}}"
 doc_to_target: "{{choices[answer]}}"
 """
@@ -156,14 +158,17 @@ def test_the_same_twice_and_the_tokenizer_is_left_alone(
         open_backbone(config.backbone, config.runtime) as backbone,
         backbone.as_transformers() as (model, tokenizer),
     ):
-        side, before = tokenizer.padding_side, dict(tokenizer.special_tokens_map)
+        bare = deepcopy(tokenizer)
+        bare.pad_token = None  # lm-eval takes another in its place
+        state = torch.get_rng_state()
         capfd.readouterr()
         first, again = (
-            take_task(file, model, tokenizer, limit=12, fewshot=2, **settings) for _ in range(2)
+            take_task(file, model, bare, limit=12, fewshot=2, **settings) for _ in range(2)
         )
         said = capfd.readouterr()
-        other, _ = take_task(file, model, tokenizer, limit=5, fewshot=0, **settings)
-        assert (tokenizer.padding_side, dict(tokenizer.special_tokens_map)) == (side, before)
+        other, _ = take_task(file, model, bare, limit=5, fewshot=0, **settings)
+        assert bare.pad_token is None
+        assert torch.equal(torch.get_rng_state(), state)
     assert first[0] == again[0] == [f"letters_of_answers/{n}" for n in range(12)]
     assert other == first[0][:5]
     for name, scores in first[1].items():
@@ -183,6 +188,10 @@ def test_report_terminal_and_pages_tell_of_tasks(
     assert 'id="tasks"' in html and 'href="#tasks"' in html and 'id="answers"' not in html
     assert html.count("mine acc, higher is better") == 1
     assert "<dt>mine, letters</dt>" in html
+    of_answers = albat.metrics[0].model_copy(update={"task": None})
+    told = albat.model_copy(update={"metrics": (of_answers, *albat.metrics[1:])})
+    html = render(content.model_copy(update={"arms": (told,)}))
+    assert "mine acc, higher is better" not in html and "letters places, higher" in html
     markdown = results(content.arms, content.unit)
     assert markdown.count("| task of lm-eval | ") == 3
     assert "| task of lm-eval | mine acc, higher is better |" in markdown
