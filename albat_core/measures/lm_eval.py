@@ -233,6 +233,7 @@ def _library() -> Any:
     for shown in (model, task, huggingface):
         shown.tqdm = lambda *of, **by: tqdm(*of, **by | {"disable": True})
     evaluator.add_env_info = lambda _: None  # asks for compilers and drivers, for seconds
+    evaluator.get_git_commit_hash = lambda: None  # of the folder that albat is run in
     # in the environment that it has, a template of a file reaches Python by any value's class
     sandbox = SandboxedEnvironment(undefined=utils.env.undefined, keep_trailing_newline=True)
     sandbox.filters.update(utils.env.filters)

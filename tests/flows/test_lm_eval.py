@@ -150,8 +150,12 @@ def test_arms_differ_and_a_task_s_metrics_are_apart(taken: Chain, kept: Artifact
 
 
 def test_the_same_twice_and_the_tokenizer_is_left_alone(
-    config: RunConfig, capfd: pytest.CaptureFixture[str]
+    config: RunConfig,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # no git repository
     file = config.evaluation.tasks[1]
     settings: dict[str, Any] = {"batch": 4, "trust_remote_code": True}
     with (
@@ -174,6 +178,43 @@ def test_the_same_twice_and_the_tokenizer_is_left_alone(
     for name, scores in first[1].items():
         assert scores.tobytes() == again[1][name].tobytes()
     assert said.out == said.err == ""
+
+
+def test_of_a_group_all_rows_count_alike(
+    config: RunConfig, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    few = write_jsonl(tmp_path / "few.jsonl", [{"question": "a", "choices": ["b"], "answer": 0}])
+    mine = path.with_name("mine.yaml").read_text()
+    normed = "{metric: acc_norm, aggregation: mean, higher_is_better: true}"
+    (tmp_path / "mine.yaml").write_text(mine.replace("metric_list: [", f"metric_list: [{normed}, "))
+    rows = str(path.with_name("rows.jsonl"))
+    (tmp_path / "other.yaml").write_text(mine.replace("mine", "other").replace(rows, str(few)))
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [mine, other]\naggregate_metric_list: [{metric: acc}]\n"
+    )
+    manager = TaskManager(include_path=tmp_path, include_defaults=False)
+    monkeypatch.setattr("albat_core.measures.lm_eval._manager", lambda own: manager)
+    with (
+        open_backbone(config.backbone, config.runtime) as backbone,
+        backbone.as_transformers() as (model, tokenizer),
+    ):
+        names, scores = take_task(
+            "both", model, tokenizer, limit=None, fewshot=None, batch=8, trust_remote_code=False
+        )
+        plain = lm_eval.simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
+            tasks=["both"],
+            task_manager=manager,
+        )
+    assert names == [*(f"mine/{n}" for n in range(40)), "other/0"]
+    assert list(scores) == ["both acc"]  # the metric that both have
+    assert plain["n-samples"]["other"]["effective"] == 1
+    assert scores["both acc"].mean() == pytest.approx(plain["groups"]["both"]["acc,none"])
+    assert scores["both acc"].mean() != scores["both acc"][:40].mean()
 
 
 def test_report_terminal_and_pages_tell_of_tasks(
