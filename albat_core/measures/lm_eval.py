@@ -3,7 +3,8 @@
 import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from functools import lru_cache
 from importlib.metadata import version
@@ -15,10 +16,13 @@ from numpy.typing import NDArray
 
 from albat_core.errors import AlbatError, BackboneError, ConfigError, MissingDependencyError
 from albat_core.measures.task_files import is_file, read_task_file
+from albat_core.progress import Advance, track
 
 Floats = NDArray[np.float64]
 
 _NEAR = 3  # names that are offered in place of an unknown one
+_TOLD: ContextVar[tuple[str, ExitStack] | None] = ContextVar("told", default=None)
+"""What the requests under way are told as, and what ends that."""
 
 
 def task_title(name: str) -> str:
@@ -75,6 +79,7 @@ def take_task(
     fewshot: int | None,
     batch: int,
     trust_remote_code: bool,
+    label: str = "examine",
 ) -> tuple[list[str], dict[str, Floats]]:
     """Have a model take a task, as lm-eval's ``simple_evaluate`` does, by its own fixed seeds.
 
@@ -86,6 +91,7 @@ def take_task(
         fewshot: examples in front of each row; None: as many as the task says.
         batch: rows read at once.
         trust_remote_code: whether Python code may run that is no part of lm-eval.
+        label: names the progress line.
 
     Returns:
         names of the n rows; by metric, named with the task, their scores, (n,) and finite, higher
@@ -103,7 +109,7 @@ def take_task(
     from lm_eval.models.huggingface import HFLM
 
     tasks = _Tasks(name, trust_remote_code)
-    with _held(name, trust_remote_code), torch.random.fork_rng():
+    with _held(name, trust_remote_code), _counted(label), torch.random.fork_rng():
         try:
             found = lm_eval.simple_evaluate(
                 HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), batch_size=batch),
@@ -210,6 +216,44 @@ def _told(task: Any) -> list[str]:
     return [name for name, how in task.aggregation().items() if how is mean and better.get(name)]
 
 
+class _Bar:
+    """Tells how many requests a model has answered, where lm-eval would draw a bar of them.
+
+    Args:
+        total: requests of one kind.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._advance: Advance = lambda _: None
+        if told := _TOLD.get():
+            label, lines = told
+            lines.close()  # of the kind before
+            self._advance = lines.enter_context(track(label, total, "requests"))
+
+    def update(self, count: int) -> None:
+        """Count requests that are answered."""
+        self._advance(count)
+
+    def close(self) -> None:
+        """Leave the line to who asks."""
+
+
+def _bar(over: Sequence[Any] | None = None, *, total: int = 0, **_: Any) -> Any:
+    """Return what is gone over as it is, or what counts requests: as `tqdm` is called."""
+    return _Bar(total) if over is None else over
+
+
+@contextmanager
+def _counted(label: str) -> Iterator[None]:
+    """Tell of requests by this label while the context lasts."""
+    with ExitStack() as lines:
+        before = _TOLD.set((label, lines))
+        try:
+            yield
+        finally:
+            _TOLD.reset(before)
+
+
 @lru_cache(maxsize=1)
 def _library() -> Any:
     """Return lm-eval, which from here on says nothing and runs no Python in templates."""
@@ -226,12 +270,11 @@ def _library() -> Any:
             remedy="install albat[lm-eval], or take tasks out",
         ) from error
     from jinja2.sandbox import SandboxedEnvironment
-    from tqdm import tqdm
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    for shown in (model, task, huggingface):
-        shown.tqdm = lambda *of, **by: tqdm(*of, **by | {"disable": True})
+    for module in (model, task, huggingface):
+        module.tqdm = _bar
     evaluator.add_env_info = lambda _: None  # asks for compilers and drivers, for seconds
     evaluator.get_git_commit_hash = lambda: None  # of the folder that albat is run in
     # in the environment that it has, a template of a file reaches Python by any value's class

@@ -39,7 +39,7 @@ def examine(
         batch: rows read at once.
         trust_remote_code: whether Python code may run that is no part of lm-eval.
         runtime: where to compute.
-        label: names the arm and the task.
+        label: names the progress line.
 
     Returns:
         grades: a row of the task is a document, as it is for lm-eval.
@@ -49,7 +49,6 @@ def examine(
         ConfigError: see ``take_task``.
         MissingDependencyError: lm-eval is not installed.
     """
-    del label
     store = ArtifactStore(runtime.root)
 
     def build(folder: Path) -> Built:
@@ -66,6 +65,7 @@ def examine(
                 fewshot=fewshot,
                 batch=batch,
                 trust_remote_code=trust_remote_code,
+                label=label,
             )
         columns = [
             rows * len(scores),

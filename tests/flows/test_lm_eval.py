@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from albat_core.backbones import open_backbone
 from albat_core.benchmark.arms import ArmResult
 from albat_core.benchmark.table import rows_of, table
-from albat_core.errors import ConfigError
+from albat_core.errors import ConfigError, Interrupted
 from albat_core.measures.lm_eval import take_task, task_identity
+from albat_core.progress import Advance, Silent, reporting_to
 from albat_core.records.grades import GRADES, document_grades, metrics_of
 from albat_core.records.tables import read_table
 from albat_core.report.content import ReportContent
@@ -178,6 +180,48 @@ def test_the_same_twice_and_the_tokenizer_is_left_alone(
     for name, scores in first[1].items():
         assert scores.tobytes() == again[1][name].tobytes()
     assert said.out == said.err == ""
+
+
+def test_progress_counts_requests_and_a_stop_is_heard(config: RunConfig) -> None:
+    told: list[tuple[str, int, str]] = []
+    done: list[int] = []
+
+    class Counts(Silent):
+        @contextmanager
+        def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+            told.append((label, total, unit))
+
+            def advance(count: int) -> None:
+                done.append(count)
+                if len(done) == 20:
+                    raise Interrupted("stopped")
+
+            yield advance
+            told.append(("over", 0, ""))
+
+    with (
+        open_backbone(config.backbone, config.runtime) as backbone,
+        backbone.as_transformers() as (model, tokenizer),
+        reporting_to(Counts()),
+        pytest.raises(Interrupted),
+    ):
+        for limit in (5, 40):
+            take_task(
+                config.evaluation.tasks[0],
+                model,
+                tokenizer,
+                limit=limit,
+                fewshot=0,
+                batch=4,
+                trust_remote_code=False,
+                label="ALBAT, mine",
+            )
+    assert told == [
+        ("ALBAT, mine", 15, "requests"),
+        ("over", 0, ""),
+        ("ALBAT, mine", 120, "requests"),
+    ]
+    assert sum(done[:15]) == 15
 
 
 def test_of_a_group_all_rows_count_alike(
