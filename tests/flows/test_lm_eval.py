@@ -419,7 +419,7 @@ def test_a_file_that_cannot_be_taken_is_told(
 
 @pytest.mark.slow
 def test_an_unknown_name_is_told_with_those_near(other: Path) -> None:
-    rewrite(other, {"evaluation": {"tasks": ["arc-easy", "nothing of the kind at all"]}})
+    rewrite(other, {"evaluation": {"tasks": ["arc-easy", "zq"]}})
     near, none = mistakes(other)
     assert "got 'arc-easy'\n  -> did you mean arc_easy" in near
     assert "lm_eval ls tasks" in none
