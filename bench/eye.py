@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.backbones import open_embedder
+from albat_core.backbones.language.description import hollow
 from albat_core.backbones.language.embedding import decoder_layers
-from albat_core.backbones.language.model import hollow
 from albat_core.devices import device_name, resolve_device
 from albat_core.records.candidates import Candidates, read_candidates
 from albat_core.records.examples import Example

@@ -17,6 +17,7 @@ from albat_core.backbones import (
 )
 from albat_core.devices import check_device_count, resolve_device
 from albat_core.errors import AlbatError, ConfigError
+from albat_core.measures.lm_eval import check_library, check_task
 from albat_core.runs.config import RunConfig
 from albat_core.search.index import check_faiss
 from albat_core.sources.checks import Look, look_at
@@ -120,6 +121,7 @@ def find_mistakes(
     if not no_backbone and not {"backbone", "scoring", "surrogate"} & set(unsound):
         found += _smaller_problems(config, sound, warn)
     found += _metric_problems(config, spoilt, asked)
+    found += [] if "evaluation" in unsound else _task_problems(config)
     if not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(check_split, config)
     return found
@@ -285,3 +287,10 @@ def _metric_problems(
     if metrics and not {"adaptation", "heldout"} & set(spoilt):
         found += _caught(check_asked, asked)
     return found
+
+
+def _task_problems(config: RunConfig) -> list[AlbatError]:
+    """Return what is wrong with the tasks of lm-eval."""
+    its = config.evaluation
+    missing = _caught(check_library) if its.tasks else []
+    return missing or [e for n in its.tasks for e in _caught(check_task, n, its.trust_remote_code)]

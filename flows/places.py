@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from albat_core.errors import ConfigError
+from albat_core.measures.task_files import is_file
 from albat_core.runs.config import RunConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.vectors import VectorSource
@@ -61,6 +62,10 @@ def anchored(config: RunConfig, path: str) -> RunConfig:
         "encoder": model(config.embedding.encoder),
         "vectors": given.model_copy(update=elsewhere),
     }
+    tasks = tuple(
+        anchor(os.path.expandvars(name)) if is_file(name) else name
+        for name in config.evaluation.tasks
+    )
     smaller = config.scoring.smaller
     smaller = smaller.model_copy(update={"path": model(smaller.path)})
     return config.model_copy(
@@ -72,6 +77,7 @@ def anchored(config: RunConfig, path: str) -> RunConfig:
             "backbone": config.backbone.model_copy(update={"path": model(config.backbone.path)}),
             "embedding": config.embedding.model_copy(update=embedding),
             "scoring": config.scoring.model_copy(update={"smaller": smaller}),
+            "evaluation": config.evaluation.model_copy(update={"tasks": tasks}),
             "samples": config.samples.model_copy(update=encoders),
         }
         | {n: tuple(map(source, getattr(config, n))) for n in ("corpus", "adaptation", "heldout")}

@@ -123,7 +123,7 @@ def show_costs(costs: Sequence["StageCost"], device: str) -> None:
     console.print(table)
     console.print(
         f"[dim]measured on {escape(device)} with a full batch of each; most trainings end before "
-        "their last step; samples and answers are not counted[/]"
+        "their last step; samples, answers and tasks are not counted[/]"
     )
 
 

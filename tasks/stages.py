@@ -19,6 +19,7 @@ from albat_core.stages import (
     encode,
     estimate,
     evaluate,
+    examine,
     fidelity,
     finetune,
     generate,
@@ -63,6 +64,7 @@ _ON_DEVICE = {
     finetune.finetune: lift(finetune.finetune, "fine-tune", "fine-tune: {label}"),
     evaluate.evaluate: lift(evaluate.evaluate, "evaluate", "evaluate: {label}"),
     answer.answer_prompts: lift(answer.answer_prompts, "answer", "answer: {label}"),
+    examine.examine: lift(examine.examine, "examine", "examine: {label}"),
     arms.measure_situation: lift(
         arms.measure_situation, "measure", "measure {situation.name}, seed {seed}"
     ),

@@ -52,7 +52,9 @@ HOMES = {
     "prodigyopt": {"albat_core/training/optimizers.py"},
     "faiss": {"albat_core/search/index.py"},
     "gguf": {"albat_core/backbones/language/gguf.py"},
-    "datasets": {"albat_core/sources/hub.py"},
+    "datasets": {"albat_core/sources/hub.py", "albat_core/measures/lm_eval.py"},
+    "evaluate": {"albat_core/measures/lm_eval.py"},
+    "lm_eval": {"albat_core/measures/lm_eval.py"},
     "fsspec": {"albat_core/store/storage.py"},
     "huggingface_hub": {"albat_core/backbones/folder.py", "albat_core/runs/pushing.py"},
     "s3fs": set[str](),
@@ -68,6 +70,7 @@ HOMES = {
     },
     "transformers": {
         "albat_core/backbones/diffusion/captions.py",
+        "albat_core/backbones/language/description.py",
         "albat_core/backbones/language/gguf.py",
         "albat_core/backbones/language/model.py",
         "albat_core/backbones/language/quantization.py",

@@ -278,6 +278,15 @@ class Backbone(Embedder, Protocol):
             BackboneError: it writes no answers.
         """
 
+    def as_transformers(self) -> AbstractContextManager[tuple[Any, Any]]:
+        """Give the model with its adapter, and the tokenizer, to what takes those of transformers.
+
+        They compute in the backbone's precision while the context lasts.
+
+        Raises:
+            BackboneError: it writes no answers.
+        """
+
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:
         """Attach a new adapter whose effect is nil until it is trained.
 

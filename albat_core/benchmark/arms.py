@@ -40,7 +40,7 @@ class ArmResult(BaseModel):
     """A key of ``LABELS``, ``alpha 0.5`` or ``share 0.2``."""
     evaluation: ArtifactRef
     grades: tuple[ArtifactRef, ...] = ()
-    """Of its answers to held-out prompts, by metric, where any are configured."""
+    """Of its answers to held-out prompts, by metric, and to tasks, where any are configured."""
     alpha: float
     """Mixing weight, 0 where nothing is mixed in."""
     share: float

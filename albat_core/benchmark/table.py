@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from albat_core.benchmark.arms import LABELS, ArmResult
 from albat_core.benchmark.chart import CHART, Curve, learning_curves
 from albat_core.measures.metrics import metric_title
-from albat_core.records.grades import document_grades, metric_of
+from albat_core.records.grades import document_grades, metrics_of
 from albat_core.records.losses import document_losses
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA, RANDOM
 from albat_core.report.content import Interval, Metric
@@ -62,7 +62,7 @@ class Row(BaseModel):
     seconds: float
     """Mean over seeds."""
     metrics: tuple[Metric, ...] = ()
-    """Of the answers to held-out prompts, where any are configured; higher is better."""
+    """Of the answers to held-out prompts and to tasks, where there are any; higher is better."""
 
 
 class Measured:
@@ -185,19 +185,21 @@ def _metrics(
 ) -> dict[str, list[Metric]]:
     """Return what each metric says of each arm's answers, over seeds and documents."""
     found: dict[str, list[Metric]] = {r.arm: [] for r in results}
-    for place, ref in enumerate(results[0].grades):
-        name = metric_of(store, ref)
-        measured = Measured(results, partial(_graded, store, place))
+    for place, name, task in metrics_of(store, results[0].grades):
+        measured = Measured(results, partial(_graded, store, place, name))
         means = measured.drawn(numpy_generator(seed, "efficacy", name))
         for arm, its in means.items():
             gain = drawn_interval(its - means[ADAPTATION_ONLY])
             value = drawn_interval(its)
-            found[arm].append(Metric(name=name, title=metric_title(name), value=value, gain=gain))
+            title = metric_title(name)
+            found[arm].append(Metric(name=name, title=title, value=value, gain=gain, task=task))
     return found
 
 
-def _graded(store: ArtifactStore, place: int, result: ArmResult) -> tuple[Floats, Floats]:
-    return document_grades(store, result.grades[place])
+def _graded(
+    store: ArtifactStore, place: int, metric: str, result: ArmResult
+) -> tuple[Floats, Floats]:
+    return document_grades(store, result.grades[place], metric)
 
 
 def drawn_interval(found: Floats) -> Interval:

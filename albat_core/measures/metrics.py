@@ -104,8 +104,8 @@ def is_name(name: str) -> bool:
 
 
 def metric_title(name: str) -> str:
-    """Return what a metric is called in tables; one's own by its function."""
-    return METRICS[name].title if name in METRICS else name.partition(":")[2]
+    """Return what a metric is called in tables; one's own by its function, a task's as it is."""
+    return METRICS[name].title if name in METRICS else name.rpartition(":")[2]
 
 
 def find_metric(name: str) -> Metric:

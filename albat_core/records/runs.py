@@ -33,7 +33,8 @@ class ArmRun(BaseModel):
     answers: ArtifactRef | None = None
     """What it wrote to held-out prompts, where metrics are configured."""
     grades: tuple[ArtifactRef, ...] = ()
-    """What each of the metrics says of that, in the order of the configuration."""
+    """What each of the metrics says of that, and then what it came to on each of the tasks of
+    lm-eval, in the order of the configuration."""
     redrawn: ArtifactRef | None = None
     """Held-out pictures as it draws them, where that is configured."""
 

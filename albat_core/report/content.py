@@ -21,15 +21,17 @@ class Interval(_Part):
 
 
 class Metric(_Part):
-    """What a metric says of an arm's answers; higher is better."""
+    """What a metric says of an arm's answers to held-out prompts or a task; higher is better."""
 
     name: str
     """As settings have it."""
     title: str
     value: Interval
-    """Mean over the answers to all held-out prompts that were asked."""
+    """Mean over the answers to all prompts that were asked."""
     gain: Interval | None = None
     """This arm's mean less adaptation-only's, paired by document; > 0 is better."""
+    task: str | None = None
+    """Of lm-eval, whose rows are its documents; None: of held-out prompts."""
 
 
 class Arm(_Part):
@@ -47,7 +49,7 @@ class Arm(_Part):
     over_all_data: Interval | None = None
     """Loss with all of the adaptation data and no corpus minus this arm's, likewise."""
     metrics: tuple[Metric, ...] = ()
-    """Of its answers to held-out prompts, where any are configured."""
+    """Of its answers to held-out prompts, then to tasks of lm-eval, where any are configured."""
     perplexity: float | None = None
     """exp of the loss, where that is in nats per token."""
     documents: int

@@ -23,6 +23,8 @@ _COLOURS = {
 }
 # ALBAT alone has a colour; the greys beside it are told apart by their strokes too.
 _STROKES: dict[str, Any] = {"random": (0, (5, 2.5)), "all_data": (0, (1.2, 2))}
+_GAP = 10.0  # pixels between an interval and its value
+_FIGURE = 8.5  # pixels that a letter of a value takes at most, in bold
 
 
 def _finite(interval: Interval | None) -> bool:
@@ -75,7 +77,21 @@ def _intervals(
             clip_on=False,
         )
         weight = "bold" if filled else "normal"
-        drawing.write(axes, value, (interval.high, row), shift=(10, 0), fontweight=weight)
+        at = _right_of(axes, interval.high, value) if zero else interval.high
+        drawing.write(axes, value, (at, row), shift=(_GAP, 0), fontweight=weight)
+
+
+def _right_of(axes: Any, end: float, text: str) -> float:
+    """Return what a text stands right of: an interval's end, or the line at 0 that it would cross.
+
+    Args:
+        axes: whose x is data.
+        end: of the interval.
+        text: of figures.
+    """
+    left, right = axes.get_xlim()
+    pixel = (right - left) / axes.get_window_extent().width
+    return max(end, 0.0) if end + (2 * _GAP + _FIGURE * len(text)) * pixel > 0 else end
 
 
 def arms(arms: Sequence[Arm], best: str, unit: str, width: int) -> Markup | None:

@@ -12,7 +12,7 @@ import yaml
 
 from albat_core.measures.bootstrap import Floats, bootstrap_interval
 from albat_core.measures.metrics import metric_title
-from albat_core.records.grades import document_grades, metric_of
+from albat_core.records.grades import document_grades, metrics_of
 from albat_core.records.losses import document_losses
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA, RANDOM, ArmRun, RunArtifacts
 from albat_core.records.shards import row_notes
@@ -198,17 +198,17 @@ def _metrics(
     store: ArtifactStore, runs: Sequence[ArmRun], seed: int
 ) -> dict[str, tuple[Metric, ...]]:
     """Return what each metric says of each arm, its gain the other way round than a loss's."""
-    names = [metric_of(store, grades) for grades in runs[0].grades]
     found: dict[str, list[Metric]] = {arm.name: [] for arm in runs}
-    for place, name in enumerate(names):
-        sums = {arm.name: document_grades(store, arm.grades[place]) for arm in runs}
+    for place, name, task in metrics_of(store, runs[0].grades):
+        sums = {arm.name: document_grades(store, arm.grades[place], name) for arm in runs}
         for arm, (totals, answered) in sums.items():
             value = _interval(bootstrap_interval([totals], answered, seed))
             gain = None
             if arm != ADAPTATION_ONLY in sums:
                 pair = [totals, sums[ADAPTATION_ONLY][0]]
                 gain = _interval(bootstrap_interval(pair, answered, seed))
-            found[arm].append(Metric(name=name, title=metric_title(name), value=value, gain=gain))
+            title = metric_title(name)
+            found[arm].append(Metric(name=name, title=title, value=value, gain=gain, task=task))
     return {arm: tuple(its) for arm, its in found.items()}
 
 

@@ -47,8 +47,9 @@ def results(arms: Sequence[Arm], unit: str) -> str:
 def _metric_lines(arms: Sequence[Arm], title: str, place: int) -> list[str]:
     """Return what the arms come to by a metric, given by its place in their lists."""
     digits = metric_decimals(arms, place)
+    asked = "task of lm-eval" if arms[0].metrics[place].task else "held-out answers"
     lines = [
-        f"| held-out answers | {title}, higher is better | 95% interval "
+        f"| {asked} | {title}, higher is better | 95% interval "
         "| gain over adaptation only | 95% interval |",
         "|---|---:|---|---:|---|",
     ]

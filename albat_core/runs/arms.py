@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
+from albat_core.measures.lm_eval import task_title
 from albat_core.measures.metrics import metric_title
 from albat_core.records.runs import (
     ADAPTATION_ONLY,
@@ -20,6 +21,7 @@ from albat_core.runs.inputs import Inputs
 from albat_core.runs.steps import Step, Steps
 from albat_core.stages.answer import answer_prompts
 from albat_core.stages.evaluate import evaluate
+from albat_core.stages.examine import examine
 from albat_core.stages.fidelity import measure_fidelity
 from albat_core.stages.finetune import finetune
 from albat_core.stages.grade import grade_answers
@@ -111,22 +113,24 @@ class Arms:
         return self._steps.results([self._answering(arm)])[0]
 
     def grades(self, arm: str) -> tuple[ArtifactRef, ...]:
-        """Return what each configured metric says of an arm's answers."""
+        """Return what each metric says of an arm's answers, then what each task of lm-eval does."""
         c, answers = self._config, self.answers(arm)
-        if answers is None:
-            return ()
-        grading = [
-            self._steps.submit(
-                f"grade: {LABELS[arm]}, {metric_title(name)}",
-                grade_answers,
-                answers=answers,
-                metric=name,
-                runtime=c.runtime,
-                label=f"{LABELS[arm]}, {metric_title(name)}",
-            )
-            for name in c.evaluation.metrics
-        ]
-        return tuple(self._steps.results(grading))
+        grading = (
+            []
+            if answers is None
+            else [
+                self._steps.submit(
+                    f"grade: {LABELS[arm]}, {metric_title(name)}",
+                    grade_answers,
+                    answers=answers,
+                    metric=name,
+                    runtime=c.runtime,
+                    label=f"{LABELS[arm]}, {metric_title(name)}",
+                )
+                for name in c.evaluation.metrics
+            ]
+        )
+        return tuple(self._steps.results([*grading, *self._examining(arm)]))
 
     @cached_property
     def runs(self) -> list[ArmRun]:
@@ -139,6 +143,7 @@ class Arms:
             tried += [self._sampling(arm) for arm in self.names]
         if self._config.evaluation.metrics:
             tried += [self._answering(arm) for arm in self.names]
+        tried += [step for arm in self.names for step in self._examining(arm)]
         if self._config.samples.heldout:
             tried += [self._redrawing(arm) for arm in self.names]
         self._steps.results(tried)
@@ -250,6 +255,26 @@ class Arms:
             runtime=c.runtime,
             label=LABELS[arm],
         )
+
+    def _examining(self, arm: str) -> list[Step[ArtifactRef]]:
+        """Have an arm take each of the tasks of lm-eval."""
+        c, its = self._config, self._config.evaluation
+        return [
+            self._steps.submit(
+                f"examine: {LABELS[arm]}, {task_title(task)}",
+                examine,
+                adapter=self.adapter(arm),
+                task=task,
+                backbone_config=c.backbone,
+                limit=its.task_limit,
+                fewshot=its.fewshot,
+                batch=its.task_batch,
+                trust_remote_code=its.trust_remote_code,
+                runtime=c.runtime,
+                label=f"{LABELS[arm]}, {task_title(task)}",
+            )
+            for task in its.tasks
+        ]
 
     def _sampling(self, arm: str) -> Step[ArtifactRef]:
         c = self._config

@@ -264,11 +264,13 @@ class RunConfig(StageConfig):
     @classmethod
     def _metrics_of_texts(cls, value: EvaluationConfig, others: ValidationInfo) -> EvaluationConfig:
         backbone = others.data.get("backbone")
-        if value.metrics and backbone is not None and not writes_answers(backbone):
-            raise ValueError(
-                f"metrics ({', '.join(value.metrics)}) compare texts, and this kind of backbone "
-                "writes none: leave them out; samples.dino and samples.clip measure pictures"
-            )
+        for name in ("metrics", "tasks"):
+            asked = getattr(value, name)
+            if asked and backbone is not None and not writes_answers(backbone):
+                raise ValueError(
+                    f"{name} ({', '.join(asked)}) compare texts, and this kind of backbone "
+                    "writes none: leave them out; samples.dino and samples.clip measure pictures"
+                )
         return value
 
     @field_validator("samples")

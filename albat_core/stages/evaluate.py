@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from albat_core.backbones import backbone_identity, loss_unit, open_backbone
 from albat_core.backbones.base import FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig
+from albat_core.measures.lm_eval import task_title
 from albat_core.measures.losses import example_losses, refuse_not_finite
 from albat_core.measures.metrics import METRICS, is_name, metric_title
 from albat_core.records.encodings import Encodings
@@ -20,6 +21,7 @@ from albat_core.store.stage import Runtime, StageConfig
 
 STAGE_VERSION = 2
 _OF_ANSWERS = {"metrics", "answers", "max_new_tokens", "temperature"}
+_OF_TASKS = {"tasks", "task_limit", "task_batch", "fewshot", "trust_remote_code"}
 """Settings that change no loss."""
 
 
@@ -40,6 +42,18 @@ class EvaluationConfig(StageConfig):
     """Tokens that an answer has at most."""
     temperature: float = Field(0.0, ge=0)
     """Temperature at which an answer's tokens are drawn; 0: the likeliest each time."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness that every arm takes too (install `albat[lm-eval]`), higher is
+    better: names that it has, such as `arc_easy`, or YAML files of yours. None: none is taken."""
+    task_limit: int | None = Field(None, ge=1)
+    """Rows of each task that are asked at most, the first ones; none: all."""
+    task_batch: int = Field(8, ge=1)
+    """Rows of a task that are read at once."""
+    fewshot: int | None = Field(None, ge=0)
+    """Examples in front of each row of a task; none: as many as it says itself, most often 0."""
+    trust_remote_code: bool = False
+    """Run Python code of tasks that is no part of lm-eval: functions that a YAML file names,
+    metrics on the Hub. Off unless you have read that code."""
 
     @field_validator("metrics")
     @classmethod
@@ -51,6 +65,14 @@ class EvaluationConfig(StageConfig):
         titles = [metric_title(name) for name in value]
         if again := sorted({title for title in titles if titles.count(title) > 1}):
             raise ValueError(f"expected metrics of different names, {again[0]} is there twice")
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def _told_apart(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        titles = [task_title(name) for name in value]
+        if again := sorted({title for title in titles if titles.count(title) > 1}):
+            raise ValueError(f"expected tasks of different names, {again[0]} is there twice")
         return value
 
 
@@ -109,7 +131,7 @@ def evaluate(
     return store.produce(
         STAGE,
         STAGE_VERSION,
-        config.settings(without=_OF_ANSWERS),
+        config.settings(without=_OF_ANSWERS | _OF_TASKS),
         {
             "adapter": adapter.key if adapter else None,
             "heldout": role_digest(store, adaptation, role),

@@ -11,7 +11,7 @@ from albat_core.records.tables import write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def grade_answers(
@@ -37,10 +37,11 @@ def grade_answers(
         table = read_answers(store, answers)
         texts = [table[name].to_pylist() for name in ("answer", "reference", "prompt")]
         scores = grade(metric, *texts)
-        columns = [table["example_id"], table["document"], pa.array(scores)]
+        names = pa.array([metric] * len(scores), pa.string())
+        columns = [table["example_id"], table["document"], names, pa.array(scores)]
         graded = pa.Table.from_arrays(columns, schema=GRADE_SCHEMA)
         write_table(graded, folder / GRADES)
-        return Built(rows=len(scores), facts={"metric": metric, "mean": float(scores.mean())})
+        return Built(rows=len(scores), facts={"metrics": [metric], "means": [float(scores.mean())]})
 
     inputs = {"answers": answers.key, "metric": metric_identity(metric)}
     return store.produce(STAGE, STAGE_VERSION, {"metric": metric}, inputs, build)

@@ -68,7 +68,10 @@ def track_run(run: RunArtifacts, report: ArtifactRef, tracking: Tracking, runtim
     figures = {f"heldout/loss/{arm.name}": arm.loss.value for arm in content.arms}
     figures |= {f"heldout/gain/{a.name}": a.gain.value for a in content.arms if a.gain}
     for arm in content.arms:
-        figures |= {f"heldout/{each.name}/{arm.name}": each.value.value for each in arm.metrics}
+        figures |= {
+            f"{'tasks' if each.task else 'heldout'}/{each.name}/{arm.name}": each.value.value
+            for each in arm.metrics
+        }
     results = Results(
         figures=figures,
         table=[_row(arm) for arm in content.arms],

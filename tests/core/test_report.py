@@ -369,6 +369,23 @@ def test_the_charts_of_arms_name_and_measure_each_arm(content: ReportContent) ->
         assert "+0.240" in words and "◂ −0.780" in words
 
 
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_no_gain_is_written_across_the_line_at_zero(content: ReportContent, width: int) -> None:
+    gains = {"random": -0.012, "albat": -0.05}
+    arms = [
+        a.model_copy(update={"gain": around(gains[a.name], 0.007)}) if a.name in gains else a
+        for a in content.arms
+    ]
+    drawn = figures.arms(arms, "albat", NATS, width)
+    assert drawn is not None
+    line = re.search(r'd="M ([\d.]+) [\d.]+ ?\nL \1 [\d.]+ ?\n" [^>]*stroke: var\(--muted\)', drawn)
+    assert line
+    at = {gain: re.search(rf'x="([\d.]+)"[^>]*>{gain}<', drawn) for gain in ("−0.012", "−0.050")}
+    near, far = (float(found[1]) for found in at.values() if found)
+    assert 5 < near - float(line[1]) < 15  # it would cross from its interval's end
+    assert far + 9 * len("−0.050") < float(line[1])
+
+
 def test_what_was_selected_mixed_and_timed_is_told(html: str) -> None:
     words = " ".join(" ".join(Elements(html).words).split())
     for told in (

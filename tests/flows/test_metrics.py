@@ -107,13 +107,13 @@ def test_a_metric_s_scores_are_kept_by_row_and_summed_by_document(
     answers = read_answers(kept, asked.arms.answers("albat")).to_pylist()  # type: ignore[arg-type]
     expected = [len(a["answer"]) / 10 + len(a["prompt"]) / 100 for a in answers]
     assert [row["score"] for row in rows] == pytest.approx(expected)
-    totals, units = document_grades(kept, own)
+    totals, units = document_grades(kept, own, METRICS[2])
     names = sorted({row["document"] for row in rows})
     assert 1 < len(names) < len(rows)
     by_name = {n: [r["score"] for r in rows if r["document"] == n] for n in names}
     assert totals.tolist() == pytest.approx([sum(by_name[n]) for n in names])
     assert units.tolist() == [len(by_name[n]) for n in names]
-    assert kept.manifest(own).facts["mean"] == pytest.approx(totals.sum() / units.sum())
+    assert kept.manifest(own).facts["means"] == [pytest.approx(totals.sum() / units.sum())]
 
 
 def test_intervals_are_over_documents_and_gains_paired_and_positive_where_better(
@@ -123,7 +123,8 @@ def test_intervals_are_over_documents_and_gains_paired_and_positive_where_better
     assert [m.name for m in arms["albat"].metrics] == METRICS
     assert [m.title for m in arms["albat"].metrics] == ["ROUGE-L", "exact match", "long_answers"]
     mine, base = (
-        document_grades(kept, asked.arms.grades(a)[2]) for a in ("albat", "adaptation_only")
+        document_grades(kept, asked.arms.grades(a)[2], METRICS[2])
+        for a in ("albat", "adaptation_only")
     )
     units = mine[1]
     drawn = numpy_generator(4, "bootstrap").integers(0, len(units), size=(2000, len(units)))
@@ -196,7 +197,7 @@ def test_the_report_tells_of_metrics_and_shows_answers(
     assert first["reference"] in html
     saved = json.loads((kept.folder(asked.report) / RESULTS).read_text())
     albat = next(arm for arm in saved["arms"] if arm["name"] == "albat")
-    assert set(albat["metrics"][0]) == {"name", "title", "value", "gain"}
+    assert set(albat["metrics"][0]) == {"name", "title", "value", "gain", "task"}
     assert set(albat["metrics"][0]["gain"]) == {"value", "low", "high"}
 
 
@@ -262,7 +263,7 @@ def test_the_benchmark_has_a_column_for_each_metric(
     rows = {row.arm: row for row in found}
     for place, name in enumerate(METRICS):
         grades = {arm: asked.arms.grades(role)[place] for arm, role in roles.items()}
-        means = {arm: kept.manifest(grades[arm]).facts["mean"] for arm in rows}
+        means = {arm: kept.manifest(grades[arm]).facts["means"][0] for arm in rows}
         for arm, row in rows.items():
             metric = row.metrics[place]
             assert metric.name == name and metric.gain is not None

@@ -331,11 +331,15 @@ class DiffusionBackbone:
         """Raise: no text is written."""
         raise self._writes_nothing()
 
+    def as_transformers(self) -> AbstractContextManager[tuple[Any, Any]]:
+        """Raise: no model of transformers draws the pictures."""
+        raise self._writes_nothing()
+
     def _writes_nothing(self) -> BackboneError:
         return BackboneError(
             "expected a backbone that writes answers, got one that draws pictures",
             where=self._path,
-            remedy="leave evaluation.metrics out: they compare texts",
+            remedy="leave evaluation.metrics and evaluation.tasks out: they are of texts",
         )
 
     def attach_adapter(self, config: AdapterConfig, seed: int) -> None:

@@ -86,7 +86,7 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
                 installed.
         """
         from albat_core.backbones.language.attention import check_attention
-        from albat_core.backbones.language.model import described, hollow
+        from albat_core.backbones.language.description import described, hollow
         from albat_core.backbones.language.quantization import check_quantization
         from albat_core.backbones.language.tokens import TextEncoder
 
@@ -114,8 +114,8 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
     def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:
         """See ``Kind``."""
+        from albat_core.backbones.language.description import hollow
         from albat_core.backbones.language.embedding import decoder_layers
-        from albat_core.backbones.language.model import hollow
         from albat_core.backbones.language.sentences import check_sentence_encoder
 
         if embedder.encoder is not None:
@@ -170,14 +170,14 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
     def check_adapter(self, config: BackboneConfig, adapter: AdapterConfig) -> None:
         """See ``Kind``."""
         from albat_core.backbones.language.adapter import attached
-        from albat_core.backbones.language.model import hollow
+        from albat_core.backbones.language.description import hollow
         from albat_core.backbones.language.quantization import bits_of
 
         attached(hollow(config), adapter, config.path, bits_of(config))
 
     def check_packing(self, config: BackboneConfig) -> None:
         """See ``Kind``."""
-        from albat_core.backbones.language.model import hollow
+        from albat_core.backbones.language.description import hollow
         from albat_core.backbones.language.packing import refuse_mixing
 
         refuse_mixing(hollow(config), config.path)
