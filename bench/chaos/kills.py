@@ -34,11 +34,13 @@ def kill_runs(
     """
     while done < count:
         its = at(config, str(folder))
-        when = moments(draw("kills", done), wanted)
-        killed, ended = killed_until_done(its, when, count - done)
+        when, killed = moments(draw("kills", done), wanted), list[Moment]()
+        while not killed:  # a run may be over before its moment
+            shutil.rmtree(folder, ignore_errors=True)
+            killed, ended = killed_until_done(its, when, count - done)
         yield from judged(killed, ended, its, wanted)
         done += len(killed)
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def killed_until_done(

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from albat_core.runs.config import RunConfig
-from bench.chaos.children import in_child
+from bench.chaos.children import Moment, in_child
 from bench.chaos.flips import quick
 from bench.chaos.kills import judged, killed_until_done, moments
 from bench.chaos.outcome import NOT_MET, Draw, Trial
@@ -104,8 +104,9 @@ def storm(
 def kill_on_s3(done: int, count: int, draw: Draw, there: Bucket, wanted: Wanted) -> Iterator[Trial]:
     """Kill runs whose root is the bucket; see ``kills.kill_runs``."""
     while done < count:
-        its, look = there.place()
-        when = moments(draw("kills on S3", done), wanted)
-        killed, ended = killed_until_done(its, when, count - done)
+        when, killed = moments(draw("kills on S3", done), wanted), list[Moment]()
+        while not killed:  # a run may be over before its moment
+            its, look = there.place()
+            killed, ended = killed_until_done(its, when, count - done)
         yield from judged(killed, ended, look, wanted)
         done += len(killed)
