@@ -86,7 +86,9 @@ def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
     take(page, "form", field(form, "Name (Optional)"))
     page.get_by_role("button", name="Submit").click()
 
-    page.get_by_text("View run").last.click()  # the notice is there twice, one upon the other
+    page.wait_for_url(re.compile(r"/deployments/deployment/[^/]+$"))
+    page.goto(deployed.state.ui + "/runs")  # the notice with a link is gone after five seconds
+    page.locator('a[href*="/runs/flow-run/"]').first.click()
     state = page.locator(".state-badge").first
     expect(state).to_have_text("Running")
     expect(page.get_by_text("embed").first).to_be_visible()
