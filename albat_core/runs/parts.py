@@ -108,19 +108,18 @@ def code_by_group(steps: Steps, run: RunConfig, parts: Sequence[EmbeddedPart]) -
         run: whose index.
         parts: of the corpus, in order.
     """
-    c = run
-    grouped = groups(parts, c.index, c.runtime)
-    if not grouped or steps.call(find_index, parts, c.index, c.seed, c.runtime):
+    grouped = groups(parts, run.index, run.runtime)
+    if not grouped or steps.call(find_index, parts, run.index, run.seed, run.runtime):
         return None
-    cells = steps.run("learn cells", learn_cells, parts, c.index, c.seed, c.runtime)
+    cells = steps.run("learn cells", learn_cells, parts, run.index, run.seed, run.runtime)
     coding = [
         steps.submit(
             "code rows",
             code_rows,
             cells=cells,
             parts=group,
-            config=c.index,
-            runtime=c.runtime,
+            config=run.index,
+            runtime=run.runtime,
             label=f"group {number}/{len(grouped)}",
         )
         for number, group in enumerate(grouped, start=1)
