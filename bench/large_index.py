@@ -52,7 +52,8 @@ def write(store: ArtifactStore, rows: int) -> None:
         store.produce(EMBEDDINGS, 0, {}, {"start": start}, build)
 
 
-def _parts(store: ArtifactStore) -> list[EmbeddedPart]:
+def parts_of_index(store: ArtifactStore) -> list[EmbeddedPart]:
+    """Return what ``write`` wrote, in order."""
     made = [(store.manifest(ref), ref) for ref in store.all_refs() if ref.stage == EMBEDDINGS]
     return [
         EmbeddedPart(
@@ -71,7 +72,7 @@ def _parts(store: ArtifactStore) -> list[EmbeddedPart]:
 def child(step: str, root: str) -> None:
     """Do one step, those before it are found finished; print CPU seconds, MB and what was found."""
     store, runtime = ArtifactStore(root), Runtime(root=root, device="cpu")
-    parts = _parts(store)
+    parts = parts_of_index(store)
     grouped = groups(parts, CONFIG, runtime)
     if step == "cells":
         with cost() as told:
@@ -116,7 +117,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         store, runtime = ArtifactStore(root), Runtime(root=root, device="cpu")
         write(store, given.rows)
-        count = len(groups(_parts(store), CONFIG, runtime))
+        count = len(groups(parts_of_index(store), CONFIG, runtime))
 
         def done(step: str) -> list[str]:
             command = [sys.executable, "-m", "bench.large_index", "--child", step, root]

@@ -19,7 +19,7 @@ from albat_core.devices import check_device_count, resolve_device
 from albat_core.errors import AlbatError, ConfigError
 from albat_core.measures.lm_eval import check_library, check_task
 from albat_core.runs.config import RunConfig
-from albat_core.search.index import check_faiss
+from albat_core.search.library import load_faiss
 from albat_core.sources.checks import Look, look_at
 from albat_core.sources.rows import is_used
 from albat_core.sources.vector_checks import check_vectors
@@ -131,7 +131,7 @@ def _library_problems(config: RunConfig, unsound: Collection[str]) -> list[Albat
     """Return which libraries are missing that any backbone would need."""
     sections = [name for name in ("finetune", "surrogate") if name not in unsound]
     optimizers = [_caught(check_optimizer, getattr(config, name), name) for name in sections]
-    return [*_caught(check_faiss), *(error for found in optimizers for error in found)]
+    return [*_caught(load_faiss), *(error for found in optimizers for error in found)]
 
 
 def _device_problems(runtime: Runtime) -> list[AlbatError]:

@@ -50,7 +50,7 @@ HOMES = {
     "wandb": {"albat_core/trackers/wandb.py"},
     "bitsandbytes": {"albat_core/training/optimizers.py"},  # transformers and peft import it too
     "prodigyopt": {"albat_core/training/optimizers.py"},
-    "faiss": {"albat_core/search/index.py"},
+    "faiss": {"albat_core/search/library.py", "albat_core/search/index.py"},
     "gguf": {"albat_core/backbones/language/gguf.py"},
     "datasets": {"albat_core/sources/hub.py", "albat_core/measures/lm_eval.py"},
     "evaluate": {"albat_core/measures/lm_eval.py"},

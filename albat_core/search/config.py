@@ -78,4 +78,5 @@ def factory_of(
         return f"{lists},Flat", cells
     code = max(m for m in range(1, min(config.code_bytes, dimension) + 1) if dimension % m == 0)
     bits = 8 if rows >= 256 * 39 else 4
-    return f"{lists},PQ{code}x{bits}", cells
+    # np: numbers of codes are not annealed for Hamming distances, which nothing here compares
+    return f"{lists},PQ{code}x{bits}np", cells

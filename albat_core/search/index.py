@@ -7,38 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from albat_core.devices import resolve_device
-from albat_core.errors import DimensionMismatchError, MissingDependencyError
+from albat_core.errors import DimensionMismatchError
+from albat_core.search.library import MOST, gpus, load_faiss, on_gpu
 from albat_core.search.space import Vectors
 from albat_core.store.stage import Runtime
 
 Positions = NDArray[np.int64]
 
-_WIDER, _WIDEST = 4, 2048
-"""Times as many neighbours by codes as are then compared exactly; FAISS finds no more on a GPU."""
+_WIDER = 4
+"""Times as many neighbours by codes as are then compared exactly, up to what a GPU finds."""
 _FEWEST = 40
 _FEWEST_PROBES = 8
 _GATHERED = 1 << 24  # numbers of exact vectors in memory at once, 64 MB
-
-
-def check_faiss() -> None:
-    """Look whether FAISS is there.
-
-    Raises:
-        MissingDependencyError: it is not.
-    """
-    _faiss()
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError(
-            "FAISS is needed and not installed",
-            remedy="install albat[cpu], or albat[gpu] where there is a CUDA device",
-        ) from error
-    return faiss
 
 
 class VectorIndex:
@@ -46,7 +26,8 @@ class VectorIndex:
 
     Args:
         index: the FAISS index, on the CPU.
-        runtime: a CUDA device is used where FAISS was built for it.
+        runtime: a CUDA device is used where FAISS was built for it and has what is asked of it;
+            what it has not (some codes, over 2,048 neighbours or cells) the CPU does.
         exact: (n, d) float16, the vectors that the index has as codes only; may be mapped from a
             file. More neighbours are then found by codes, and the nearest of them by these.
     """
@@ -56,11 +37,12 @@ class VectorIndex:
     ) -> None:
         self._index = index
         self._exact = exact
-        self._gpu = gpus(runtime) > 0
-        if self._gpu:
-            faiss = _faiss()
-            self._resources = faiss.StandardGpuResources()
-            self._index = faiss.index_cpu_to_gpu(self._resources, 0, index)
+        self._gpu = False
+        if gpus(runtime):
+            self._resources = load_faiss().StandardGpuResources()
+            there = on_gpu(index, self._resources)
+            if there is not None:
+                self._index, self._gpu = there, True
 
     @classmethod
     def new(
@@ -75,7 +57,7 @@ class VectorIndex:
             cells: of the kind; 0 where it has none.
             seed: of the cells' k-means, in [0, 2**31).
         """
-        faiss = _faiss()
+        faiss = load_faiss()
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
         if cells:
             index.cp.seed = seed
@@ -99,7 +81,7 @@ class VectorIndex:
             mapped: whether its cells, where it has any, stay in the file on a CPU: only those that
                 are looked into are read, and none can be added to.
         """
-        faiss = _faiss()
+        faiss = load_faiss()
         flags = faiss.IO_FLAG_MMAP if mapped and not gpus(runtime) else 0
         return cls(faiss.read_index(str(path), flags), runtime, exact)
 
@@ -112,7 +94,7 @@ class VectorIndex:
             filled: files of what it became; one at a time is in memory.
             runtime: where it is searched.
         """
-        faiss = _faiss()
+        faiss = load_faiss()
         index = faiss.read_index(str(empty))
         for file in filled:
             index.merge_from(faiss.read_index(str(file)), index.ntotal)
@@ -124,6 +106,7 @@ class VectorIndex:
 
     def look_into(self, probes: int) -> None:
         """Set how many cells are looked into per query."""
+        self._leave_gpu_beyond(probes)
         self._index.nprobe = probes
         graph = self._graph()
         if graph is not None:
@@ -140,14 +123,18 @@ class VectorIndex:
 
     def _graph(self) -> Any:
         """Return the graph by which cells are found; None where each is compared with."""
-        faiss = _faiss()
-        cells = faiss.try_extract_index_ivf(self._index)
-        found = faiss.downcast_index(cells.quantizer) if cells is not None else None
+        quantizer = getattr(self._index, "quantizer", None)
+        found = load_faiss().downcast_index(quantizer) if quantizer is not None else None
         return found if hasattr(found, "hnsw") else None
+
+    def _leave_gpu_beyond(self, wanted: int) -> None:
+        """Go on on the CPU where more neighbours or cells are wanted than a GPU finds."""
+        if self._gpu and wanted > MOST:
+            self._index, self._gpu = load_faiss().index_gpu_to_cpu(self._index), False
 
     def _join(self, graph: Any, sample: Vectors) -> None:
         """Learn the cells and join them to a graph, which is another one where threads race."""
-        faiss = _faiss()
+        faiss = load_faiss()
         cells = faiss.extract_index_ivf(self._index)
         means = faiss.Clustering(cells.d, cells.nlist, cells.cp)
         means.train(sample, faiss.IndexFlatIP(cells.d))
@@ -183,10 +170,11 @@ class VectorIndex:
                 remedy="embed queries and corpus with the same backbone",
             )
         queries = np.ascontiguousarray(queries)
+        self._leave_gpu_beyond(k)
         if self._exact is None:
             similarities, positions = self._index.search(queries, k)
             return similarities, positions
-        wide = min(max(_WIDER * k, _FEWEST), max(_WIDEST, k), len(self._exact))
+        wide = min(max(_WIDER * k, _FEWEST), max(MOST, k), len(self._exact))
         found = self._index.search(queries, max(wide, k))[1]
         size = max(_GATHERED // (found.shape[1] * queries.shape[1]), 1)
         parts = [
@@ -198,7 +186,7 @@ class VectorIndex:
 
     def save(self, path: Path) -> None:
         """Write the index as FAISS does, from the CPU."""
-        faiss = _faiss()
+        faiss = load_faiss()
         index = faiss.index_gpu_to_cpu(self._index) if self._gpu else self._index
         # through Python: FAISS itself does not notice that a file could not be closed (disk full)
         with path.open("wb") as file:
@@ -214,12 +202,6 @@ def _nearest(
     similarities[positions < 0] = -np.inf
     order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(similarities, order, 1), np.take_along_axis(positions, order, 1)
-
-
-def gpus(runtime: Runtime) -> int:
-    """Return how many GPUs FAISS computes on: 0 where it is built without, or none is wanted."""
-    wanted = resolve_device(runtime).type == "cuda"
-    return int(_faiss().get_num_gpus()) if wanted else 0
 
 
 class ExactSearch:
@@ -238,13 +220,13 @@ class ExactSearch:
     def __init__(self, queries: Vectors, k: int, gpus: int = 0) -> None:
         self._queries = np.ascontiguousarray(queries)
         self._rows = 0
-        self._resources = _faiss().StandardGpuResources() if gpus else None
+        self._resources = load_faiss().StandardGpuResources() if gpus else None
         self.similarities: Vectors = np.full((len(queries), k), -np.inf, np.float32)
         self.positions: Positions = np.full((len(queries), k), -1, np.int64)
 
     def add(self, block: Vectors) -> None:
         """Compare with (m, d) float32 projected vectors, which come behind those before."""
-        faiss, k = _faiss(), self.positions.shape[1]
+        faiss, k = load_faiss(), self.positions.shape[1]
         asked = (self._queries, np.ascontiguousarray(block), min(k, len(block)))
         metric = faiss.METRIC_INNER_PRODUCT
         if self._resources is None:

@@ -26,7 +26,8 @@ from albat_core.records.indexes import (
 )
 from albat_core.records.vectors import EmbeddedPart, load_vectors
 from albat_core.search.config import IndexConfig, choose_kind, factory_of
-from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, gpus, recall, without
+from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, recall, without
+from albat_core.search.library import gpus
 from albat_core.search.space import EmbeddingSpace, Moments, Vectors, drawn, taken, unit
 from albat_core.seeding import derive_seed
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
@@ -38,7 +39,7 @@ _TRAINING_ROWS_PER_CELL = 64  # FAISS wants 39 at least
 _MOST_GROWTH = 2  # times the rows that space and cells were learnt from
 _DRIFT = 0.1  # share of the spread by which a corpus may move that they are kept for
 _GROUP = 1_000_000  # rows of a group at least: some 15 CPU seconds of 64 dimensions
-_METHOD = 2  # of finding neighbours otherwise than exactly
+_METHODS = {"ivf": 2, "ivfpq": 3}  # of finding neighbours otherwise than exactly
 
 
 def build_index(
@@ -217,7 +218,7 @@ class _Building:
     @property
     def settings(self) -> Settings:
         """That the key has."""
-        method = {} if self.kind == "flat" else {"method": _METHOD}
+        method = {"method": _METHODS[self.kind]} if self.kind in _METHODS else {}
         return self.config.settings(without={"grow"}, seed=self.seed, **method)
 
     @property

@@ -165,7 +165,7 @@ def test_flat_search_is_exact(embedded: Embedded, runtime: Runtime) -> None:
     [
         ({"kind": "ivf", "probes": 4}, "IVF51,Flat", 0.5),
         ({"kind": "ivf", "cells": 10, "probes": 1}, "IVF10,Flat", 0.3),
-        ({"kind": "ivfpq", "code_bytes": 11}, "IVF51,PQ8x4", 0.2),
+        ({"kind": "ivfpq", "code_bytes": 11}, "IVF51,PQ8x4np", 0.2),
     ],
     ids=str,
 )
