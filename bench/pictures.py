@@ -8,7 +8,6 @@ have the same pipeline, LoRA layers, batch and precision, and take turns within 
 import itertools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +24,7 @@ from albat_core.backbones.batches import length_batches
 from albat_core.backbones.diffusion.noise import stratified_levels
 from albat_core.devices import resolve_device
 from albat_core.measures.losses import advantages
+from albat_core.memory import measured
 from albat_core.pictures import picture_pixels
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import Mixture
@@ -52,9 +52,9 @@ def _rows(config: RunConfig) -> list[Example]:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    with measured(resolve_device(Runtime())) as usage:
+        work()
+    return usage.seconds
 
 
 def dreambooth_steps(config: RunConfig, rows: list[Example]) -> Callable[[], None]:

@@ -19,6 +19,8 @@ import torch
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.batches import length_batches
+from albat_core.devices import device_name, resolve_device
+from albat_core.memory import measured
 from albat_core.records.shards import iterate_part, parts_of
 from albat_core.sources.files import find_files
 from albat_core.stages.embed import embed_part
@@ -37,6 +39,7 @@ def embedding_against_forward(config: RunConfig) -> None:
     ratios, speeds = [], []
     with tempfile.TemporaryDirectory() as root:
         runtime = Runtime(root=root)
+        device = resolve_device(runtime)
         file = next(f for f in find_files(config.corpus[0]) if "NIDDK" in f.uris[0])
         shards = make_shards(file, config.backbone, config.shards, runtime)
         store = ArtifactStore(root)
@@ -47,20 +50,17 @@ def embedding_against_forward(config: RunConfig) -> None:
             inputs = [backbone._rows([encoded[i] for i in b]).ids for b in batches]
             model = backbone._model.base_model
             for turn in range(ROUNDS + 1):
-                began = time.perf_counter()
-                with torch.inference_mode(), backbone._precision():
+                with measured(device) as bare, torch.inference_mode(), backbone._precision():
                     for ids in inputs:
                         model(input_ids=ids, use_cache=False)
-                bare = time.perf_counter() - began
                 with tempfile.TemporaryDirectory() as other:
                     Path(other, "shards").symlink_to(Path(root, "shards"))  # but no embeddings
-                    began = time.perf_counter()
-                    elsewhere = Runtime(root=other)
-                    embed_part(part, "bench", None, config.backbone, config.embedding, elsewhere)
-                    ours = time.perf_counter() - began
+                    elsewhere, settings = Runtime(root=other), config.embedding
+                    with measured(device) as ours:
+                        embed_part(part, "bench", None, config.backbone, settings, elsewhere)
                 if turn:  # the first round warms up
-                    ratios.append(bare / ours)
-                    speeds.append(part.rows / ours)
+                    ratios.append(bare.seconds / ours.seconds)
+                    speeds.append(part.rows / ours.seconds)
     print(
         f"embedding: {statistics.median(speeds):.0f} examples/s with reading, tokenizing and "
         f"writing; {statistics.median(ratios):.0%} of the bare forward pass "
@@ -86,6 +86,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {cores} cores, {cpu_name()}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}")
+    print(f"computed on {device_name(Runtime())}")
     embedding_against_forward(load_config(str(EXAMPLES / "text" / "demo.yaml")))
     pictures = load_config(str(EXAMPLES / "image" / "demo.yaml"))
     training_against_dreambooth(pictures)
