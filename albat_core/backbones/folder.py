@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,8 +202,6 @@ def refuse_incomplete(folder: Path) -> None:
     Raises:
         BackboneError: a file is missing, a pointer of Git LFS in its place, or truncated.
     """
-    from safetensors import SafetensorError, safe_open
-
     for room in _rooms(folder):
         for path in sorted({p for end in (*_DESCRIPTION, *_WEIGHTS) for p in room.glob(end)}):
             with path.open("rb") as file:
@@ -213,29 +211,40 @@ def refuse_incomplete(folder: Path) -> None:
                         where=str(path),
                         remedy=REMEDY,
                     )
-            if path.suffix != ".safetensors":
-                continue
-            try:
-                with safe_open(path, "np"):
+            if path.suffix == ".safetensors":
+                with open_weights(path):
                     pass
-            except (SafetensorError, OSError) as error:
-                raise BackboneError(
-                    f"expected whole weights, the file is damaged or truncated ({error})",
-                    where=str(path),
-                    remedy="copy or download it again",
-                ) from error
         _refuse_missing_shards(room)
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, of which the header is read.
+
+    Raises:
+        BackboneError: it is damaged, truncated or no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with ExitStack() as files:
+        try:
+            opened = files.enter_context(safe_open(path, "np"))
+        except (SafetensorError, OSError) as error:
+            raise BackboneError(
+                f"expected whole weights, got a file that is damaged, truncated or other ({error})",
+                where=str(path),
+                remedy="copy or download it again",
+            ) from error
+        yield opened
 
 
 def count_weights(folder: Path) -> int:
     """Return about how many weights a backbone has, by the headers of its files."""
-    from safetensors import safe_open
-
     count = 0
     for room in _rooms(folder):
         sizes: dict[str, int] = {}  # variants have the same names
         for path in room.glob("*.safetensors"):
-            with safe_open(path, "np") as file:
+            with open_weights(path) as file:
                 for name in file.keys():  # noqa: SIM118
                     tensor = file.get_slice(name)
                     packed = 2 if tensor.get_dtype() == "U8" else 1  # of 4 bits, two in a byte

@@ -63,7 +63,7 @@ def test_a_pointer_of_git_lfs_is_told(folder: Path, name: str) -> None:
 def test_truncated_weights_are_told(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert "damaged or truncated" in said_of(folder)
+    assert "damaged, truncated" in said_of(folder)
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_check_tells_which_encoder_reads_which_rows(tmp_path: Path) -> None:
         ("code", "expected modules of sentence-transformers, got own.Module"),
         ("list", "expected a text encoder that sentence-transformers can load"),
         ("pickled", "expected weights as .*safetensors, found 2_Dense/pytorch_model.bin"),
-        ("damaged", "damaged or truncated"),
+        ("damaged", "damaged, truncated"),
     ],
 )
 def test_an_encoder_that_cannot_be_trusted_or_read_is_refused(

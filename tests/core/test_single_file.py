@@ -148,7 +148,7 @@ def test_what_is_no_checkpoint_is_told(original: Path, file: Path, tmp_path: Pat
         convert_file(adapter, tmp_path / "model")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(BackboneError, match="damaged, truncated or no safetensors"):
+    with pytest.raises(BackboneError, match="damaged, truncated or other"):
         convert_file(broken, tmp_path / "model")
     with pytest.raises(BackboneError, match="expected a file, found none"):
         convert_file(tmp_path / "none.safetensors", tmp_path / "model")

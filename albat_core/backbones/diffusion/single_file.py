@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from albat_core.backbones.diffusion.families import FAMILIES, find_family
 from albat_core.backbones.diffusion.families.base import Family, left_out
 from albat_core.backbones.diffusion.loading import parts_without_part
-from albat_core.backbones.folder import Converted, converted_folder, refuse_pickled
+from albat_core.backbones.folder import Converted, converted_folder, open_weights, refuse_pickled
 from albat_core.errors import BackboneError
 
 _DENOISER = "model.diffusion_model."  # before a denoiser's names, in files that hold more
@@ -103,16 +103,9 @@ def _tensors(file: Path) -> tuple[list[str], dict[str, int]]:
             where=str(file),
             remedy="name it so if it is one",
         )
-    try:
-        with safe_open(file, "np") as opened:
-            names = list(opened.keys())
-            kept = [opened.get_slice(name).get_dtype() for name in names]
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(
-            f"expected whole weights, the file is damaged, truncated or no safetensors ({error})",
-            where=str(file),
-            remedy="copy or download it again",
-        ) from error
+    with open_weights(file) as opened:
+        names = list(opened.keys())
+        kept = [opened.get_slice(name).get_dtype() for name in names]
     return names, {kind: kept.count(kind) for kind in sorted(set(kept))}
 
 
