@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from albat_core.report.content import ReportContent
+from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
+from albat_core.stages.report import read_results
+from albat_core.store.artifacts import ArtifactStore
 from flows import cli
+from flows.config import load_config
 from tests.toys import write_run
 
 
@@ -52,3 +58,27 @@ def albat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     yield run
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def config(path: Path) -> RunConfig:
+    """The run whose file a module's own ``path`` gives."""
+    return load_config(str(path))
+
+
+@pytest.fixture(scope="module")
+def asked(config: RunConfig) -> Chain:
+    """Its stages, each computed once, when a test asks for it."""
+    return Chain(config)
+
+
+@pytest.fixture(scope="module")
+def kept(config: RunConfig) -> ArtifactStore:
+    """Where its artifacts are."""
+    return ArtifactStore(config.runtime.root)
+
+
+@pytest.fixture(scope="module")
+def content(asked: Chain, kept: ArtifactStore) -> ReportContent:
+    """What its report says."""
+    return read_results(kept, asked.report)

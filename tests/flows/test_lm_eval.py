@@ -24,7 +24,6 @@ from albat_core.report.markdown import results
 from albat_core.report.page import render
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
-from albat_core.stages.report import read_results
 from albat_core.store.artifacts import ArtifactStore
 from flows.checks import check_file
 from flows.config import load_config
@@ -88,35 +87,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tasks(tmp_path_factory.mktemp("tasks"), evaluation=tasks)
 
 
-@pytest.fixture(scope="module")
-def config(path: Path) -> RunConfig:
-    return load_config(str(path))
-
-
-@pytest.fixture(scope="module")
-def taken(config: RunConfig) -> Chain:
-    return Chain(config)
-
-
-@pytest.fixture(scope="module")
-def kept(config: RunConfig) -> ArtifactStore:
-    return ArtifactStore(config.runtime.root)
-
-
-@pytest.fixture(scope="module")
-def content(taken: Chain, kept: ArtifactStore) -> ReportContent:
-    return read_results(kept, taken.report)
-
-
 @pytest.mark.parametrize("arm", ["untouched", "albat"])
 def test_figures_are_those_of_lm_eval_with_the_exported_adapter(
-    taken: Chain, kept: ArtifactStore, config: RunConfig, arm: str
+    asked: Chain, kept: ArtifactStore, config: RunConfig, arm: str
 ) -> None:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    adapter = taken.arms.adapter(arm)
+    adapter = asked.arms.adapter(arm)
     model = HFLM(
         pretrained=config.backbone.path,
         peft=str(kept.folder(adapter)) if adapter else None,
@@ -124,7 +103,7 @@ def test_figures_are_those_of_lm_eval_with_the_exported_adapter(
         dtype="float32",
         batch_size=8,
     )
-    grades = taken.arms.grades(arm)
+    grades = asked.arms.grades(arm)
     for ref, file, task in zip(
         grades, config.evaluation.tasks, ("mine", "letters_of_answers"), strict=True
     ):
@@ -143,10 +122,10 @@ def test_figures_are_those_of_lm_eval_with_the_exported_adapter(
             assert totals.sum() / units.sum() == pytest.approx(told, abs=1e-12)
 
 
-def test_arms_differ_and_a_task_s_metrics_are_apart(taken: Chain, kept: ArtifactStore) -> None:
-    names = [name for _, name, _ in metrics_of(kept, taken.arms.grades("albat"))]
+def test_arms_differ_and_a_task_s_metrics_are_apart(asked: Chain, kept: ArtifactStore) -> None:
+    names = [name for _, name, _ in metrics_of(kept, asked.arms.grades("albat"))]
     assert names == ["mine acc", "letters letters", "letters places"]
-    written = [kept.manifest(taken.arms.grades(arm)[1]).facts["means"] for arm in ARMS]
+    written = [kept.manifest(asked.arms.grades(arm)[1]).facts["means"] for arm in ARMS]
     assert len({tuple(means) for means in written}) == 3
     assert all(letters != places for letters, places in written)
 
@@ -286,7 +265,7 @@ def test_report_terminal_and_pages_tell_of_tasks(
 
 
 def test_the_benchmark_has_a_column_for_each_metric_of_a_task(
-    taken: Chain, kept: ArtifactStore
+    asked: Chain, kept: ArtifactStore
 ) -> None:
     roles = {arm: arm for arm in ARMS} | {"random": "untouched"}
     runs = [
@@ -294,8 +273,8 @@ def test_the_benchmark_has_a_column_for_each_metric_of_a_task(
             situation="plants",
             seed=0,
             arm=arm,
-            evaluation=taken.arms.evaluation(role),
-            grades=taken.arms.grades(role),
+            evaluation=asked.arms.evaluation(role),
+            grades=asked.arms.grades(role),
             alpha=0.5,
             share=0.5,
             best_step=1,
@@ -316,14 +295,14 @@ def test_the_benchmark_has_a_column_for_each_metric_of_a_task(
     for row in found:
         means = [
             mean
-            for ref in taken.arms.grades(roles[row.arm])
+            for ref in asked.arms.grades(roles[row.arm])
             for mean in kept.manifest(ref).facts["means"]
         ]
         assert [m.value.value for m in row.metrics] == pytest.approx(means)
 
 
 def test_what_changes_a_task_changes_its_key_and_no_loss(
-    config: RunConfig, taken: Chain, path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, asked: Chain, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a task was taken again")
@@ -332,11 +311,11 @@ def test_what_changes_a_task_changes_its_key_and_no_loss(
         settings = config.evaluation.model_copy(update=changes)
         return Chain(config.model_copy(update={"evaluation": settings}))
 
-    before = taken.arms.grades("albat")
+    before = asked.arms.grades("albat")
     monkeypatch.setattr("albat_core.stages.examine.take_task", refuse)
     fewer = again(tasks=config.evaluation.tasks[:1])
     assert fewer.arms.grades("albat") == before[:1]
-    assert again(tasks=(), fewshot=None).arms.evaluation("albat") == taken.arms.evaluation("albat")
+    assert again(tasks=(), fewshot=None).arms.evaluation("albat") == asked.arms.evaluation("albat")
     assert again(answers=3).arms.grades("albat") == before
     for changes in ({"task_limit": 39}, {"fewshot": 0}, {"task_batch": 2}):
         with pytest.raises(AssertionError, match="taken again"):

@@ -23,7 +23,7 @@ from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Registry
 from albat_core.seeding import numpy_generator
-from albat_core.stages.report import RESULTS, read_results
+from albat_core.stages.report import RESULTS
 from albat_core.store.artifacts import ArtifactStore
 from flows.checks import check_file
 from flows.config import load_config
@@ -67,26 +67,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield write_questions(folder, split={"folds": 3, "test": 0.4}, finetune=TRAINING)
-
-
-@pytest.fixture(scope="module")
-def config(path: Path) -> RunConfig:
-    return load_config(str(path))
-
-
-@pytest.fixture(scope="module")
-def asked(config: RunConfig) -> Chain:
-    return Chain(config)
-
-
-@pytest.fixture(scope="module")
-def kept(config: RunConfig) -> ArtifactStore:
-    return ArtifactStore(config.runtime.root)
-
-
-@pytest.fixture(scope="module")
-def content(asked: Chain, kept: ArtifactStore) -> ReportContent:
-    return read_results(kept, asked.report)
 
 
 def test_every_arm_answers_the_same_prompts(asked: Chain, kept: ArtifactStore) -> None:
