@@ -73,7 +73,11 @@ def push(
     ] = False,
     dry_run: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write what would be uploaded there; upload nothing."),
+        typer.Option(
+            "--dry-run",
+            metavar="FOLDER",
+            help="Write what would be uploaded there; upload nothing.",
+        ),
     ] = None,
     root: StoreRoot = ".albat",
 ) -> None:

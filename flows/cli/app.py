@@ -53,7 +53,8 @@ Root = Annotated[
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"] | None,
-    typer.Option(help="auto, cpu or cuda. [config: auto]", metavar="DEVICE"),
+    # named, as some versions of typer take the name of a value for the option's
+    typer.Option("--device", help="auto, cpu or cuda. [config: auto]", metavar="DEVICE"),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's logs.")]
 

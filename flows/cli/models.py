@@ -20,11 +20,14 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="Where it is written, for `backbone.path`.")],
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Of the weights; float32 keeps what the file has.", metavar="DTYPE"),
+        typer.Option(
+            "--dtype", help="Of the weights; float32 keeps what the file has.", metavar="DTYPE"
+        ),
     ] = "float32",
     config: Annotated[
         Path | None,
         typer.Option(
+            "--config",
             help="A pipeline's folder of the same family, for what is not in a file of pictures: "
             "descriptions, tokenizers, scheduler. Else they come from the hub.",
             metavar="PIPELINE",

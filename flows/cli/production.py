@@ -15,7 +15,8 @@ Folder = Annotated[
     Path, typer.Option("--folder", help="Where the server's database and the logs are kept.")
 ]
 Server = Annotated[
-    str | None, typer.Option(metavar="URL", help="Of this Prefect server, not of `albat up`'s.")
+    str | None,
+    typer.Option("--server", metavar="URL", help="Of this Prefect server, not of `albat up`'s."),
 ]
 _HERE = Path(".albat-up")
 
@@ -24,7 +25,11 @@ _HERE = Path(".albat-up")
 def up(
     server: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Use this Prefect server rather than one of albat's own."),
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Use this Prefect server rather than one of albat's own.",
+        ),
     ] = None,
     port: Annotated[int, typer.Option(help="Of the server; the next that is free.")] = 4200,
     folder: Folder = _HERE,

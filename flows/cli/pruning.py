@@ -14,11 +14,15 @@ def prune(
         bool, typer.Option("--yes", help="Remove it; else it is only said what would go.")
     ] = False,
     older: Annotated[
-        float, typer.Option(metavar="DAYS", min=0, help="What changed within so many days stays.")
+        float,
+        typer.Option(
+            "--older", metavar="DAYS", min=0, help="What changed within so many days stays."
+        ),
     ] = 1.0,
     keep: Annotated[
         int | None,
         typer.Option(
+            "--keep",
             metavar="N",
             min=1,
             help="Of each run, keep the last N adapters, and those that an alias means. "
@@ -28,6 +32,7 @@ def prune(
     copies: Annotated[
         float,
         typer.Option(
+            "--copies",
             metavar="DAYS",
             min=0,
             help="Copies of remote artifacts on this machine stay if used within so many days.",
