@@ -24,7 +24,7 @@ class IndexConfig(StageConfig):
     cells: int | None = Field(None, ge=1)
     """Cells of ivf and ivfpq; none: 4 sqrt(rows)."""
     probes: int | None = Field(None, ge=1)
-    """Cells looked into per query; none: so many that `least_recall` is reached."""
+    """Cells looked into per query; none: so many that `least_recall` is surely reached."""
     least_recall: float = Field(0.95, gt=0, le=1)
     """Recall@k, in (0, 1], that `probes` are chosen for."""
     code_bytes: int = Field(32, ge=1)

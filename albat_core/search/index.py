@@ -1,5 +1,6 @@
 """Nearest neighbours by FAISS: indexes of vectors, and exact search."""
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -248,28 +249,45 @@ def without(positions: Positions, own: Positions, k: int) -> Positions:
     return np.take_along_axis(positions, order, 1)
 
 
+def recalls(found: Positions, exact: Positions) -> NDArray[np.float64]:
+    """Return each query's recall@k: the share of its exact neighbours that were found, in [0, 1].
+
+    Args:
+        found: (n, k), -1 where there is none.
+        exact: likewise; a query without any counts as 0.
+    """
+    return np.array(
+        [
+            len(set(f) & set(e) - {-1}) / max(sum(n >= 0 for n in e), 1)
+            for f, e in zip(found.tolist(), exact.tolist(), strict=True)
+        ]
+    )
+
+
 def recall(found: Positions, exact: Positions) -> float:
-    """Return recall@k: the share of the k exact neighbours (n, k) that were found, in [0, 1]."""
-    hits = [
-        len(set(f) & set(e) - {-1}) for f, e in zip(found.tolist(), exact.tolist(), strict=True)
-    ]
-    return sum(hits) / max(int((exact >= 0).sum()), 1)
+    """Return the mean recall@k of queries, see ``recalls``."""
+    return float(recalls(found, exact).mean())
 
 
 def enough_probes(
-    measure: Callable[[int], float], cells: int, probes: int | None, least: float
+    measure: Callable[[int], NDArray[np.float64]], cells: int, probes: int | None, least: float
 ) -> tuple[int, float]:
-    """Return the cells to look into per query, and the recall with these.
+    """Return the cells to look into per query, and the mean recall with these.
 
     Args:
-        measure: gives the recall with so many.
+        measure: gives each query's recall with so many.
         cells: that there are.
-        probes: so many; None: as many as the recall asks for.
+        probes: so many; None: as many as the recall asks for, two standard errors of it included.
         least: recall wanted, in (0, 1].
     """
     tried = min(probes or _FEWEST_PROBES, cells)
     measured = measure(tried)
-    while not probes and measured < least and tried < cells:
+    while not probes and tried < cells and _surely(measured) < least:
         tried = min(2 * tried, cells)
         measured = measure(tried)
-    return tried, measured
+    return tried, float(measured.mean())
+
+
+def _surely(recalls: NDArray[np.float64]) -> float:
+    """Return what the mean of others like these is not below, but by bad luck."""
+    return float(recalls.mean() - 2 * recalls.std() / math.sqrt(len(recalls)))

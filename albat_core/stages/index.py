@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from albat_core.errors import DimensionMismatchError, InputError
 from albat_core.progress import track
@@ -26,7 +27,7 @@ from albat_core.records.indexes import (
 )
 from albat_core.records.vectors import EmbeddedPart, load_vectors
 from albat_core.search.config import IndexConfig, choose_kind, factory_of
-from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, recall, without
+from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, recalls, without
 from albat_core.search.library import gpus
 from albat_core.search.space import EmbeddingSpace, Moments, Vectors, drawn, taken, unit
 from albat_core.seeding import derive_seed
@@ -39,7 +40,7 @@ _TRAINING_ROWS_PER_CELL = 64  # FAISS wants 39 at least
 _MOST_GROWTH = 2  # times the rows that space and cells were learnt from
 _DRIFT = 0.1  # share of the spread by which a corpus may move that they are kept for
 _GROUP = 1_000_000  # rows of a group at least: some 15 CPU seconds of 64 dimensions
-_METHODS = {"ivf": 2, "ivfpq": 3}  # of finding neighbours otherwise than exactly
+_METHOD = 3  # of finding neighbours otherwise than exactly
 
 
 def build_index(
@@ -218,7 +219,7 @@ class _Building:
     @property
     def settings(self) -> Settings:
         """That the key has."""
-        method = {"method": _METHODS[self.kind]} if self.kind in _METHODS else {}
+        method = {} if self.kind == "flat" else {"method": _METHOD}
         return self.config.settings(without={"grow"}, seed=self.seed, **method)
 
     @property
@@ -272,10 +273,10 @@ class _Building:
             index.compare_with(kept)
             near = without(exact.positions, learnt.own, k)
 
-            def found(probes: int) -> float:
+            def found(probes: int) -> NDArray[np.float64]:
                 index.look_into(probes)
                 positions = index.search(learnt.queries, min(k + 1, rows))[1]
-                return recall(without(positions, learnt.own, k), near)
+                return recalls(without(positions, learnt.own, k), near)
 
             probes, measured = enough_probes(found, count, config.probes, config.least_recall)
         write_index(folder, index, space, moments, [p.part for p in self.parts])

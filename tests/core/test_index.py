@@ -20,7 +20,7 @@ from albat_core.records.vectors import VECTORS, EmbeddedPart
 from albat_core.runs.chain import Chain
 from albat_core.search import config as search_config
 from albat_core.search.config import IndexConfig, choose_kind
-from albat_core.search.index import ExactSearch, VectorIndex, recall, without
+from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, recall, without
 from albat_core.search.space import EmbeddingSpace
 from albat_core.seeding import numpy_generator
 from albat_core.stages import index as index_stage
@@ -251,6 +251,16 @@ def test_as_many_cells_are_looked_into_as_the_recall_takes(
     assert [facts["probes"] for facts in found] == sorted(facts["probes"] for facts in found)
     assert found[0]["probes"] == 8 < found[1]["probes"] < found[2]["probes"]
     assert found[0]["recall_at_10"] < 0.9 <= found[1]["recall_at_10"] < found[2]["recall_at_10"]
+
+
+def test_what_luck_may_have_found_is_not_relied_on() -> None:
+    """Of 100 queries with a spread of 0.1, two standard errors of the mean are 0.02."""
+    spread = np.tile([-0.1, 0.1], 50)
+    by_probes = {8: 0.86 + spread, 16: 0.89 + spread, 32: 0.93 + spread, 64: np.full(100, 0.99)}
+    assert enough_probes(lambda p: by_probes[p], 200, None, 0.9) == (32, pytest.approx(0.93))
+    assert enough_probes(lambda p: by_probes[p], 200, None, 0.92) == (64, pytest.approx(0.99))
+    assert enough_probes(lambda p: by_probes[p], 200, 16, 0.92) == (16, pytest.approx(0.89))
+    assert enough_probes(lambda p: by_probes[p], 16, None, 0.92) == (16, pytest.approx(0.89))
 
 
 def test_what_a_row_finds_of_itself_does_not_count() -> None:
