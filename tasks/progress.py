@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
-    create_image_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
 )
@@ -96,15 +96,18 @@ class RunReporter:
 
 
 def _show_drawn(label: str, step: int, drawn: Sequence[Drawn]) -> None:
-    """Make an artifact that holds the pictures themselves, in a row."""
+    """Make an artifact that holds the pictures themselves, in a row.
+
+    It is one of text: an artifact that is a picture has its address below, here all of its content.
+    """
     content = base64.b64encode(side_by_side([png for _, png in drawn], _SIDE)).decode()
     prompts = "\n".join(f"{n}. {redacted(prompt)}" for n, (prompt, _) in enumerate(drawn, 1))
     key = re.sub("[^a-z0-9]+", "-", f"samples-{label}".lower()).strip("-")
     try:
-        create_image_artifact(
-            f"data:image/png;base64,{content}",
+        create_markdown_artifact(
+            f"![what was drawn](data:image/png;base64,{content})\n\n{prompts}",
             key=key,
-            description=f"{label}, step {whole(step)}\n\n{prompts}",
+            description=f"{label}, step {whole(step)}",
         )
     except Exception as error:  # whatever it is, the work itself goes on
         logger.debug("samples are not shown: %s", error)

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from albat_core.runs.config import RunConfig
 from flows.local.processes import marked, stop
 from tests.end_to_end.test_deployed import Deployed
-from tests.toys import write_run
+from tests.pictures import write_image_run
+from tests.toys import rewrite, write_run
 from tests.waiting import PATIENCE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -102,6 +104,31 @@ def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
     open_artifact(page, "results of plants")
     expect(page.locator("table").first).to_contain_text("Adaptation data only")
     take(page, "artifacts")
+
+
+def test_what_an_adapter_draws_is_shown_while_it_learns(
+    deployed: Deployed, page: "sync_api.Page"
+) -> None:
+    path = write_image_run(deployed.folder / "pictures", samples={"prompts": ["a red disc"]})
+    settings = yaml.safe_load(path.read_text())
+    settings["finetune"] |= {"sample_every": 3}
+    rewrite(path, {"finetune": settings["finetune"]})
+    run = deployed.trigger("from_file/from_file", path=str(path)).raise_for_status().json()["id"]
+    page.goto(f"{deployed.state.ui}/runs/flow-run/{run}")
+    expect(page.locator(".state-badge").first).to_have_text("Completed")
+    page.get_by_text("Artifacts", exact=True).click()
+    page.mouse.move(700, 700)
+    albat = page.locator('a[href*="/artifacts/artifact/"]', has_text="ALBAT, step 6").first
+    for _ in range(60):  # those of tasks are below those of the run, and come into view
+        page.mouse.wheel(0, 800)
+        page.wait_for_timeout(500)
+        if albat.is_visible():
+            break
+    albat.click()
+    drawn = page.locator('img[src^="data:image/png"]').first
+    expect(drawn).to_be_visible()
+    assert drawn.evaluate("picture => picture.naturalWidth") > 0  # it could be decoded
+    take(page, "samples")
 
 
 def field(within: "sync_api.Page | sync_api.Locator", label: str) -> "sync_api.Locator":

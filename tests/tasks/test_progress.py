@@ -166,18 +166,20 @@ def test_what_is_drawn_is_an_artifact_that_holds_it(
 ) -> None:
     made: list[dict[str, str]] = []
     monkeypatch.setattr(
-        progress, "create_image_artifact", lambda url, **more: made.append({"url": url, **more})
+        progress, "create_markdown_artifact", lambda text, **its: made.append({"text": text, **its})
     )
     white, black = (png_file(np.full((8, 8, 3), grey, np.uint8)) for grey in (255, 0))
     RunReporter(Counts()).show("ALBAT, best step", 1200, [("a dog", white), ("a cat", black)])
     [artifact] = made
-    kind, _, content = artifact["url"].partition(",")
-    assert kind == "data:image/png;base64"
+    picture, prompts = artifact["text"].split("\n\n")
+    kind, _, content = picture.removesuffix(")").partition(",")
+    assert kind == "![what was drawn](data:image/png;base64"
     pixels = picture_pixels(base64.b64decode(content))
     np.testing.assert_array_equal(pixels[:, :8], 255)
     np.testing.assert_array_equal(pixels[:, -8:], 0)
     assert artifact["key"] == "samples-albat-best-step"
-    assert artifact["description"] == "ALBAT, best step, step 1,200\n\n1. a dog\n2. a cat"
+    assert artifact["description"] == "ALBAT, best step, step 1,200"
+    assert prompts == "1. a dog\n2. a cat"
 
 
 def test_drawings_that_cannot_be_shown_stop_no_work(
@@ -185,10 +187,10 @@ def test_drawings_that_cannot_be_shown_stop_no_work(
 ) -> None:
     asked: list[str] = []
 
-    def refuse(url: str, **_: str) -> None:
-        asked.append(url)
+    def refuse(text: str, **_: str) -> None:
+        asked.append(text)
         raise OSError("no server")
 
-    monkeypatch.setattr(progress, "create_image_artifact", refuse)
+    monkeypatch.setattr(progress, "create_markdown_artifact", refuse)
     RunReporter(Counts()).show("train", 1, [("a dog", png_file(np.zeros((8, 8, 3), np.uint8)))])
     assert len(asked) == 1
