@@ -1,5 +1,7 @@
 """The release workflow follows GitHub's schema, and publishes what was tested and nothing else."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -55,3 +57,10 @@ def test_both_wheels_are_built_with_the_python_that_is_tested(release: dict[str,
         steps = release["jobs"][job]["steps"]
         [python] = [s["with"] for s in steps if s.get("uses", "").startswith("actions/setup-py")]
         assert oldest == f">={python['python-version']}"
+
+
+def test_zizmor_finds_no_way_in() -> None:
+    zizmor = Path(sys.executable).parent / "zizmor"
+    given = ["--offline", "--no-progress", str(ROOT / ".github" / "workflows")]
+    done = subprocess.run([zizmor, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
