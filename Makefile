@@ -17,7 +17,7 @@ CHAOS := $(if $(QUICK),--kills 6 --s3-kills 3 --flips 20 --storms 4 --prefect 2,
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 \
 	--dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-real bench-calibration gallery chaos try-production clean
+.PHONY: help setup demo demo-image test test-fast lint docs bench bench-efficacy bench-scale bench-real bench-calibration gallery chaos try-production clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,19 @@ ifdef LARGE
 	$(BIN)/albat bench efficacy examples/efficacy/text-large.yaml --out docs
 else
 	$(BIN)/albat bench efficacy examples/efficacy/$(TASK).yaml --out docs
+endif
+
+bench-scale: .venv/ready ## What grows with the corpus, beside pyarrow, FAISS, TRL and others (LARGE=1: ten million rows too).
+	$(BIN)/python -m bench.rows
+	$(BIN)/python -m bench.neighbours
+	$(BIN)/python -m bench.scale reruns --sizes 10000 100000
+	$(BIN)/python -m bench.scale storage
+	$(BIN)/python -m bench.scale index --sizes 100000 300000 1000000
+	$(BIN)/python -m bench.vectors --rows 250000 1000000
+	$(BIN)/python -m bench.growth --rows 1000000
+	$(BIN)/python -m bench.workers --rows $(if $(LARGE),1000000,60000)
+ifdef LARGE
+	$(BIN)/python -m bench.large_index --rows 10000000
 endif
 
 bench-real: $(REAL) ## The same on a real model, SmolLM2-135M (DEVICE=cuda: on a GPU, at ten times the size).

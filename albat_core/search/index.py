@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albat_core.errors import DimensionMismatchError
-from albat_core.search.library import MOST, gpus, load_faiss, on_gpu
+from albat_core.search.library import MOST, fused_distances, gpus, load_faiss, on_gpu
 from albat_core.search.space import Vectors
 from albat_core.store.stage import Runtime
 
@@ -118,9 +118,10 @@ class VectorIndex:
         if self._index.is_trained:
             return
         graph = self._graph()
-        if graph is not None:
-            self._join(graph, sample)
-        self._index.train(sample)
+        with fused_distances():
+            if graph is not None:
+                self._join(graph, sample)
+            self._index.train(sample)
 
     def _graph(self) -> Any:
         """Return the graph by which cells are found; None where each is compared with."""

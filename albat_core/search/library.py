@@ -3,6 +3,8 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -14,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 MOST = 2048
 """Neighbours, and cells looked into, of a query on a GPU at most (getMaxKSelection of FAISS)."""
+_FUSED_FROM = 20  # what was FAISS's own until 1.15
 _PATIENCE = 120  # seconds; starting CUDA takes some
 _TRIAL = """
 import faiss, numpy
@@ -37,6 +40,22 @@ def load_faiss() -> Any:
             remedy="install albat[cpu], or albat[gpu] where there is a CUDA device",
         ) from error
     return faiss
+
+
+@contextmanager
+def fused_distances() -> Iterator[None]:
+    """Have FAISS compare vectors of few dimensions by its fast kernels, as it does long ones.
+
+    From 1.15 on it takes these where vectors times dimensions are 128,000 at least: codes of two
+    dimensions learnt from 60,000 vectors take twelve times as long as from 64,000.
+    """
+    faiss = load_faiss()
+    before = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = _FUSED_FROM
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = before
 
 
 def gpus(runtime: Runtime) -> int:

@@ -253,6 +253,25 @@ def test_as_many_cells_are_looked_into_as_the_recall_takes(
     assert found[0]["recall_at_10"] < 0.9 <= found[1]["recall_at_10"] < found[2]["recall_at_10"]
 
 
+def test_faiss_is_left_as_it_was_when_codes_are_learnt() -> None:
+    """Its threshold is the process's: others' searches are not to change."""
+    import faiss
+
+    before = faiss.cvar.distance_compute_blas_threshold
+    seen = []
+    index = VectorIndex.new(D, "IVF4,PQ4x4np", Runtime(device="cpu"), cells=4)
+    train = index._index.train
+
+    def watched(sample: np.ndarray) -> None:
+        seen.append(faiss.cvar.distance_compute_blas_threshold)
+        train(sample)
+
+    index._index.train = watched
+    index.train(clustered())
+    assert seen == [20]
+    assert faiss.cvar.distance_compute_blas_threshold == before
+
+
 def test_what_luck_may_have_found_is_not_relied_on() -> None:
     """Of 100 queries with a spread of 0.1, two standard errors of the mean are 0.02."""
     spread = np.tile([-0.1, 0.1], 50)
