@@ -166,7 +166,7 @@ def built_and_grown(
             measuring, adding = _Clock(), _Clock()
             with (
                 measuring.on(ExactSearch, "add"),
-                measuring.on(index_stage, "enough_probes"),
+                measuring.on(index_stage, "enough"),
                 adding.on(index_stage.VectorIndex, "add"),
             ):
                 made: list[ArtifactRef] = []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from albat_core.records.shards import Part, locate
-from albat_core.search.index import Positions, VectorIndex
+from albat_core.search.index import WIDER, Positions, VectorIndex
 from albat_core.search.space import EmbeddingSpace, Moments, Vectors
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
@@ -148,14 +148,16 @@ def write_index(
 ) -> None:
     """Write an index, its space, moments of its rows in that, and their parts, in order."""
     index.save(folder / _FAISS_FILE)
-    np.savez(
-        folder / _SPACE_FILE,
-        mean=space.mean,
-        whitening=space.whitening,
-        rows=moments.rows,
-        total=moments.total,
-        squares=moments.squares,
-    )
+    arrays: dict[str, Any] = {
+        "mean": space.mean,
+        "whitening": space.whitening,
+        "rows": moments.rows,
+        "total": moments.total,
+        "squares": moments.squares,
+    }
+    if index.wider != WIDER:
+        arrays["wider"] = index.wider
+    np.savez(folder / _SPACE_FILE, **arrays)
     addresses = [[part.address, part.rows] for part in parts]
     (folder / _PARTS_FILE).write_text(json.dumps(addresses))
 
@@ -171,10 +173,11 @@ def load_index(
     if "rows" in arrays:
         rows, total, squares = (arrays[name] for name in ("rows", "total", "squares"))
         moments = Moments(int(rows), total, float(squares))
+    exact = load_whole_vectors(folder)
+    index = VectorIndex.read(folder / _FAISS_FILE, runtime, exact, mapped=not to_grow)
+    index.wider = int(arrays["wider"]) if "wider" in arrays else WIDER
     return CorpusIndex(
-        index=VectorIndex.read(
-            folder / _FAISS_FILE, runtime, load_whole_vectors(folder), mapped=not to_grow
-        ),
+        index=index,
         space=_load_space(folder),
         addresses=[address for address, _ in parts],
         ends=np.cumsum([rows for _, rows in parts], dtype=np.int64),

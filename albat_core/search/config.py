@@ -26,7 +26,8 @@ class IndexConfig(StageConfig):
     probes: int | None = Field(None, ge=1)
     """Cells looked into per query; none: so many that `least_recall` is surely reached."""
     least_recall: float = Field(0.95, gt=0, le=1)
-    """Recall@k, in (0, 1], that `probes` are chosen for."""
+    """Recall@k, in (0, 1], that `probes` are chosen for, and how many neighbours by codes of ivfpq
+    are compared exactly."""
     code_bytes: int = Field(32, ge=1)
     """Bytes per vector of ivfpq; lowered to divide the dimension."""
     shrinkage: float = Field(0.1, gt=0, le=1)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,11 @@ from albat_core.store.stage import Runtime
 
 Positions = NDArray[np.int64]
 
-_WIDER = 4
-"""Times as many neighbours by codes as are then compared exactly, up to what a GPU finds."""
+WIDER = 4
+"""Times as many neighbours by codes as are wanted are compared exactly, at first."""
+_MOST_WIDER = 256
+_WIDEST = 16_384
+"""Neighbours by codes of a query that are compared exactly at most; of a GPU, what it finds."""
 _FEWEST = 40
 _FEWEST_PROBES = 8
 _GATHERED = 1 << 24  # numbers of exact vectors in memory at once, 64 MB
@@ -31,6 +34,9 @@ class VectorIndex:
             what it has not (some codes, over 2,048 neighbours or cells) the CPU does.
         exact: (n, d) float16, the vectors that the index has as codes only; may be mapped from a
             file. More neighbours are then found by codes, and the nearest of them by these.
+
+    Attributes:
+        wider: how many times more.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class VectorIndex:
     ) -> None:
         self._index = index
         self._exact = exact
+        self.wider = WIDER
         self._gpu = False
         if gpus(runtime):
             self._resources = load_faiss().StandardGpuResources()
@@ -105,8 +112,9 @@ class VectorIndex:
         """Give the vectors, (n, d), that the nearest are found by; None: those it has."""
         self._exact = exact
 
-    def look_into(self, probes: int) -> None:
-        """Set how many cells are looked into per query."""
+    def look_into(self, probes: int, wider: int = WIDER) -> None:
+        """Set how many cells are looked into per query, and how many more than k are compared."""
+        self.wider = wider
         self._leave_gpu_beyond(probes)
         self._index.nprobe = probes
         graph = self._graph()
@@ -176,7 +184,8 @@ class VectorIndex:
         if self._exact is None:
             similarities, positions = self._index.search(queries, k)
             return similarities, positions
-        wide = min(max(_WIDER * k, _FEWEST), max(MOST, k), len(self._exact))
+        most = MOST if self._gpu else _WIDEST
+        wide = min(max(self.wider * k, _FEWEST), max(most, k), len(self._exact))
         found = self._index.search(queries, max(wide, k))[1]
         size = max(_GATHERED // (found.shape[1] * queries.shape[1]), 1)
         parts = [
@@ -270,23 +279,51 @@ def recall(found: Positions, exact: Positions) -> float:
     return float(recalls(found, exact).mean())
 
 
-def enough_probes(
-    measure: Callable[[int], NDArray[np.float64]], cells: int, probes: int | None, least: float
-) -> tuple[int, float]:
-    """Return the cells to look into per query, and the mean recall with these.
+class Looking(NamedTuple):
+    """How far a search looks.
 
     Args:
-        measure: gives each query's recall with so many.
-        cells: that there are.
-        probes: so many; None: as many as the recall asks for, two standard errors of it included.
-        least: recall wanted, in (0, 1].
+        probes: cells looked into per query.
+        wider: times k, neighbours by codes that are compared exactly.
     """
-    tried = min(probes or _FEWEST_PROBES, cells)
-    measured = measure(tried)
-    while not probes and tried < cells and _surely(measured) < least:
-        tried = min(2 * tried, cells)
-        measured = measure(tried)
-    return tried, float(measured.mean())
+
+    probes: int
+    wider: int = WIDER
+
+
+def enough(
+    measure: Callable[[Looking], NDArray[np.float64]],
+    cells: int,
+    probes: int | None,
+    least: float,
+    *,
+    codes: bool,
+) -> tuple[Looking, float]:
+    """Return how far to look, and the mean recall with that.
+
+    Twice the cells or four times the neighbours by codes, whichever finds more, until the recall is
+    reached with two standard errors of it to spare.
+
+    Args:
+        measure: gives each query's recall.
+        cells: that there are.
+        probes: cells to look into, and no further; None: as many as the recall asks for.
+        least: recall wanted, in (0, 1].
+        codes: whether there are any to compare more of.
+    """
+    looking = Looking(min(probes or _FEWEST_PROBES, cells))
+    measured = measure(looking)
+    while not probes and _surely(measured) < least:
+        further = [Looking(min(2 * looking.probes, cells), looking.wider)] * (
+            looking.probes < cells
+        )
+        if codes and looking.wider < WIDER * 64:
+            further.append(Looking(looking.probes, 4 * looking.wider))
+        if not further:
+            break
+        found = [(measure(one), one) for one in further]
+        measured, looking = max(found, key=lambda one: float(one[0].mean()))
+    return looking, float(measured.mean())
 
 
 def _surely(recalls: NDArray[np.float64]) -> float:

@@ -27,7 +27,7 @@ from albat_core.records.indexes import (
 )
 from albat_core.records.vectors import EmbeddedPart, load_vectors
 from albat_core.search.config import IndexConfig, choose_kind, factory_of
-from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, recalls, without
+from albat_core.search.index import ExactSearch, Looking, VectorIndex, enough, recalls, without
 from albat_core.search.library import gpus
 from albat_core.search.space import EmbeddingSpace, Moments, Vectors, drawn, taken, unit
 from albat_core.seeding import derive_seed
@@ -268,17 +268,19 @@ class _Building:
             if kept is not None:
                 kept[start : start + len(block)] = block
             start += len(block)
-        measured, probes = 1.0, 0
+        measured, looking = 1.0, Looking(0, 0)
         if count:
             index.compare_with(kept)
             near = without(exact.positions, learnt.own, k)
 
-            def found(probes: int) -> NDArray[np.float64]:
-                index.look_into(probes)
+            def found(looking: Looking) -> NDArray[np.float64]:
+                index.look_into(*looking)
                 positions = index.search(learnt.queries, min(k + 1, rows))[1]
                 return recalls(without(positions, learnt.own, k), near)
 
-            probes, measured = enough_probes(found, count, config.probes, config.least_recall)
+            asked = (config.probes, config.least_recall)
+            looking, measured = enough(found, count, *asked, codes=compressed)
+            index.look_into(*looking)
         write_index(folder, index, space, moments, [p.part for p in self.parts])
         return Built(
             rows=rows,
@@ -287,7 +289,8 @@ class _Building:
                 "factory": factory,
                 "dimension": self.dimension,
                 "cells": count,
-                "probes": probes,
+                "probes": looking.probes,
+                "compared": looking.wider if compressed else 0,
                 f"recall_at_{k}": round(measured, 4),
                 "fitted_rows": rows,
                 "spread": moments.spread,

@@ -20,7 +20,7 @@ from albat_core.records.vectors import VECTORS, EmbeddedPart
 from albat_core.runs.chain import Chain
 from albat_core.search import config as search_config
 from albat_core.search.config import IndexConfig, choose_kind
-from albat_core.search.index import ExactSearch, VectorIndex, enough_probes, recall, without
+from albat_core.search.index import WIDER, ExactSearch, VectorIndex, enough, recall, without
 from albat_core.search.space import EmbeddingSpace
 from albat_core.seeding import numpy_generator
 from albat_core.stages import index as index_stage
@@ -276,10 +276,30 @@ def test_what_luck_may_have_found_is_not_relied_on() -> None:
     """Of 100 queries with a spread of 0.1, two standard errors of the mean are 0.02."""
     spread = np.tile([-0.1, 0.1], 50)
     by_probes = {8: 0.86 + spread, 16: 0.89 + spread, 32: 0.93 + spread, 64: np.full(100, 0.99)}
-    assert enough_probes(lambda p: by_probes[p], 200, None, 0.9) == (32, pytest.approx(0.93))
-    assert enough_probes(lambda p: by_probes[p], 200, None, 0.92) == (64, pytest.approx(0.99))
-    assert enough_probes(lambda p: by_probes[p], 200, 16, 0.92) == (16, pytest.approx(0.89))
-    assert enough_probes(lambda p: by_probes[p], 16, None, 0.92) == (16, pytest.approx(0.89))
+
+    def asked(cells: int, probes: int | None, least: float) -> tuple[int, float]:
+        looking, mean = enough(lambda its: by_probes[its.probes], cells, probes, least, codes=False)
+        assert looking.wider == WIDER
+        return looking.probes, mean
+
+    assert asked(200, None, 0.9) == (32, pytest.approx(0.93))
+    assert asked(200, None, 0.92) == (64, pytest.approx(0.99))
+    assert asked(200, 16, 0.92) == (16, pytest.approx(0.89))
+    assert asked(16, None, 0.92) == (16, pytest.approx(0.89))
+
+
+def test_where_codes_are_what_misses_more_are_compared(
+    embedded: Embedded, runtime: Runtime
+) -> None:
+    """Codes of a byte for 16 dimensions of noise tell little, in however many cells."""
+    vectors = np.random.default_rng(0).standard_normal((6000, D)).astype(np.float32)
+    index, facts = built(embedded(vectors), runtime, kind="ivfpq", cells=8, code_bytes=1)
+    assert facts["compared"] == index.index.wider > WIDER
+    projected = index.space.project(vectors)
+    expected = nearest(projected[:200], projected, 10)
+    assert recall(index.index.search(projected[:200], 10)[1], expected) > 0.9
+    index.index.wider = WIDER
+    assert recall(index.index.search(projected[:200], 10)[1], expected) < 0.7
 
 
 def test_what_a_row_finds_of_itself_does_not_count() -> None:
