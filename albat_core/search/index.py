@@ -314,10 +314,10 @@ def enough(
     looking = Looking(min(probes or _FEWEST_PROBES, cells))
     measured = measure(looking)
     while not probes and _surely(measured) < least:
-        further = [Looking(min(2 * looking.probes, cells), looking.wider)] * (
-            looking.probes < cells
-        )
-        if codes and looking.wider < WIDER * 64:
+        further = []
+        if looking.probes < cells:
+            further.append(Looking(min(2 * looking.probes, cells), looking.wider))
+        if codes and looking.wider < _MOST_WIDER:
             further.append(Looking(looking.probes, 4 * looking.wider))
         if not further:
             break
