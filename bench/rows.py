@@ -172,7 +172,7 @@ def mixture(inputs: Inputs) -> dict[str, Work]:
 def ngrams(inputs: Inputs) -> dict[str, Work]:
     """Compare scores by n-grams with the package of DSIR's authors, where it is installed."""
     shard = inputs.kept("shards", "0.parquet", examples_to_table(inputs.examples()))
-    pool = inputs.store.folder(take_candidates(shard, inputs.runtime)) / CANDIDATES
+    pool = inputs.store.folder(take_candidates([shard], inputs.runtime)) / CANDIDATES
     candidates = Candidates(inputs.store, read_table(pool))
     targets = inputs.examples()[::100]
 

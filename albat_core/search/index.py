@@ -280,15 +280,12 @@ def recall(found: Positions, exact: Positions) -> float:
 
 
 class Looking(NamedTuple):
-    """How far a search looks.
-
-    Args:
-        probes: cells looked into per query.
-        wider: times k, neighbours by codes that are compared exactly.
-    """
+    """How far a search looks."""
 
     probes: int
+    """Cells looked into per query."""
     wider: int = WIDER
+    """Times k, neighbours by codes that are compared exactly."""
 
 
 def enough(
