@@ -30,6 +30,17 @@ def write_file(folder: Path, number: int) -> None:
     write_jsonl(folder / "corpus" / f"{number:05d}.jsonl", rows)
 
 
+def write_corpus(folder: Path, rows: int, **changes: object) -> tuple[Path, int]:
+    """Write a run of the toys with a corpus of so many rows; return its file, and their count."""
+    path = write_run(folder, **changes)
+    for file in (folder / "corpus").iterdir():
+        file.unlink()
+    files = rows // FILE
+    for number in range(files):
+        write_file(folder, number)
+    return path, files
+
+
 def run(path: str) -> None:
     """Make a run's mixture; print CPU seconds and MB."""
     with cost() as told:
@@ -47,12 +58,7 @@ def main() -> None:
         run(given.run)
         return
     with tempfile.TemporaryDirectory() as place:
-        path = write_run(Path(place), index={"grow": True})
-        for file in (Path(place) / "corpus").iterdir():
-            file.unlink()
-        files = given.rows // FILE
-        for number in range(files):
-            write_file(Path(place), number)
+        path, files = write_corpus(Path(place), given.rows, index={"grow": True})
 
         def done() -> tuple[float, float]:
             command = [sys.executable, "-m", "bench.growth", "--run", str(path)]

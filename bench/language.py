@@ -68,7 +68,7 @@ def make_llama(folder: Path) -> None:
     torch.cuda.empty_cache()
 
 
-def read(backbone: BackboneConfig) -> list[Example]:
+def read(backbone: BackboneConfig, count: int) -> list[Example]:
     """Return rows of the demo's corpus as they come, cut for a backbone."""
     config = load_config(str(EXAMPLES / "text" / "demo.yaml"))
     with TemporaryDirectory() as root:
@@ -76,7 +76,7 @@ def read(backbone: BackboneConfig) -> list[Example]:
         files = [f for f in find_files(config.corpus[0]) if "wikitext" in f.uris[0]]
         shards = [make_shards(file, backbone, config.shards, runtime) for file in files]
         blocks = (b for part in parts_of(store, shards) for b in iterate_part(store, part))
-        return list(islice(chain.from_iterable(blocks), ROWS))
+        return list(islice(chain.from_iterable(blocks), count))
 
 
 def compare(
@@ -112,7 +112,7 @@ def compare(
 
 def table(config: BackboneConfig, batch_tokens: int, rounds: int) -> None:
     """Print how embedding, scoring and training compare."""
-    rows = read(config)
+    rows = read(config, ROWS)
     with open_backbone(config, Runtime()) as backbone, TemporaryDirectory() as folder:
         encoded = backbone.encode(rows)
         units = sum(e.length for e in encoded)

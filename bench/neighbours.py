@@ -41,6 +41,7 @@ from albat_core.store.stage import Runtime
 from albat_core.training.checkpoint import CheckpointFile, TrainingState
 from albat_core.training.config import FinetuneConfig
 from albat_core.training.trainer import Trainer
+from bench.language import read
 from bench.speed import EXAMPLES
 from flows.config import RunConfig, load_config
 
@@ -149,12 +150,7 @@ def main() -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}, {device_name(config.runtime)}, torch {torch.__version__}")
     print("\n| | ours | the neighbour takes, times |\n|---|---:|---:|")
     embedding(config)
-    with TemporaryDirectory() as root:
-        store = ArtifactStore(root)
-        file = next(f for f in find_files(config.corpus[0]) if "wikitext" in f.uris[0])
-        shards = make_shards(file, config.backbone, config.shards, Runtime(root=root))
-        rows = list(next(iterate_part(store, parts_of(store, [shards])[0], 480)))
-    training(config, rows)
+    training(config, read(config.backbone, STEPS * BATCH))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 
 from albat_core.store.artifacts import ArtifactStore
-from bench.growth import FILE, write_file
+from bench.growth import write_corpus
 from tests.end_to_end.s3_server import BUCKET, KEYS, RCLONE, Served
-from tests.toys import rewrite, write_run
+from tests.toys import rewrite
 
 WORKERS = {"dask": "multiprocessing.spawn", "ray": "ray::"}
 """What the command lines of workers have in them."""
@@ -132,12 +132,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        path = write_run(folder)
-        for file in (folder / "corpus").iterdir():
-            file.unlink()
-        files = given.rows // FILE
-        for number in range(files):
-            write_file(folder, number)
+        path, files = write_corpus(folder, given.rows)
         began = time.monotonic()
         if start(path, folder / "threads").wait():
             raise SystemExit("the run without kills failed")
