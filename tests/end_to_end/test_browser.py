@@ -92,7 +92,7 @@ def test_a_run_is_started_in_the_form_and_its_artifacts_are_shown(
     page.goto(deployed.state.ui + "/runs")  # the notice with a link is gone after five seconds
     page.locator('a[href*="/runs/flow-run/"]').first.click()
     state = page.locator(".state-badge").first
-    expect(state).to_have_text("Running")
+    expect(state).to_have_text(re.compile("Running|Completed"))  # it may be quicker than the page
     expect(page.get_by_text("embed").first).to_be_visible()
     take(page, "run")
     expect(state).to_have_text("Completed")
