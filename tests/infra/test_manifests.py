@@ -310,7 +310,7 @@ def test_manifests_follow_kubernetes_schemas(manifest: dict[str, Any]) -> None:
         {"env": SERVER["global"]["prefect"]["env"] + SERVER["server"]["env"]},
         {"resources": SERVER["server"]["resources"]},
         {"resources": SERVER["backgroundServices"]["resources"]},
-        {"env": WORKER["worker"]["extraEnvVars"], "resources": WORKER["worker"]["resources"]},
+        {"resources": WORKER["worker"]["resources"]},
     ],
 )
 def test_what_values_put_into_containers_follows_their_schema(part: dict[str, Any]) -> None:
@@ -319,7 +319,7 @@ def test_what_values_put_into_containers_follows_their_schema(part: dict[str, An
 
 
 def test_values_have_only_settings_that_prefect_reads() -> None:
-    lists = [value for key, value in items([SERVER, WORKER]) if key in ("env", "extraEnvVars")]
+    lists = [value for key, value in items([SERVER, WORKER]) if key == "env"]
     check_prefect_names({variable["name"] for each in lists for variable in each})
 
 
@@ -330,12 +330,11 @@ def test_secrets_that_are_referred_to_are_in_the_example() -> None:
     for reference in references:
         assert reference["key"] in example[reference["name"]]
     # what the charts look for by themselves
-    for values in (SERVER["server"], WORKER["worker"]):
+    for values in (SERVER["server"], WORKER["worker"]["selfHostedServerApiConfig"]):
         assert "auth-string" in example[values["basicAuth"]["existingSecret"]]
     assert "connection-string" in example[SERVER["secret"]["name"]]
-    worker = {v["name"]: v["value"] for v in WORKER["worker"]["extraEnvVars"]}
-    prefix = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET"
-    assert worker[f"{prefix}_KEY"] in example[worker[f"{prefix}_NAME"]]
+    docket = SERVER["backgroundServices"]["messaging"]["docket"]
+    assert docket["existingSecretKey"] in example[docket["existingSecret"]]
     assert defaults()["storage_secret"] in example
 
 
@@ -490,7 +489,7 @@ def test_policies_allow_what_they_name_and_no_more(name: str) -> None:
 
 def test_the_page_names_files_that_are_there() -> None:
     page = (ROOT / "docs" / "production.md").read_text()
-    named = set(re.findall(r"\binfra/[\w./-]*\w", page)) - {"infra/docker/.env"}
+    named = set(re.findall(r"\b(?:tests/)?infra/[\w./-]*\w", page)) - {"infra/docker/.env"}
     assert named
     assert all((ROOT / name).exists() for name in named), named
     for target in re.findall(r"\]\(((?!http)[^)#]+)", page):
