@@ -119,7 +119,7 @@ Trained by albat on {facts["adaptation_rows"]} adaptation rows{_beside(facts)}; 
 ({kind.loss_unit}).
 {refit}
 ```python
-{kind.loading.format(path=path)}
+{kind.loading(config, path)}
 ```
 """
 

@@ -59,8 +59,6 @@ class Kind(Protocol):
     """What losses are measured in."""
     library: ClassVar[str]
     """What loads its adapters, as the hub names libraries."""
-    loading: ClassVar[str]
-    """How an adapter is loaded, for its card; ``{path!r}`` stands for the backbone."""
     needs_prompts: ClassVar[bool]
     """Whether what it makes without a prompt is of no use."""
     writes_answers: ClassVar[bool]
@@ -80,6 +78,15 @@ class Kind(Protocol):
 
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
         """Return the settings that change how rows are cut and encoded."""
+        ...
+
+    def loading(self, config: BackboneConfig, path: str) -> str:
+        """Return the Python lines that load an adapter, for its card.
+
+        Args:
+            config: of the backbone.
+            path: what stands for the backbone in them.
+        """
         ...
 
     def splitter(self, config: BackboneConfig) -> Splitter:

@@ -25,10 +25,6 @@ class DiffusionKind(Kind):
     precomputes: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "squared error per latent value"
     library: ClassVar[str] = "diffusers"
-    loading: ClassVar[str] = """from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained({path!r})
-pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
     needs_prompts: ClassVar[bool] = True
     writes_answers: ClassVar[bool] = False
     draws_pictures: ClassVar[bool] = True
@@ -43,6 +39,18 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``."""
         return {"picture": config.diffusion.picture.settings().named}
+
+    def loading(self, config: BackboneConfig, path: str) -> str:
+        """See ``Kind``; diffusers wants to be told of what a pipeline was saved without."""
+        from albat_core.backbones.diffusion.families import find_family
+        from albat_core.backbones.diffusion.families.base import left_out
+
+        folder = backbone_folder(config)
+        absent = "".join(f", {name}=None" for name in left_out(folder, find_family(folder)))
+        return f"""from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({path!r}{absent})
+pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
 
     def splitter(self, config: BackboneConfig) -> Splitter:
         """See ``Kind``: brings pictures to the backbone's size and captions to its length."""

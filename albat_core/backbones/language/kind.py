@@ -25,11 +25,6 @@ class LanguageKind(Kind):
     precomputes: ClassVar[bool] = False  # tokens are computed as fast as they are read
     loss_unit: ClassVar[str] = "nats per token"
     library: ClassVar[str] = "peft"
-    loading: ClassVar[str] = """from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-backbone = AutoModelForCausalLM.from_pretrained({path!r})
-model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
     needs_prompts: ClassVar[bool] = False
     writes_answers: ClassVar[bool] = True
     draws_pictures: ClassVar[bool] = False
@@ -48,6 +43,15 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         day, usual = config.chat_date, BackboneConfig.model_fields["chat_date"].default
         told = {} if day == usual else {"chat_date": day.isoformat()}
         return {"max_length": config.max_length, **told}
+
+    def loading(self, config: BackboneConfig, path: str) -> str:
+        """See ``Kind``."""
+        del config
+        return f"""from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+backbone = AutoModelForCausalLM.from_pretrained({path!r})
+model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
     def splitter(self, config: BackboneConfig) -> Splitter:
         """See ``Kind``: pieces of at most ``max_length`` tokens."""
