@@ -10,6 +10,7 @@ from albat_core.backbones import (
     check_embedder,
     check_packing,
     check_prompts,
+    check_sharing,
     check_smaller,
     encoder_identity,
     open_splitter,
@@ -162,6 +163,7 @@ def _demands(config: RunConfig, unsound: Collection[str], warn: Tell) -> list[Al
     adapters = {getattr(config, name).adapter: name for name in sections}  # often the same
     for adapter, section in adapters.items():
         problems = _caught(check_adapter, config.backbone, adapter)
+        problems += _caught(check_sharing, config.backbone, adapter, config.runtime)
         found += [_in_role(section, error) for error in problems]
     for section in sections:
         if getattr(config, section).packing:

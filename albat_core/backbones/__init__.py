@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from albat_core.backbones.adapters import AdapterConfig
+from albat_core.backbones.adapters import BY_LAYER, AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder, Precomputed
 from albat_core.backbones.batches import free_memory
 from albat_core.backbones.config import BackboneConfig, EmbedderConfig
@@ -25,7 +25,7 @@ from albat_core.backbones.folder import (
 from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.backbones.language.kind import LanguageKind
 from albat_core.devices import lent_device, resolve_device
-from albat_core.errors import ConfigError
+from albat_core.errors import BackboneError, ConfigError
 from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime, canonical_json
 
@@ -151,7 +151,10 @@ def row_limit(config: BackboneConfig) -> RowLimit:
 
 @contextmanager
 def open_backbone(
-    config: BackboneConfig, runtime: Runtime, known: Precomputed | None = None
+    config: BackboneConfig,
+    runtime: Runtime,
+    known: Precomputed | None = None,
+    share: bool = False,
 ) -> Iterator[Backbone]:
     """Give the backbone, alone in its use, without an adapter; the last one is kept in memory.
 
@@ -159,10 +162,11 @@ def open_backbone(
         config: which backbone.
         runtime: where to compute.
         known: inputs that were computed before.
+        share: of its blocks, only this process' part; the others of its group have the rest.
     """
     with lent_device(runtime) as device:
         content = folder_fingerprint(backbone_folder(config), weights=True)
-        backbone = _load(config, device, content, runtime.gradient_checkpointing)
+        backbone = _load(config, device, content, runtime.gradient_checkpointing, share)
         backbone.known = known
         try:
             yield backbone
@@ -225,14 +229,14 @@ def encoder_identity(path: str) -> dict[str, Any]:
 
 
 def _load(
-    config: BackboneConfig, device: torch.device, content: str, checkpointing: bool
+    config: BackboneConfig, device: torch.device, content: str, checkpointing: bool, share: bool
 ) -> Backbone:
-    wanted = (config, content, checkpointing)
+    wanted = (config, content, checkpointing, share)
     loaded, backbone = _LOADED.pop(str(device), (None, None))
     if backbone is None or loaded != wanted:
         backbone = None  # its memory is needed for the next
         dtype = resolve_dtype(config, device)
-        backbone = kind_of(config).load(config, device, dtype, content)
+        backbone = kind_of(config).load(config, device, dtype, content, share)
         if checkpointing:
             backbone.checkpoint_gradients()
     _LOADED[str(device)] = wanted, backbone
@@ -311,6 +315,35 @@ def check_adapter(config: BackboneConfig, adapter: AdapterConfig) -> None:
         BackboneError: ``target_modules`` match nothing.
     """
     kind_of(config).check_adapter(config, adapter)
+
+
+def check_sharing(config: BackboneConfig, adapter: AdapterConfig, runtime: Runtime) -> None:
+    """Look whether training devices can share a backbone, where they are to.
+
+    Raises:
+        BackboneError: its weights cannot be cut in parts, or the adapter needs them whole.
+        ConfigError: there is one device.
+    """
+    if not runtime.shard_backbone:
+        return
+    if runtime.training_devices == 1:
+        raise ConfigError(
+            "expected several devices that share the backbone, got runtime.training_devices 1",
+            where="runtime.shard_backbone",
+            remedy="raise runtime.training_devices, or leave shard_backbone out",
+        )
+    if config.quantization:
+        raise BackboneError(
+            f"expected weights that can be cut in parts, got {config.quantization} ones",
+            where="runtime.shard_backbone",
+            remedy="leave it out, or backbone.quantization",
+        )
+    if not adapter.by_layer:
+        raise BackboneError(
+            f"expected an adapter that begins without the backbone's weights, got {adapter.kind}",
+            where="runtime.shard_backbone",
+            remedy=f"leave it out, or set adapter.kind to {' or '.join(sorted(BY_LAYER))}",
+        )
 
 
 def check_packing(config: BackboneConfig) -> None:

@@ -105,6 +105,42 @@ def each_batch(
     return budget
 
 
+def each_in_step(
+    lengths: Sequence[int],
+    budget: int,
+    compute: Callable[[list[int]], object],
+    shapes: Sequence[Shape],
+    idle: Callable[[], object],
+    most: Callable[[int], int],
+) -> None:
+    """Compute all batches of similar length as often as others do, who share a backbone.
+
+    Args:
+        lengths: cost of each example in units.
+        budget: units a batch may have, padding included.
+        compute: takes the positions of a batch.
+        shapes: see ``length_batches``.
+        idle: is called in place of it, once there is nothing more to compute.
+        most: takes how many batches there are here, and returns how many at most anywhere.
+
+    Raises:
+        BackboneError: there is no room for a batch. None is made smaller, as others would wait.
+    """
+    batches = length_batches(lengths, budget, shapes)
+    passes = most(len(batches))  # before anyone passes through the backbone
+    for positions in batches:
+        if not has_room(compute, positions, [lengths[n] for n in positions]):
+            raise BackboneError(
+                f"expected room for {len(positions)} examples of {lengths[positions[0]]:,} units "
+                "or less, the memory is full",
+                where="batch_tokens",
+                remedy="lower this training's batch_tokens (surrogate or finetune): devices that "
+                "share a backbone do not try smaller batches by themselves",
+            )
+    for _ in range(passes - len(batches)):
+        idle()
+
+
 def each_encoded(
     encoded: Sequence[Encoded], budget: int, compute: Callable[[list[int]], object]
 ) -> int:

@@ -105,9 +105,21 @@ class Kind(Protocol):
         ...
 
     def load(
-        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+        self,
+        config: BackboneConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        fingerprint: str,
+        share: bool = False,
     ) -> Backbone:
         """Load a backbone.
+
+        Args:
+            config: which.
+            device: that computes.
+            dtype: of its weights.
+            fingerprint: of its files.
+            share: of its blocks, only this process' part, see ``sharded``.
 
         Raises:
             BackboneError: the folder holds none, or it is incomplete.

@@ -30,10 +30,12 @@ class ProcessGroup:
     Args:
         rank: which of them this is, from 0.
         size: how many there are.
+        in_step: whether they share a backbone, and so must pass through it together.
     """
 
     rank: int = 0
     size: int = 1
+    in_step: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -52,13 +54,27 @@ class ProcessGroup:
             total: torch.Tensor = reduce(tensor, "sum")
         return total
 
+    def most(self, count: int) -> int:
+        """Return the highest of all processes' counts.
+
+        Raises:
+            PeerLostError: another process is gone.
+        """
+        import torch
+        from accelerate import PartialState
+        from accelerate.utils import gather
+
+        with _peers_there():
+            counts = gather(torch.tensor([count], device=PartialState().device))
+        return int(counts.max())
+
     def from_main(
         self, compute: Callable[[], NDArray[np.float64]], shape: tuple[int, ...]
     ) -> NDArray[np.float64]:
         """Return what the main process computes, in every process; the others wait.
 
         Args:
-            compute: what is called there alone.
+            compute: what is called there alone; in all, where they share a backbone.
             shape: of what it returns.
 
         Raises:
@@ -70,7 +86,7 @@ class ProcessGroup:
         from accelerate import PartialState
         from accelerate.utils import broadcast
 
-        values = compute() if self.is_main else np.zeros(shape)
+        values = compute() if self.is_main or self.in_step else np.zeros(shape)
         with _peers_there():
             told = broadcast(torch.from_numpy(values).to(PartialState().device))
         found: NDArray[np.float64] = told.cpu().numpy()

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from albat_core.backbones import (
     adapter_card,
     backbone_identity,
+    check_sharing,
     open_backbone,
     release_backbones,
 )
@@ -29,7 +31,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.manifests import Manifest
 from albat_core.store.stage import Runtime, stage_key
 from albat_core.trackers import UNTRACKED, Tracking, followed_by
-from albat_core.trackers.base import Log, Picture, to_nobody
+from albat_core.trackers.base import Log, Picture, log_looks, to_nobody
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
 STAGE_VERSION = 6
@@ -74,10 +76,11 @@ def finetune(
     Raises:
         TrainingError: the loss is not finite.
         ProcessError: one of the processes that it is spread over is gone.
+        BackboneError: they are to share a backbone that cannot be shared.
     """
     from albat_core.training.checkpoint import CheckpointFile
-    from albat_core.training.trainer import log_looks
 
+    check_sharing(backbone_config, config.adapter, runtime)
     store = ArtifactStore(runtime.root)
     inputs = {
         "mixture": mixture.key,
@@ -190,7 +193,8 @@ def train_adapter(
     store = ArtifactStore(runtime.root)
     rows = read_mixture(store, mixture)
     known = Encodings(store, encodings)
-    with open_backbone(backbone_config, runtime, known) as backbone:
+    group = replace(group, in_step=runtime.shard_backbone)
+    with open_backbone(backbone_config, runtime, known, group.in_step) as backbone:
         began = time.perf_counter()
         if start:
             backbone.load_adapter(store.folder(start))

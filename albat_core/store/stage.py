@@ -137,6 +137,10 @@ class Runtime(BaseModel):
     """Devices that one training is spread over, each with its share of every batch: GPUs of one
     machine, or on the CPU processes with a share of its cores. Losses and adapter are the same
     within rounding; where there is dropout its masks are others, as they are on another device."""
+    shard_backbone: bool = False
+    """Training devices share the frozen backbone: each holds a part of every layer, and gathers a
+    layer from the others while it computes it (FSDP). For a training that one device has no room
+    for; what only reads the backbone has it whole."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them: training then needs less memory."""
 

@@ -13,9 +13,18 @@ Row = Mapping[str, str | float | None]
 Log = Callable[[Mapping[str, float], int], None]
 """Takes points of curves by name, and the step that they are of; steps do not fall."""
 
+_CURVES = {"validation": "validation/loss", "train": "train/mean_loss"}
+
 
 def to_nobody(_values: Mapping[str, float], _step: int) -> None:
     """Take points of curves that nobody follows."""
+
+
+def log_looks(history: Sequence[Mapping[str, float]], log: Log) -> None:
+    """Log looks at the validation documents: their loss, and the mean of the steps before it."""
+    for look in history:
+        measured = {curve: look[name] for name, curve in _CURVES.items() if name in look}
+        log(measured, int(look["step"]))
 
 
 @dataclass(frozen=True)

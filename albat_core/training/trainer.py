@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,14 +18,14 @@ from albat_core.backbones.base import (
     forward_units,
     join_noise,
 )
-from albat_core.backbones.batches import each_batch, encoded_batches, packed
+from albat_core.backbones.batches import each_batch, each_in_step, encoded_batches, packed
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses
 from albat_core.processes.group import ProcessGroup
 from albat_core.progress import track
 from albat_core.records.mixtures import Mixture
 from albat_core.seeding import derive_seed
-from albat_core.trackers.base import Log, to_nobody
+from albat_core.trackers.base import Log, log_looks, to_nobody
 from albat_core.training.checkpoint import CheckpointFile, Tensors, TrainingState, aside
 from albat_core.training.config import FinetuneConfig, learning_rate
 from albat_core.training.encoded import EncodedBatches
@@ -44,21 +44,12 @@ _REMEDY = (
     "lower this training's learning_rate (surrogate or finetune), or set backbone.dtype to float32"
 )
 
-_CURVES = {"validation": "validation/loss", "train": "train/mean_loss"}
-
 
 Watch = Callable[[int], None]
 
 
 def watched_by_nobody(_step: int) -> None:
     """Let a step go by."""
-
-
-def log_looks(history: Sequence[Mapping[str, float]], log: Log) -> None:
-    """Log looks at the validation documents: their loss, and the mean of the steps before it."""
-    for look in history:
-        measured = {curve: look[name] for name, curve in _CURVES.items() if name in look}
-        log(measured, int(look["step"]))
 
 
 def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
@@ -149,6 +140,8 @@ class Trainer:
         """
         state = self._restore()
         end = self._end
+        if self._group.in_step and self._config.packing:  # all try at once whether it may be
+            self._pass_along(self._batches.batch(0)[0][:1] * 2, 0.0, [2])
         saved, pause = time.monotonic(), self._checkpoint_seconds
         with track(label, end, "steps") as advance, self._kept_if_stopped(state):
             advance(state.step)
@@ -210,7 +203,11 @@ class Trainer:
                 learn = partial(self._learn, share, noise, penalty, found, sequences)
                 lengths = [sum(lengths[n] for n in one) for one in sequences]
                 shapes = [share[first].shape for first, *_ in sequences]
-                self._budget = each_batch(lengths, self._budget, learn, shapes)
+                if self._group.in_step:
+                    idle, most = partial(self._pass_along, batch[:1], penalty), self._group.most
+                    each_in_step(lengths, self._budget, learn, shapes, idle, most)
+                else:
+                    self._budget = each_batch(lengths, self._budget, learn, shapes)
         loss = self._summed(sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
@@ -276,6 +273,14 @@ class Trainer:
                 there = parameter.grad
                 parameter.grad = gradient if there is None else there + gradient
         found.append(float(losses.detach().sum() / size))
+
+    def _pass_along(
+        self, batch: Sequence[Encoded], penalty: float, joined: Sequence[int] = (1,)
+    ) -> None:
+        """Pass through a shared backbone for nothing, while others compute a batch."""
+        _, objective = self._objective(batch, None, penalty, joined)
+        parameters = list(self._parameters.values())
+        torch.autograd.grad(objective.sum(), parameters, allow_unused=True)
 
     def _objective(
         self,

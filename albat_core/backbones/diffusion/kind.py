@@ -71,13 +71,18 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         return lambda _: None
 
     def load(
-        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+        self,
+        config: BackboneConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        fingerprint: str,
+        share: bool = False,
     ) -> Backbone:
         """See ``Kind``."""
         from albat_core.backbones.diffusion.model import DiffusionBackbone
 
         self.check(config)
-        return DiffusionBackbone(config, device, dtype, fingerprint)
+        return DiffusionBackbone(config, device, dtype, fingerprint, share)
 
     def check(self, config: BackboneConfig) -> None:
         """See ``Kind``: files are whole, the family known, and pictures have a size that fits."""

@@ -10,20 +10,24 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.families import find_family
 from albat_core.backbones.diffusion.families.base import Family, left_out, read_config
 from albat_core.backbones.folder import backbone_folder, unreadable
+from albat_core.processes.sharding import sharded
 
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
 
 
-def load_pipeline(config: BackboneConfig, device: torch.device, weights: torch.dtype) -> Family:
+def load_pipeline(
+    config: BackboneConfig, device: torch.device, weights: torch.dtype, share: bool = False
+) -> Family:
     """Load a whole pipeline, frozen.
 
     Args:
         config: of the backbone.
         device: where its models go.
         weights: precision that they are kept in, but for the autoencoder's.
+        share: of the denoiser's blocks, only this process' part, see ``sharded``.
 
     Raises:
-        BackboneError: it is of no known family, or cannot be read.
+        BackboneError: it is of no known family, cannot be read, or names no blocks to share.
     """
     import diffusers
 
@@ -42,6 +46,9 @@ def load_pipeline(config: BackboneConfig, device: torch.device, weights: torch.d
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unreadable("pipeline", folder, error, library="diffusers") from error
+    if share:
+        denoiser = getattr(pipeline, family.denoiser_name)
+        sharded(denoiser.requires_grad_(requires_grad=False), device, str(folder))
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     for module in pipeline.components.values():

@@ -54,7 +54,12 @@ class DiffusionBackbone:
     noisy = True
 
     def __init__(
-        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+        self,
+        config: BackboneConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        fingerprint: str,
+        share: bool = False,
     ) -> None:
         self.fingerprint = fingerprint
         self.device = device
@@ -65,7 +70,7 @@ class DiffusionBackbone:
         self._autocast = dtype == torch.bfloat16
         self._kept_dtype = np.float16 if self._autocast else np.float32
         weights = torch.float32 if device.type == "cpu" else dtype
-        self._family = load_pipeline(config, device, weights)
+        self._family = load_pipeline(config, device, weights, share)
         folder = backbone_folder(config)
         self._captions = CaptionFitter(folder, type(self._family))
         self._rows = RowPreparation(self._captions, config)

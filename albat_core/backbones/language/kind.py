@@ -73,13 +73,18 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         return TextEncoder(config).trap
 
     def load(
-        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+        self,
+        config: BackboneConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        fingerprint: str,
+        share: bool = False,
     ) -> Backbone:
         """See ``Kind``."""
         from albat_core.backbones.language.model import LanguageBackbone
 
         self.check(config)
-        return LanguageBackbone(config, device, dtype, fingerprint)
+        return LanguageBackbone(config, device, dtype, fingerprint, share)
 
     def check(self, config: BackboneConfig) -> None:
         """See ``Kind``: files are whole, tokenizer, model and ``max_length`` fit together.

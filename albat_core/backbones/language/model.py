@@ -35,6 +35,7 @@ from albat_core.backbones.language.quantization import bits_of, how_to_load, pre
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_answers, write_texts
 from albat_core.errors import BackboneError, InputError
+from albat_core.processes.sharding import sharded
 from albat_core.records.examples import Example
 
 _SHORT = 128
@@ -47,7 +48,12 @@ class LanguageBackbone:
     noisy = False
 
     def __init__(
-        self, config: BackboneConfig, device: torch.device, dtype: torch.dtype, fingerprint: str
+        self,
+        config: BackboneConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        fingerprint: str,
+        share: bool = False,
     ) -> None:
         self.fingerprint = fingerprint
         self.device = device
@@ -61,14 +67,14 @@ class LanguageBackbone:
         self._path, self._revision = config.path, config.revision
         self._encoder = TextEncoder(config)
         self._bits = bits_of(config)
-        self._model = self._load(config).eval()
+        self._model = self._load(config, share).eval()
         self._model.requires_grad_(requires_grad=False)
         self._adapted: Any = None
         # flash attention looks for joined rows where there is one sequence, and nowhere else
         self._in_one_row = "flash" in str(self._model.config._attn_implementation)
         self._head = Head(self._model, self._precision)
 
-    def _load(self, config: BackboneConfig) -> Any:
+    def _load(self, config: BackboneConfig, share: bool) -> Any:
         from transformers import AutoModelForCausalLM
 
         folder, how = backbone_folder(config), how_to_load(config, self.device)
@@ -94,6 +100,8 @@ class LanguageBackbone:
             )
         model.name_or_path = hub_id(self._path)  # peft notes it where it has no other name
         prepare(model, self._dtype)
+        if share:
+            return sharded(model.requires_grad_(requires_grad=False), self.device, str(folder))
         return model if how else model.to(self.device)
 
     def pieces(self, example: Example) -> list[Example]:
