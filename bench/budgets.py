@@ -87,8 +87,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, nargs="+", default=[0.5, 1.5, 5, 20])
     asked = parser.parse_args()
     config = load_config(asked.config)
-    titles = ("epochs", "steps, with the mixture", "untouched", "adaptation data only", "alpha")
-    titles += ("verdict", "gain of the mixture", "gain of ALBAT")
+    titles = (
+        *("epochs", "steps, with the mixture", "untouched", "adaptation data only", "alpha"),
+        *("verdict", "gain of the mixture", "gain of ALBAT"),
+    )
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for epochs in asked.epochs:
         print(line(config, epochs), flush=True)

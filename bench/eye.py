@@ -54,7 +54,7 @@ def eyes(config: RunConfig, encoder: str | None) -> dict[str, EmbeddingConfig]:
         sorted({max(round(share * whole), 1) for share in SHARES} - {whole})
         for whole in (depth, longest)
     )
-    half = {"layers": max(depth // 2, 1), "tokens": longest // 2}
+    half: dict[str, int | str] = {"layers": max(depth // 2, 1), "tokens": longest // 2}
     settings: dict[str, dict[str, int | str]] = {
         f"all {depth} layers, all tokens": {},
         **{f"{n} of {depth} layers": {"layers": n} for n in layers},

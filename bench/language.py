@@ -26,6 +26,7 @@ from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise
 from albat_core.backbones.batches import length_batches
 from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.devices import device_name, resolve_device
 from albat_core.measures.losses import advantages
 from albat_core.memory import Usage, measured
@@ -114,6 +115,7 @@ def table(config: BackboneConfig, batch_tokens: int, rounds: int) -> None:
     """Print how embedding, scoring and training compare."""
     rows = read(config, ROWS)
     with open_backbone(config, Runtime()) as backbone, TemporaryDirectory() as folder:
+        assert isinstance(backbone, LanguageBackbone)
         encoded = backbone.encode(rows)
         units = sum(e.length for e in encoded)
         batches = length_batches([e.length for e in encoded], batch_tokens)
@@ -169,7 +171,7 @@ def table(config: BackboneConfig, batch_tokens: int, rounds: int) -> None:
                 with backbone._precision():
                     said = backbone._model(input_ids=ids, use_cache=False).logits
                     loss = F.cross_entropy(said[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-                loss.backward()
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()

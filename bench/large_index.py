@@ -20,7 +20,8 @@ from albat_core.records.indexes import Coded, load_index
 from albat_core.records.shards import Part
 from albat_core.records.vectors import VECTORS, EmbeddedPart, load_vectors
 from albat_core.search.config import IndexConfig
-from albat_core.search.index import ExactSearch, Vectors, recall
+from albat_core.search.index import ExactSearch, recall
+from albat_core.search.space import Vectors
 from albat_core.seeding import numpy_generator
 from albat_core.stages.index import build_index, code_rows, groups, learn_cells
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built

@@ -33,6 +33,7 @@ from albat_core.devices import device_name
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import Mixture
 from albat_core.records.shards import iterate_part, parts_of
+from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.stages.embed import embed_part
 from albat_core.stages.shard import make_shards
@@ -43,7 +44,7 @@ from albat_core.training.config import FinetuneConfig
 from albat_core.training.trainer import Trainer
 from bench.language import read
 from bench.speed import EXAMPLES
-from flows.config import RunConfig, load_config
+from flows.config import load_config
 
 ROUNDS, STEPS, BATCH = 5, 30, 16
 ADAPTER = AdapterConfig(rank=16, lora_alpha=32)
@@ -111,8 +112,8 @@ def training(config: RunConfig, rows: list[Example]) -> None:
 
                 def ours() -> None:
                     keeping = CheckpointFile(f"{folder}/none")
-                    given = (backbone, mixture, [], settings, 0.0, 0, keeping, 1e9)
-                    trainer, state = Trainer(*given), TrainingState()
+                    trainer = Trainer(backbone, mixture, [], settings, 0.0, 0, keeping, 1e9)
+                    state = TrainingState()
                     for step in range(STEPS):
                         state.step = step
                         trainer._step(state)

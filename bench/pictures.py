@@ -21,6 +21,7 @@ from albat_core.backbones import open_backbone, resolve_dtype
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise
 from albat_core.backbones.batches import length_batches
+from albat_core.backbones.diffusion.model import DiffusionBackbone
 from albat_core.backbones.diffusion.noise import stratified_levels
 from albat_core.devices import resolve_device
 from albat_core.measures.losses import advantages
@@ -29,14 +30,14 @@ from albat_core.pictures import picture_pixels
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import Mixture
 from albat_core.records.shards import iterate_part, parts_of
+from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.stages.shard import make_shards
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
-from albat_core.training.checkpoint import CheckpointFile
+from albat_core.training.checkpoint import CheckpointFile, TrainingState
 from albat_core.training.config import FinetuneConfig
 from albat_core.training.trainer import Trainer
-from flows.config import RunConfig
 
 ROWS, BATCH, STEPS, ROUNDS = 64, 16, 10, 5
 LEVELS = 4
@@ -130,8 +131,10 @@ def training_against_dreambooth(config: RunConfig) -> None:
         trainer = Trainer(b, mixture, [], settings, 0.0, 0, CheckpointFile(f"{folder}/none"), 1e9)
 
         def ours() -> None:
+            state = TrainingState()
             for step in range(STEPS):
-                trainer._step(step)
+                state.step = step
+                trainer._step(state)
 
         pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(ROUNDS + 1)][1:]
     ratios = [other / own for own, other in pairs]
@@ -147,6 +150,7 @@ def scoring_against_forward(config: RunConfig) -> None:
     """Compare scoring with the bare forward passes that it needs."""
     rows = _rows(config)
     with open_backbone(config.backbone, config.runtime) as backbone:
+        assert isinstance(backbone, DiffusionBackbone)
         encoded = backbone.encode(rows)
         backbone.attach_adapter(ADAPTER, 0)
         family = backbone._family
@@ -155,7 +159,7 @@ def scoring_against_forward(config: RunConfig) -> None:
         for positions in batches:
             batch = [encoded[i] for i in positions]
             latents = backbone._latents(batch)
-            condition = backbone._condition(batch, [e.inputs["caption"] for e in batch])
+            condition = backbone._condition(batch)
             for level in stratified_levels(LEVELS):
                 noised = backbone._schedule.noise(
                     latents, torch.randn_like(latents), level.expand(len(batch))

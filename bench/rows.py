@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # CPU seconds of one core
 
@@ -21,6 +22,7 @@ import torch
 from transformers import AutoTokenizer
 
 from albat_core.backbones import kind_of, open_splitter
+from albat_core.backbones.base import Backbone
 from albat_core.backbones.folder import backbone_folder
 from albat_core.memory import measured
 from albat_core.records.candidates import CANDIDATES, Candidates
@@ -161,7 +163,9 @@ def mixture(inputs: Inputs) -> dict[str, Work]:
     def ours() -> EncodedBatches:
         its: Mixture = read_mixture(inputs.store, ref)
         sampler = MixtureSampler(len(its.adaptation), its.weights, its.alpha, BATCH, 0)
-        batches = EncodedBatches(encoding, its.adaptation, its.backbone, sampler, STEPS)
+        batches = EncodedBatches(
+            cast(Backbone, encoding), its.adaptation, its.backbone, sampler, STEPS
+        )
         for step in range(STEPS):
             batches.batch(step)
         return batches
@@ -202,10 +206,11 @@ def matching(rows: int) -> dict[str, Work]:
     """Compare matching of some gradients with that of twice as many."""
     drawn = np.random.default_rng(0).standard_normal((2 * rows, 256), np.float32) + np.float32(0.1)
     target = np.full(256, 0.2)
-    return {
-        f"match {n:,} gradients": lambda n=n: matching_weights(Whitened(drawn[:n]), target)
-        for n in (rows, 2 * rows)
-    }
+
+    def some(count: int) -> Work:
+        return lambda: matching_weights(Whitened(drawn[:count]), target)
+
+    return {f"match {n:,} gradients": some(n) for n in (rows, 2 * rows)}
 
 
 def measure(work: Work) -> tuple[float, float]:

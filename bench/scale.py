@@ -29,7 +29,7 @@ from albat_core.records.shards import Part
 from albat_core.records.vectors import STAGE, VECTORS, EmbeddedPart, load_vectors
 from albat_core.runs.chain import Chain
 from albat_core.search.config import IndexConfig
-from albat_core.search.index import ExactSearch
+from albat_core.search.index import ExactSearch, VectorIndex
 from albat_core.search.space import unit
 from albat_core.seeding import numpy_generator
 from albat_core.stages import index as index_stage
@@ -167,7 +167,7 @@ def built_and_grown(
             with (
                 measuring.on(ExactSearch, "add"),
                 measuring.on(index_stage, "enough"),
-                adding.on(index_stage.VectorIndex, "add"),
+                adding.on(VectorIndex, "add"),
             ):
                 made: list[ArtifactRef] = []
                 whole = parts[:-1]
@@ -283,6 +283,7 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.02, help="seconds more of a request")
     parser.add_argument("--child", nargs=2, metavar=("ROOT", "WAY"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    head: tuple[str, ...]
     if given.child:
         searched(*given.child)
     elif given.what == "search":

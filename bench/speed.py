@@ -19,16 +19,18 @@ import torch
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.batches import length_batches
+from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.devices import device_name, resolve_device
 from albat_core.memory import measured
 from albat_core.records.shards import iterate_part, parts_of
+from albat_core.runs.config import RunConfig
 from albat_core.sources.files import find_files
 from albat_core.stages.embed import embed_part
 from albat_core.stages.shard import make_shards
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
 from bench.pictures import scoring_against_forward, training_against_dreambooth
-from flows.config import RunConfig, load_config
+from flows.config import load_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ROUNDS = 5
@@ -45,6 +47,7 @@ def embedding_against_forward(config: RunConfig) -> None:
         store = ArtifactStore(root)
         part = parts_of(store, [shards])[0]
         with open_backbone(config.backbone, runtime) as backbone:
+            assert isinstance(backbone, LanguageBackbone)
             encoded = [e for rows in iterate_part(store, part) for e in backbone.encode(rows)]
             batches = length_batches([e.length for e in encoded], config.embedding.batch_tokens)
             inputs = [backbone._rows([encoded[i] for i in b]).ids for b in batches]

@@ -3,6 +3,7 @@
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,14 +81,16 @@ def save_backbone(folder: Path, *, width: int = 32, seed: int = 0, vocabulary: i
     return folder
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows, one JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def topic_rows(topic: str, count: int, seed: int = 0, per_document: int = 2) -> list[dict]:
+def topic_rows(
+    topic: str, count: int, seed: int = 0, per_document: int = 2
+) -> list[dict[str, Any]]:
     """Rows of one topic, several to a document."""
     return [
         {"id": f"{topic}-{seed}-{n}", "doc": f"{topic}-{seed}-{n // per_document}", "text": text}
@@ -102,9 +105,9 @@ def write_run(folder: Path, **changes: object) -> Path:
     write_jsonl(folder / "corpus" / "ships.jsonl", topic_rows("ships", 60))
     write_jsonl(folder / "adaptation.jsonl", topic_rows("plants", 40, seed=1))
     columns = {"id_column": "id", "document_column": "doc"}
-    training = {"steps": 12, "batch_size": 4, "evaluate_every": 4, "warmup": 2, "stretch": 1}
-    training["adapter"] = {"rank": 4}
-    config = {
+    training: dict[str, Any] = {"steps": 12, "batch_size": 4, "evaluate_every": 4, "warmup": 2}
+    training |= {"stretch": 1, "adapter": {"rank": 4}}
+    config: dict[str, Any] = {
         "name": "toy",
         "output": str(folder / "runs"),
         "backbone": {"path": "backbone", "max_length": 64, "dtype": "float32"},

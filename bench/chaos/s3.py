@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -89,11 +90,11 @@ def storm(
     for name in names:
         its, look = there.place()
         with there.proxy.changing(PATTERNS[name](draw(name))):
-            first = in_child(lambda its=its: quick(its))
+            first = in_child(partial(quick, its))
         wrong = [first.broke] if first.broke else []
         if not there.proxy.met:
             wrong.append(NOT_MET)
-        again = in_child(lambda its=its: quick(its))
+        again = in_child(partial(quick, its))
         if not again.finished:
             wrong.append(again.broke or f"the repeated run ends: {again.told[0]}")
         else:

@@ -51,7 +51,8 @@ def now_and_then(which: Which, share: float, fault: Callable[[Ask], Answer]) -> 
     """Meet a share of some requests with a fault, the first of them always."""
 
     def made(draw: np.random.Generator) -> Change:
-        lock, met = threading.Lock(), []
+        lock = threading.Lock()
+        met: list[Asked] = []
 
         def change(asked: Asked, ask: Ask) -> Answer:
             if not which(asked):

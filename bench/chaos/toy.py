@@ -75,7 +75,8 @@ def use_all(config: RunConfig) -> dict[str, Any]:
     for name in watches.names():
         note("watch", lambda name=name: _unplaced(watches.config(name).model_dump(mode="json")))
     note("acted", lambda: (a := watches.acted("toy")) and a.model_dump(mode="json"))
-    return json.loads(json.dumps(read))  # as it comes out of a child
+    said: dict[str, Any] = json.loads(json.dumps(read))  # as it comes out of a child
+    return said
 
 
 def _unplaced(config: dict[str, Any]) -> dict[str, Any]:
