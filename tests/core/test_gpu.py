@@ -21,9 +21,7 @@ from albat_core.search.space import unit
 from albat_core.stages.index import build_index
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import Runtime
-from tests.core.test_index import Embedded, clustered, embedded
-
-__all__ = ["embedded"]
+from tests.core.embeddings import Embedded, clustered
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = pytest.mark.skipif(

@@ -5,7 +5,7 @@ Searches are checked against comparing with every vector in NumPy.
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,7 @@ import pytest
 from albat_core.errors import DamagedError, DimensionMismatchError, InputError
 from albat_core.progress import Advance, Silent, reporting_to
 from albat_core.records.indexes import Coded, CorpusIndex, growth_notes, load_index
-from albat_core.records.shards import Part
-from albat_core.records.vectors import VECTORS, EmbeddedPart
+from albat_core.records.vectors import EmbeddedPart
 from albat_core.runs.chain import Chain
 from albat_core.search import config as search_config
 from albat_core.search.config import IndexConfig, choose_kind
@@ -32,21 +31,11 @@ from albat_core.stages.index import (
     learn_cells,
 )
 from albat_core.store import storage
-from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 from flows.config import load_config
+from tests.core.embeddings import ROWS, D, Embedded, clustered
 from tests.toys import topic_rows, write_jsonl, write_run
-
-ROWS, D = 2000, 16
-
-
-def clustered(rows: int = ROWS, dimension: int = D, seed: int = 0, spread: float = 3) -> np.ndarray:
-    """Vectors around twenty centres, stretched so that whitening matters."""
-    generator = np.random.default_rng(seed)
-    centres = spread * generator.standard_normal((20, dimension))
-    noise = generator.standard_normal((rows, dimension))
-    stretched = (centres[generator.integers(20, size=rows)] + noise) * np.arange(1, dimension + 1)
-    return (stretched + 5).astype(np.float32)
 
 
 def in_blocks(vectors: np.ndarray, size: int = 300) -> list[np.ndarray]:
@@ -55,32 +44,6 @@ def in_blocks(vectors: np.ndarray, size: int = 300) -> list[np.ndarray]:
 
 def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-(queries.astype(np.float64) @ vectors.T.astype(np.float64)), axis=1)[:, :k]
-
-
-Embedded = Callable[..., list[EmbeddedPart]]
-
-
-@pytest.fixture
-def embedded(runtime: Runtime) -> Embedded:
-    """Embeddings as parts of a corpus that has no rows to read."""
-    store = ArtifactStore(runtime.root)
-
-    def parts(*blocks: np.ndarray) -> list[EmbeddedPart]:
-        made = []
-        for number, vectors in enumerate(blocks):
-
-            def build(folder: Path, vectors: np.ndarray = vectors) -> Built:
-                np.save(folder / VECTORS, vectors)
-                return Built(rows=len(vectors), facts={"dimension": vectors.shape[1]})
-
-            content = {"content": f"{vectors.shape} {vectors.sum()}"}
-            ref = store.produce("embeddings", 1, content, {}, build)
-            shards = ArtifactRef(stage="shards", key=f"s{number}")
-            part = Part(shards=shards, name="part-0", rows=len(vectors), sha256="")
-            made.append(EmbeddedPart(part=part, embeddings=ref))
-        return made
-
-    return parts
 
 
 def built(
