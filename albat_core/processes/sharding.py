@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and who only configures doe
 
 
 def sharded(model: Any, device: torch.device, where: str) -> Any:
-    """Leave this process its part of a frozen model's blocks, on its device.
+    """Freeze a model, and leave this process its part of its blocks, on its device.
 
     A block is whole while it is computed. So all processes must pass through the model equally
     often, forwards and backwards. What is in no block, each of them holds whole.
@@ -37,6 +37,7 @@ def sharded(model: Any, device: torch.device, where: str) -> Any:
             where=where,
             remedy="leave runtime.shard_backbone out",
         )
+    model.requires_grad_(requires_grad=False)
     mesh = init_device_mesh(device.type, (get_world_size(),))
     for block in reversed(blocks):  # those within others come first
         fully_shard(block, mesh=mesh, reshard_after_forward=True)

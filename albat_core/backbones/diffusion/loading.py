@@ -47,8 +47,7 @@ def load_pipeline(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unreadable("pipeline", folder, error, library="diffusers") from error
     if share:
-        denoiser = getattr(pipeline, family.denoiser_name)
-        sharded(denoiser.requires_grad_(requires_grad=False), device, str(folder))
+        sharded(getattr(pipeline, family.denoiser_name), device, str(folder))
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     for module in pipeline.components.values():

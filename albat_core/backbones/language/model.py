@@ -101,7 +101,7 @@ class LanguageBackbone:
         model.name_or_path = hub_id(self._path)  # peft notes it where it has no other name
         prepare(model, self._dtype)
         if share:
-            return sharded(model.requires_grad_(requires_grad=False), self.device, str(folder))
+            return sharded(model, self.device, str(folder))
         return model if how else model.to(self.device)
 
     def pieces(self, example: Example) -> list[Example]:
