@@ -29,6 +29,7 @@ class Encoded:
         loss_units: units that carry loss.
         shape: what it has in common with those it is computed at once with; of pictures, of their
             latents.
+        untouched: what ``with_untouched`` added, on the CPU; None: nothing.
     """
 
     example_id: str
@@ -36,6 +37,7 @@ class Encoded:
     length: int
     loss_units: int
     shape: tuple[int, ...] = ()
+    untouched: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,12 @@ class Backbone(Embedder, Protocol):
             BackboneError: examples are joined, and the backbone does not hold them apart.
         """
 
+    def with_untouched(self, batch: Sequence[Encoded]) -> list[Encoded]:
+        """Return examples that carry what they are passed through the untouched backbone for.
+
+        As they are, where that is different each time; see ``losses_with_divergence``.
+        """
+
     def losses_with_divergence(
         self,
         batch: Sequence[Encoded],
@@ -221,7 +229,8 @@ class Backbone(Embedder, Protocol):
 
         The divergence is >= 0 by the same units: KL(backbone || adapted) of a token, or the
         squared difference of both predictions at a noise level, weighted as the loss. One pass
-        with the adapter, one without: that one has no dropout and carries no gradient.
+        with the adapter, one without, unless all examples are ``with_untouched``: that one has no
+        dropout and carries no gradient.
 
         Args:
             batch: examples as ``encode`` gave them.

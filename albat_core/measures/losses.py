@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise
 from albat_core.backbones.batches import each_encoded
@@ -47,6 +47,23 @@ def example_losses(
 
         each_encoded(encoded, batch_tokens, measure)
     return totals, units
+
+
+def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
+    """Tell whether losses are above others by more than two standard errors of the difference.
+
+    The difference is a ratio, sum(totals - best) / sum(units), paired by example.
+
+    Args:
+        totals: of each example, (n,).
+        best: likewise, (n,).
+        units: that they fall on, (n,) >= 1.
+    """
+    n = np.asarray(units, dtype=np.float64)
+    each = np.asarray(totals) - np.asarray(best)
+    difference = each.sum() / n.sum()
+    error = np.sqrt(np.square(each - difference * n).sum()) / n.sum()
+    return bool(difference > 2 * error)
 
 
 def refuse_not_finite(losses: Floats, names: Sequence[str], remedy: str) -> None:

@@ -1,9 +1,10 @@
 """Rows of a mixture as the backbone takes them, encoded as batches come to need them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from albat_core.backbones.base import Backbone, Encoded
+from albat_core.backbones.batches import Shape
 from albat_core.pictures import mirrored_picture
 from albat_core.records.examples import Example
 from albat_core.training.sampler import MixtureSampler
@@ -11,9 +12,12 @@ from albat_core.training.variation import Variation
 
 Draw = tuple[int, bool]
 """A row, and whether its picture is mirrored."""
+Each = Callable[[Sequence[int], Sequence[Shape], Callable[[list[int]], object]], object]
+"""Has a function take positions of examples of these lengths and shapes, until it had all."""
 
 _AHEAD = 8192  # draws whose rows are read together: each row group once for them
 _KEPT = 1 << 25  # units of rows that are kept, at some 5 bytes a token
+_UNTOUCHED = 1 << 30  # bytes of what is kept of rows without the adapter
 _AT_ONCE = 64  # rows that are read before they are encoded: pictures may be large
 
 
@@ -44,6 +48,29 @@ class EncodedRows:
             some = missing[start : start + _AT_ONCE]
             encoded = self._backbone.encode([self._row(draw) for draw in some])
             self._kept |= dict(zip(some, encoded, strict=True))
+
+    def note_untouched(self, each: Each) -> int:
+        """Have all rows carry what the untouched backbone makes of them, if there is room.
+
+        Returns:
+            units that it passed over.
+        """
+        draws = [(n, False) for n in range(len(self._rows))]
+        self.fetch(draws)
+        encoded = [self._kept[draw] for draw in draws]
+        (first,) = self._backbone.with_untouched(encoded[:1])
+        if first.untouched is None:
+            return 0
+        size = first.untouched.nbytes / first.loss_units * sum(e.loss_units for e in encoded)
+        if size > _UNTOUCHED:
+            return first.length
+
+        def note(positions: list[int]) -> None:
+            noted = self._backbone.with_untouched([encoded[n] for n in positions])
+            self._kept |= {draws[n]: its for n, its in zip(positions, noted, strict=True)}
+
+        each([e.length for e in encoded], [e.shape for e in encoded], note)
+        return first.length + sum(e.length for e in encoded)
 
     def _row(self, draw: Draw) -> Example:
         number, mirrored = draw
@@ -80,6 +107,15 @@ class EncodedBatches:
         self._steps = steps
         self._variation = variation
         self._fetched = range(0)
+
+    def note_untouched(self, each: Each, steps: int) -> int:
+        """Have adaptation rows carry what is made of them untouched, if steps read them twice.
+
+        See ``EncodedRows.note_untouched``.
+        """
+        own, _ = self._parts
+        often, _ = self._sampler.drawn(steps)
+        return own.note_untouched(each) if often >= 2 * self._sampler.rows else 0
 
     def batch(self, step: int) -> tuple[list[Encoded], list[Encoded]]:
         """Return the adaptation rows and the corpus rows of a step, counted from 0.

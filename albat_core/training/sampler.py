@@ -31,7 +31,7 @@ class MixtureSampler:
         batch_size: int,
         seed: int,
     ) -> None:
-        self._rows = adaptation_rows
+        self.rows = adaptation_rows
         self._weights = weights
         self._alpha = alpha
         self.batch_size = batch_size
@@ -41,19 +41,23 @@ class MixtureSampler:
 
     def batch(self, step: int) -> tuple[list[int], list[int]]:
         """Return the adaptation rows and the backbone rows of a step, counted from 0."""
-        before, after = (round(self._alpha * self.batch_size * s) for s in (step, step + 1))
-        own = range(step * self.batch_size - before, (step + 1) * self.batch_size - after)
-        other = range(before, after)
+        before, after = self.drawn(step), self.drawn(step + 1)
+        own, other = (range(*ends) for ends in zip(before, after, strict=True))
         return (
-            [int(self._adaptation_order(n // self._rows)[n % self._rows]) for n in own],
+            [int(self._adaptation_order(n // self.rows)[n % self.rows]) for n in own],
             [
                 int(self._backbone_order(n // len(self._weights))[n % len(self._weights)])
                 for n in other
             ],
         )
 
+    def drawn(self, steps: int) -> tuple[int, int]:
+        """Return how many adaptation rows and backbone rows the first steps have together."""
+        other = round(self._alpha * self.batch_size * steps)
+        return steps * self.batch_size - other, other
+
     def _shuffle_adaptation(self, epoch: int) -> NDArray[np.int64]:
-        return numpy_generator(self._seed, "adaptation order", epoch).permutation(self._rows)
+        return numpy_generator(self._seed, "adaptation order", epoch).permutation(self.rows)
 
     def _draw_backbone(self, turn: int) -> NDArray[np.int64]:
         generator = numpy_generator(self._seed, "backbone draws", turn)

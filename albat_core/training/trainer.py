@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from albat_core.backbones.base import (
     Backbone,
@@ -18,9 +18,9 @@ from albat_core.backbones.base import (
     forward_units,
     join_noise,
 )
-from albat_core.backbones.batches import each_batch, each_in_step, encoded_batches, packed
+from albat_core.backbones.batches import Shape, each_batch, each_in_step, encoded_batches, packed
 from albat_core.errors import Interrupted, TrainingError
-from albat_core.measures.losses import example_losses
+from albat_core.measures.losses import example_losses, is_worse
 from albat_core.processes.group import ProcessGroup
 from albat_core.progress import track
 from albat_core.records.mixtures import Mixture
@@ -50,23 +50,6 @@ Watch = Callable[[int], None]
 
 def watched_by_nobody(_step: int) -> None:
     """Let a step go by."""
-
-
-def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
-    """Tell whether losses are above others by more than two standard errors of the difference.
-
-    The difference is a ratio, sum(totals - best) / sum(units), paired by example.
-
-    Args:
-        totals: of each example, (n,).
-        best: likewise, (n,).
-        units: that they fall on, (n,) >= 1.
-    """
-    n = np.asarray(units, dtype=np.float64)
-    each = np.asarray(totals) - np.asarray(best)
-    difference = each.sum() / n.sum()
-    error = np.sqrt(np.square(each - difference * n).sum()) / n.sum()
-    return bool(difference > 2 * error)
 
 
 class Trainer:
@@ -140,6 +123,9 @@ class Trainer:
         """
         state = self._restore()
         end = self._end
+        if self._penalty:  # by the steps of the settings: one that ends before computes the same
+            passed = self._batches.note_untouched(self._each, self._config.steps)
+            state.passes += passed * (not state.step)
         if self._group.in_step and self._config.packing:  # all try at once whether it may be
             self._pass_along(self._batches.batch(0)[0][:1] * 2, 0.0, [2])
         saved, pause = time.monotonic(), self._checkpoint_seconds
@@ -196,18 +182,15 @@ class Trainer:
                 names = ("dropout and noise", step, self._group.rank)
                 torch.manual_seed(derive_seed(self._seed, *names))
             for (batch, penalty), (share, noise) in zip(parts, shares, strict=True):
-                state.passes += (4 if penalty else 3) * sum(e.length for e in batch)
+                untouched = penalty and any(e.untouched is None for e in batch)
+                state.passes += (4 if untouched else 3) * sum(e.length for e in batch)
                 lengths = [e.length for e in share]
                 alone = [[n] for n in range(len(share))]
                 sequences = packed(lengths) if self._config.packing else alone
                 learn = partial(self._learn, share, noise, penalty, found, sequences)
                 lengths = [sum(lengths[n] for n in one) for one in sequences]
                 shapes = [share[first].shape for first, *_ in sequences]
-                if self._group.in_step:
-                    idle, most = partial(self._pass_along, batch[:1], penalty), self._group.most
-                    each_in_step(lengths, self._budget, learn, shapes, idle, most)
-                else:
-                    self._budget = each_batch(lengths, self._budget, learn, shapes)
+                self._each(lengths, shapes, learn, partial(self._pass_along, batch[:1], penalty))
         loss = self._summed(sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
@@ -218,6 +201,19 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
         self._optimizer.step()
         return loss
+
+    def _each(
+        self,
+        lengths: Sequence[int],
+        shapes: Sequence[Shape],
+        compute: Callable[[list[int]], object],
+        idle: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Compute all batches, as large as there is room for, or in step with other processes."""
+        if self._group.in_step:
+            each_in_step(lengths, self._budget, compute, shapes, idle, self._group.most)
+        else:
+            self._budget = each_batch(lengths, self._budget, compute, shapes)
 
     def _share(self, batch: Sequence[Encoded]) -> tuple[Sequence[Encoded], DrawnNoise | None]:
         """Return which examples of a batch are this process', with their noise where it is known.

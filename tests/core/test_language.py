@@ -759,6 +759,34 @@ def test_divergence_teaches_the_adapter_alone_and_leaves_the_mode_as_it_was(
     assert not backbone._model.training
 
 
+@pytest.mark.parametrize("joined", [None, [2, 1, 1]], ids=["padded", "joined"])
+def test_what_was_made_of_examples_untouched_need_not_be_made_again(
+    backbone: LanguageBackbone, joined: list[int] | None
+) -> None:
+    encoded = backbone.encode([*texts(3), PROMPTED])
+    expected = backbone.losses(encoded)
+    backbone.attach_adapter(AdapterConfig(rank=4, dropout=0.5), seed=0)
+    disturb(backbone)
+    backbone.training(True)
+    noted = [one for n in (2, 1, 0, 3) for one in backbone.with_untouched(encoded[n : n + 1])]
+    assert backbone._adapted.training
+    assert [len(one.untouched) for one in noted] == [encoded[n].loss_units for n in (2, 1, 0, 3)]
+    backbone.training(False)
+    backbone.losses(encoded, joined=joined)  # the first time it tries whether rows stay apart
+    passes: list[int] = []
+    backbone._model.get_input_embeddings().register_forward_pre_hook(lambda *_: passes.append(1))
+    losses, divergence = backbone.losses_with_divergence(encoded, joined=joined)
+    assert len(passes) == 2
+    order = [noted[2], noted[1], noted[0], noted[3]]
+    passes.clear()
+    found = backbone.losses_with_divergence(order, joined=joined)
+    assert len(passes) == 1
+    assert not torch.allclose(losses.each, expected.each)
+    for mine, its in zip(found, (losses, divergence), strict=True):
+        torch.testing.assert_close(mine.each, its.each, rtol=1e-4, atol=1e-5)
+        assert float(its.total.detach().min()) > 0.01
+
+
 def test_a_long_text_is_cut_by_stretches_as_it_is_whole(tmp_path: Path) -> None:
     config = BackboneConfig(path=str(save_backbone(tmp_path / "b")), max_length=16)
     encoder, whole = TextEncoder(config), TextEncoder(config)

@@ -15,8 +15,9 @@ from albat_core.backbones import open_backbone
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig
+from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.errors import Interrupted, TrainingError
-from albat_core.measures.losses import example_losses
+from albat_core.measures.losses import example_losses, is_worse
 from albat_core.progress import reporting_to
 from albat_core.records.adapters import unfinished_notes
 from albat_core.records.losses import LOSSES
@@ -26,12 +27,15 @@ from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
 from albat_core.records.tables import read_table
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
+from albat_core.seeding import derive_seed
 from albat_core.stages.finetune import finetune
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.training import encoded as encoded_rows
 from albat_core.training import trainer
 from albat_core.training.checkpoint import CheckpointFile, TrainingState
 from albat_core.training.config import FinetuneConfig, continued, learning_rate, penalty_weight
-from albat_core.training.trainer import Trainer, is_worse
+from albat_core.training.sampler import MixtureSampler
+from albat_core.training.trainer import Trainer
 from tests.core.trainings import STEPS, StopsAt, Training, same
 
 
@@ -321,6 +325,52 @@ def test_a_penalty_holds_what_is_said_of_adaptation_rows_to_the_backbone(
     assert distances[1] > 2 * distances[2] > 0
     losses = [training.store.manifest(ref).facts["validation_loss"] for ref in (free, light, heavy)]
     assert max(losses[:2]) < losses[2]  # what it costs
+
+
+def test_for_the_penalty_rows_are_read_once_without_the_adapter(
+    training: Training, another: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = STEPS.model_copy(update={"steps": 40, "patience": 40})
+    kept = training.run(config)
+    monkeypatch.setattr(encoded_rows, "_UNTOUCHED", 0)
+    anew = another.run(config)
+    facts, others = training.store.manifest(kept).facts, another.store.manifest(anew).facts
+    for mine, its in zip(facts["history"], others["history"], strict=True):
+        assert mine == pytest.approx(its, rel=1e-3)
+    mixture = read_mixture(training.store, training.mixture)
+    size, seed = STEPS.batch_size, derive_seed(0, "training")
+    n = len(mixture.adaptation)
+    sampler = MixtureSampler(n, mixture.weights, mixture.alpha, size, seed)
+    with open_backbone(training.backbone, training.runtime) as backbone:
+        lengths = [row.length for row in backbone.encode(mixture.adaptation)]
+    read = sum(lengths[row] for step in range(facts["steps"]) for row in sampler.batch(step)[0])
+    assert others["passes"] - facts["passes"] == read - sum(lengths) > 0
+
+
+def test_rows_that_are_read_once_are_not_read_before(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(LanguageBackbone, "with_untouched", refuse)
+    mixture = read_mixture(training.store, training.mixture)
+    rows = len(mixture.adaptation)
+
+    def read(size: int) -> int:
+        own, _ = MixtureSampler(rows, mixture.weights, mixture.alpha, size, 0).drawn(1)
+        return own
+
+    once, twice = (
+        STEPS.model_copy(update={"steps": 1, "batch_size": size})
+        for size in (
+            max(n for n in range(1, 9 * rows) if read(n) < 2 * rows),
+            min(n for n in range(1, 9 * rows) if read(n) == 2 * rows),
+        )
+    )
+    training.run(once)
+    with pytest.raises(AssertionError):
+        training.run(twice)
 
 
 def test_language_models_have_a_penalty_by_default_and_diffusion_models_none(

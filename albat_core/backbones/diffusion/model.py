@@ -229,6 +229,10 @@ class DiffusionBackbone:
         noised = self._noised(latents, fixed)
         return _losses([n.difference(n.target, p) for n, p in self._predictions(noised, condition)])
 
+    def with_untouched(self, batch: Sequence[Encoded]) -> list[Encoded]:
+        """Return the examples: their noise is different each time."""
+        return list(batch)
+
     def losses_with_divergence(
         self,
         batch: Sequence[Encoded],

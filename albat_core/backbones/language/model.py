@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,21 @@ class LanguageBackbone:
             each = token_losses(self._head.logits, read, rows.targets)
         return _placed(each, self._mask(rows, batch))
 
+    def with_untouched(self, batch: Sequence[Encoded]) -> list[Encoded]:
+        """Return examples with what the head reads of them, (loss units, d); see ``Backbone``.
+
+        Without it where logits are not the head's alone: those would be a vocabulary wide.
+        """
+        if not self._head.stands_alone:
+            return list(batch)
+        read = torch.split(self._before(self._rows(batch)).cpu(), [e.loss_units for e in batch])
+        return [replace(e, untouched=its) for e, its in zip(batch, read, strict=True)]
+
+    def _before(self, rows: TokenRows) -> torch.Tensor:
+        """Return what the head reads where there is no adapter."""
+        with as_untouched(self, self._model):
+            return self._head.read(self._whole, rows)
+
     def losses_with_divergence(
         self,
         batch: Sequence[Encoded],
@@ -206,8 +222,10 @@ class LanguageBackbone:
         """
         del fixed
         rows = self._rows(batch, joined)
-        with as_untouched(self, self._model):
-            before = self._head.read(self._whole, rows)
+        known = [e.untouched for e in batch if e.untouched is not None]
+        before = (
+            torch.cat(known).to(self.device) if len(known) == len(batch) else self._before(rows)
+        )
         after = self._head.read(self._whole, rows)
         with self._precision():
             each, moved = token_losses_and_divergence(
