@@ -4,14 +4,16 @@
     python -m bench.language --llama8b /tmp/llama8b     # makes it first, of random weights: a GPU
 
 Embedding against the bare forward pass, scoring against the two that it needs, training against a
-loop of transformers, peft and AdamW: same rows, LoRA layers and precision, in turns within one
-process. Memory is of the peak, the weights included; of a GPU what tensors take there.
+loop of transformers, peft and AdamW, a step with the penalty against one without, gradients of rows
+against that of their sum: same rows, LoRA layers and precision, in turns within one process. Memory
+is of the peak, the weights included; of a GPU what tensors take there.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +30,7 @@ from albat_core.backbones.batches import length_batches
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.devices import device_name, resolve_device
+from albat_core.measures.gradients import Projection, example_gradients
 from albat_core.measures.losses import advantages
 from albat_core.memory import Usage, measured
 from albat_core.records.examples import Example
@@ -158,11 +161,11 @@ def table(config: BackboneConfig, batch_tokens: int, rounds: int) -> None:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4)
         drawn = [trainer._batches.batch(step)[0] for step in range(STEPS)]
 
-        def train() -> None:
+        def train(its: Trainer = trainer) -> None:
             state = TrainingState()
             for step in range(STEPS):
                 state.step = step
-                trainer._step(state)
+                its._step(state)
 
         def plain() -> None:
             backbone.training(True)
@@ -178,6 +181,20 @@ def table(config: BackboneConfig, batch_tokens: int, rounds: int) -> None:
                 loss.item()
 
         compare("train", sum(taken), rounds, train, plain)
+        careful = Trainer(backbone, mixture, [], settings, 0.3, 0, keeping, 1e9)
+        careful._batches.note_untouched(careful._each, settings.steps)
+        compare("train with penalty", sum(taken), rounds, partial(train, careful), train)
+        few, projection, noise = encoded[:BATCH], Projection(512), FixedNoise(1)
+
+        def apart() -> None:
+            example_gradients(backbone, few, batch_tokens, noise, projection)
+
+        def together() -> None:
+            backbone.training(False)
+            loss = backbone.losses(few).mean.sum()
+            torch.autograd.grad(loss, parameters)
+
+        compare("gradients", sum(e.length for e in few), rounds, apart, together)
 
 
 def main() -> None:
