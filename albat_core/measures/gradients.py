@@ -165,20 +165,28 @@ def _given_to(
         ) -> None:
             if not out.requires_grad:
                 return
-            # as it is computed with, mixed precision included; let go of as the pass goes back
-            known = [inputs[0].detach().to(out.dtype)]
+            known = [inputs[0].detach()]  # let go of as the pass goes back
 
             def written(gradient: torch.Tensor) -> None:
                 add(name, _layer_gradients(name, its, known.pop(), gradient, examples))
 
             out.register_hook(written)  # type: ignore[no-untyped-call]
 
+        handles.append(layer.register_forward_pre_hook(_as_computed))
         handles.append(layer.register_forward_hook(read))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _as_computed(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Cast what a layer reads as mixed precision would in it: so the pass keeps what we read."""
+    read, *others = inputs
+    if torch.is_autocast_enabled(read.device.type):
+        read = read.to(torch.get_autocast_dtype(read.device.type))
+    return (read, *others)
 
 
 def _layer_gradients(

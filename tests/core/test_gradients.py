@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ import torch
 from albat_core.backbones import open_backbone
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise
+from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.errors import BackboneError
+from albat_core.measures import gradients
 from albat_core.measures.gradients import AdapterGradients, Projection, Transform, example_gradients
 from albat_core.records.splits import TRAIN, read_role
 from albat_core.runs.chain import Chain
 from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.stage import Runtime
 from tests.core.test_diffusion import CPU, config_of, cut
 from tests.pipelines import save_pipeline
 
@@ -67,6 +71,36 @@ def test_gradients_of_a_batch_are_those_of_single_examples(
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-4)
     assert all(p.grad is None for p in backbone.adapter_parameters().values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_more_is_kept_of_what_layers_read_than_the_pass_keeps(
+    backbone_config: BackboneConfig,
+    encoded: list[Encoded],
+    dtype: str,
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[torch.Tensor] = []
+    read: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    def noted(name: str, layer: torch.nn.Module, its: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(its.data_ptr())
+        return layer_gradients(name, layer, its, *rest)
+
+    layer_gradients = gradients._layer_gradients
+    monkeypatch.setattr(gradients, "_layer_gradients", noted)
+    config = backbone_config.model_copy(update={"dtype": dtype})
+    with open_backbone(config, runtime) as backbone:
+        perturb(backbone)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            example_gradients(backbone, encoded, 10_000, FixedNoise(), Projection(64))
+        assert len(read) == len(backbone.adapter_parameters())
+    assert set(read) <= {tensor.data_ptr() for tensor in kept}
 
 
 def test_a_transform_is_applied_before_the_projection(
