@@ -57,7 +57,8 @@ def assign_roles(
         fold: which part of the documents that are not held out validates, from 0; None: none does,
             all are trained on.
         known: roles that documents have already in fold 0 and keep there; new ones come after them
-            in the order. What is held out in fold 0 is held out in all.
+            in the order. What is held out in fold 0 is held out in all. Where no document is left
+            that validated, one does that is new, or had been trained on.
 
     Raises:
         InputError: there are fewer documents than the split needs.
@@ -94,6 +95,10 @@ def assign_roles(
         dealt = dict(enumerate(sorted(every, key=order), start=1))
     for place, name in dealt.items():
         roles[name] = VALIDATION if place % config.folds == fold else TRAIN
+    if fold == 0 and VALIDATION not in roles.values():  # those that did are gone
+        trained = sorted((name for name, role in roles.items() if role == TRAIN), key=order)
+        new = [name for name in trained if name not in kept]
+        roles[(new or trained)[0]] = VALIDATION
     return roles
 
 

@@ -93,6 +93,19 @@ def test_documents_that_are_known_keep_their_roles(use: float) -> None:
         assert abs(counts[TRAIN] + counts[VALIDATION] - use * 72) <= 2
 
 
+@pytest.mark.parametrize("added", [0, 2])
+def test_where_those_that_validated_are_gone_another_document_does(added: int) -> None:
+    config = SplitConfig()
+    before = assign_roles(NAMES[:16], config, 0)
+    left = [name for name in NAMES[:16] if before[name] != VALIDATION]
+    after = assign_roles([*left, *NAMES[70 : 70 + added]], config, 0, 0, before)
+    (validating,) = named(after, VALIDATION)
+    assert (validating in left) == (not added)
+    assert named(after, TEST) >= named(before, TEST)
+    again = assign_roles([*left, *NAMES[70 : 70 + added]], config, 0, 0, after)
+    assert again == after
+
+
 def test_what_came_in_several_steps_is_held_out_in_all_folds_alike() -> None:
     config = SplitConfig(folds=4)
     known = assign_roles(NAMES[:50], config, 0)
