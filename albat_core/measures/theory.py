@@ -215,6 +215,7 @@ def estimate_terms(
     gradients = np.concatenate([g for fold in folds for g in (fold.corpus, fold.heldout)])
     whitening = metric_root(second_moments(gradients) / len(gradients), damping)
     products, documents, lengths, spreads = [], [], [], []
+    heldout: dict[str, str] = {}  # a document that several folds hold out is one all the same
     for number, fold in enumerate(folds):
         corpus = fold.corpus @ whitening
         mean, rows = corpus.mean(axis=0), len(corpus)
@@ -223,7 +224,7 @@ def estimate_terms(
         trained = trained @ whitening
         apart = mean - trained
         products.append((fold.heldout @ whitening - trained) @ apart)
-        documents.append([f"{number}/{name}" for name in fold.documents])
+        documents.append([heldout.setdefault(n, f"{number}/{n}") for n in fold.documents])
         lengths.append(float(apart @ apart) - spread / rows)  # less what drawing few rows adds
         spreads.append(spread)
     pull, size = _by_document(np.concatenate(products), np.concatenate(documents))

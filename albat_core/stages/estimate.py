@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from albat_core.measures.gradients import AdapterGradients
 
 STAGE = "estimate"
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 DOUBT = {"surrogates": 0.8, "start": 1.2}
 """Standard deviation of log V_T / (V_w + B) about what was measured: docs/calibration.md."""
 LEAST = 0.02

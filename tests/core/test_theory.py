@@ -162,14 +162,14 @@ def folds_of_regression(
     corpus = target + shift * np.eye(D)[0]
     hessian = np.diag(np.linspace(0.6, 1.4, D) ** 2)
     n, found = 3 * D, []
-    for _ in range(count):
+    for number in range(count):
         x = covariates(generator, n)
         fit = np.linalg.lstsq(x, x @ target + generator.normal(size=n), rcond=None)[0]
         own, z = covariates(generator, n // 2), covariates(generator, M)
         found.append(
             FoldGradients(
                 heldout=own * (own @ (fit - target) - generator.normal(size=n // 2))[:, None],
-                documents=np.array([f"document {i // 2}" for i in range(n // 2)]),
+                documents=np.array([f"document {number}/{i // 2}" for i in range(n // 2)]),
                 corpus=z * (z @ (fit - corpus) - generator.normal(size=M))[:, None],
             )
         )
@@ -233,6 +233,15 @@ def test_the_interval_covers_what_is_true() -> None:
         low, high = estimate_terms(folds, M, 1e-6, number, draws=300).alpha
         inside += low <= terms.alpha <= high
     assert inside >= 48  # 95% of 60 is 57; few documents make intervals a little short
+
+
+def test_documents_held_out_from_several_surrogates_say_no_more_than_they_are() -> None:
+    (fold,), _ = folds_of_regression(0.5, 1, np.random.default_rng(5))
+    once, thrice = (estimate_terms([fold] * count, M, 1e-6, 0, draws=400) for count in (1, 3))
+    assert thrice.terms.alpha == pytest.approx(once.terms.alpha, rel=1e-6)
+    assert thrice.alpha == pytest.approx(once.alpha, rel=1e-6)
+    low, high = once.alpha
+    assert high - low > 0.1
 
 
 def test_doubt_widens_the_interval_by_as_much() -> None:
