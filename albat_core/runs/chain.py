@@ -136,7 +136,8 @@ class Chain:
         if earlier and earlier.folds and not self._has_outgrown(earlier.folds):
             return list(earlier.folds)
         best = max(steps_in_all(self._store, self.surrogate), 1)
-        short = c.surrogate.model_copy(update={"steps": best, "evaluate_every": best})
+        length = {"steps": best, "epochs": None, "evaluate_every": best}
+        short = c.surrogate.model_copy(update=length)
         splits: list[ArtifactRef] = []
         training: list[Step[ArtifactRef]] = []
         for fold in range(1, min(c.estimate.folds, c.split.folds)):

@@ -8,6 +8,7 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.records.adapters import rate_found, steps_in_all
 from albat_core.records.runs import ADAPTATION_ONLY, LABELS
 from albat_core.records.selections import Selected
+from albat_core.records.splits import TRAIN
 from albat_core.runs.arms import mix, train
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
@@ -16,7 +17,7 @@ from albat_core.runs.steps import Steps
 from albat_core.stages.agree import draw_sample, measure_agreement
 from albat_core.stages.score import score_candidates
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
-from albat_core.training.config import continued
+from albat_core.training.config import continued, in_steps
 
 MOSTLY_NEW = 0.5
 """Share of new rows from which on surrogates are trained anew."""
@@ -132,7 +133,9 @@ class Scoring:
             start = None
         if start is not None:
             reached, found = steps_in_all(self._store, start), rate_found(self._store, start)
-            config = continued(config, reached, inputs.new_share, found or 1.0)
+            rows = self._steps.manifest(inputs.adaptation).facts[TRAIN]["rows"]
+            whole = in_steps(config, rows)
+            config = continued(whole, reached, inputs.new_share, found or 1.0)
         training = train(
             self._steps,
             c,

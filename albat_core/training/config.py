@@ -85,7 +85,7 @@ class FinetuneConfig(StageConfig):
     diffusion."""
     checkpoints: int = Field(0, ge=0)
     """Adapters with Adam's moments kept from the way to the best step, for the scorer
-    `gradient`."""
+    `gradient`; a second training on all documents (`refit`) keeps none."""
 
     @field_validator("lora_plus")
     @classmethod
@@ -183,7 +183,7 @@ def continued(
     Prodigy would have to find its rate again, which takes longer: AdamW goes on at the one found.
 
     Args:
-        config: of the first training.
+        config: of the first training, its length in steps.
         reached: steps to its best adapter.
         share: of the rows that are new, in [0, 1].
         found: what Prodigy multiplied learning rates by in the end.
@@ -195,6 +195,7 @@ def continued(
     return config.model_copy(
         update={
             "steps": steps,
+            "epochs": None,
             "optimizer": "adamw" if finding else config.optimizer,
             "learning_rate": rate,
             "warmup": 0,

@@ -8,7 +8,7 @@ from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, RANDOM
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactStore
-from albat_core.training.config import FinetuneConfig, in_steps, stretched
+from albat_core.training.config import FinetuneConfig, continued, in_steps, stretched
 from flows.config import load_config
 from tests.toys import topic_rows, write_jsonl, write_run
 
@@ -38,6 +38,23 @@ def test_a_length_in_epochs_is_counted_in_steps() -> None:
     assert in_steps(config, 1).steps == 1
     assert in_steps(FinetuneConfig(steps=7), 64).steps == 7
     assert in_steps(in_steps(config, 64), 6400).steps == 12
+
+
+def test_folds_and_later_selections_have_their_own_length(
+    run_config: RunConfig, store: ArtifactStore
+) -> None:
+    length = {"epochs": 60.0, "evaluate_every": 5, "learning_rate": 0.5}
+    training = run_config.surrogate.model_copy(update=length)
+    mixture = run_config.mixture.model_copy(update={"alpha": "auto"})
+    run = run_config.model_copy(update={"surrogate": training, "mixture": mixture})
+    chain = Chain(run)
+    own, *others = (store.manifest(surrogate) for _, surrogate in chain.folds)
+    best = max(own.facts["best_step"], 1)
+    assert own.config["steps"] > best
+    assert others
+    assert {fold.config["steps"] for fold in others} == {best}
+    later = continued(in_steps(training, 400), 20, 0.5)
+    assert in_steps(later, 400).steps == later.steps == 20
 
 
 @pytest.fixture
