@@ -182,7 +182,7 @@ def table(config: BackboneConfig, batch_tokens: int, rounds: int) -> None:
 
         compare("train", sum(taken), rounds, train, plain)
         careful = Trainer(backbone, mixture, [], settings, 0.3, 0, keeping, 1e9)
-        careful._batches.note_untouched(careful._each, settings.steps)
+        careful.note_untouched()
         compare("train with penalty", sum(taken), rounds, partial(train, careful), train)
         few, projection, noise = encoded[:BATCH], Projection(512), FixedNoise(1)
 

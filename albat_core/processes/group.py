@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,6 +53,27 @@ class ProcessGroup:
         with _peers_there():
             total: torch.Tensor = reduce(tensor, "sum")
         return total
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter], loss: float) -> float:
+        """Add up the gradients of all processes, in place, and return the sum of their losses.
+
+        Raises:
+            PeerLostError: another process is gone.
+        """
+        if self.size == 1:
+            return loss
+        import torch
+
+        there = [parameter.grad is not None for parameter in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        beside = torch.tensor([loss, *there], dtype=torch.float32, device=parameters[0].device)
+        total = self.sum(torch.cat([beside, *(g.flatten().float() for g in gradients)]))
+        loss, *anywhere = total[: len(beside)].tolist()
+        sums = torch.split(total[len(beside) :], [p.numel() for p in parameters])
+        for parameter, its, found in zip(parameters, sums, anywhere, strict=True):
+            # where no process has any, Adam is to leave the parameter alone
+            parameter.grad = its.view_as(parameter).to(parameter.dtype) if found else None
+        return loss
 
     def most(self, count: int) -> int:
         """Return the highest of all processes' counts.

@@ -191,8 +191,8 @@ def _candidates(config: RunConfig, rows: _Rows) -> float:
 def _surrogates(
     name: str, count: int, config: RunConfig, rows: _Rows, probe: _Probe, forward: _Rate
 ) -> StageCost:
-    step = probe.step(config.surrogate, alpha=0.0)
     its = in_steps(config.surrogate, round(rows.own))
+    step = probe.step(its, alpha=0.0, rows=rows.own)
     seconds = count * its.steps * step.seconds + _looks(its, rows, config, probe, forward)
     return StageCost(name, f"{count} times {its.steps} steps", seconds, step.bytes)
 
@@ -225,7 +225,8 @@ def _arms(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
     training = config.finetune
     probe.attach(training)
     forward = probe.forward(config.evaluation.batch_tokens)
-    alone, mixed = probe.step(training, alpha=0.0), probe.step(training, alpha=0.5)
+    length = in_steps(training, round(rows.own))
+    alone, mixed = (probe.step(length, alpha=alpha, rows=rows.own) for alpha in (0.0, 0.5))
     arms = {*config.baselines, ALBAT}
     if training.stretch > 1 or config.mixture.fall_back:
         arms.add(ADAPTATION_ONLY)
@@ -355,14 +356,21 @@ class _Probe:
             self.corpus, c.batch_tokens, lambda batch: take(batch, projection=projection)
         )
 
-    def step(self, training: FinetuneConfig, alpha: float) -> _Rate:
-        """Return what an optimizer step takes, on a mixture with this weight."""
+    def step(self, training: FinetuneConfig, alpha: float, rows: float) -> _Rate:
+        """Return what an optimizer step takes, on a mixture with this weight.
+
+        Args:
+            training: how, its length in steps.
+            alpha: the mixing weight.
+            rows: of the adaptation set, which are read as often as in the training.
+        """
         own, corpus = self._examples
         weights = np.full(len(corpus), 1 / len(corpus))
         mixture = Mixture(own, corpus if alpha else [], weights[: len(corpus) * bool(alpha)], alpha)
+        steps = math.ceil(training.steps * len(own) / rows)
         rate = _Rate()
         for _ in range(2):  # the first finds what the device has to prepare
-            rate = self._trained(mixture, training)
+            rate = self._trained(mixture, training.model_copy(update={"steps": steps}))
         return rate
 
     def _trained(self, mixture: Mixture, training: FinetuneConfig) -> _Rate:
@@ -374,13 +382,14 @@ class _Probe:
                 self._backbone,
                 mixture,
                 [],
-                training.model_copy(update={"steps": 1, "epochs": None}),
+                training,
                 penalty_weight(training, self._config.backbone),
                 self._config.seed,
                 CheckpointFile(str(Path(folder, "none.safetensors"))),
                 math.inf,
                 until=1,
             )
+            trainer.note_untouched()
             with measured(self._backbone.device) as usage:
                 trainer.train("")
         return _Rate(usage.seconds, usage.bytes)

@@ -1,6 +1,5 @@
 """An adapter trained on a mixture, as an artifact."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -195,7 +194,6 @@ def train_adapter(
     known = Encodings(store, encodings)
     group = replace(group, in_step=runtime.shard_backbone)
     with open_backbone(backbone_config, runtime, known, group.in_step) as backbone:
-        began = time.perf_counter()
         if start:
             backbone.load_adapter(store.folder(start))
         else:
@@ -218,7 +216,7 @@ def train_adapter(
             return Built()
         parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
         backbone.save_adapter(folder)
-        waypoints = spread_waypoints(state, config.checkpoints) if config.checkpoints else []
+        waypoints = spread_waypoints(state, config.checkpoints)
         for step in waypoints:
             moments = trainer.take_waypoint(state, step)
             write_checkpoint(folder, step, backbone, moments, learning_rate(config, step - 1))
@@ -241,7 +239,7 @@ def train_adapter(
         "generated_rows": generated_rows(store, mixture),
         "alpha": rows.alpha,
         "passes": state.passes,
-        "training_seconds": round(time.perf_counter() - began, 3),
+        "training_seconds": round(state.seconds, 3),
     }
     (folder / "README.md").write_text(adapter_card(backbone_config, facts))
     return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)

@@ -39,6 +39,7 @@ class TrainingState:
         history: what was measured, one entry an evaluation.
         recent: batch losses since the last evaluation.
         passes: units that went through the model; a backward pass counts for two.
+        seconds: that it took, before it was stopped too.
         parameters: adapter by name.
         best_parameters: adapter at ``best_step``.
         optimizer: tensors that the optimizer has learned, by ``<place>/<name>``.
@@ -55,6 +56,7 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     passes: int = 0
+    seconds: float = 0.0
     parameters: Tensors = field(default_factory=dict)
     best_parameters: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)
@@ -158,9 +160,12 @@ def read_checkpoints(folder: Path) -> list[KeptCheckpoint]:
 def spread_waypoints(state: TrainingState, count: int) -> list[int]:
     """Return steps evenly spread over the evaluations up to the best step, itself the last.
 
-    All of them where there are no more than ``count``; the first where the start was best.
+    All of them where there are no more than ``count``; the first where the start was best; none
+    where none was wanted, or nothing was looked at.
     """
     steps = sorted({int(name.partition("/")[0]) for name in state.waypoints})
+    if not steps:
+        return []
     reached = [step for step in steps if step <= state.best_step] or steps[:1]
     places = [round((n + 1) * len(reached) / count) - 1 for n in range(count)]
     return [reached[place] for place in sorted({max(place, 0) for place in places})]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from albat_core.backbones.base import Backbone, Encoded
 from albat_core.backbones.batches import Shape
 from albat_core.pictures import mirrored_picture
+from albat_core.progress import track
 from albat_core.records.examples import Example
 from albat_core.training.sampler import MixtureSampler
 from albat_core.training.variation import Variation
@@ -49,27 +50,41 @@ class EncodedRows:
             encoded = self._backbone.encode([self._row(draw) for draw in some])
             self._kept |= dict(zip(some, encoded, strict=True))
 
-    def note_untouched(self, each: Each) -> int:
+    def note_untouched(self, each: Each, label: str = "") -> int:
         """Have all rows carry what the untouched backbone makes of them, if there is room.
 
+        Args:
+            each: computes batches of them.
+            label: names the progress line; none: no line.
+
         Returns:
-            units that it passed over.
+            units that were passed over.
         """
         draws = [(n, False) for n in range(len(self._rows))]
-        self.fetch(draws)
-        encoded = [self._kept[draw] for draw in draws]
-        (first,) = self._backbone.with_untouched(encoded[:1])
+        self.fetch(draws[:1])
+        if self[draws[0]].untouched is not None:
+            return 0
+        (first,) = self._backbone.with_untouched([self[draws[0]]])
         if first.untouched is None:
             return 0
-        size = first.untouched.nbytes / first.loss_units * sum(e.loss_units for e in encoded)
-        if size > _UNTOUCHED:
-            return first.length
+        size = first.untouched.nbytes / first.loss_units
+        encoded: list[Encoded] = []
+        for start in range(0, len(draws), _AT_ONCE):
+            some = draws[start : start + _AT_ONCE]
+            self.fetch(some)
+            encoded += [self[draw] for draw in some]
+            if size * sum(e.loss_units for e in encoded) > _UNTOUCHED:
+                return first.length
+            if sum(e.length for e in encoded) > _KEPT:  # some would be let go, and be without it
+                return first.length
+        with track(label, len(encoded), "rows") as advance:
 
-        def note(positions: list[int]) -> None:
-            noted = self._backbone.with_untouched([encoded[n] for n in positions])
-            self._kept |= {draws[n]: its for n, its in zip(positions, noted, strict=True)}
+            def note(positions: list[int]) -> None:
+                noted = self._backbone.with_untouched([encoded[n] for n in positions])
+                self._kept |= {draws[n]: its for n, its in zip(positions, noted, strict=True)}
+                advance(len(positions))
 
-        each([e.length for e in encoded], [e.shape for e in encoded], note)
+            each([e.length for e in encoded], [e.shape for e in encoded], note)
         return first.length + sum(e.length for e in encoded)
 
     def _row(self, draw: Draw) -> Example:
@@ -108,14 +123,18 @@ class EncodedBatches:
         self._variation = variation
         self._fetched = range(0)
 
-    def note_untouched(self, each: Each, steps: int) -> int:
-        """Have adaptation rows carry what is made of them untouched, if steps read them twice.
+    def note_untouched(self, each: Each, steps: int, times: int, label: str = "") -> int:
+        """Have adaptation rows carry what is made of them untouched, if steps read them often.
 
-        See ``EncodedRows.note_untouched``.
+        Args:
+            each: see ``EncodedRows.note_untouched``.
+            steps: of the training.
+            times: how often they must be read, on average, for that to pay.
+            label: see ``EncodedRows.note_untouched``.
         """
         own, _ = self._parts
-        often, _ = self._sampler.drawn(steps)
-        return own.note_untouched(each) if often >= 2 * self._sampler.rows else 0
+        read, _ = self._sampler.drawn(steps)
+        return own.note_untouched(each, label) if read >= times * self._sampler.rows else 0
 
     def batch(self, step: int) -> tuple[list[Encoded], list[Encoded]]:
         """Return the adaptation rows and the corpus rows of a step, counted from 0.

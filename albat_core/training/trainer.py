@@ -123,18 +123,19 @@ class Trainer:
         """
         state = self._restore()
         end = self._end
-        if self._penalty:  # by the steps of the settings: one that ends before computes the same
-            passed = self._batches.note_untouched(self._each, self._config.steps)
-            state.passes += passed * (not state.step)
+        if state.step < end:
+            state.passes += self.note_untouched(f"{label}, untouched") * (not state.step)
         if self._group.in_step and self._config.packing:  # all try at once whether it may be
             self._pass_along(self._batches.batch(0)[0][:1] * 2, 0.0, [2])
-        saved, pause = time.monotonic(), self._checkpoint_seconds
+        began = saved = time.monotonic()
+        before, pause = state.seconds, self._checkpoint_seconds
         with track(label, end, "steps") as advance, self._kept_if_stopped(state):
             advance(state.step)
             while True:
                 if self._is_due(state):
                     self._evaluate(state)
                     log_looks(state.history[-1:], log)
+                state.seconds = before + time.monotonic() - began
                 if state.step == end or self._stalled(state):
                     break
                 state.recent.append(self._step(state))
@@ -145,13 +146,30 @@ class Trainer:
                 if self._config.sample_every and state.step % self._config.sample_every == 0:
                     self._backbone.training(False)
                     watch(state.step)
-                if self._group.is_main and (began := time.monotonic()) - saved > pause:
+                if self._group.is_main and (now := time.monotonic()) - saved > pause:
                     self._checkpoint.write(self._snapshot(state))
                     saved = time.monotonic()
-                    pause = max(self._checkpoint_seconds, _PAUSE * (saved - began))
+                    pause = max(self._checkpoint_seconds, _PAUSE * (saved - now))
         if self._until is None:
             self._set(state.best_parameters)
         return state
+
+    def note_untouched(self, label: str = "") -> int:
+        """Compute what the penalty needs of adaptation rows once for all steps, where that pays.
+
+        Each process does so for all rows. The settings' steps decide, so that a training that ends
+        before the last computes the same until then.
+
+        Args:
+            label: names the progress line; none: no line.
+
+        Returns:
+            units that were passed over, by this process.
+        """
+        if not self._penalty:
+            return 0
+        times = max(2, self._group.size)
+        return self._batches.note_untouched(self._each, self._config.steps, times, label)
 
     @contextmanager
     def _kept_if_stopped(self, state: TrainingState) -> Iterator[None]:
@@ -191,7 +209,7 @@ class Trainer:
                 lengths = [sum(lengths[n] for n in one) for one in sequences]
                 shapes = [share[first].shape for first, *_ in sequences]
                 self._each(lengths, shapes, learn, partial(self._pass_along, batch[:1], penalty))
-        loss = self._summed(sum(found))
+        loss = self._group.sum_gradients(list(self._parameters.values()), sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"expected a finite loss, got {loss} at step {step}",
@@ -229,22 +247,6 @@ class Trainer:
         noise = join_noise([some for some in drawn if some is not None])
         share = [batch[i] for positions in batches for i in positions][mine]
         return share, noise.take(mine) if noise is not None else None
-
-    def _summed(self, loss: float) -> float:
-        """Add up the gradients of all processes, in place, and return the sum of their losses."""
-        if self._group.size == 1:
-            return loss
-        parameters = list(self._parameters.values())
-        there = [parameter.grad is not None for parameter in parameters]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        beside = torch.tensor([loss, *there], dtype=torch.float32, device=parameters[0].device)
-        total = self._group.sum(torch.cat([beside, *(g.flatten().float() for g in gradients)]))
-        loss, *anywhere = total[: len(beside)].tolist()
-        sums = torch.split(total[len(beside) :], [p.numel() for p in parameters])
-        for parameter, its, found in zip(parameters, sums, anywhere, strict=True):
-            # where no process has any, Adam is to leave the parameter alone
-            parameter.grad = its.view_as(parameter).to(parameter.dtype) if found else None
-        return loss
 
     def _learn(
         self,

@@ -92,6 +92,12 @@ def test_keeping_waypoints_changes_nothing_of_the_result(
     assert not kept(another, plain)
 
 
+def test_a_second_training_on_all_documents_keeps_none(training: Training) -> None:
+    looked = training.run(KEEPING)
+    assert kept(training, looked)
+    assert not kept(training, training.run(KEEPING, like=looked))
+
+
 def test_the_last_waypoint_is_the_adapter_at_its_best_step(training: Training) -> None:
     ref = training.run(RESTLESS)
     facts = training.store.manifest(ref).facts
