@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from albat_core.backbones.base import Encoded
 
 Shape = tuple[int, ...]
+Each = Callable[[Sequence[int], Sequence[Shape], Callable[[list[int]], object]], object]
+"""Has a function take positions of examples of these lengths and shapes, until it had all."""
 
 logger = logging.getLogger(__name__)
 

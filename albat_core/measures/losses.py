@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from albat_core.backbones.base import Backbone, Encoded, FixedNoise
-from albat_core.backbones.batches import each_encoded
+from albat_core.backbones.batches import Each, each_encoded
 from albat_core.errors import BackboneError
 from albat_core.progress import track
 
@@ -21,6 +21,7 @@ def example_losses(
     noise: FixedNoise,
     label: str = "",
     units_each: int | None = None,
+    each: Each | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Return each example's total loss, (n,), and the units it falls on, (n,).
 
@@ -31,6 +32,7 @@ def example_losses(
         noise: what a backbone that adds noise adds.
         label: names the progress line; none: no line.
         units_each: the first units of an example that count; None: all.
+        each: computes batches in place of ``each_encoded``.
     """
     import torch
 
@@ -45,7 +47,10 @@ def example_losses(
             units[batch] = losses.units.cpu().numpy()
             advance(len(batch))
 
-        each_encoded(encoded, batch_tokens, measure)
+        if each is None:
+            each_encoded(encoded, batch_tokens, measure)
+        else:
+            each([e.length for e in encoded], [e.shape for e in encoded], measure)
     return totals, units
 
 

@@ -1,10 +1,10 @@
 """Rows of a mixture as the backbone takes them, encoded as batches come to need them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from albat_core.backbones.base import Backbone, Encoded
-from albat_core.backbones.batches import Shape
+from albat_core.backbones.batches import Each
 from albat_core.pictures import mirrored_picture
 from albat_core.progress import track
 from albat_core.records.examples import Example
@@ -13,8 +13,6 @@ from albat_core.training.variation import Variation
 
 Draw = tuple[int, bool]
 """A row, and whether its picture is mirrored."""
-Each = Callable[[Sequence[int], Sequence[Shape], Callable[[list[int]], object]], object]
-"""Has a function take positions of examples of these lengths and shapes, until it had all."""
 
 _AHEAD = 8192  # draws whose rows are read together: each row group once for them
 _KEPT = 1 << 25  # units of rows that are kept, at some 5 bytes a token

@@ -300,8 +300,12 @@ class Trainer:
         noise = FixedNoise(self._config.noise_levels)
         validation, at_once = self._validation, self._config.batch_tokens
 
+        # those who share a backbone must not try smaller batches, each by itself
+        each = self._each if self._group.in_step else None
+
         def measure() -> NDArray[np.float64]:
-            return np.stack(example_losses(self._backbone, validation, at_once, noise))
+            found = example_losses(self._backbone, validation, at_once, noise, each=each)
+            return np.stack(found)
 
         totals, units = self._group.from_main(measure, (2, len(validation)))
         state.passes += forward_units(self._backbone, self._validation, noise)

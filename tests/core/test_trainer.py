@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.errors import Interrupted, TrainingError
 from albat_core.measures.losses import example_losses, is_worse
+from albat_core.processes.group import ProcessGroup
 from albat_core.progress import reporting_to
 from albat_core.records.adapters import unfinished_notes
 from albat_core.records.losses import LOSSES
@@ -371,6 +373,28 @@ def test_rows_that_are_read_once_are_not_read_before(
     training.run(once)
     with pytest.raises(AssertionError):
         training.run(twice)
+
+
+def test_who_shares_a_backbone_looks_at_validation_rows_in_step_with_others(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+
+    def in_step(lengths: list[int], _: int, compute: Callable[..., None], *rest: object) -> None:
+        computed.extend(lengths)
+        compute(list(range(len(lengths))))
+
+    monkeypatch.setattr(trainer, "each_in_step", in_step)
+    mixture = read_mixture(training.store, training.mixture)
+    kept = CheckpointFile(str(Path(training.store.root, "none")))
+    with open_backbone(training.backbone, training.runtime) as backbone:
+        backbone.attach_adapter(STEPS.adapter, 0)
+        rows = backbone.encode(read_role(training.store, training.adaptation, VALIDATION))
+        for group in (ProcessGroup(), ProcessGroup(in_step=True)):
+            state = TrainingState()
+            Trainer(backbone, mixture, rows, STEPS, 0.0, 0, kept, 1e3, group=group)._evaluate(state)
+            assert state.best_loss == pytest.approx(math.log(400), abs=0.2)
+            assert len(computed) == len(rows) * group.in_step
 
 
 def test_language_models_have_a_penalty_by_default_and_diffusion_models_none(
