@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-import numpy as np
-
-from albat_core.backbones import open_backbone, open_embedder, open_splitter, precomputes
-from albat_core.backbones.base import Backbone, Encoded, FixedNoise, forward_units
-from albat_core.backbones.batches import each_encoded
-from albat_core.memory import measured
+from albat_core.backbones import open_backbone, open_splitter, precomputes
+from albat_core.backbones.base import FixedNoise
 from albat_core.records.examples import Example
-from albat_core.records.mixtures import Mixture
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA
 from albat_core.runs.config import RunConfig
-from albat_core.seeding import derive_seed
-from albat_core.sources.counting import Extent, extent_of, spread
-from albat_core.training.config import FinetuneConfig, in_steps, penalty_weight
-
-_FEW, _MANY = 8, 64  # rows that are encoded: where that is costly, and where not
-
-Compute = Callable[[list[Encoded]], object]
+from albat_core.runs.probe import Probe, Rate
+from albat_core.sources.counting import Extent, extent_of
+from albat_core.training.config import FinetuneConfig, in_steps
 
 
 @dataclass(frozen=True)
@@ -43,24 +31,6 @@ class StageCost:
     of: str
     seconds: float | None
     bytes: int
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """What one unit takes, and a batch."""
-
-    seconds: float = 0.0
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Embedding:
-    """What embedding takes, in units of what embeds: an encoder has others than the backbone."""
-
-    rate: _Rate
-    dimension: int
-    corpus_units: float
-    own_units: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +68,7 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
     if not config.corpus:  # rows that the backbone makes: taken to be like one's own
         corpus = Extent(own.sample, config.generated.rows)
     with open_backbone(config.backbone, config.runtime) as backbone:
-        probe = _Probe(backbone, config, own.sample, corpus.sample)
+        probe = Probe(backbone, config, own.sample, corpus.sample)
         free = own.count * (1.0 if config.heldout else 1 - config.split.test)
         rows = _Rows(
             corpus=corpus.count,
@@ -120,7 +90,7 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
     return [*costs, StageCost("in all", "", total, max(cost.bytes for cost in costs))]
 
 
-def _before_training(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
+def _before_training(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
     """Return the costs of inputs, embeddings and the index."""
     kept = rows.corpus * config.prefilter.share
     own = rows.own + rows.heldout
@@ -142,7 +112,7 @@ def _before_training(config: RunConfig, rows: _Rows, probe: _Probe) -> list[Stag
     return [*costs, StageCost("search", told, None, round(vectors))]
 
 
-def _trainings(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
+def _trainings(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
     """Return the costs of all that has an adapter: trainings, scores, gradients, evaluation."""
     scorer, auto = config.scoring.scorer, config.mixture.alpha == "auto"
     folds = min(config.estimate.folds, config.split.folds)
@@ -153,7 +123,7 @@ def _trainings(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]
     forward = probe.forward(config.scoring.batch_tokens)
     if surrogates:
         costs.append(_surrogates("train surrogates", surrogates, config, rows, probe, forward))
-    gradient = probe.gradients() if auto or scorer.by_gradients else _Rate()
+    gradient = probe.gradients() if auto or scorer.by_gradients else Rate()
     candidates, name = _candidates(config, rows), "score"
     if config.scoring.by_smaller:
         candidates, name = min(candidates, config.scoring.smaller.sample), "score a sample"
@@ -172,10 +142,10 @@ def _by_smaller(
 ) -> list[StageCost]:
     """Return the costs of a smaller backbone's surrogate, and of the scores by it."""
     with open_backbone(config.scoring.smaller.of(config.backbone), config.runtime) as backbone:
-        probe = _Probe(backbone, config, own, corpus)
+        probe = Probe(backbone, config, own, corpus)
         probe.attach(config.surrogate)
         forward = probe.forward(config.scoring.batch_tokens)
-        gradient = probe.gradients() if config.scoring.scorer.by_gradients else _Rate()
+        gradient = probe.gradients() if config.scoring.scorer.by_gradients else Rate()
         return [
             _surrogates("train a smaller surrogate", 1, config, rows, probe, forward),
             *_scores("score", _candidates(config, rows), config, rows, probe, forward, gradient),
@@ -189,7 +159,7 @@ def _candidates(config: RunConfig, rows: _Rows) -> float:
 
 
 def _surrogates(
-    name: str, count: int, config: RunConfig, rows: _Rows, probe: _Probe, forward: _Rate
+    name: str, count: int, config: RunConfig, rows: _Rows, probe: Probe, forward: Rate
 ) -> StageCost:
     its = in_steps(config.surrogate, round(rows.own))
     step = probe.step(its, alpha=0.0, rows=rows.own)
@@ -202,9 +172,9 @@ def _scores(
     candidates: float,
     config: RunConfig,
     rows: _Rows,
-    probe: _Probe,
-    forward: _Rate,
-    gradient: _Rate,
+    probe: Probe,
+    forward: Rate,
+    gradient: Rate,
 ) -> list[StageCost]:
     """Return the costs of scoring candidates, where a model does that."""
     scorer = config.scoring.scorer
@@ -220,7 +190,7 @@ def _scores(
     return []
 
 
-def _arms(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
+def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
     """Return the costs of fine-tuning every arm, and of evaluating them."""
     training = config.finetune
     probe.attach(training)
@@ -257,7 +227,7 @@ def _arms(config: RunConfig, rows: _Rows, probe: _Probe) -> list[StageCost]:
 
 
 def _looks(
-    training: FinetuneConfig, rows: _Rows, config: RunConfig, probe: _Probe, forward: _Rate
+    training: FinetuneConfig, rows: _Rows, config: RunConfig, probe: Probe, forward: Rate
 ) -> float:
     """Return the seconds that a training spends on validation rows."""
     looks = training.steps / training.evaluate_every + 1
@@ -269,137 +239,3 @@ def _counted(count: float, what: str) -> str:
     """Return a number as it is told: two digits say enough of an estimate."""
     digits = max(int(math.log10(count)) - 2, 0) if count >= 1 else 0
     return f"{round(count, -digits):,.0f} {what}"
-
-
-class _Probe:
-    """Measures what a backbone takes for single batches.
-
-    Args:
-        backbone: without adapter.
-        config: of the run.
-        own: adaptation rows, as they are cut.
-        corpus: corpus rows likewise.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: RunConfig,
-        own: Sequence[Example],
-        corpus: Sequence[Example],
-    ) -> None:
-        self._backbone = backbone
-        self._config = config
-        count = config.finetune.batch_size
-        self._examples = spread(own, count), spread(corpus, count)
-        most = _FEW if precomputes(config.backbone) else _MANY
-        self._cut = [spread(rows, min(most, len(rows))) for rows in (own, corpus)]
-        self.own, self.corpus = map(backbone.encode, self._cut)
-
-    @staticmethod
-    def mean_units(rows: Sequence[Encoded]) -> float:
-        """Return the units of a row, on average."""
-        return float(np.mean([row.length for row in rows]))
-
-    def levels(self, noise: FixedNoise) -> int:
-        """Return how many times a row goes through the model for its loss."""
-        return forward_units(self._backbone, self.own[:1], noise) // self.own[0].length
-
-    def attach(self, training: FinetuneConfig) -> None:
-        """Attach a new adapter."""
-        self._backbone.detach_adapter()
-        self._backbone.attach_adapter(training.adapter, derive_seed(self._config.seed, "adapter"))
-
-    def precompute(self) -> _Rate:
-        """Return what a row's costly inputs take."""
-        rows = spread(self._examples[1], _FEW)
-        self._backbone.precompute(rows[:1])
-        with measured(self._backbone.device) as usage:
-            self._backbone.precompute(rows)
-        return _Rate(usage.seconds / len(rows), usage.bytes)
-
-    def embed(self) -> _Embedding:
-        """Return what embedding takes."""
-        c, dimension = self._config, 0
-        with open_embedder(c.embedding, c.backbone, c.runtime) as embedder:
-            own, corpus = map(embedder.encode, self._cut)
-
-            def embed(batch: list[Encoded]) -> None:
-                nonlocal dimension
-                dimension = embedder.embed(batch).shape[1]
-
-            rate = self._batch(corpus, c.embedding.batch_tokens, embed)
-        return _Embedding(rate, dimension, self.mean_units(corpus), self.mean_units(own))
-
-    def forward(self, budget: int) -> _Rate:
-        """Return what a unit's loss takes."""
-        import torch
-
-        self._backbone.training(False)
-        noise = FixedNoise()
-
-        def compute(batch: list[Encoded]) -> None:
-            with torch.inference_mode():
-                self._backbone.losses(batch, noise)
-
-        rate = self._batch(self.corpus, budget, compute)
-        return _Rate(rate.seconds / self.levels(noise), rate.bytes)
-
-    def gradients(self) -> _Rate:
-        """Return what the gradient of a unit takes, at the adapter that is attached."""
-        from albat_core.measures.gradients import Projection, example_gradients
-
-        c = self._config.estimate
-        noise, projection = FixedNoise(c.noise_levels), Projection(c.dimension)
-        take = partial(example_gradients, self._backbone, batch_tokens=c.batch_tokens, noise=noise)
-        return self._batch(
-            self.corpus, c.batch_tokens, lambda batch: take(batch, projection=projection)
-        )
-
-    def step(self, training: FinetuneConfig, alpha: float, rows: float) -> _Rate:
-        """Return what an optimizer step takes, on a mixture with this weight.
-
-        Args:
-            training: how, its length in steps.
-            alpha: the mixing weight.
-            rows: of the adaptation set, which are read as often as in the training.
-        """
-        own, corpus = self._examples
-        weights = np.full(len(corpus), 1 / len(corpus))
-        mixture = Mixture(own, corpus if alpha else [], weights[: len(corpus) * bool(alpha)], alpha)
-        steps = math.ceil(training.steps * len(own) / rows)
-        rate = _Rate()
-        for _ in range(2):  # the first finds what the device has to prepare
-            rate = self._trained(mixture, training.model_copy(update={"steps": steps}))
-        return rate
-
-    def _trained(self, mixture: Mixture, training: FinetuneConfig) -> _Rate:
-        from albat_core.training.checkpoint import CheckpointFile
-        from albat_core.training.trainer import Trainer
-
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(
-                self._backbone,
-                mixture,
-                [],
-                training,
-                penalty_weight(training, self._config.backbone),
-                self._config.seed,
-                CheckpointFile(str(Path(folder, "none.safetensors"))),
-                math.inf,
-                until=1,
-            )
-            trainer.note_untouched()
-            with measured(self._backbone.device) as usage:
-                trainer.train("")
-        return _Rate(usage.seconds, usage.bytes)
-
-    def _batch(self, rows: Sequence[Encoded], budget: int, compute: Compute) -> _Rate:
-        """Return what a unit takes in a full batch of the longest rows."""
-        longest = sorted(rows, key=lambda row: -row.length)
-        count = max(budget // longest[0].length, 1)
-        batch = [longest[place % len(longest)] for place in range(count)]
-        compute(batch[:1])
-        with measured(self._backbone.device) as usage:
-            each_encoded(batch, budget, lambda places: compute([batch[n] for n in places]))
-        return _Rate(usage.seconds / sum(row.length for row in batch), usage.bytes)

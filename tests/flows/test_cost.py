@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 
+from albat_core.backbones.base import Encoded
+from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.memory import measured
-from albat_core.runs import cost
+from albat_core.runs import cost, probe
 from albat_core.runs.chain import Chain
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.counting import extent_of, spread
@@ -102,13 +104,13 @@ def test_embedding_costs_what_the_cheaper_eye_does(
     save_sentence_encoder(tmp_path / "encoder")
     setting = {"layers": 1, "tokens": 6, "encoder": "encoder"}[eye]
     embedded: list[int] = []
-    real = cost._Probe._batch
+    real = probe.Probe._batch
 
-    def measured(self: object, batch: list, budget: int, compute: object) -> cost._Rate:
+    def measured(self: object, batch: list, budget: int, compute: object) -> probe.Rate:
         embedded.extend(row.length for row in batch)
-        return cost._Rate(1.0, real(self, batch, budget, compute).bytes)
+        return probe.Rate(1.0, real(self, batch, budget, compute).bytes)
 
-    monkeypatch.setattr(cost._Probe, "_batch", measured)
+    monkeypatch.setattr(probe.Probe, "_batch", measured)
 
     def told(**embedding: object) -> dict[str, cost.StageCost]:
         embedded.clear()
@@ -184,6 +186,25 @@ def test_a_smaller_backbone_that_scores_leaves_a_sample_to_the_backbone(tmp_path
     assert costs["train a smaller surrogate"].of == "1 times 12 steps"
     *others, total = costs.values()
     assert total.seconds == pytest.approx(sum(each.seconds or 0 for each in others))
+
+
+@pytest.mark.parametrize("epochs", [1.0, 8.0])
+def test_a_step_is_measured_as_it_will_be_with_the_penalty(
+    tmp_path: Path, epochs: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are read often are passed through the untouched backbone before the steps."""
+    passed: list[bool] = []
+    losses = LanguageBackbone.losses_with_divergence
+
+    def noted(self: LanguageBackbone, batch: list[Encoded], *rest: object) -> object:
+        passed.extend(each.untouched is None for each in batch)
+        return losses(self, batch, *rest)
+
+    monkeypatch.setattr(LanguageBackbone, "losses_with_divergence", noted)
+    length = {"epochs": epochs, "penalty": 0.3}
+    path = write_run(tmp_path, baselines=[], surrogate=length, finetune=length)
+    cost.expected_costs(load_config(str(path)))
+    assert set(passed) == {epochs == 1.0}
 
 
 def test_check_tells_what_a_run_will_take(albat: Albat, tmp_path: Path) -> None:
