@@ -39,7 +39,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EfficacyConfig:
                 "seeds": [0, 1],
                 "alphas": [0.5],
                 "shares": [0.7, 1.0],
-                "learning_rates": [0.00001, 0.002],
+                "learning_rates": [0.0002, 0.002],
                 "run": run,
                 "situations": {
                     "plants": {"adaptation": adaptation},
