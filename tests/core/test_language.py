@@ -759,6 +759,15 @@ def test_divergence_teaches_the_adapter_alone_and_leaves_the_mode_as_it_was(
     assert not backbone._model.training
 
 
+def test_whether_the_head_stands_alone_is_tried_without_dropout(backbone: LanguageBackbone) -> None:
+    backbone.attach_adapter(AdapterConfig(rank=4, dropout=0.9), seed=0)
+    disturb(backbone)
+    backbone.training(True)
+    assert backbone._head.stands_alone
+    assert backbone._adapted.training
+    assert all(module.training for module in backbone._model.modules())
+
+
 @pytest.mark.parametrize("joined", [None, [2, 1, 1]], ids=["padded", "joined"])
 def test_what_was_made_of_examples_untouched_need_not_be_made_again(
     backbone: LanguageBackbone, joined: list[int] | None
