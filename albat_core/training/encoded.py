@@ -67,8 +67,8 @@ class EncodedRows:
             return 0
         size = first.untouched.nbytes / first.loss_units
         encoded: list[Encoded] = []
-        for start in range(0, len(draws), _AT_ONCE):
-            some = draws[start : start + _AT_ONCE]
+        for start in range(0, len(draws), _AHEAD):
+            some = draws[start : start + _AHEAD]
             self.fetch(some)
             encoded += [self[draw] for draw in some]
             if size * sum(e.loss_units for e in encoded) > _UNTOUCHED:
