@@ -227,10 +227,10 @@ class Backbone(Embedder, Protocol):
     ) -> tuple[Losses, Losses]:
         """Return each example's losses, and how far the adapter moves the outputs behind them.
 
-        The divergence is >= 0 by the same units: KL(backbone || adapted) of a token, or the
-        squared difference of both predictions at a noise level, weighted as the loss. One pass
-        with the adapter, one without, unless all examples are ``with_untouched``: that one has no
-        dropout and carries no gradient.
+        The divergence is >= 0, but for rounding, by the same units: KL(backbone || adapted) of a
+        token, or the squared difference of both predictions at a noise level, weighted as the loss.
+        One pass with the adapter, one without, unless all examples are ``with_untouched``: that one
+        has no dropout and carries no gradient.
 
         Args:
             batch: examples as ``encode`` gave them.

@@ -159,7 +159,7 @@ class Probe:
                 math.inf,
                 until=1,
             )
-            trainer.note_untouched()
+            trainer.note_untouched()  # once a training: it is no part of a step
             with measured(self._backbone.device) as usage:
                 trainer.train("")
         return Rate(usage.seconds, usage.bytes)

@@ -195,7 +195,6 @@ def continued(
     return config.model_copy(
         update={
             "steps": steps,
-            "epochs": None,
             "optimizer": "adamw" if finding else config.optimizer,
             "learning_rate": rate,
             "warmup": 0,

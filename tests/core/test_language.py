@@ -702,7 +702,7 @@ def test_an_adapter_without_effect_has_no_divergence(backbone: LanguageBackbone)
     backbone.attach_adapter(AdapterConfig(rank=4, dropout=0.5), seed=0)
     backbone.training(True)
     losses, divergence = backbone.losses_with_divergence(encoded)
-    assert not divergence.each.any()
+    assert float(divergence.each.detach().abs().max()) < 1e-5  # of logarithms of some 6 nats
     assert torch.equal(divergence.mask, losses.mask)
     assert torch.equal(losses.each, backbone.losses(encoded).each)
 

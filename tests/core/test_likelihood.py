@@ -13,6 +13,7 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    PhiConfig,
 )
 
 from albat_core.backbones import open_backbone
@@ -37,7 +38,11 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": 2,
 }
 _SMALL = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-PLAIN = {"llama": LlamaConfig(**_SHAPE), "gpt2": GPT2Config(**_SMALL, bos_token_id=0)}
+PLAIN = {
+    "llama": LlamaConfig(**_SHAPE),
+    "gpt2": GPT2Config(**_SMALL, bos_token_id=0),
+    "phi": PhiConfig(**_SHAPE),  # its last layer has a bias
+}
 OTHERS = {
     "cohere": CohereConfig(**_SHAPE, logit_scale=0.25),
     "gemma2": Gemma2Config(**_SHAPE, head_dim=8, final_logit_softcapping=3.0),
@@ -118,6 +123,35 @@ def test_losses_and_gradients_are_those_of_the_logits(
         for mine, whole in zip(gradients(backbone, rows), expected, strict=True):
             assert whole.abs().max() > 1e-3
             torch.testing.assert_close(mine, whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0], ids=["before it is far", "far"])
+def test_rounding_moves_the_gradient_of_the_divergence_little_beside_that_of_the_loss(
+    tmp_path: Path, runtime: Runtime, scale: float
+) -> None:
+    saved(tmp_path / "llama", PLAIN["llama"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
+    layer = model.lm_head.requires_grad_(requires_grad=False)
+    torch.manual_seed(0)
+    before = 2 * torch.randn(200, 32)
+    after = (before + scale * torch.randn(200, 32)).requires_grad_()
+    targets = torch.randint(400, (200,))
+
+    def found(rounds: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+            each = likelihood.token_losses(layer, after, targets)
+            logit = (after * layer.weight[targets]).sum(dim=-1)
+            there = likelihood.tangents(layer, before)
+            moved = likelihood.divergence(there, after, each + logit)
+        return torch.autograd.grad(moved.sum(), after)[0]
+
+    said, now = (layer(its).log_softmax(dim=-1) for its in (before, after))
+    moved = functional.kl_div(now, said, reduction="sum", log_target=True)
+    exact = torch.autograd.grad(moved, after)[0]
+    torch.testing.assert_close(found(rounds=False), exact, rtol=1e-3, atol=1e-5)
+    loss = functional.cross_entropy(layer(after), targets, reduction="sum")
+    size = torch.autograd.grad(loss, after)[0].norm()
+    assert 0 < (found(rounds=True) - exact).norm() < 0.01 * size
 
 
 def test_a_head_that_is_adapted_is_used_as_the_model_does(tmp_path: Path, runtime: Runtime) -> None:

@@ -60,8 +60,10 @@ class Head:
 
     @property
     def stands_alone(self) -> bool:
-        """Whether it has no adapter, and logits are what it makes of hidden states and no more."""
-        if self.layer is None or self.layer is not self._own:
+        """Whether it is an affine map without an adapter, and logits are what it makes alone."""
+        if self.layer is not self._own or not isinstance(self.layer, torch.nn.Linear):
+            return False
+        if not self.layer.weight.is_floating_point():  # quantized
             return False
         if self._is_plain is None:
             self._is_plain = self._tried()
@@ -71,6 +73,19 @@ class Head:
         """Return the logits, (m, v), of what ``read`` gave."""
         made: torch.Tensor = self.layer(read) if self.stands_alone else read
         return made
+
+    def logit(self, read: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the logit of one token each, (m,) float32, of what ``read`` gave.
+
+        Args:
+            read: (m, d) or (m, v).
+            tokens: (m,) int64.
+        """
+        if not self.stands_alone:
+            return read.gather(1, tokens[:, None])[:, 0].float()
+        layer = self.layer
+        made: torch.Tensor = (read.float() * layer.weight[tokens].float()).sum(dim=-1)
+        return made if layer.bias is None else made + layer.bias[tokens].float()
 
     def read(self, model: Any, rows: TokenRows) -> torch.Tensor:
         """Return what logits are made of, at the tokens before those that carry loss.

@@ -24,19 +24,6 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Return KL(before || after) of each next token's distribution in nats, (m,) float32 >= 0.
-
-    It keeps what a model said before it was trained on (arXiv 1606.09282).
-
-    Args:
-        before: logits, (m, v).
-        after: likewise.
-    """
-    said, now = (F.log_softmax(logits.float(), dim=-1) for logits in (before, after))
-    return F.kl_div(now, said, reduction="none", log_target=True).sum(dim=-1)
-
-
 def token_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the negative log-likelihood of each token in nats, (m,) float32.
 
@@ -55,26 +42,46 @@ def token_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> tor
     return each
 
 
-def token_losses_and_divergence(
-    head: Head, before: torch.Tensor, after: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what ``token_losses`` does, and KL(before || after) in nats; both (m,) float32.
+def tangents(head: Head, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the tangent plane of each token's log-partition function, (m, d + 1) float32.
+
+    Its slope, (m, d), is where the head maps the next token's distribution back to; then comes its
+    height where hidden states are zero.
 
     Args:
-        head: makes logits.
-        before: hidden states, (m, d); no gradient goes there.
-        after: likewise.
-        targets: (m,) int64, the tokens that come.
+        head: makes logits, by an affine map.
+        hidden: (m, d), where the planes touch; no gradient goes there.
     """
 
-    def both(some: torch.Tensor, place: slice) -> tuple[torch.Tensor, ...]:
-        with torch.no_grad():
-            said = head(before[place])
-        now = head(some)
-        return cross_entropy(now, targets[place]), divergence(said, now)
+    def log_partition(some: torch.Tensor, _: slice) -> tuple[torch.Tensor]:
+        return (head(some).float().logsumexp(dim=-1),)
 
-    each, moved = _by_parts(both, after, head)
-    return each, moved
+    with torch.inference_mode(mode=False):  # gradients are on in it, whatever the caller's mode
+        at = hidden.detach().clone().requires_grad_()
+        (heights,) = _by_parts(log_partition, at, head)
+        (slopes,) = torch.autograd.grad(heights.sum(), at)
+    slopes = slopes.float()
+    start = heights.detach() - (slopes * hidden.float()).sum(dim=-1)
+    return torch.cat([slopes, start[:, None]], dim=-1)
+
+
+def divergence(
+    before: torch.Tensor, after: torch.Tensor, log_partition: torch.Tensor
+) -> torch.Tensor:
+    """Return KL(before || after) of each next token's distribution in nats, (m,) float32.
+
+    It keeps what a model said before it was trained on (arXiv 1606.09282). Of logits that are
+    affine in hidden states it is the Bregman divergence of the log-partition function, its height
+    above the tangent plane (Banerjee et al. 2005, JMLR 6, 1705-1749): so it needs no logits. It is
+    >= 0 up to rounding.
+
+    Args:
+        before: tangent planes where hidden states were, (m, d + 1), see ``tangents``.
+        after: hidden states, (m, d).
+        log_partition: of those, (m,) float32.
+    """
+    slopes, start = before[:, :-1], before[:, -1]
+    return log_partition - (slopes * after.float()).sum(dim=-1) - start
 
 
 def _by_parts(rows: Rows, hidden: torch.Tensor, head: Head) -> tuple[torch.Tensor, ...]:

@@ -30,7 +30,7 @@ from albat_core.backbones.language.adapter import attached, disabled, released
 from albat_core.backbones.language.attention import how_to_attend
 from albat_core.backbones.language.embedding import hidden_states, position_weighted_mean
 from albat_core.backbones.language.head import Head, TokenRows
-from albat_core.backbones.language.likelihood import token_losses, token_losses_and_divergence
+from albat_core.backbones.language.likelihood import divergence, tangents, token_losses
 from albat_core.backbones.language.packing import joined_values, refuse_leaking
 from albat_core.backbones.language.quantization import bits_of, how_to_load, prepare
 from albat_core.backbones.language.tokens import TextEncoder
@@ -195,19 +195,21 @@ class LanguageBackbone:
         return _placed(each, self._mask(rows, batch))
 
     def with_untouched(self, batch: Sequence[Encoded]) -> list[Encoded]:
-        """Return examples with what the head reads of them, (loss units, d); see ``Backbone``.
+        """Return examples with their ``tangents``, (loss units, d + 1); see ``Backbone``.
 
-        Without it where logits are not the head's alone: those would be a vocabulary wide.
+        Without them where logits are not the head's alone: they would be a vocabulary wide.
         """
         if not self._head.stands_alone:
             return list(batch)
-        read = torch.split(self._before(self._rows(batch)).cpu(), [e.loss_units for e in batch])
-        return [replace(e, untouched=its) for e, its in zip(batch, read, strict=True)]
+        found = torch.split(self._before(self._rows(batch)).cpu(), [e.loss_units for e in batch])
+        return [replace(e, untouched=its) for e, its in zip(batch, found, strict=True)]
 
     def _before(self, rows: TokenRows) -> torch.Tensor:
-        """Return what the head reads where there is no adapter."""
+        """Return the tangents of where hidden states are if there is no adapter."""
         with as_untouched(self, self._model):
-            return self._head.read(self._whole, rows)
+            read = self._head.read(self._whole, rows)
+        with self._precision():
+            return tangents(self._head.logits, read)
 
     def losses_with_divergence(
         self,
@@ -228,9 +230,9 @@ class LanguageBackbone:
         )
         after = self._head.read(self._whole, rows)
         with self._precision():
-            each, moved = token_losses_and_divergence(
-                self._head.logits, before, after, rows.targets
-            )
+            each = token_losses(self._head.logits, after, rows.targets)
+            log_partition = each + self._head.logit(after, rows.targets)
+            moved = divergence(before, after, log_partition)
         mask = self._mask(rows, batch)
         return _placed(each, mask), _placed(moved, mask)
 
