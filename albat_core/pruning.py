@@ -116,7 +116,7 @@ class Pruning:
             if ref not in gone:
                 found += self._attempts(ref, its, manifests.get(ref))
         found += self._records({ref.key: ref for ref in gone}, files)
-        found += self._left_files(files)
+        found += [*self._left_files(files), *self._checkpoints(files)]
         return [*found, *self._drafts(), *self._copies()]
 
     def remove(self, unneeded: Iterable[Unneeded]) -> Iterator[Unneeded]:
@@ -207,23 +207,30 @@ class Pruning:
                 yield Unneeded(_TELLING[top], self._uri(path), state.bytes, gone[key])
 
     def _left_files(self, files: Files) -> Iterator[Unneeded]:
-        """Yield claims, checkpoints and files that nobody will finish."""
+        """Yield claims and files that nobody will finish."""
         for path, state in files.items():
             top, *between, name = path.split("/")
             if not self._is_old([state]):
                 continue
-            stem, _, ending = name.rpartition(".")
             beside_manifest = len(between) == 1 and _KEY.fullmatch(between[0])
-            trained = (top, ending) == ("checkpoints", "safetensors") and _KEY.fullmatch(stem)
             if _UNFINISHED.fullmatch(name) and (top in _WRITTEN or beside_manifest):
                 yield Unneeded("unfinished file", self._uri(path), state.bytes)
-            elif (top, ending) == (CLAIMS, "json") and self._uri(path) not in self._held:
+            elif top == CLAIMS and name.endswith(".json") and self._uri(path) not in self._held:
                 yield Unneeded("claim", self._uri(path), state.bytes)
-            elif (
-                trained
-                and self._store.claim(ArtifactRef(stage=ADAPTER, key=stem)) not in self._held
-            ):
-                yield Unneeded("checkpoint", self._uri(path), state.bytes)
+
+    def _checkpoints(self, files: Files) -> Iterator[Unneeded]:
+        """Yield what trainings left that nobody will finish: the state, and adapters on the way."""
+        trainings: dict[str, list[str]] = defaultdict(list)
+        for path in files:
+            top, *inner = path.split("/")
+            key = inner[0].removesuffix(".safetensors") if inner else ""
+            if top == "checkpoints" and path.endswith(".safetensors") and _KEY.fullmatch(key):
+                trainings[key].append(path)
+        for key, its in trainings.items():
+            held = self._store.claim(ArtifactRef(stage=ADAPTER, key=key)) in self._held
+            if not held and self._is_old([files[path] for path in its]):
+                for path in its:
+                    yield Unneeded("checkpoint", self._uri(path), files[path].bytes)
 
     def _drafts(self) -> Iterator[Unneeded]:
         """Yield drafts whose process is gone, or not known and long silent."""

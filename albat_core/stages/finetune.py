@@ -216,9 +216,8 @@ def train_adapter(
             return Built()
         parameters = sum(p.numel() for p in backbone.adapter_parameters().values())
         backbone.save_adapter(folder)
-        waypoints = spread_waypoints(state, config.checkpoints)
-        for step in waypoints:
-            moments = trainer.take_waypoint(state, step)
+        for step in spread_waypoints(state, config.checkpoints):
+            moments = trainer.take_waypoint(step)
             write_checkpoint(folder, step, backbone, moments, learning_rate(config, step - 1))
     facts = {
         "steps": state.step,

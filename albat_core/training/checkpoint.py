@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 
 from albat_core.backbones.base import Backbone
+from albat_core.errors import TransientError
 from albat_core.redaction import redacted
 from albat_core.store import storage
 
@@ -44,8 +45,7 @@ class TrainingState:
         best_parameters: adapter at ``best_step``.
         optimizer: tensors that the optimizer has learned, by ``<place>/<name>``.
         optimizer_rest: all else that it has, see ``optimizer_state``.
-        waypoints: adapter and moments at earlier evaluations, by ``<step>/parameters/<name>``,
-            ``<step>/first/<name>`` and ``<step>/second/<name>``, where they are wanted.
+        waypoints: steps whose adapter and moments are kept, see ``CheckpointFile.keep``.
     """
 
     step: int = 0
@@ -61,45 +61,40 @@ class TrainingState:
     best_parameters: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)
     optimizer_rest: dict[str, Any] = field(default_factory=dict)
-    waypoints: Tensors = field(default_factory=dict)
+    waypoints: list[int] = field(default_factory=list)
 
 
-_GROUPS = ("parameters", "best_parameters", "optimizer", "waypoints")
+_GROUPS = ("parameters", "best_parameters", "optimizer")
 _BLANK = "0" * 64  # in the digest's place while the file's digest is computed
+_ENDING = ".safetensors"
+_SPOILT = SafetensorError, ValueError, KeyError, TypeError
 
 
 class CheckpointFile:
-    """The checkpoint of one training run.
+    """The checkpoint of one training run, and what is kept of it on the way.
 
     Args:
-        uri: its file, local or remote.
+        uri: its file, local or remote; what is kept lies in a folder beside it.
     """
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
+        self._folder = uri.removesuffix(_ENDING)
 
     def write(self, state: TrainingState) -> None:
         """Replace the checkpoint."""
         tensors = {
-            f"{group}/{name}": tensor.detach().cpu().contiguous()
+            f"{group}/{name}": tensor
             for group in _GROUPS
             for name, tensor in getattr(state, group).items()
         }
         scalars = {k: v for k, v in vars(state).items() if k not in _GROUPS}
-        content = save(tensors, {"state": json.dumps(scalars), "sha256": _BLANK})
-        digest = hashlib.sha256(content).hexdigest()
-        storage.write_bytes(self._uri, content.replace(_BLANK.encode(), digest.encode(), 1))
+        _write(self._uri, tensors, {"state": json.dumps(scalars)})
 
     def read(self) -> TrainingState | None:
         """Return the state to go on from, or None where there is none that is as it was written."""
         try:
-            content = storage.read_bytes(self._uri)
-            tensors = load(content)
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            said = header["__metadata__"]
-            blank = content.replace(said["sha256"].encode(), _BLANK.encode(), 1)
-            if (got := hashlib.sha256(blank).hexdigest()) != said["sha256"]:
-                raise ValueError(f"expected SHA-256 {said['sha256'][:12]}, got {got[:12]}")
+            tensors, said = _read(self._uri)
             state = TrainingState(**json.loads(said["state"]))
             groups = {group: getattr(state, group) for group in _GROUPS}
             for name, tensor in tensors.items():
@@ -107,15 +102,72 @@ class CheckpointFile:
                 groups[group][key] = tensor
         except FileNotFoundError:
             return None
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            told = "%s cannot be read (%s): training starts anew"
-            logger.warning(told, redacted(self._uri), error)
+        except _SPOILT as error:
+            self._warn(self._uri, error)
             return None
+        for step in state.waypoints:
+            try:
+                _read(self._waypoint(step))
+            except (FileNotFoundError, *_SPOILT) as error:
+                self._warn(self._waypoint(step), error)
+                return None
         return state
 
+    def keep(self, step: int, tensors: Tensors) -> None:
+        """Keep the adapter and what else there is at a step, until the checkpoint is removed."""
+        _write(self._waypoint(step), tensors, {})
+
+    def kept(self, step: int) -> Tensors:
+        """Return what was kept at a step.
+
+        Raises:
+            TransientError: it is not there any more as it was written.
+        """
+        try:
+            return _read(self._waypoint(step))[0]
+        except (FileNotFoundError, *_SPOILT) as error:
+            raise TransientError(
+                f"expected what was kept of step {step} as it was written: {error}",
+                where=redacted(self._waypoint(step)),
+                remedy="run again: the training starts anew",
+            ) from error
+
     def remove(self) -> None:
-        """Remove the checkpoint once its run is finished."""
+        """Remove the checkpoint and what is kept once its run is finished."""
         storage.remove(self._uri)
+        storage.remove(self._folder)
+
+    def _waypoint(self, step: int) -> str:
+        return storage.join(self._folder, f"{step:08d}{_ENDING}")
+
+    @staticmethod
+    def _warn(uri: str, error: Exception) -> None:
+        told = "%s cannot be read (%s): training starts anew"
+        logger.warning(told, redacted(uri), error)
+
+
+def _write(uri: str, tensors: Tensors, said: dict[str, str]) -> None:
+    """Replace a file of tensors, with its digest in it."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(whole, said | {"sha256": _BLANK})
+    digest = hashlib.sha256(content).hexdigest()
+    storage.write_bytes(uri, content.replace(_BLANK.encode(), digest.encode(), 1))
+
+
+def _read(uri: str) -> tuple[Tensors, dict[str, str]]:
+    """Return tensors as they were written, and what was said with them.
+
+    Raises:
+        FileNotFoundError: there are none.
+        SafetensorError, ValueError, KeyError, TypeError: they are not as they were written.
+    """
+    content = storage.read_bytes(uri)
+    tensors = load(content)
+    said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    blank = content.replace(said["sha256"].encode(), _BLANK.encode(), 1)
+    if (got := hashlib.sha256(blank).hexdigest()) != said["sha256"]:
+        raise ValueError(f"expected SHA-256 {said['sha256'][:12]}, got {got[:12]}")
+    return tensors, said
 
 
 @dataclass(frozen=True)
@@ -163,7 +215,7 @@ def spread_waypoints(state: TrainingState, count: int) -> list[int]:
     All of them where there are no more than ``count``; the first where the start was best; none
     where none was wanted, or nothing was looked at.
     """
-    steps = sorted({int(name.partition("/")[0]) for name in state.waypoints})
+    steps = sorted(state.waypoints)
     if not steps:
         return []
     reached = [step for step in steps if step <= state.best_step] or steps[:1]

@@ -324,7 +324,9 @@ class Trainer:
         if self._config.checkpoints and state.step:
             there = {f"parameters/{name}": value for name, value in self._copy().items()}
             there |= adam_moments(self._optimizer, self._parameters)
-            state.waypoints |= {f"{state.step}/{name}": value for name, value in there.items()}
+            if self._group.is_main:
+                self._checkpoint.keep(state.step, there)
+            state.waypoints.append(state.step)
         state.worse = bool(state.history[1:]) and is_worse(totals, state.best_totals, units)
         if loss < state.best_loss:
             state.best_step, state.best_loss = state.step, loss
@@ -350,13 +352,9 @@ class Trainer:
     def _copy(self) -> Tensors:
         return aside(self._parameters)
 
-    def take_waypoint(self, state: TrainingState, step: int) -> Tensors:
+    def take_waypoint(self, step: int) -> Tensors:
         """Set the adapter to that of an earlier step, and return Adam's moments there."""
-        found = {
-            name.partition("/")[2]: value
-            for name, value in state.waypoints.items()
-            if name.startswith(f"{step}/")
-        }
+        found = self._checkpoint.kept(step)
         self._set({n.partition("/")[2]: v for n, v in found.items() if n.startswith("parameters/")})
         return {n: v for n, v in found.items() if not n.startswith("parameters/")}
 

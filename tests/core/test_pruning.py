@@ -16,6 +16,7 @@ from albat_core.runs.reselection import Acted, Watches
 from albat_core.store import drafts, storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.drafts import is_left, new_draft, sweep
+from albat_core.store.storage import FileState
 
 GONE = 2**22 + 1
 """No process has this number."""
@@ -185,6 +186,7 @@ def test_what_interrupted_work_left_goes(store: ArtifactStore) -> None:
         f"scores/{key}/0123abcd/data",  # no manifest
         f"{adapter}/0123abcd/data",  # another attempt's manifest
         f"checkpoints/{key}.safetensors",
+        f"checkpoints/{key}/00000005.safetensors",
         f"claims/scores/{key}.json",
         "registry/.cancer@production.json.0123abcd",
         f"{adapter}/.manifest.json.0123abcd",
@@ -197,6 +199,7 @@ def test_what_interrupted_work_left_goes(store: ArtifactStore) -> None:
             f"attempt /scores/{key}/0123abcd",
             f"attempt /{adapter}/0123abcd",
             f"checkpoint /checkpoints/{key}.safetensors",
+            f"checkpoint /checkpoints/{key}/00000005.safetensors",
             f"claim /claims/scores/{key}.json",
             "unfinished file /registry/.cancer@production.json.0123abcd",
             f"unfinished file /{adapter}/.manifest.json.0123abcd",
@@ -207,13 +210,28 @@ def test_what_interrupted_work_left_goes(store: ArtifactStore) -> None:
 
 def test_what_somebody_makes_stays_however_old(store: ArtifactStore) -> None:
     key = "b" * 32
-    for path in (f"adapter/{key}/0123abcd/data", f"checkpoints/{key}.safetensors"):
+    for path in (
+        f"adapter/{key}/0123abcd/data",
+        f"checkpoints/{key}.safetensors",
+        f"checkpoints/{key}/00000005.safetensors",
+    ):
         write(store, path)
     claim = {"host": "another", "process": 1, "renewed": time.time()}
     write(store, f"claims/adapter/{key}.json", json.dumps(claim))
     assert prune(store, Keeping(younger=0)) == (set(), [])
     write(store, f"claims/adapter/{key}.json", json.dumps(claim | {"renewed": 0.0}))
-    assert len(prune(store, Keeping(younger=0))[0]) == 3
+    assert len(prune(store, Keeping(younger=0))[0]) == 4
+
+
+def test_what_a_training_kept_is_as_young_as_its_state(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "b" * 32
+    states = {f"checkpoints/{key}.safetensors": 0.5, f"checkpoints/{key}/00000005.safetensors": 2.0}
+    ages = {path: FileState(1, time.time() - days * DAY) for path, days in states.items()}
+    monkeypatch.setattr(pruning, "file_states", lambda _: ages)
+    assert prune(store) == (set(), [])
+    assert len(prune(store, Keeping(younger=0.4 * DAY))[0]) == 2
 
 
 @pytest.mark.usefixtures("later")

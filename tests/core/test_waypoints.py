@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import adapted
-from albat_core.errors import Interrupted
+from albat_core.errors import Interrupted, TransientError
 from albat_core.progress import reporting_to
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
@@ -38,8 +39,7 @@ RESTLESS = KEEPING.model_copy(  # goes on past its best step
 
 
 def state_with(steps: list[int], best: int) -> TrainingState:
-    waypoints = {f"{step}/first/w": torch.zeros(1) for step in steps}
-    return TrainingState(best_step=best, waypoints=waypoints)
+    return TrainingState(best_step=best, waypoints=steps)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_waypoint_is_what_the_training_had_then(training: Training, another: T
     for step in (1, best - 1):
         with reporting_to(StopsAt(step)), pytest.raises(Interrupted):
             another.run(EVERY_STEP)
-        (file,) = (Path(another.store.root) / "checkpoints").iterdir()
+        (file,) = (Path(another.store.root) / "checkpoints").glob("*.safetensors")
         there = CheckpointFile(str(file)).read()
         assert there is not None
         assert there.step == step
@@ -175,6 +175,40 @@ def test_a_run_that_was_stopped_keeps_the_same_waypoints(
     assert len({Path(path).parent for path in files_kept(another, whole)}) > 1
     assert files_kept(training, resumed) == files_kept(another, whole)
     assert same(training.weights(resumed), another.weights(whole))
+
+
+def test_waypoints_are_kept_in_files_until_the_training_is_finished(training: Training) -> None:
+    with reporting_to(StopsAt(13)), pytest.raises(Interrupted):
+        training.run(KEEPING)
+    folder = Path(training.store.root) / "checkpoints"
+    (file,) = folder.glob("*.safetensors")
+    waypoints = sorted((folder / file.stem).iterdir())
+    assert [path.name for path in waypoints] == ["00000005.safetensors", "00000010.safetensors"]
+    with safe_open(file, "pt") as held:  # the adapter now and at its best, and the moments
+        assert held.metadata()["state"]
+        assert len(list(held.keys())) <= 5 * len(load_file(waypoints[0])) // 3
+    training.run(KEEPING)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("spoilt", [b"", None], ids=["empty", "gone"])
+def test_a_training_whose_waypoints_are_spoilt_starts_anew(
+    training: Training, another: Training, spoilt: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with reporting_to(StopsAt(13)), pytest.raises(Interrupted):
+        training.run(KEEPING)
+    (waypoint,) = Path(training.store.root, "checkpoints").glob("*/00000005.safetensors")
+    kept = CheckpointFile(f"{waypoint.parent}.safetensors")
+    assert kept.kept(5)
+    if spoilt is None:
+        waypoint.unlink()
+    else:
+        waypoint.write_bytes(spoilt)
+    with pytest.raises(TransientError, match="step 5"):
+        kept.kept(5)
+    resumed, whole = training.run(KEEPING), another.run(KEEPING)
+    assert "00000005.safetensors cannot be read" in caplog.text
+    assert files_kept(training, resumed) == files_kept(another, whole)
 
 
 def test_adapters_without_waypoints_have_none_to_read(chain: Chain, store: ArtifactStore) -> None:
