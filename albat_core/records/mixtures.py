@@ -1,10 +1,12 @@
 """Mixtures: adaptation and selected rows with their weights in the objective, as Parquet."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -223,42 +225,66 @@ class RowChanges(BaseModel):
         return self.stayed + len(self.entered)
 
 
+class WeightedRow(NamedTuple):
+    """A row of a mixture, by what a backbone sees of it."""
+
+    role: str
+    digest: str
+    """Of its content, see ``Example.digest``: under the same id another one may be."""
+    example_id: str
+    weight: float
+    """In the objective; all rows' sum to 1."""
+
+
+def weighted_rows(store: ArtifactStore, ref: ArtifactRef) -> list[WeightedRow]:
+    """Return all rows of a mixture; their contents are read, and not kept."""
+    mixture = read_mixture(store, ref)
+    own, other = mixture.adaptation, mixture.backbone
+    each = [(1 - mixture.alpha) / max(len(own), 1)] * len(own)
+    rows = chain(
+        zip(repeat(ADAPTATION), own, each),
+        zip(repeat(BACKBONE), other, (mixture.alpha * mixture.weights).tolist()),
+    )
+    return [WeightedRow(role, row.digest(), row.example_id, w) for role, row, w in rows]
+
+
 def changed_rows(
-    store: ArtifactStore, before: ArtifactRef, after: ArtifactRef
+    before: Sequence[WeightedRow], after: Sequence[WeightedRow]
 ) -> dict[str, RowChanges]:
-    """Compare two mixtures by example; return the changes of each role.
+    """Compare two mixtures by what their rows say; return the changes of each role.
 
     Args:
-        store: where both are.
-        before: a mixture.
-        after: another one.
+        before: rows of a mixture.
+        after: of another one.
     """
-    tables = [described_rows(store, ref) for ref in (before, after)]
     found = {}
     for role in (ADAPTATION, BACKBONE):
-        old, new = (
-            set(table.filter(pc.equal(table["role"], role))["example_id"].to_pylist())
-            for table in tables
-        )
+        old, new = (_ids(rows, role) for rows in (before, after))
         found[role] = RowChanges(
-            entered=tuple(sorted(new - old)),
-            left=tuple(sorted(old - new)),
-            stayed=len(old & new),
+            entered=tuple(sorted(n for d, ids in new.items() for n in ids[len(old[d]) :])),
+            left=tuple(sorted(n for d, ids in old.items() for n in ids[len(new[d]) :])),
+            stayed=sum(min(len(ids), len(new[digest])) for digest, ids in old.items()),
         )
     return found
 
 
-def moved_weight(store: ArtifactStore, before: ArtifactRef, after: ArtifactRef) -> float:
+def _ids(rows: Sequence[WeightedRow], role: str) -> defaultdict[str, list[str]]:
+    """Return the ids of a role's rows by content."""
+    found = defaultdict(list)
+    for row in rows:
+        if row.role == role:
+            found[row.digest].append(row.example_id)
+    return found
+
+
+def moved_weight(before: Sequence[WeightedRow], after: Sequence[WeightedRow]) -> float:
     """Return the total variation distance of two mixtures' weights, in [0, 1].
 
     It is the share of the objective's weight that lies on other rows than before:
-    sum_i |w_i - v_i| / 2.
+    sum_i |w_i - v_i| / 2, over contents in each role.
     """
-    weights: list[dict[str, float]] = []
-    for ref in (before, after):
-        table = described_rows(store, ref)
-        weights.append(
-            dict(zip(table["example_id"].to_pylist(), table["weight"].to_pylist(), strict=True))
-        )
-    old, new = weights
-    return sum(abs(old.get(n, 0.0) - new.get(n, 0.0)) for n in old.keys() | new.keys()) / 2
+    moved: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for rows, sign in ((before, -1.0), (after, 1.0)):
+        for row in rows:
+            moved[row.role, row.digest] += sign * row.weight
+    return sum(map(abs, moved.values())) / 2

@@ -8,6 +8,7 @@ from albat_core.records.mixtures import (
     BACKBONE,
     changed_rows,
     moved_weight,
+    weighted_rows,
 )
 from albat_core.records.selections import STAGE as SELECTION
 from albat_core.records.selections import Selected
@@ -21,7 +22,7 @@ from albat_core.store.stage import Runtime
 STAGE = "changes"
 
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 PAGE = "changes.html"
@@ -44,8 +45,8 @@ def compare_selections(
     def build(folder: Path) -> Built:
         from albat_core.report.page import render_changes
 
-        rows = changed_rows(store, before.mixture, after.mixture)
-        moved = moved_weight(store, before.mixture, after.mixture)
+        old, new = (weighted_rows(store, each.mixture) for each in (before, after))
+        rows, moved = changed_rows(old, new), moved_weight(old, new)
         alphas, multipliers = zip(
             *((_alpha(store, each), _multiplier(store, each)) for each in (before, after)),
             strict=True,

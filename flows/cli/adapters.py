@@ -53,14 +53,14 @@ def promote(
 def diff(first: Name, second: Name, root: StoreRoot = ".albat") -> None:
     """Say how two adapters differ: settings, rows, results."""
     prepare_environment()
-    from albat_core.records.mixtures import changed_rows
+    from albat_core.records.mixtures import changed_rows, weighted_rows
     from albat_core.runs.registry import Registry, changed_settings
     from albat_core.store.artifacts import ArtifactStore
     from flows.showing import show_difference
 
     store = ArtifactStore(root)
     before, after = (Registry(store).find(name) for name in (first, second))
-    rows = changed_rows(store, before.mixture, after.mixture)
+    rows = changed_rows(*(weighted_rows(store, each.mixture) for each in (before, after)))
     show_difference(before, after, changed_settings(before.config, after.config), rows)
 
 

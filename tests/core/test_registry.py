@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from albat_core.errors import ArtifactError, ConfigError, TransientError
-from albat_core.records.mixtures import ADAPTATION, BACKBONE, RowChanges, changed_rows
-from albat_core.records.tables import write_table
+from albat_core.records.mixtures import (
+    ADAPTATION,
+    BACKBONE,
+    RowChanges,
+    WeightedRow,
+    changed_rows,
+)
 from albat_core.report.content import Interval
 from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Entry, Registry, changed_settings, register_adapter
@@ -172,31 +176,25 @@ def test_the_registry_holds_no_secret(store: ArtifactStore, run_config: RunConfi
     assert "5eCr3t" not in next(Path(store.root, "registry", "run").glob("*.json")).read_text()
 
 
-def mixture(store: ArtifactStore, own: list[str], others: list[str]) -> ArtifactRef:
-    def build(folder: Path) -> Built:
-        (folder / "data").mkdir()
-        ids = own + others
-        roles = [ADAPTATION] * len(own) + [BACKBONE] * len(others)
-        table = pa.table(
-            {
-                "example_id": ids,
-                "source": ["s"] * len(ids),
-                "role": roles,
-                "weight": [1 / len(ids)] * len(ids),
-            }
-        )
-        write_table(table, folder / "data" / "train-00000-of-00001.parquet")
-        return Built(rows=len(ids))
-
-    return store.produce("mixture", 1, {"own": own, "others": others}, {}, build)
+def weighted(own: str, others: str) -> list[WeightedRow]:
+    """Rows of two roles of equal weights, each with an id and a content: "a1 b2"."""
+    rows = [(ADAPTATION, row) for row in own.split()] + [(BACKBONE, row) for row in others.split()]
+    return [WeightedRow(role, row[1:], row[0], 1 / len(rows)) for role, row in rows]
 
 
-def test_rows_that_entered_and_left(store: ArtifactStore) -> None:
-    before = mixture(store, ["t1", "t2"], ["c1", "c2", "c3"])
-    after = mixture(store, ["t1", "t2", "t3"], ["c3", "c4"])
-    changes = changed_rows(store, before, after)
-    assert changes[ADAPTATION] == RowChanges(entered=("t3",), left=(), stayed=2)
-    assert changes[BACKBONE] == RowChanges(entered=("c4",), left=("c1", "c2"), stayed=1)
+def test_rows_that_entered_and_left() -> None:
+    before = weighted("t1 u2", "c1 d2 e3")
+    after = weighted("t1 u2 v3", "e3 f4")
+    changes = changed_rows(before, after)
+    assert changes[ADAPTATION] == RowChanges(entered=("v",), left=(), stayed=2)
+    assert changes[BACKBONE] == RowChanges(entered=("f",), left=("c", "d"), stayed=1)
+
+
+def test_rows_are_what_they_say_and_not_what_they_are_called() -> None:
+    before, after = weighted("a1 b2 c3", "a1 a5"), weighted("a1 b4 d3", "x1 y5 z5")
+    changes = changed_rows(before, after)
+    assert changes[ADAPTATION] == RowChanges(entered=("b",), left=("b",), stayed=2)
+    assert changes[BACKBONE] == RowChanges(entered=("z",), left=(), stayed=2)
 
 
 def test_settings_that_changed() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from albat_core.errors import ConfigError, InputError
 from albat_core.measures.theory import Estimate
-from albat_core.records.mixtures import moved_weight, read_mixture
+from albat_core.records.mixtures import moved_weight, read_mixture, weighted_rows
 from albat_core.records.runs import ALBAT
 from albat_core.records.scores import SCORES
 from albat_core.records.selections import read_selection
@@ -27,7 +27,7 @@ from albat_core.stages.estimate import estimate_worth
 from albat_core.stages.score import ScoringConfig, score_candidates
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_config
-from tests.core.test_registry import mixture
+from tests.core.test_registry import weighted
 from tests.toys import topic_rows, write_jsonl, write_run
 
 
@@ -291,9 +291,28 @@ def test_settings_that_an_earlier_selection_must_share(run: RunConfig) -> None:
     assert basis(run) != basis(run.model_copy(update={"seed": 1}))
 
 
-def test_weight_that_moved(tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path))
-    first = mixture(store, ["t1", "t2"], ["c1", "c2"])
-    assert moved_weight(store, first, first) == 0
-    assert moved_weight(store, first, mixture(store, ["t1", "t2"], ["c1", "c3"])) == 0.25
-    assert moved_weight(store, first, mixture(store, ["t3"], ["c4"])) == 1
+def test_weight_that_moved() -> None:
+    first = weighted("t1 u2", "c1 d2")
+    assert moved_weight(first, first) == 0
+    assert moved_weight(first, weighted("t1 u2", "c1 e3")) == 0.25
+    assert moved_weight(first, weighted("t1 u2", "c1 d3")) == 0.25  # another text under its id
+    assert moved_weight(first, weighted("t1 u2", "x1 y2")) == 0  # the same under other ids
+    assert moved_weight(first, weighted("v3", "f4")) == 1
+    assert moved_weight(weighted("a1", "a2"), weighted("a1", "a3")) == 0.5  # ids are of a role
+
+
+def test_rows_rewritten_under_their_ids_are_worth_a_training(run: RunConfig) -> None:
+    store = ArtifactStore(run.runtime.root)
+    run = run.model_copy(update={"mixture": run.mixture.model_copy(update={"alpha": 0.05})})
+    first = Chain(run).selected
+    before = weighted_rows(store, first.mixture)
+    path = Path(run.adaptation[0].paths[0])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    texts = [row["text"] for row in topic_rows("ships", 20, seed=7)]
+    write_jsonl(path, [row | {"text": text} for row, text in zip(rows, texts)] + rows[20:])  # noqa: B905
+    assert sum(row.weight for row in before) == pytest.approx(1)
+    later = Chain(run, previous=first, trained=first)
+    after = weighted_rows(store, later.selected.mixture)
+    assert {row.example_id for row in before} & {row.example_id for row in after}
+    assert moved_weight(before, after) > 0.3
+    assert store.manifest(later.changes).facts["worth"]

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled, State
 
 from albat_core.errors import AlbatError, TransientError
-from albat_core.records.mixtures import ADAPTATION, BACKBONE, changed_rows
+from albat_core.records.mixtures import ADAPTATION, BACKBONE, changed_rows, weighted_rows
 from albat_core.report.content import ReportContent
 from albat_core.report.showing import read_changes
 from albat_core.report.wording import decision, told
@@ -65,7 +65,7 @@ def test_each_state_of_the_data_is_acted_on_once(prefect_server: str, tmp_path: 
     assert 'id="changes"' in (output / PAGE).read_text()
     changes = ReportContent.model_validate_json((output / RESULTS).read_bytes()).changes
     assert changes is not None
-    rows = changed_rows(store, first.mixture, after.mixture)
+    rows = changed_rows(*(weighted_rows(store, each.mixture) for each in (first, after)))
     assert (changes.adaptation, changes.backbone) == (rows[ADAPTATION], rows[BACKBONE])
     assert changes.alpha == (first.alpha, after.alpha)
     assert changes.worth
