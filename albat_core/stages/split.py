@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,28 @@ from pydantic import Field
 
 from albat_core.errors import InputError
 from albat_core.measures.copies import same_documents
-from albat_core.records.examples import EXAMPLE_SCHEMA, example_content, table_to_examples
+from albat_core.records.examples import (
+    EXAMPLE_SCHEMA,
+    Example,
+    example_content,
+    table_to_examples,
+)
 from albat_core.records.shards import Part, parts_of
-from albat_core.records.splits import ROLES, STAGE, TEST, TRAIN, UNUSED, VALIDATION
+from albat_core.records.splits import (
+    ROLES,
+    STAGE,
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    read_role,
+)
 from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 _NEARLY = 0.8  # Jaccard similarity of runs of words from which on rows are the same
-_CONTENT = ("text", "prompt", "messages", "tools", "image")
 
 
 class SplitConfig(StageConfig):
@@ -141,11 +154,18 @@ def split_adaptation(
         ids, sources = both["example_id"].to_pylist(), both["source"].to_pylist()
         refuse_repeated(list(zip(ids, sources, strict=True)))
         refuse_common(table["document"].to_pylist(), test_only["document"].to_pylist())
-        contents = [example_content(example) for example in table_to_examples(both)]
-        same = same_contents(both["document"].to_pylist(), contents)
+        examples = table_to_examples(both)
+        own_examples = examples[test_only.num_rows :]
+        earlier = _earlier_rows(store, previous) if previous else []
+        known = carried_roles(earlier, own_examples)
+        # who joins another document takes its name: what has a role keeps it
+        ranks = [-1] * test_only.num_rows + [_rank(known.get(e.document)) for e in own_examples]
+        order = sorted(range(len(examples)), key=ranks.__getitem__)
+        same = same_contents(
+            [examples[n].document for n in order], [example_content(examples[n]) for n in order]
+        )
         table, test_only = _renamed(table, same), _renamed(test_only, same)
         facts: dict[str, Any] = {"joined_documents": sum(n != s for n, s in same.items())}
-        known = _roles(store, previous) if previous else {}
         documents = table["document"].to_pylist()
         repeated = set(documents) & set(test_only["document"].to_pylist())
         facts["documents_held_out_too"] = len(repeated)
@@ -154,12 +174,12 @@ def split_adaptation(
             config,
             seed,
             fold,
-            {d: r for d, (r, _) in known.items()},
+            known,
         ) | dict.fromkeys(repeated, UNUSED)
         role_column = pa.array([roles[name] for name in documents])
         if previous:
-            seen = set().union(*(rows for _, rows in known.values()))
-            facts["new_rows"] = sum(row not in seen for row in _contents(table))
+            seen = {row.digest() for _, row in earlier}
+            facts["new_rows"] = sum(row.digest() not in seen for row in own_examples)
         for role in ROLES:
             rows = table.filter(pc.equal(role_column, role))
             if role == TEST:
@@ -199,23 +219,52 @@ def _renamed(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:
     return rows.set_column(column, rows.schema.field("document"), renamed)
 
 
-def _roles(store: ArtifactStore, split: ArtifactRef) -> dict[str, tuple[str, set[str]]]:
-    """Return the role of each document of the adaptation set in a split, and its rows' contents."""
-    found: dict[str, tuple[str, set[str]]] = {}
-    for role in ROLES:
-        table = read_table(store.folder(split) / f"{role}.parquet")
-        for document, content in zip(table["document"].to_pylist(), _contents(table), strict=True):
-            found.setdefault(document, (role, set()))[1].add(content)
+def _earlier_rows(store: ArtifactStore, split: ArtifactRef) -> list[tuple[str, Example]]:
+    """Return the rows of a split, each with its role."""
+    return [(role, row) for role in ROLES for row in read_role(store, split, role)]
+
+
+def carried_roles(
+    earlier: Iterable[tuple[str, Example]], rows: Iterable[Example]
+) -> dict[str, str]:
+    """Return the roles that documents have already, by what their rows say.
+
+    A document is the one of its name if it has a row in common with it, or else those that have
+    half of its rows or more, or else the one of its name if nothing of that is anywhere else: where
+    documents are named by place, one that goes moves all after it.
+
+    Args:
+        earlier: roles and rows of an earlier split.
+        rows: of now, with documents by the names that they are given with.
+    """
+    before: dict[str, tuple[str, set[str]]] = {}
+    roles: dict[str, set[str]] = defaultdict(set)
+    for there, row in earlier:
+        before.setdefault(row.document, (there, set()))[1].add(row.digest())
+        roles[row.digest()].add(there)
+    present: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        present[row.document].append(row.digest())
+    everywhere = set(chain.from_iterable(present.values()))
+    found: dict[str, str] = {}
+    role: str | None
+    for name, contents in present.items():
+        role, its = before.get(name, (None, set[str]()))
+        if role is None or not its.intersection(contents):
+            # what several roles have in common is boilerplate, and tells nothing
+            told = [*chain.from_iterable(roles[c] for c in contents if len(roles[c]) == 1)]
+            if told and 2 * len(told) >= len(contents):
+                role = min(told, key=lambda one: (-told.count(one), _rank(one)))
+            elif its & everywhere:
+                role = None
+        if role is not None:
+            found[name] = role
     return found
 
 
-def _contents(table: pa.Table) -> list[str]:
-    """Return what changes with a row's content."""
-    columns = [table[name].to_pylist() for name in ("example_id", *_CONTENT)]
-    return [
-        hashlib.blake2b(repr(row).encode(), digest_size=16).hexdigest()
-        for row in zip(*columns, strict=True)
-    ]
+def _rank(role: str | None) -> int:
+    """Return which document's role is that of those that are the same: the lowest one's."""
+    return (TEST, VALIDATION, TRAIN, UNUSED, None).index(role)
 
 
 def _read(store: ArtifactStore, parts: Sequence[Part]) -> pa.Table:

@@ -7,6 +7,7 @@ from itertools import chain, pairwise
 import pytest
 
 from albat_core.errors import InputError
+from albat_core.records.examples import Example
 from albat_core.records.splits import (
     ROLES,
     TEST,
@@ -16,7 +17,7 @@ from albat_core.records.splits import (
     read_role,
     role_digest,
 )
-from albat_core.stages.split import SplitConfig, assign_roles, split_adaptation
+from albat_core.stages.split import SplitConfig, assign_roles, carried_roles, split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 from tests.conftest import Cut
@@ -188,6 +189,57 @@ def test_every_row_is_in_one_role_with_its_whole_document(cut: Cut, runtime: Run
         role: (len(ids[role]), len(documents[role])) for role in ROLES
     }
     assert (len(documents[TEST]), len(documents[UNUSED])) == (4, 6)
+
+
+def said(store: ArtifactStore, ref: ArtifactRef) -> dict[str, set[str]]:
+    return {role: {str(e.text) for e in read_role(store, ref, role)} for role in ROLES}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["listed first", "listed last"])
+def test_copies_that_come_later_take_the_role_of_what_they_repeat(
+    cut: Cut, runtime: Runtime, first: bool
+) -> None:
+    store, config = ArtifactStore(runtime.root), SplitConfig(folds=3)
+    rows = topic_rows("plants", 40, seed=1)
+    shards = cut("own", rows)
+    before = said(store, earlier := split_adaptation([shards], [], config, 0, runtime))
+    copies = [row | {"id": "n" + row["id"], "doc": "n" + row["doc"]} for row in rows]
+    more = cut("more", copies + topic_rows("ships", 40, seed=9))
+    both = [more, shards] if first else [shards, more]
+    ref = split_adaptation(both, [], config, 0, runtime, previous=earlier)
+    after = said(store, ref)
+    for role in ROLES:
+        assert after[role] >= before[role]
+    assert store.manifest(ref).facts["new_rows"] == 40
+
+
+def rows_of(documents: str) -> list[Example]:
+    """Examples by document, each named by a letter and the letters that its rows say: "a:xy"."""
+    pairs = [each.split(":") for each in documents.split()]
+    return [
+        Example(f"{name}{n}", name, "s", text=text)
+        for name, texts in pairs
+        for n, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ("a:x b:yw c:z d:u", {"a": TEST, "b": TRAIN, "c": VALIDATION}),
+        ("a:q b:ypw c:z", {"a": TEST, "b": TRAIN, "c": VALIDATION}),  # edited
+        ("n:x a:yw b:z c:u", {"n": TEST, "a": TRAIN, "b": VALIDATION}),  # named by place, moved
+        ("n:yp m:ypq", {"n": TRAIN}),  # at least half is of the other
+        ("n:xy", {"n": TEST}),  # as much of both
+        ("n:yxw", {"n": TRAIN}),
+        ("n:bp", {}),  # what test and training have in common tells nothing
+        ("a:b b:b", {"a": TEST, "b": TRAIN}),
+    ],
+)
+def test_documents_have_the_roles_of_what_they_say(now: str, expected: dict[str, str]) -> None:
+    roles = {"a": TEST, "b": TRAIN, "c": VALIDATION}
+    earlier = [(roles[row.document], row) for row in rows_of("a:xb b:ywb c:z")]
+    assert carried_roles(earlier, rows_of(now)) == expected
 
 
 def test_held_out_documents_are_the_test_set(cut: Cut, runtime: Runtime) -> None:
