@@ -161,7 +161,7 @@ def _locked(names: dict[str, str], count: int = 1) -> Iterator[Sequence[str]]:
         with ExitStack() as files:
             for name in sorted(names, key=lambda n: (n != _LAST[0], n)):
                 place = Path(tempfile.gettempdir(), f"albat-{os.getuid()}-{names[name]}.lock")
-                file = files.enter_context(place.open("w"))
+                file = files.enter_context(place.open("w", encoding="utf-8"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -21,7 +21,7 @@ def modules(package: Path) -> list[Path]:
 def imports(path: Path) -> tuple[str, ...]:
     """Return the modules that a file imports anywhere in it, names that are modules whole."""
     found: dict[str, None] = {}
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
         if isinstance(node, ast.Import):
             found |= dict.fromkeys(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

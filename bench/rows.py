@@ -185,7 +185,9 @@ def ngrams(inputs: Inputs) -> dict[str, Work]:
 
         for name, texts in (("raw", inputs.texts), ("target", inputs.texts[::100])):
             rows = pa.table({"text": texts}).to_pylist()
-            (inputs.folder / f"{name}.jsonl").write_text("\n".join(map(json_line, rows)) + "\n")
+            (inputs.folder / f"{name}.jsonl").write_text(
+                "\n".join(map(json_line, rows)) + "\n", encoding="utf-8"
+            )
         with tempfile.TemporaryDirectory() as cache:
             raw, target = ([str(inputs.folder / f"{n}.jsonl")] for n in ("raw", "target"))
             dsir = HashedNgramDSIR(raw, target, cache, num_proc=1, min_example_length=0)

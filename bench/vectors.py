@@ -36,7 +36,7 @@ STEPS = ("keep", "match", "take")
 
 def allocated() -> int:
     """Return the bytes that this process has allocated, those of mapped files left out."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 

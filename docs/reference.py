@@ -85,7 +85,7 @@ def linked(pages: list[Path]) -> list[Path]:
     found, to_read = set(pages), list(pages)
     while to_read:
         page = to_read.pop()
-        for _, target, _ in LINK.findall(page.read_text()):
+        for _, target, _ in LINK.findall(page.read_text(encoding="utf-8")):
             path = resolved(page, target)
             path = path / "README.md" if path.is_dir() else path
             if path in found or not path.is_file() or is_module(path):
@@ -193,4 +193,6 @@ def room_lines(room: Path, page: Path, config: MkDocsConfig) -> list[str]:
 
 def first_line(module: Path) -> str:
     """Return the first line of a module's docstring."""
-    return (ast.get_docstring(ast.parse(module.read_text())) or "").partition("\n")[0]
+    return (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").partition("\n")[
+        0
+    ]

@@ -53,7 +53,7 @@ class Database:
         self.log = LOGS / "postgresql.log"
         given = self.folder / "password"
         given.touch(0o600)
-        given.write_text(self.password)
+        given.write_text(self.password, encoding="utf-8")
         if os.geteuid() == 0:
             for path in (self.folder, given):
                 shutil.chown(path, "postgres", "postgres")
@@ -223,7 +223,7 @@ def set_up(mark: str) -> None:
 def tiny(scratch: Path, name: str, steps: int = 20) -> dict[str, Any]:
     """Return the text example's configuration at a size that takes seconds."""
     example = ROOT / "examples" / "text"
-    config = yaml.safe_load((example / "demo.yaml").read_text())
+    config = yaml.safe_load((example / "demo.yaml").read_text(encoding="utf-8"))
     config["backbone"]["path"] = str(example / config["backbone"]["path"])
     for source in (*config["corpus"], config["adaptation"]):
         source |= {"path": str(example / source["path"]), "share": 0.02}
@@ -248,7 +248,9 @@ def see_crash(database: Database, client: Any, scratch: Path, worker: psutil.Pop
     """Kill a worker with two runs, put one back into the queue, and wait for the automation."""
     from prefect.states import AwaitingRetry
 
-    automation = yaml.safe_load((ROOT / "flows" / "local" / "crashed-runs.yaml").read_text())
+    automation = yaml.safe_load(
+        (ROOT / "flows" / "local" / "crashed-runs.yaml").read_text(encoding="utf-8")
+    )
     within, log = automation["trigger"]["within"], LOGS / "worker.log"
     silent, queued = (trigger(client, tiny(scratch, n, ENDLESS)) for n in ("silent", "queued"))
     beating = (

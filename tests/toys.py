@@ -84,7 +84,7 @@ def save_backbone(folder: Path, *, width: int = 32, seed: int = 0, vocabulary: i
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows, one JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -131,6 +131,6 @@ def write_run(folder: Path, **changes: object) -> Path:
 
 def rewrite(path: Path, changes: dict[str, object]) -> Path:
     """Replace sections of a configuration."""
-    config = yaml.safe_load(path.read_text()) | changes
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) | changes
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path

@@ -116,7 +116,7 @@ def peft_config(adapter: AdapterConfig, targets: str | Sequence[str], **task: An
 
 def write_note(folder: Path, fingerprint: str) -> None:
     """Note the backbone's fingerprint."""
-    (folder / NOTE).write_text(json.dumps({"backbone": fingerprint}))
+    (folder / NOTE).write_text(json.dumps({"backbone": fingerprint}), encoding="utf-8")
 
 
 def refuse_pickled(folder: Path) -> None:
@@ -142,7 +142,9 @@ def check_note(folder: Path, fingerprint: str, path: str) -> None:
         BackboneError: it does.
     """
     note = folder / NOTE
-    made_for = json.loads(note.read_text())["backbone"] if note.is_file() else fingerprint
+    made_for = (
+        json.loads(note.read_text(encoding="utf-8"))["backbone"] if note.is_file() else fingerprint
+    )
     if made_for != fingerprint:
         raise BackboneError(
             f"the adapter was made for backbone {made_for[:8]}, this is {fingerprint[:8]}",

@@ -172,7 +172,7 @@ def quantization_of(folder: Path) -> dict[str, Any] | None:
     """Return how a model's weights are quantized, by ``quant_method``; None: they are not."""
     description = folder / MODEL_CONFIG
     try:
-        said = json.loads(description.read_text()) if description.is_file() else {}
+        said = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
     except ValueError:
         return None  # told by what reads it
     how = said.get("quantization_config") or said.get("quantization")  # the latter: MLX
@@ -256,7 +256,7 @@ def count_weights(folder: Path) -> int:
 def _refuse_missing_shards(room: Path) -> None:
     for index in sorted(room.glob("*.safetensors.index.json")):
         try:
-            named = set(json.loads(index.read_text())["weight_map"].values())
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
             raise unreadable("list of weights", index, error) from error
         missing = sorted(name for name in named if not (room / name).is_file())
@@ -309,7 +309,7 @@ def _rooms(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder]
     try:
-        components = sorted(json.loads(index.read_text()))
+        components = sorted(json.loads(index.read_text(encoding="utf-8")))
     except ValueError as error:
         raise unreadable("pipeline", index, error, library="diffusers") from error
     return [folder, *(folder / name for name in components if (folder / name).is_dir())]

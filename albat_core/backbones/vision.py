@@ -51,7 +51,7 @@ class Preprocessing:
             BackboneError: there is none, or it does not say enough.
         """
         try:
-            said = json.loads((folder / _PREPROCESSING).read_text())
+            said = json.loads((folder / _PREPROCESSING).read_text(encoding="utf-8"))
             size, cut = said["size"], said.get("crop_size")
             if not said.get("do_center_crop", cut is not None):
                 cut = None

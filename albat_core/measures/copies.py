@@ -1,13 +1,13 @@
 """Copies: rows whose words or colours are the same as another's, or nearly so."""
 
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
+
+from albat_core.records.words import words_of
 
 Mask = NDArray[np.bool_]
 Runs = frozenset[int]
@@ -20,12 +20,11 @@ _SLACK = 0.2  # so much less similar may a MinHash find them
 
 
 def word_runs(text: str) -> Runs:
-    r"""Return the hashes of a text's runs of five words, or of all its words where they are fewer.
+    """Return the hashes of a text's runs of five words, or of all its words where they are fewer.
 
-    Words are runs of ``\w`` without case, in Unicode's compatible form (NFKC): what differs in
-    typography or punctuation alone is the same.
+    See ``words_of``: what differs in typography or punctuation alone is the same.
     """
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    words = words_of(text)
     runs = [words[start : start + _RUN] for start in range(max(len(words) - _RUN + 1, 1))]
     return frozenset(_hash(" ".join(run)) for run in runs if run)
 
@@ -177,7 +176,7 @@ def same_documents(documents: Sequence[str], texts: Sequence[str], share: float)
         share: least similarity of rows, see ``first_copies``.
     """
     first = first_copies(texts, share)
-    sizes = [len(text.split()) for text in texts]
+    sizes = [len(words_of(text)) for text in texts]
     words: Counter[str] = Counter()
     for document, size in zip(documents, sizes, strict=True):
         words[document] += size

@@ -159,7 +159,7 @@ def write_index(
         arrays["wider"] = index.wider
     np.savez(folder / _SPACE_FILE, **arrays)
     addresses = [[part.address, part.rows] for part in parts]
-    (folder / _PARTS_FILE).write_text(json.dumps(addresses))
+    (folder / _PARTS_FILE).write_text(json.dumps(addresses), encoding="utf-8")
 
 
 def load_index(
@@ -168,7 +168,7 @@ def load_index(
     """Load an index artifact to search it, where it lies on disk; ``to_grow``: to add to it."""
     folder = store.folder(ref)
     arrays = np.load(folder / _SPACE_FILE, allow_pickle=False)
-    parts = json.loads((folder / _PARTS_FILE).read_text())
+    parts = json.loads((folder / _PARTS_FILE).read_text(encoding="utf-8"))
     moments = None
     if "rows" in arrays:
         rows, total, squares = (arrays[name] for name in ("rows", "total", "squares"))

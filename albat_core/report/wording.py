@@ -211,3 +211,8 @@ def told(changes: Changes) -> str:
     """Return what a selection changed, as Markdown."""
     heading, *rows = (f"| {' | '.join(row)} |" for row in changes_table(changes))
     return "\n".join([decision(changes), "", heading, "|---|---:|---:|---:|---:|", *rows, ""])
+
+
+def markdown_cell(name: str) -> str:
+    """Return a name as a cell of a table in Markdown has it."""
+    return " ".join(name.split()).replace("|", r"\|")

@@ -11,7 +11,7 @@ from albat_core.records.mixtures import described_rows
 from albat_core.redaction import redacted
 from albat_core.report.content import ReportContent
 from albat_core.report.markdown import results
-from albat_core.report.wording import caution
+from albat_core.report.wording import caution, markdown_cell
 from albat_core.runs.registry import Entry
 from albat_core.stages.report import read_results
 from albat_core.store import storage
@@ -137,7 +137,12 @@ def _sources(store: ArtifactStore, entry: Entry) -> Iterator[str]:
     yield "| role | source | rows | share of the objective |"
     yield "|---|---|---:|---:|"
     for row in sorted(rows, key=lambda r: (r["role"], -r["weight_sum"], r["source"])):
-        cells = (row["role"], row["source"], row["weight_count"], f"{row['weight_sum']:.3f}")
+        cells = (
+            row["role"],
+            markdown_cell(row["source"]),
+            row["weight_count"],
+            f"{row['weight_sum']:.3f}",
+        )
         yield f"| {' | '.join(map(str, cells))} |"
 
 

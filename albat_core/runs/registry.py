@@ -47,6 +47,8 @@ class Entry(BaseModel):
     """Key of the adapter that it follows: the run's newest when it was made."""
     created: str
     """UTC, ISO 8601."""
+    reached: str = ""
+    """When a run last came to it, likewise; empty: when it was created."""
     alpha: float
     adaptation_rows: int
     backbone_rows: int
@@ -67,6 +69,11 @@ class Entry(BaseModel):
     def name(self) -> str:
         """What it is called: run and the beginning of its key."""
         return f"{self.run}/{self.adapter.key[:8]}"
+
+    @property
+    def age(self) -> tuple[str, str]:
+        """What entries are ordered by: when a run last came to it."""
+        return self.reached or self.created, self.adapter.key
 
 
 class _Alias(BaseModel):
@@ -89,14 +96,21 @@ class Registry:
         self._root = storage.join(store.root, _FOLDER)
 
     def register(self, entry: Entry) -> Entry:
-        """Add an adapter, or what is now known of it; it keeps its parent and its first date."""
+        """Add an adapter, or what is now known of it; it keeps its parent and its first date.
+
+        It is the newest of its run then, be it that a run came to it again.
+        """
         known = self.entries(entry.run)
         before = next((e for e in known if e.adapter == entry.adapter), None)
         if before is None:
             parent = entry.parent or (known[-1].adapter.key if known else None)
             entry = entry.model_copy(update={"parent": parent})
         else:
-            kept: dict[str, Any] = {"created": before.created, "parent": before.parent}
+            kept: dict[str, Any] = {
+                "created": before.created,
+                "reached": entry.created,
+                "parent": before.parent,
+            }
             if entry.report is None:  # evaluated before: that still holds
                 kept |= {n: getattr(before, n) for n in _EVALUATED}
             entry = entry.model_copy(update=kept)
@@ -134,7 +148,7 @@ class Registry:
                         remedy="remove the file and run the run again, which finds its artifacts",
                     )
                 )
-        return sorted(found, key=lambda e: (e.created, e.adapter.key)), broken
+        return sorted(found, key=lambda entry: entry.age), broken
 
     def aliases(self) -> dict[str, str]:
         """Return the adapter's key that each ``run@alias`` means; broken ones are noted."""

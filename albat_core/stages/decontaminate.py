@@ -1,6 +1,5 @@
 """Decontamination: candidates that copy adaptation rows, or each other, are left out."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,11 +25,12 @@ from albat_core.records.examples import Example, example_content, example_text
 from albat_core.records.indexes import CorpusIndex, load_index
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role, role_digest
 from albat_core.records.vectors import load_queries
+from albat_core.records.words import words_of
 from albat_core.search.index import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 _HELD_OUT = (TEST, VALIDATION)
 _SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
 _FIRST_SEARCH = 32  # neighbours of a held-out row
@@ -70,9 +70,9 @@ def shared_ngram_rows(
     n: int,
     common: int,
 ) -> Mask:
-    r"""Tell which candidates share a run of n words with a held-out text (arXiv 2005.14165, C).
+    """Tell which candidates share a run of n words with a held-out text (arXiv 2005.14165, C).
 
-    Words are runs of ``\w`` in lower case. Of a held-out text of 8 to n - 1 words all must occur
+    Words are those of ``words_of``. Of a held-out text of 8 to n - 1 words all must occur
     in a row; a shorter one is not looked for.
 
     Args:
@@ -85,14 +85,14 @@ def shared_ngram_rows(
     Returns:
         (n_candidates,) bool.
     """
-    heldout = {run for text in heldout_texts for run in _sought_runs(_words(text), n)}
+    heldout = {run for text in heldout_texts for run in _sought_runs(words_of(text), n)}
     anchor = min(n, _SHORTEST)
     lengths: dict[str, set[int]] = defaultdict(set)  # of the runs that begin with these words
     for run in heldout:
         words = run.split()
         lengths[" ".join(words[:anchor])].add(len(words))
     shared = [
-        {run for run in _runs_from(_words(text), anchor, lengths) if run in heldout}
+        {run for run in _runs_from(words_of(text), anchor, lengths) if run in heldout}
         for text in candidate_texts
     ]
     documents: dict[str, set[str]] = defaultdict(set)
@@ -101,10 +101,6 @@ def shared_ngram_rows(
             documents[run].add(document)
     telling = {run for run, names in documents.items() if len(names) <= common}
     return np.array([not runs.isdisjoint(telling) for runs in shared], dtype=np.bool_)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
 
 
 def _sought_runs(words: Sequence[str], n: int) -> Iterator[str]:

@@ -240,7 +240,7 @@ def train_adapter(
         "passes": state.passes,
         "training_seconds": round(state.seconds, 3),
     }
-    (folder / "README.md").write_text(adapter_card(backbone_config, facts))
+    (folder / "README.md").write_text(adapter_card(backbone_config, facts), encoding="utf-8")
     return Built(rows=len(rows.adaptation) + len(rows.backbone), facts=facts)
 
 

@@ -25,6 +25,7 @@ from albat_core.records.selections import read_selection
 from albat_core.records.shards import read_examples
 from albat_core.records.splits import TRAIN, read_role, role_digest
 from albat_core.records.tables import row_group_rows
+from albat_core.report.wording import markdown_cell
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
@@ -100,7 +101,7 @@ def write_mixture(
             "adaptation_rows": len(own),
             "backbone_rows": table.num_rows - len(own),
         }
-        (folder / CARD).write_text(_card(table, facts, files.layouts))
+        (folder / CARD).write_text(_card(table, facts, files.layouts), encoding="utf-8")
         return Built(rows=table.num_rows, facts=facts)
 
     return store.produce(
@@ -257,7 +258,8 @@ def _card(table: pa.Table, facts: dict[str, float], layouts: Sequence[str]) -> s
     sources = table.group_by(["role", "source"]).aggregate([("weight", "sum"), ("weight", "count")])
     rows = sorted(sources.to_pylist(), key=lambda r: (r["role"], -r["weight_sum"]))
     lines = "\n".join(
-        f"| {r['role']} | {r['source']} | {r['weight_count']} | {r['weight_sum']:.4f} |"
+        f"| {r['role']} | {markdown_cell(r['source'])} | {r['weight_count']} | "
+        f"{r['weight_sum']:.4f} |"
         for r in rows
     )
     folders = {name: f"{name}/" for name in layouts} if len(layouts) > 1 else {"default": ""}

@@ -44,10 +44,10 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     _do(asked, folder, notes)
     kinds = notes.kinds.values()
     if asked.out:
-        text = asked.out.read_text()
+        text = asked.out.read_text(encoding="utf-8")
         begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
         done = joined(text[begin:end], kinds)
-        asked.out.write_text(text[:begin] + done + text[end:])
+        asked.out.write_text(text[:begin] + done + text[end:], encoding="utf-8")
     else:
         done = joined("", kinds)
     print(done)

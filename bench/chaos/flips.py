@@ -115,7 +115,7 @@ def _stop_halfway(config: RunConfig, place: Path) -> None:
     for what in [*missing, f"runs/{'0' * 32}"]:
         file = Path(store.root, "claims", f"{what}.json")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(claim | {"renewed": time.time()}))
+        file.write_text(json.dumps(claim | {"renewed": time.time()}), encoding="utf-8")
 
 
 def flip_bits(

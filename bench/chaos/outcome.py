@@ -140,7 +140,7 @@ class Notes:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self.kinds: dict[str, Kind] = {}
-        for line in file.read_text().splitlines() if file and file.exists() else ():
+        for line in file.read_text(encoding="utf-8").splitlines() if file and file.exists() else ():
             noted = json.loads(line)
             self._add(noted["kind"], noted["silent"], Trial(**noted["trial"]))
 

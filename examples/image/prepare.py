@@ -85,8 +85,8 @@ class Typeface:
 
     def __init__(self, package, weight, italic=False):
         self.name = package.name
-        self.about = json.loads((package / "metadata.json").read_text())
-        self.version = json.loads((package / "package.json").read_text())["version"]
+        self.about = json.loads((package / "metadata.json").read_text(encoding="utf-8"))
+        self.version = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
         slant = "italic" if italic else "normal"
         self.style = WEIGHTS[weight] + (" italic" if italic else "")
         with TTFont(package / f"files/{package.name}-latin-{weight}-{slant}.woff2") as font:
@@ -144,7 +144,7 @@ def corpus_typeface(package):
     """One style of a family, chosen by a hash of its name."""
     if package.name.startswith(SCHOOL):
         return Typeface(package, 400)
-    about = json.loads((package / "metadata.json").read_text())
+    about = json.loads((package / "metadata.json").read_text(encoding="utf-8"))
     weights = sorted(about["weights"], key=lambda weight: rank_of(f"{package.name}{weight}"))
     italic = "italic" in about["styles"] and rank_of(f"{package.name}italic")[0] < 64
     return Typeface(package, weights[0], italic)
@@ -194,7 +194,7 @@ def write_credits(faces, path):
         package = f"`@fontsource/{face.name}` {face.version}"
         cells = (face.about["family"], face.style, package, said, licence["type"])
         lines.append(f"| {' | '.join(cells)} |")
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main():
@@ -204,7 +204,7 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "data")
     arguments = parser.parse_args()
 
-    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]
+    wanted = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]
     names = [name.removeprefix("@fontsource/") for name in wanted]
     apart = {package for package, _ in TARGETS.values()}
     faces = [corpus_typeface(arguments.packages / n) for n in names if n not in apart]

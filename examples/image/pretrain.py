@@ -65,9 +65,9 @@ def train_tokenizer(captions, folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     vocabulary = {entry: index for index, entry in enumerate(entries)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     made = CLIPTokenizer.from_pretrained(
         folder, bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS, model_max_length=CONTEXT
     )
@@ -273,9 +273,9 @@ def main():
         pipe.save_pretrained(arguments.out, safe_serialization=True)
         # Diffusers notes where a model was loaded from, a folder of this machine.
         for path in arguments.out.glob("*/config.json"):
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)
-            path.write_text(json.dumps(config, indent=2) + "\n")
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     # On a CPU attention this small is faster without the fused kernel.
     with sdpa_kernel(SDPBackend.MATH):

@@ -110,7 +110,7 @@ def plain(line: str) -> str:
 def read_book(path: Path) -> list[str]:
     """A book's text in parts of about PART characters, each of whole lines."""
     parts, lines, length = [], [], 0
-    for line in path.read_text().splitlines()[1:]:
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
         lines.append(plain(line))
         length += len(line)
         if length >= PART:

@@ -48,6 +48,15 @@ def test_typography_case_and_punctuation_do_not_count() -> None:
     )
     assert word_runs("leaf root stem bark seed") != word_runs("root leaf stem bark seed")
     assert not word_runs(" … ")
+    assert word_runs("bệnh tim mạch") == word_runs("bệnh tim mạch")  # NFD
+
+
+def test_scripts_without_spaces_are_compared_by_characters() -> None:
+    chinese = "树叶生长在树枝上,根吸收土壤里的水和养分。"
+    thai = "ใบไม้เติบโตบนกิ่งและรากดูดน้ำ"
+    for said, other in ((chinese, "船在海上航行,水手升起了帆。"), (thai, "เรือแล่นในทะเลและลูกเรือ")):
+        assert len(word_runs(said)) > 8
+        assert copies_of([f"前 {said} 後", other], [said], 0.8).tolist() == [True, False]
 
 
 def test_a_part_of_an_original_is_a_copy_and_a_new_text_is_none() -> None:

@@ -3,6 +3,7 @@
 Both are checked against comparing every candidate with every held-out row.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,15 @@ def flagged(
     names = documents or [f"d{i}" for i in range(len(texts))]
     found: list[bool] = shared_ngram_rows(texts, names, heldout, n, common).tolist()
     return found
+
+
+def test_copies_are_found_in_any_typography_and_script() -> None:
+    english = "a final effect of the fluid that flows first"
+    chinese = "树叶生长在树枝上根吸收土壤里的水和养分"
+    assert flagged([english.replace("fi", "ﬁ").replace("fl", "ﬂ")], [english]) == [True]
+    vietnamese = "bệnh tim mạch là một bệnh rất nặng nề"
+    assert flagged([unicodedata.normalize("NFD", vietnamese)], [vietnamese]) == [True]
+    assert flagged([f"前{chinese}後", chinese[:10]], [chinese]) == [True, False]
 
 
 def test_thirteen_words_in_a_row_are_a_copy_and_twelve_are_not() -> None:

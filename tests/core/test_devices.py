@@ -35,7 +35,7 @@ def two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def taken(name: str) -> Iterator[None]:
     """Hold a GPU as another process does."""
     place = Path(tempfile.gettempdir(), f"albat-{os.getuid()}-{GPUS[name]}.lock")
-    with place.open("w") as file:
+    with place.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 

@@ -23,6 +23,8 @@ from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Encoded, FixedNoise
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.diffusion.families.base import Condition
+from albat_core.backbones.diffusion.families.flux import Flux
+from albat_core.backbones.diffusion.families.stable_diffusion_3 import StableDiffusion3
 from albat_core.backbones.diffusion.model import DiffusionBackbone
 from albat_core.backbones.diffusion.noise import Noised
 from albat_core.errors import AlbatError, BackboneError, InputError
@@ -110,6 +112,19 @@ def test_a_caption_that_is_too_long_is_cut_between_words_and_says_so(
     tokenizer = backbone._family.pipeline
     longest = getattr(tokenizer, backbone._family.tokenizers[-1])
     assert LONGEST_CAPTION - 3 <= len(longest(piece.text)["input_ids"]) <= longest.model_max_length
+
+
+@pytest.mark.parametrize("said", ["红色的圆形在白色的背景上", "https://example.org/a/red/circle/"])
+def test_a_long_caption_without_spaces_is_cut_as_well(
+    backbone: DiffusionBackbone, said: str
+) -> None:
+    long = said * 40
+    [piece] = backbone.pieces(Example("r", "r", "toy", long, image=picture("red", "circle", 0)))
+    if not said.isascii() and isinstance(backbone._family, Flux | StableDiffusion3):
+        pytest.skip("to the toy of T5 it is one unknown token")
+    assert piece.example_id == "r#0"
+    assert len(said) // 3 < len(piece.text or "") < len(long)
+    assert long.startswith(piece.text or "x")
 
 
 def test_losses_have_one_column_a_level_and_do_not_depend_on_the_batch(

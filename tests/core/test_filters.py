@@ -334,7 +334,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
 def test_every_reason_of_the_library_is_said_in_words() -> None:
     found: set[str] = set()
     for name in FILTERS.values():
-        source = Path(inspect.getfile(getattr(library, name))).read_text()
+        source = Path(inspect.getfile(getattr(library, name))).read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
             if not isinstance(node, ast.ClassDef) or node.name != name:
                 continue

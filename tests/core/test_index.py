@@ -478,7 +478,7 @@ def test_a_run_grows_its_index_where_it_is_told_to(tmp_path: Path) -> None:
 def allocated() -> float:
     """MB of this process, pages of mapped files and what was freed left out."""
     ctypes.CDLL(None).malloc_trim(0)
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 

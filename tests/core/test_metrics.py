@@ -137,7 +137,7 @@ def test_scores_depend_on_the_source_of_the_function(
 ) -> None:
     before = metric_identity("own_metrics:letters")
     assert metric_identity("own_metrics:letters") == before != {}
-    own.write_text(OWN.replace("/ 8", "/ 4"))
+    own.write_text(OWN.replace("/ 8", "/ 4"), encoding="utf-8")
     assert metric_identity("own_metrics:letters") != before
     assert set(metric_identity("rouge_l")) == {"rouge-score"}
     assert metric_identity("exact_match") == {}

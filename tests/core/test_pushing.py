@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from albat_core.errors import ConfigError, InputError
 from albat_core.records.runs import ALBAT, LABELS
-from albat_core.report.wording import between
+from albat_core.report.wording import between, markdown_cell
 from albat_core.runs.chain import Chain
 from albat_core.runs.pushing import push, write_folder
 from albat_core.runs.registry import Entry
@@ -26,6 +26,10 @@ from albat_core.store.artifacts import ArtifactStore
 @pytest.fixture
 def entry(chain: Chain) -> Entry:
     return chain.register(evaluated=True)
+
+
+def test_names_of_sources_keep_to_their_cells() -> None:
+    assert markdown_cell("Müller | Söhne\n2") == r"Müller \| Söhne 2"
 
 
 def test_what_would_be_uploaded_is_the_adapter_with_its_card(

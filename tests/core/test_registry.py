@@ -89,7 +89,18 @@ def test_what_becomes_known_is_added_and_nothing_is_lost(store: ArtifactStore) -
     assert (known.created, known.parent) == (before.created, before.parent)
     assert known.gain == GAIN
     again = registry.register(entry(store, 2, created="2026-03-01"))
-    assert again == known
+    assert (again.created, again.gain) == (known.created, known.gain)
+
+
+def test_the_newest_is_what_a_run_came_to_last(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    first = registry.register(entry(store, 1, created="2026-01-01"))
+    registry.register(entry(store, 2, created="2026-01-02"))
+    registry.register(entry(store, 1, created="2026-01-03"))
+    newest = registry.find("cancer")
+    assert (newest.adapter, newest.created) == (first.adapter, "2026-01-01")
+    following = registry.register(entry(store, 3, created="2026-01-04"))
+    assert following.parent == first.adapter.key
 
 
 def test_names_mean_one_adapter(store: ArtifactStore) -> None:
@@ -152,7 +163,7 @@ def test_an_alias_that_cannot_be_read_means_nothing_and_is_named(
     registry = Registry(store)
     sound = registry.register(entry(store, 1))
     registry.promote(sound.name, "staging")
-    Path(store.root, "registry", "cancer@production.json").write_text(content)
+    Path(store.root, "registry", "cancer@production.json").write_text(content, encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"cancer@production\.json"):
         registry.find("cancer@production")
     assert registry.aliases() == {"cancer@staging": sound.adapter.key}

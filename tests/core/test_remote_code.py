@@ -60,7 +60,9 @@ def ran(tmp_path: Path) -> Path:
 
 def say(file: Path, **more: object) -> None:
     """Add to a description."""
-    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    file.write_text(
+        json.dumps(json.loads(file.read_text(encoding="utf-8")) | more), encoding="utf-8"
+    )
 
 
 def bring_model(folder: Path, ran: Path, kind: str, model: str, auto: str) -> None:

@@ -307,7 +307,7 @@ def test_rows_rewritten_under_their_ids_are_worth_a_training(run: RunConfig) -> 
     first = Chain(run).selected
     before = weighted_rows(store, first.mixture)
     path = Path(run.adaptation[0].paths[0])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = [row["text"] for row in topic_rows("ships", 20, seed=7)]
     write_jsonl(path, [row | {"text": text} for row, text in zip(rows, texts)] + rows[20:])  # noqa: B905
     assert sum(row.weight for row in before) == pytest.approx(1)

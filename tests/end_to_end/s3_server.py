@@ -69,8 +69,10 @@ def _address(log: Path, server: subprocess.Popen[bytes]) -> str:
     """Wait until the server says where it listens."""
 
     def address() -> re.Match[str] | None:
-        assert server.poll() is None, log.read_text()
-        return re.search(r"Starting s3 server on \[(http://[\d.:]+)", log.read_text())
+        assert server.poll() is None, log.read_text(encoding="utf-8")
+        return re.search(
+            r"Starting s3 server on \[(http://[\d.:]+)", log.read_text(encoding="utf-8")
+        )
 
     wait_until(address)
     found = address()

@@ -227,6 +227,6 @@ def test_a_subject_is_learned_from_photographs(start: Start, tmp_path: Path) -> 
     assert all(text.startswith("a photo of a ") for text in others)
     samples = run.manifest("sample: ALBAT")
     assert samples.rows == 25  # DreamBooth's prompts of a live subject
-    page = Path(run.result.places["report"]).read_text()
+    page = Path(run.result.places["report"]).read_text(encoding="utf-8")
     assert "a sks dog wearing a red hat" in page
     assert page.count("data:image/png;base64,") >= 25 * 5

@@ -20,7 +20,7 @@ SHORTER = [(r"steps: \d+", "steps: 4"), (r"share: [\d.]+", "share: 0.05"), ("row
 
 
 def to_run(page: Path) -> list[re.Match[str]]:
-    blocks = BLOCK.finditer(page.read_text())
+    blocks = BLOCK.finditer(page.read_text(encoding="utf-8"))
     return [block for block in blocks if block["language"] == "sh" and not block["skip"]]
 
 
@@ -44,7 +44,7 @@ def test_every_command_of_a_how_to_runs(page: Path, tmp_path: Path, s3: Served) 
 def follow(page: Path, tmp_path: Path) -> None:
     """Write the files that a page shows and run its commands, in the order in which they stand."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    blocks = list(BLOCK.finditer(page.read_text()))
+    blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
     assert to_run(page)
     try:
         for block in blocks:

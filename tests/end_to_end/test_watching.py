@@ -318,7 +318,7 @@ def test_what_cannot_be_read_is_told_and_passed_over(
     monkeypatch.setattr(watching, "changed_state", looked)
     monkeypatch.setattr(watching, "start_reselection", lambda run, *_: started.append(run.name))
     started: list[str] = []
-    Path(other).write_text("no folder")
+    Path(other).write_text("no folder", encoding="utf-8")
     with pytest.raises(AlbatError) as raised:
         watch_adaptation.fn()
     assert started == ["broken", "toy"]

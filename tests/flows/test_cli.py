@@ -133,7 +133,7 @@ def test_check_of_what_is_right(albat: Albat, toy: Path) -> None:
 
 def changed(toy: Path, folder: Path, **changes: Any) -> Path:
     """Write the toy's configuration with changes, its inputs named from wherever it lies."""
-    config = yaml.safe_load(toy.read_text())
+    config = yaml.safe_load(toy.read_text(encoding="utf-8"))
     config["backbone"]["path"] = str(toy.parent / "backbone")
     config["runtime"]["root"] = str(folder / "artifacts")
     for source in (*config["corpus"], config["adaptation"]):

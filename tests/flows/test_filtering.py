@@ -104,7 +104,7 @@ def test_your_own_rows_are_not_filtered(run: Path, section: str) -> None:
 def test_mistakes_in_filters_have_their_line(run: Path, wrong: Any, said: str) -> None:
     corpus = {"path": "corpus/*.jsonl", "filters": ["c4", wrong]}
     rewrite(run, {"corpus": corpus})
-    lines = run.read_text().splitlines()
+    lines = run.read_text(encoding="utf-8").splitlines()
     line = 1 + next(n for n, text in enumerate(lines) if "gofer" in text or "name: c4" in text)
     with pytest.raises(ConfigError) as caught:
         load_config(str(run))

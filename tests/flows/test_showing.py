@@ -43,7 +43,7 @@ def test_a_page_of_a_run_opens_at_its_address(browser: TestClient, report: Path)
     address = link(str(report))
     assert address.startswith("http://127.0.0.1:4200/albat/toy-")
     assert browser.get(address).text == "<h1>toy</h1>"
-    report.write_text("<h1>again</h1>")
+    report.write_text("<h1>again</h1>", encoding="utf-8")
     assert link(str(report)) == address
     assert browser.get(address).text == "<h1>again</h1>"
 

@@ -62,7 +62,7 @@ ELSEWHERE = {
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 COMPOSE = read_yaml(DOCKER / "compose.yaml")

@@ -13,6 +13,7 @@ from albat_core.backbones.folder import unreadable
 from albat_core.errors import InputError
 from albat_core.pictures import prepare_picture
 from albat_core.records.examples import Example
+from albat_core.records.words import pieces_of
 
 
 class CaptionFitter:
@@ -64,18 +65,20 @@ class CaptionFitter:
         caption = example.text or ""
         if self.fits(caption):
             return replace(example, image=image, frame=frame)
-        words = caption.split()
-        fitting, over = 0, len(words)
+        pieces = pieces_of(caption)
+        if not self.fits(pieces[0]):  # no word fits: it is cut within
+            pieces = list(caption)
+        fitting, over = 0, len(pieces)
         while over - fitting > 1:
             middle = (fitting + over) // 2
-            if self.fits(" ".join(words[:middle])):
+            if self.fits("".join(pieces[:middle])):
                 fitting = middle
             else:
                 over = middle
         return replace(
             example,
             example_id=f"{example.example_id}#0",
-            text=" ".join(words[:fitting]),
+            text="".join(pieces[:fitting]).strip(),
             image=image,
             frame=frame,
         )

@@ -78,6 +78,6 @@ def _read(file: Path, dtype: str) -> tuple[Any, Any]:
 
 def _leave_out_added(file: Path, vocabulary: int) -> None:
     """Leave tokens out that the model does not embed: transformers adds its own to those given."""
-    written = json.loads(file.read_text())
+    written = json.loads(file.read_text(encoding="utf-8"))
     written["added_tokens"] = [t for t in written["added_tokens"] if t["id"] < vocabulary]
-    file.write_text(json.dumps(written, ensure_ascii=False))
+    file.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")

@@ -108,7 +108,10 @@ def check_sentence_encoder(path: str) -> None:
         )
     folder = model_folder(path)
     try:
-        types = [str(module["type"]) for module in json.loads(_modules(folder).read_text())]
+        types = [
+            str(module["type"])
+            for module in json.loads(_modules(folder).read_text(encoding="utf-8"))
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise unreadable("text encoder", folder, error, library=_LIBRARY) from error
     if foreign := [name for name in types if not name.startswith(_OWN_MODULES)]:

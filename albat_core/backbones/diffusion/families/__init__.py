@@ -25,7 +25,7 @@ def find_family(folder: Path) -> type[Family]:
     """
     refuse_other_kind(folder, PIPELINE_INDEX, "diffusion")
     try:
-        named = json.loads((folder / PIPELINE_INDEX).read_text())["_class_name"]
+        named = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackboneError(
             f"expected a {PIPELINE_INDEX} that names a pipeline ({type(error).__name__})",

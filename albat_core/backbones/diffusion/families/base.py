@@ -117,7 +117,7 @@ def left_out(folder: Path, family: type[Family]) -> tuple[str, ...]:
     """Return the components, each of them optional, that a pipeline was saved without."""
     if not family.optional:
         return ()
-    index = json.loads((folder / PIPELINE_INDEX).read_text())
+    index = json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8"))
     absent = any(index.get(name) in (None, [None, None]) for name in family.optional)
     return family.optional if absent else ()
 
@@ -146,7 +146,7 @@ def read_config(folder: Path, component: str) -> dict[str, Any]:
     """
     path = folder / component / "config.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"expected the pipeline's {component}, found none that can be read "
