@@ -94,7 +94,7 @@ class Chain:
 
     @cached_property
     def candidates(self) -> ArtifactRef:
-        """Those of them that are no copies of held-out examples."""
+        """Those of them that are no copies of adaptation rows, or of one another."""
         return self._decontaminated("leave out held-out rows", self.retrieved, self.index)
 
     @property

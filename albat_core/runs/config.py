@@ -105,7 +105,7 @@ class RunConfig(StageConfig):
     retrieval: RetrievalConfig = RetrievalConfig()
     """How many corpus examples are looked at."""
     decontamination: DecontaminationConfig = DecontaminationConfig()
-    """Which candidates count as copies of rows that validate or test, and are left out."""
+    """Which candidates count as copies of adaptation rows, or of one another, and are left out."""
     surrogate: FinetuneConfig = FinetuneConfig()
     """How the surrogate is trained, on the adaptation set alone."""
     scoring: ScoringConfig = ScoringConfig()
@@ -238,7 +238,7 @@ class RunConfig(StageConfig):
         cls, value: SelectionConfig, others: ValidationInfo
     ) -> SelectionConfig:
         if value.select == "turns" and _whole_corpus(others):
-            raise ValueError("with retrieval.pool corpus there are no turns: select top or gumbel")
+            raise ValueError("with retrieval.pool corpus there are no turns: select top, sources or gumbel")
         scoring = others.data.get("scoring")
         if value.weigh == "proportional" and scoring and not scoring.scorer.gives_weights:
             raise ValueError(

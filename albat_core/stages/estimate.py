@@ -63,7 +63,8 @@ class EstimateConfig(StageConfig):
     """Damping of the Hessian, in units of its mean eigenvalue: directions of less curvature do not
     count for more, as a training of few steps does not go far along them."""
     stands_for: float = Field(1.0, ge=1)
-    """How many times as large the selection is that the selected rows stand for."""
+    """How many times as large the selection is that the selected rows stand for: the look before a
+    run (`albat check --verdict`) selects from a tenth. Otherwise 1."""
     batch_tokens: int = Field(2048, ge=1)
     """Tokens in a batch, padding included; of pictures, positions of their latents. A gradient
     keeps what a loss lets go of, so these are fewer than elsewhere."""

@@ -37,8 +37,8 @@ class RetrievalConfig(StageConfig):
 
     pool: Literal["neighbours", "corpus"] = "neighbours"
     """`neighbours`: what is near the adaptation examples; `corpus`: every row, which costs more to
-    score and has no turns (`selection.select: top` or `gumbel`), but texts are then not embedded:
-    by words alone it is told what copies held-out rows."""
+    score and has no turns (`selection.select: top`, `sources` or `gumbel`), but texts are then not
+    embedded: by words alone it is told what copies held-out rows."""
     neighbours: int = Field(64, ge=1, le=2048)
     """Neighbours retrieved per adaptation example."""
     candidates: int = Field(20_000, ge=1)

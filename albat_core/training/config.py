@@ -25,12 +25,14 @@ class FinetuneConfig(StageConfig):
     adapter: AdapterConfig = AdapterConfig()
     """The adapter's shape."""
     steps: int = Field(600, ge=1)
-    """Optimizer steps at most."""
+    """Optimizer steps at most; of a training on a mixture, up to `stretch` times as many."""
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Times that the adaptation rows are read at most, in place of `steps`."""
+    """Times that the adaptation rows are read at most, in place of `steps`; a mixture takes longer
+    likewise."""
     stretch: float = Field(2.0, ge=1)
-    """How many times as long a training on a mixture may be, so that adaptation rows are read as
-    often as adaptation data alone was best after. 1: never longer."""
+    """How many times as long a training on a mixture may be at most. It is made longer so that
+    adaptation rows are read as often as they had been when adaptation data alone was best.
+    1: never longer."""
     batch_size: int = Field(16, ge=1)
     """Examples in an optimizer step."""
     batch_tokens: int = Field(8192, ge=1)
