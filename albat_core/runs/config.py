@@ -238,7 +238,9 @@ class RunConfig(StageConfig):
         cls, value: SelectionConfig, others: ValidationInfo
     ) -> SelectionConfig:
         if value.select == "turns" and _whole_corpus(others):
-            raise ValueError("with retrieval.pool corpus there are no turns: select top, sources or gumbel")
+            raise ValueError(
+                "with retrieval.pool corpus there are no turns: select top, sources or gumbel"
+            )
         scoring = others.data.get("scoring")
         if value.weigh == "proportional" and scoring and not scoring.scorer.gives_weights:
             raise ValueError(

@@ -164,7 +164,7 @@ def select(
                 raise ConfigError(
                     "expected neighbours of adaptation examples, which take turns, got none",
                     where="selection.select",
-                    remedy="set it to top or gumbel, or retrieval.pool to neighbours",
+                    remedy="set it to top, sources or gumbel, or retrieval.pool to neighbours",
                 )
             queries = pairs["query"].combine_chunks().dictionary_encode().indices.to_numpy()
             chosen = best_by_turns(

@@ -63,7 +63,8 @@ class Head:
         """Whether it is an affine map without an adapter, and logits are what it makes alone."""
         if self.layer is not self._own or not isinstance(self.layer, torch.nn.Linear):
             return False
-        if not self.layer.weight.is_floating_point():  # quantized
+        dtype = self.layer.weight.dtype
+        if not dtype.is_floating_point or dtype.itemsize < 2:  # quantized, maybe with a scale apart
             return False
         if self._is_plain is None:
             self._is_plain = self._tried()

@@ -73,7 +73,7 @@ def divergence(
     It keeps what a model said before it was trained on (arXiv 1606.09282). Of logits that are
     affine in hidden states it is the Bregman divergence of the log-partition function, its height
     above the tangent plane (Banerjee et al. 2005, JMLR 6, 1705-1749): so it needs no logits. It is
-    >= 0 up to rounding.
+    >= 0 up to rounding, of bfloat16 some tenths of a nat; its gradient is as exact as by logits.
 
     Args:
         before: tangent planes where hidden states were, (m, d + 1), see ``tangents``.
