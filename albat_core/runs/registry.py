@@ -106,9 +106,10 @@ class Registry:
             parent = entry.parent or (known[-1].adapter.key if known else None)
             entry = entry.model_copy(update={"parent": parent})
         else:
+            newest = known[-1] == before  # a run that computes nothing changes no file
             kept: dict[str, Any] = {
                 "created": before.created,
-                "reached": entry.created,
+                "reached": before.reached if newest else entry.created,
                 "parent": before.parent,
             }
             if entry.report is None:  # evaluated before: that still holds
