@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from albat_core.errors import ArtifactError, ConfigError, TransientError
@@ -11,7 +12,9 @@ from albat_core.records.mixtures import (
     RowChanges,
     WeightedRow,
     changed_rows,
+    weighted_rows,
 )
+from albat_core.records.tables import write_table
 from albat_core.report.content import Interval
 from albat_core.runs.config import RunConfig
 from albat_core.runs.registry import Entry, Registry, changed_settings, register_adapter
@@ -185,6 +188,31 @@ def test_the_registry_holds_no_secret(store: ArtifactStore, run_config: RunConfi
     )
     register_adapter("run", ref, ref, None, config, Runtime(root=store.root))
     assert "5eCr3t" not in next(Path(store.root, "registry", "run").glob("*.json")).read_text()
+
+
+def mixture(store: ArtifactStore, own: list[str], others: list[str]) -> ArtifactRef:
+    """A mixture of rows that say what they are called, of equal weights."""
+
+    def build(folder: Path) -> Built:
+        ids = own + others
+        roles = [ADAPTATION] * len(own) + [BACKBONE] * len(others)
+        said = dict.fromkeys(("example_id", "document", "source", "text"), ids)
+        table = pa.table(said | {"role": roles, "weight": [1 / len(ids)] * len(ids)})
+        (folder / "data").mkdir()
+        write_table(table, folder / "data" / "train-00000-of-00001.parquet")
+        return Built(rows=len(ids), facts={"alpha": len(others) / len(ids)})
+
+    return store.produce("mixture", 1, {"own": own, "others": others}, {}, build)
+
+
+def test_rows_of_a_mixture_have_the_objective_s_weights(store: ArtifactStore) -> None:
+    rows = weighted_rows(store, mixture(store, ["t1"], ["c1", "c2", "c3"]))
+    assert [(row.role, row.example_id) for row in rows] == [
+        (ADAPTATION, "t1"),
+        *((BACKBONE, f"c{n}") for n in (1, 2, 3)),
+    ]
+    assert [row.weight for row in rows] == pytest.approx([0.25] * 4)
+    assert len({row.digest for row in rows}) == 4
 
 
 def weighted(own: str, others: str) -> list[WeightedRow]:
