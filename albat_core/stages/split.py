@@ -157,7 +157,7 @@ def split_adaptation(
         examples = table_to_examples(both)
         own_examples = examples[test_only.num_rows :]
         earlier = _earlier_rows(store, previous) if previous else []
-        known = carried_roles(earlier, own_examples)
+        known = carried_roles(earlier, own_examples) if earlier else {}
         # who joins another document takes its name: what has a role keeps it
         ranks = [-1] * test_only.num_rows + [_rank(known.get(e.document)) for e in own_examples]
         order = sorted(range(len(examples)), key=ranks.__getitem__)

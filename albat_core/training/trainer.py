@@ -322,9 +322,9 @@ class Trainer:
             state.recent = []
         state.history.append(measured)
         if self._config.checkpoints and state.step:
-            there = {f"parameters/{name}": value for name, value in self._copy().items()}
-            there |= adam_moments(self._optimizer, self._parameters)
             if self._group.is_main:
+                there = {f"parameters/{name}": value for name, value in self._copy().items()}
+                there |= adam_moments(self._optimizer, self._parameters)
                 self._checkpoint.keep(state.step, there)
             state.waypoints.append(state.step)
         state.worse = bool(state.history[1:]) and is_worse(totals, state.best_totals, units)
