@@ -58,6 +58,16 @@ def device_name(runtime: Runtime) -> str:
     return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies in bfloat16 itself: one that does not takes far longer."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public question for this yet
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def gpu_count() -> int:
     """Return how many GPUs this machine has."""
     import torch

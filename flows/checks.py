@@ -16,7 +16,7 @@ from albat_core.backbones import (
     open_splitter,
     weights_of,
 )
-from albat_core.devices import check_device_count, resolve_device
+from albat_core.devices import check_device_count, computes_bfloat16, resolve_device
 from albat_core.errors import AlbatError, ConfigError
 from albat_core.measures.lm_eval import check_library, check_task
 from albat_core.runs.config import RunConfig
@@ -196,6 +196,12 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
             "retrieval.pool corpus: no row is embedded, so by its words alone it is told what "
             "copies held-out rows, and decontamination.similarity is not looked at"
         )
+    local = "runtime" not in unsound and not config.runtime.cluster
+    if local and config.backbone.dtype == "bfloat16" and _emulates_bfloat16(config.runtime):
+        yield (
+            "backbone.dtype: bfloat16, which this device has no instructions for: float32 is many "
+            "times as fast on it, and `auto` takes bfloat16 where there are some"
+        )
     usual = FinetuneConfig().learning_rate
     sections = [name for name in ("surrogate", "finetune") if name not in unsound]
     default = [name for name in sections if getattr(config, name).learning_rate == usual]
@@ -216,6 +222,10 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
             f"which suits small models; the backbone has {weights:,.0f} million weights, and for "
             "LoRA on models of billions 1e-4 to 2e-4 is usual"
         )
+
+
+def _emulates_bfloat16(runtime: Runtime) -> bool:
+    return not _caught(resolve_device, runtime) and not computes_bfloat16(resolve_device(runtime))
 
 
 def _embedder_problems(

@@ -24,7 +24,7 @@ from albat_core.backbones.folder import (
 )
 from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.backbones.language.kind import LanguageKind
-from albat_core.devices import lent_device, resolve_device
+from albat_core.devices import computes_bfloat16, lent_device, resolve_device
 from albat_core.errors import BackboneError, ConfigError
 from albat_core.records.examples import Example
 from albat_core.store.stage import Runtime, canonical_json
@@ -55,12 +55,7 @@ def resolve_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
 
     if config.dtype != "auto":
         return torch.float32 if config.dtype == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # torch has no public question for this yet
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if computes_bfloat16(device) else torch.float32
 
 
 def _dtype_name(config: BackboneConfig, runtime: Runtime) -> str:

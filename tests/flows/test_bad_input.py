@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
@@ -745,6 +746,29 @@ def test_the_default_learning_rate_is_told_of_where_prodigy_finds_its_own(tmp_pa
     rewrite(path, {"finetune": {"optimizer": "prodigy", "learning_rate": 1.0}})
     assert find_mistakes(load_config(str(path)), warn=told.append) == []
     assert told == [note]
+
+
+def test_bfloat16_is_told_of_where_the_device_has_no_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path)
+    backbone = yaml.safe_load(path.read_text(encoding="utf-8"))["backbone"]
+
+    def notes(dtype: str, *, native: bool, **runtime: object) -> list[str]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        told: list[str] = []
+        changes = {"backbone": backbone | {"dtype": dtype}, "runtime": {"device": "cpu"} | runtime}
+        rewrite(path, changes)
+        find_mistakes(load_config(str(path)), warn=told.append)
+        return told
+
+    [note] = notes("bfloat16", native=False)
+    assert note.startswith("backbone.dtype: bfloat16, which this device has no instructions for")
+    assert notes("bfloat16", native=True) == []
+    assert notes("auto", native=False) == notes("float32", native=False) == []
+    cluster = {"runner": "dask", "cluster": "tcp://elsewhere:8786"}  # of which nothing is known
+    assert notes("bfloat16", native=False, **cluster) == []
 
 
 def test_a_missing_optimizer_is_found_early(
