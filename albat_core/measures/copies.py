@@ -67,6 +67,30 @@ def copies_of(texts: Sequence[str], originals: Sequence[str], share: float) -> M
     return np.array([repeats(word_runs(text)) for text in texts], dtype=np.bool_)
 
 
+def said_in(texts: Sequence[str], originals: Sequence[str], share: float) -> Mask:
+    """Tell which texts say for the most part what originals say, one or several together.
+
+    What only has an original as a part is none: it may be boilerplate, and the rest is new.
+
+    Args:
+        texts: (n,); one without words is none.
+        originals: what is sought; some thousands.
+        share: least share of a text's runs of words, in (0, 1].
+
+    Returns:
+        (n,) bool.
+    """
+    sought = [word_runs(text) for text in originals]
+    known, short = frozenset[int]().union(*sought), {runs for runs in sought if len(runs) < _SHORT}
+
+    def is_said(runs: Runs) -> bool:
+        if len(runs) < _SHORT:
+            return bool(runs) and runs in short
+        return len(runs & known) >= share * len(runs)
+
+    return np.array([is_said(word_runs(text)) for text in texts], dtype=np.bool_)
+
+
 def repeats_before(texts: Sequence[str], share: float) -> Mask:
     """Tell which texts say for the most part what texts before them say, one or several together.
 
@@ -162,6 +186,25 @@ def first_pictures(colours: NDArray[np.uint8], difference: float) -> NDArray[np.
             later = near[near > place]
             found[later[found[later] == later]] = place
     return found
+
+
+def pictures_of(
+    colours: NDArray[np.uint8], originals: NDArray[np.uint8], difference: float
+) -> Mask:
+    """Tell which pictures nearly repeat one of the originals, see ``first_pictures``.
+
+    Args:
+        colours: (n, d) as ``pictures.picture_colours`` gives them.
+        originals: (m, d) of what is sought, m >= 1.
+        difference: most of a colour's range, in [0, 1].
+
+    Returns:
+        (n,) bool.
+    """
+    from scipy.spatial import KDTree
+
+    nearest, _ = KDTree(originals).query(colours, p=np.inf)
+    return np.asarray(nearest <= 255 * difference)
 
 
 def same_documents(documents: Sequence[str], texts: Sequence[str], share: float) -> dict[str, str]:

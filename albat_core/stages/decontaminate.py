@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.measures.copies import Mask, copies_of, first_pictures, repeats_before
+from albat_core.measures.copies import (
+    Mask,
+    copies_of,
+    first_pictures,
+    pictures_of,
+    repeats_before,
+    said_in,
+)
 from albat_core.pictures import picture_colours
 from albat_core.progress import track
 from albat_core.records.candidates import (
@@ -30,7 +37,7 @@ from albat_core.search.index import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 _HELD_OUT = (TEST, VALIDATION)
 _SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
 _FIRST_SEARCH = 32  # neighbours of a held-out row
@@ -46,7 +53,8 @@ class DecontaminationConfig(StageConfig):
     ngram: int = Field(13, ge=5)
     """Consecutive words that a candidate and a held-out row must have in common for it to be a
     copy, whatever their case and punctuation; of a shorter held-out text (8 words at least) all.
-    Captions of pictures are not compared."""
+    Captions of pictures are not compared. A candidate that says nothing but what held-out rows say
+    is a copy anyway: see `copies` and `pictures`."""
     common: int = Field(10, ge=1)
     """Consecutive words that more documents of the candidates contain are boilerplate, no copy."""
     similarity: float | None = Field(0.95, gt=0, le=1)
@@ -54,13 +62,14 @@ class DecontaminationConfig(StageConfig):
     picture of one that is trained on, in (0, 1]; none: embeddings are not compared."""
     copies: float | None = Field(0.8, gt=0, le=1)
     """Share of its runs of five words from which on a candidate repeats a row that is trained on,
-    as a whole or as a part, or nearly another candidate, in (0, 1]; pictures have to be the same
-    file, or see `pictures`. None: such copies stay, whatever `pictures` says."""
+    as a whole or as a part, nearly another candidate, or nothing but held-out rows, in (0, 1];
+    pictures have to be the same file, or see `pictures`. None: such copies stay, whatever
+    `pictures` says."""
     pictures: float | None = Field(0.04, ge=0, le=1)
     """Largest difference of a colour, in any of 8 x 8 fields, up to which a picture nearly repeats
-    another candidate, as a share of its range, in [0, 1]: a picture saved again, smaller or a
-    little brighter is a copy, one with another skin tone or shape is none. None: pictures have to
-    be the same file."""
+    a held-out one or another candidate, as a share of its range, in [0, 1]: a picture saved again,
+    smaller or a little brighter is a copy, one with another skin tone or shape is none. None:
+    pictures have to be the same file."""
 
 
 def shared_ngram_rows(
@@ -159,7 +168,8 @@ def decontaminate(
     """Leave out the candidates that repeat an adaptation row, or a candidate before them.
 
     The result is read as candidates are. The manifest's facts: ``examined`` candidates, of which
-    ``excluded_ngram`` share words with a held-out row, ``excluded_similar`` have its embedding,
+    ``excluded_ngram`` share words with a held-out row or repeat it, a picture by its file or its
+    colours, ``excluded_similar`` have its embedding,
     ``excluded_trained`` repeat a row that is trained on, ``excluded_repeated`` nearly repeat
     another candidate, and ``excluded`` any of these.
 
@@ -192,9 +202,7 @@ def decontaminate(
         if any(sought) or config.copies is not None:  # else the files of pictures are not read
             with track("read candidates", table.num_rows, "rows") as advance:
                 for block in pool.blocks():
-                    if config.copies is not None and config.pictures is not None:
-                        shown = ((n, row.image) for n, row in enumerate(block, start=len(texts)))
-                        colours |= {n: picture_colours(png) for n, png in shown if png is not None}
+                    colours |= _colours(block, config, start=len(texts))
                     texts += [_compared_text(row) for row in block]
                     contents += [example_content(row) for row in block]
                     documents += [row.document for row in block]
@@ -202,6 +210,10 @@ def decontaminate(
         repeated, similar, own, again = np.zeros((4, table.num_rows), dtype=np.bool_)
         if any(sought):
             repeated = shared_ngram_rows(texts, documents, sought, config.ngram, config.common)
+        if config.copies is not None:
+            # what counts as boilerplate is a copy still where a row says nothing else
+            repeated |= said_in(contents, [example_content(row) for row in heldout], config.copies)
+            repeated[[*colours]] |= _seen_in(colours, _colours(heldout, config), config)
         if config.similarity is not None and index is not None:
             # on the CPU: on a GPU, FAISS finds no more than 2048 neighbours
             corpus = load_index(store, index, runtime.model_copy(update={"device": "cpu"}))
@@ -267,6 +279,28 @@ def decontaminate(
 def _compared_text(example: Example) -> str:
     """Return an example's text; none of a picture, since captions are often the same."""
     return example_text(example) if example.image is None else ""
+
+
+def _colours(
+    examples: Sequence[Example], config: DecontaminationConfig, start: int = 0
+) -> dict[int, NDArray[np.uint8]]:
+    """Return the colours of the pictures among examples, by place, where they are compared."""
+    if config.copies is None or config.pictures is None:
+        return {}
+    shown = ((place, example.image) for place, example in enumerate(examples, start))
+    return {place: picture_colours(png) for place, png in shown if png is not None}
+
+
+def _seen_in(
+    colours: Mapping[int, NDArray[np.uint8]],
+    heldout: Mapping[int, NDArray[np.uint8]],
+    config: DecontaminationConfig,
+) -> Mask:
+    """Tell which candidates' pictures nearly repeat one that is held out, in their order."""
+    if config.pictures is None or not colours or not heldout:
+        return np.zeros(len(colours), np.bool_)
+    shown = np.stack([*colours.values()]), np.stack([*heldout.values()])
+    return pictures_of(*shown, config.pictures)
 
 
 def _among(candidates: pa.Table, corpus: CorpusIndex, positions: NDArray[np.int64]) -> Mask:

@@ -438,6 +438,47 @@ def test_a_near_copy_of_a_candidate_that_is_left_out_stays(
     assert (facts["excluded_trained"], facts["excluded_repeated"]) == (1, 0)
 
 
+def test_a_held_out_text_that_is_there_too_often_to_be_told_by_its_runs_is_left_out(
+    planted: Planted,
+) -> None:
+    """Whole, or cut at another place; what has it as a part and says more may be boilerplate."""
+    first = next(e.text or "" for e in planted.heldout if len((e.text or "").split()) > 12)
+    cut, new = " ".join(first.split()[2:]), drawn(WORDS, 40, 5)
+    often = [Example(f"often-{n}", f"d{n}", "s", text=first) for n in range(11)]
+    said = {n: f"{first} {drawn(WORDS, 60, n)}" for n in (7, 8)}
+    more = [Example(f"more-{n}", f"m{n}", "s", text=text) for n, text in said.items()]
+    rest = [Example("cut", "c", "s", text=cut), *more, Example("new", "n", "s", text=new)]
+    some = candidates(planted, [*often, *rest])
+    ref = planted.decontaminate(some, ngram=10, similarity=None, copies=0.8)
+    assert planted.table(ref)["example_id"] == ["more-7", "more-8", "new"]
+    facts = planted.store.manifest(ref).facts
+    assert (facts["excluded_ngram"], facts["excluded_repeated"]) == (12, 0)
+
+
+def test_held_out_pictures_are_left_out_without_embeddings(
+    planted: Planted, runtime: Runtime
+) -> None:
+    faces = ("gold", "peru", "white", "black", "pink")
+    rows = [Example(f, f, "s", text="a figure", image=png(drawing(f))) for f in faces]
+    adaptation = split_adaptation([shards_of(rows, runtime)], [], SplitConfig(folds=2), 0, runtime)
+    store = ArtifactStore(runtime.root)
+    held = [e for role in (TEST, VALIDATION) for e in read_role(store, adaptation, role)]
+    jpeg = png(encoded(drawing(held[-1].document), "JPEG", quality=85))
+    new = replace(held[0], example_id="new", image=png(drawing("green")))
+    again = replace(held[-1], example_id="jpeg", image=jpeg)
+    some = take_candidates([shards_of([*held, again, new], runtime)], runtime)
+
+    def kept(**knobs: object) -> list[str]:
+        config = DecontaminationConfig.model_validate(knobs)
+        ref = decontaminate(some, None, None, adaptation, config, runtime)
+        names: list[str] = read_candidates(store, ref)["example_id"].to_pylist()
+        assert store.manifest(ref).facts["excluded_ngram"] == len(held) + 2 - len(names)
+        return names
+
+    assert kept() == kept(similarity=None) == ["new"]
+    assert kept(pictures=None) == ["jpeg", "new"]
+
+
 def test_nothing_left_is_refused(planted: Planted) -> None:
     copies = [replace(e, example_id=f"all-{n}") for n, e in enumerate(planted.heldout)]
     with pytest.raises(InputError, match=f"none among {len(copies)}: .* {len(copies)} share words"):
