@@ -8,12 +8,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.measures.copies import same_documents
+from albat_core.measures.copies import first_pictures, same_documents
+from albat_core.pictures import picture_colours
 from albat_core.records.examples import (
     EXAMPLE_SCHEMA,
     Example,
@@ -34,8 +36,9 @@ from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 _NEARLY = 0.8  # Jaccard similarity of runs of words from which on rows are the same
+_SAME_COLOURS = 0.04  # of a colour's range: a picture saved again, see DecontaminationConfig
 
 
 class SplitConfig(StageConfig):
@@ -161,9 +164,8 @@ def split_adaptation(
         # who joins another document takes its name: what has a role keeps it
         ranks = [-1] * test_only.num_rows + [_rank(known.get(e.document)) for e in own_examples]
         order = sorted(range(len(examples)), key=ranks.__getitem__)
-        same = same_contents(
-            [examples[n].document for n in order], [example_content(examples[n]) for n in order]
-        )
+        ordered = [examples[n] for n in order]
+        same = same_contents([e.document for e in ordered], shown_contents(ordered))
         table, test_only = _renamed(table, same), _renamed(test_only, same)
         facts: dict[str, Any] = {"joined_documents": sum(n != s for n, s in same.items())}
         documents = table["document"].to_pylist()
@@ -207,9 +209,20 @@ def same_contents(documents: Sequence[str], contents: Sequence[str]) -> dict[str
 
     Args:
         documents: (n,) that each row is a part of, held-out ones first.
-        contents: (n,) of the rows, see ``example_content``.
+        contents: (n,) of the rows, see ``shown_contents``.
     """
     return same_documents(documents, contents, _NEARLY)
+
+
+def shown_contents(examples: Sequence[Example]) -> list[str]:
+    """Return the contents (n,) of rows, where a picture has that of the first that it repeats."""
+    contents = [example_content(example) for example in examples]
+    pictures = [(n, e.image) for n, e in enumerate(examples) if e.image is not None]
+    if pictures:
+        colours = np.stack([picture_colours(png) for _, png in pictures])
+        for (place, _), first in zip(pictures, first_pictures(colours, _SAME_COLOURS), strict=True):
+            contents[place] = contents[pictures[first][0]]
+    return contents
 
 
 def _renamed(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:

@@ -398,8 +398,10 @@ def test_a_chat_is_read_as_its_contents(planted: Planted) -> None:
 
 
 def test_captions_of_pictures_are_not_compared(planted: Planted, runtime: Runtime) -> None:
+    drawings = [png(Image.new("RGB", (8, 8), (20 * n, 0, 0))) for n in range(9)]
     rows = [
-        Example(f"p{n}", f"p{n}", "s", text=drawn(WORDS, 15, n), image=bytes([n])) for n in range(9)
+        Example(f"p{n}", f"p{n}", "s", text=drawn(WORDS, 15, n), image=image)
+        for n, image in enumerate(drawings)
     ]
     shards = shards_of(rows, runtime)
     adaptation = split_adaptation([shards], [], SplitConfig(folds=2), 0, runtime)
@@ -453,6 +455,26 @@ def test_a_held_out_text_that_is_there_too_often_to_be_told_by_its_runs_is_left_
     assert planted.table(ref)["example_id"] == ["more-7", "more-8", "new"]
     facts = planted.store.manifest(ref).facts
     assert (facts["excluded_ngram"], facts["excluded_repeated"]) == (12, 0)
+
+
+def test_a_picture_that_is_saved_again_is_of_one_document_with_the_first(
+    runtime: Runtime,
+) -> None:
+    """However it is saved, and whatever its caption: none of them is held out from another."""
+    faces = ("gold", "peru", "white", "black", "pink", "green")
+    rows = [Example(f, f, "s", text=f"{f} face", image=png(drawing(f))) for f in faces]
+    for name in faces[::2]:
+        jpeg, small = encoded(drawing(name), "JPEG", quality=85), drawing(name).resize((57, 57))
+        rows += [
+            Example(f"{name}-{n}", f"{name}-{n}", "s", text=f"{n}", image=png(file))
+            for n, file in enumerate((jpeg, small))
+        ]
+    store = ArtifactStore(runtime.root)
+    ref = split_adaptation([shards_of(rows, runtime)], [], SplitConfig(folds=2), 0, runtime)
+    assert store.manifest(ref).facts["joined_documents"] == 6
+    for role in (TRAIN, VALIDATION, TEST):
+        for row in read_role(store, ref, role):
+            assert row.document == row.example_id.partition("-")[0]
 
 
 def test_held_out_pictures_are_left_out_without_embeddings(
