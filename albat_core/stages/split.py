@@ -191,6 +191,14 @@ def split_adaptation(
                 "documents": len(set(rows["document"].to_pylist())),
             }
             write_table(rows, folder / f"{role}.parquet")
+        if previous and not facts[TEST]["rows"]:
+            raise InputError(
+                "expected held-out documents, all that the earlier selection held out are gone: "
+                "those that are left may have trained its surrogate",
+                where="adaptation",
+                remedy="run `albat run` with this configuration, which divides the documents anew; "
+                "later selections go on from there",
+            )
         refuse_no_test(facts[TEST]["rows"])
         return Built(rows=table.num_rows + test_only.num_rows, facts=facts)
 

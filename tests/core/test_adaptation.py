@@ -213,6 +213,19 @@ def test_copies_that_come_later_take_the_role_of_what_they_repeat(
     assert store.manifest(ref).facts["new_rows"] == 40
 
 
+def test_where_all_that_was_held_out_is_gone_the_way_on_is_told(cut: Cut, runtime: Runtime) -> None:
+    store, config = ArtifactStore(runtime.root), SplitConfig(folds=3)
+    rows = topic_rows("plants", 40, seed=1)
+    earlier = split_adaptation([cut("own", rows)], [], config, 0, runtime)
+    gone = {row.document for row in read_role(store, earlier, TEST)}
+    left = cut("left", [row for row in rows if row["doc"] not in gone])
+    with pytest.raises(InputError, match=r"all that the earlier .* are gone(.|\n)*`albat run`"):
+        split_adaptation([left], [], config, 0, runtime, previous=earlier)
+    more = cut("more", topic_rows("ships", 40, seed=9))
+    ref = split_adaptation([left, more], [], config, 0, runtime, previous=earlier)
+    assert {row.example_id[:5] for row in read_role(store, ref, TEST)} == {"ships"}
+
+
 def rows_of(documents: str) -> list[Example]:
     """Examples by document, each named by a letter and the letters that its rows say: "a:xy"."""
     pairs = [each.split(":") for each in documents.split()]
