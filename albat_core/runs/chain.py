@@ -15,7 +15,7 @@ from albat_core.records.runs import (
     StageRun,
 )
 from albat_core.records.selections import Selected
-from albat_core.records.splits import TRAIN
+from albat_core.records.splits import TRAIN, VALIDATION
 from albat_core.runs.arms import Arms, mix, train
 from albat_core.runs.config import RunConfig
 from albat_core.runs.inputs import Inputs
@@ -133,7 +133,8 @@ class Chain:
         selection's are taken as they are: what is new since then is held out from all of them.
         """
         c, earlier = self.config, self._earlier
-        if earlier and earlier.folds and not self._has_outgrown(earlier.folds):
+        enough = earlier is not None and len(earlier.folds) > (self._chose is not None)
+        if earlier and enough and not self._has_outgrown(earlier.folds):
             return list(earlier.folds)
         best = max(steps_in_all(self._store, self.surrogate), 1)
         length = {"steps": best, "epochs": None, "evaluate_every": best}
@@ -159,6 +160,8 @@ class Chain:
         c, earlier, inputs = self.config, self._earlier, self.inputs
         folds = self.folds if c.estimate.at == "surrogates" else []
         known = earlier.estimate if earlier and folds and folds == list(earlier.folds) else None
+        chose = self._chose
+        folds = folds[1:] if chose else folds  # what the run's own surrogate has not seen chose
         rows = (self.selection, inputs.trained_on())
         encodings = [*inputs.own_encodings, *inputs.corpus_encodings]
         return self._steps.run(
@@ -174,7 +177,8 @@ class Chain:
             seed=c.seed,
             runtime=self._runtime,
             earlier=known,
-            gradients=gradients_by_fold(self._steps, c, *rows, folds, encodings, known),
+            gradients=gradients_by_fold(self._steps, c, *rows, folds, encodings, known, chose),
+            chose=chose,
         )
 
     @property
@@ -348,6 +352,12 @@ class Chain:
     @property
     def _output(self) -> str:
         return f"{self.config.output.rstrip('/')}/{self.config.name}"
+
+    @property
+    def _chose(self) -> ArtifactRef | None:
+        """The split whose validation documents rows are selected by; None: by none."""
+        by_them = VALIDATION in self.config.scoring.scorer.reads
+        return self.inputs.adaptation if by_them else None
 
     def _has_outgrown(self, folds: Sequence[tuple[ArtifactRef, ArtifactRef]]) -> bool:
         """Tell whether most of what is trained on has come since surrogates were trained."""

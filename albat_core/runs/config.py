@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from albat_core.backbones import kind_of, writes_answers
 from albat_core.backbones.config import BackboneConfig
+from albat_core.records.splits import VALIDATION
 from albat_core.search.config import IndexConfig
 from albat_core.sources.config import SourceConfig
 from albat_core.stages.decontaminate import DecontaminationConfig
@@ -259,6 +260,21 @@ class RunConfig(StageConfig):
                 f"adapter {surrogate.adapter.kind}: set surrogate.adapter.kind to lora "
                 "(finetune.adapter.kind may stay), or alpha to a number and scoring.scorer to "
                 "nearest"
+            )
+        return value
+
+    @field_validator("estimate")
+    @classmethod
+    def _folds_that_did_not_choose(
+        cls, value: EstimateConfig, others: ValidationInfo
+    ) -> EstimateConfig:
+        mixture, scoring = others.data.get("mixture"), others.data.get("scoring")
+        computed = mixture is not None and mixture.alpha == "auto"
+        if computed and scoring and VALIDATION in scoring.scorer.reads and value.one_surrogate:
+            raise ValueError(
+                f"the scorer {scoring.scorer.name} chooses rows by the documents that validate, so "
+                "that others have to tell what these are worth: set folds to 2 at least, or at to "
+                "start"
             )
         return value
 

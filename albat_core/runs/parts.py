@@ -68,6 +68,7 @@ def gradients_by_fold(
     folds: Sequence[tuple[ArtifactRef, ArtifactRef]],
     encodings: Sequence[ArtifactRef],
     earlier: ArtifactRef | None,
+    chose: ArtifactRef | None,
 ) -> list[ArtifactRef]:
     """Return the gradients at each fold.
 
@@ -79,6 +80,7 @@ def gradients_by_fold(
         folds: see ``estimate_worth``.
         encodings: see ``estimate_worth``.
         earlier: see ``estimate_worth``.
+        chose: see ``estimate_worth``.
     """
     taking = [
         steps.submit(
@@ -94,6 +96,7 @@ def gradients_by_fold(
             runtime=run.runtime,
             label=f"fold {number}",
             earlier=earlier,
+            chose=chose,
         )
         for number, fold in enumerate(folds, start=1)
     ]

@@ -71,6 +71,11 @@ class EstimateConfig(StageConfig):
     noise_levels: int = Field(8, ge=1, le=1000)
     """Noise levels of a diffusion model that a gradient is the mean of."""
 
+    @property
+    def one_surrogate(self) -> bool:
+        """Whether one surrogate alone tells, the run's own."""
+        return self.at == "surrogates" and self.folds == 1
+
 
 def estimate_worth(
     selection: ArtifactRef,
@@ -84,6 +89,7 @@ def estimate_worth(
     runtime: Runtime,
     earlier: ArtifactRef | None = None,
     gradients: Sequence[ArtifactRef] = (),
+    chose: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Compute alpha* and what the selection is worth, from gradients.
 
@@ -101,6 +107,8 @@ def estimate_worth(
         runtime: where and with what.
         earlier: an estimate of the same folds, whose gradients are not computed again.
         gradients: what ``take_gradients`` found at each fold; none: they are taken here.
+        chose: a split whose validation documents the rows were selected by: what these say of them
+            is no news, and they are not held out. None: there are none.
     """
     from albat_core.measures.gradients import AdapterGradients
 
@@ -110,7 +118,7 @@ def estimate_worth(
         table = read_selection(store, selection)
         weights = table["weight"].to_numpy()
         rows = _drawn_rows(store, table, weights, config.rows, seed)
-        own = _own_rows(store, adaptation)
+        own = _own_rows(store, adaptation, chose)
         more_rows = 1.0
         passes = sum(store.manifest(ref).facts["passes"] for ref in gradients)
         trained = [read_role(store, split, TRAIN) for split, _ in folds]
@@ -163,7 +171,8 @@ def estimate_worth(
             "adaptation": [role_digest(store, adaptation, r) for r in (TRAIN, VALIDATION)],
             "backbone": backbone_identity(backbone_config, runtime),
         }
-        | ({"earlier": earlier.key} if earlier else {}),
+        | ({"earlier": earlier.key} if earlier else {})
+        | ({"chose": role_digest(store, chose, VALIDATION)} if chose else {}),
         build,
     )
 
@@ -179,6 +188,7 @@ def take_gradients(
     runtime: Runtime,
     label: str,
     earlier: ArtifactRef | None = None,
+    chose: ArtifactRef | None = None,
 ) -> ArtifactRef:
     """Take the gradients that ``estimate_worth`` reads at one fold.
 
@@ -193,6 +203,7 @@ def take_gradients(
         runtime: see ``estimate_worth``.
         label: names the fold.
         earlier: see ``estimate_worth``.
+        chose: see ``estimate_worth``.
     """
     from albat_core.measures.gradients import AdapterGradients
 
@@ -209,7 +220,7 @@ def take_gradients(
         ):
             noise = FixedNoise(config.noise_levels)
             taken = AdapterGradients(backbone, config.batch_tokens, noise, config.dimension)
-            seen, own = read_role(store, split, TRAIN), _own_rows(store, adaptation)
+            seen, own = read_role(store, split, TRAIN), _own_rows(store, adaptation, chose)
             _beside(seen, own, rows, known.at(surrogate.key, taken))
         known.write(folder)
         return Built(rows=len(rows), facts={"passes": taken.passes})
@@ -225,7 +236,8 @@ def take_gradients(
             "adaptation": [role_digest(store, adaptation, r) for r in (TRAIN, VALIDATION)],
             "backbone": backbone_identity(backbone_config, runtime),
         }
-        | ({"earlier": earlier.key} if earlier else {}),
+        | ({"earlier": earlier.key} if earlier else {})
+        | ({"chose": role_digest(store, chose, VALIDATION)} if chose else {}),
         build,
     )
 
@@ -292,9 +304,13 @@ class KnownGradients:
         write_table(table, folder / GRADIENTS)
 
 
-def _own_rows(store: ArtifactStore, adaptation: ArtifactRef) -> list[Example]:
-    """Return the rows of the adaptation set that are trained on or validate."""
-    return [e for role in (TRAIN, VALIDATION) for e in read_role(store, adaptation, role)]
+def _own_rows(
+    store: ArtifactStore, adaptation: ArtifactRef, chose: ArtifactRef | None
+) -> list[Example]:
+    """Return the rows of the adaptation set that train or validate, and chose no selected row."""
+    rows = [e for role in (TRAIN, VALIDATION) for e in read_role(store, adaptation, role)]
+    choosing = {e.document for e in read_role(store, chose, VALIDATION)} if chose else set()
+    return [e for e in rows if e.document not in choosing]
 
 
 def _beside(

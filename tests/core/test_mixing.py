@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from albat_core.backbones import kind_of
 from albat_core.backbones.adapters import AdapterConfig
@@ -13,7 +14,7 @@ from albat_core.backbones.base import FixedNoise
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.measures.gradients import AdapterGradients
-from albat_core.measures.theory import Estimate, Terms
+from albat_core.measures.theory import Estimate, FoldGradients, Terms, estimate_terms
 from albat_core.records.examples import Example
 from albat_core.records.mixtures import read_mixture
 from albat_core.records.runs import ALBAT, RANDOM
@@ -99,6 +100,52 @@ def test_a_selection_of_another_topic_is_worth_less(
         source = c.corpus[0].model_copy(update={"path": corpus.replace("*", topic)})
         alphas[topic] = worth(Chain(c.model_copy(update={"corpus": (source,)})))
     assert alphas["plants"] > alphas["ships"] + 0.1
+
+
+@pytest.mark.parametrize("at", ["surrogates", "start"])
+@pytest.mark.parametrize("scorer", ["gradient", "matching", "nearest"])
+def test_documents_that_chose_rows_do_not_tell_what_these_are_worth(
+    computed: Chain,
+    store: ArtifactStore,
+    monkeypatch: pytest.MonkeyPatch,
+    scorer: str,
+    at: str,
+) -> None:
+    settings = {} if scorer == "nearest" else {"dimension": 64}
+    c = RunConfig.model_validate(
+        computed.config.model_dump()
+        | {"scoring": {"scorer": {"name": scorer} | settings}}
+        | {"estimate": computed.config.estimate.model_dump() | {"at": at, "damping": 9.0}}
+    )
+    heldout: set[str] = set()
+
+    def listed(folds: Sequence[FoldGradients], *rest: Any, **named: Any) -> Estimate:
+        heldout.update(str(name) for fold in folds for name in fold.documents)
+        return estimate_terms(folds, *rest, **named)
+
+    monkeypatch.setattr(estimate_stage, "estimate_terms", listed)
+    chain = Chain(c)
+    assert not chain.estimate.reused
+    documents = {
+        role: {e.document for e in read_role(store, chain.inputs.adaptation, role)}
+        for role in (TRAIN, VALIDATION)
+    }
+    assert heldout
+    if scorer == "nearest":
+        assert heldout >= documents[VALIDATION]
+    else:
+        assert not heldout & documents[VALIDATION]
+        assert heldout <= documents[TRAIN]
+
+
+def test_one_surrogate_does_not_tell_what_its_own_documents_chose(run_config: RunConfig) -> None:
+    wanted = run_config.model_dump() | {"estimate": {"folds": 1}}
+    wanted["mixture"] = wanted["mixture"] | {"alpha": "auto"}
+    assert RunConfig.model_validate(wanted).estimate.one_surrogate
+    wanted["scoring"] = {"scorer": {"name": "gradient", "dimension": 64}}
+    with pytest.raises(ValidationError, match="gradient chooses rows by the documents that valid"):
+        RunConfig.model_validate(wanted)
+    RunConfig.model_validate(wanted | {"estimate": {"folds": 1, "at": "start"}})
 
 
 def test_gradients_taken_fold_by_fold_are_those_of_one_task(
