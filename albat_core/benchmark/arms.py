@@ -14,7 +14,7 @@ from albat_core.runs.config import RunConfig
 from albat_core.scorers import SCORERS
 from albat_core.scorers.random import Random
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
-from albat_core.training.config import penalty_weight
+from albat_core.training.config import FinetuneConfig, penalty_weight
 
 LABELS = {
     UNTOUCHED: "backbone untouched",
@@ -190,9 +190,8 @@ def _arms(
     yield _Arm(ADAPTATION_ONLY, run, ADAPTATION_ONLY, True)
     yield _Arm(ALBAT, run, ALBAT, True)
     own, mixed = results[ADAPTATION_ONLY], results[ALBAT]
-    steps = round(run.finetune.steps * mixed.passes / own.passes)
-    longer = with_settings(run, finetune=own.training | {"steps": steps})
-    yield _Arm("more_steps", longer, ADAPTATION_ONLY)
+    length = longer(run.finetune, mixed.passes / own.passes)
+    yield _Arm("more_steps", with_settings(run, finetune=own.training | length), ADAPTATION_ONLY)
     alpha = Chain(run).alpha  # ALBAT's adapter may be that of adaptation data alone
     for scorer in (Random(), *config.scorers):
         settings = {section: dict(its) for section, its in scorer.published.items()}
@@ -205,6 +204,13 @@ def _arms(
     for share in config.shares:
         name = ALL_DATA if share == 1 else f"share {share:g}"
         yield _Arm(name, with_settings(run, split={"use": share}), ADAPTATION_ONLY, True)
+
+
+def longer(training: FinetuneConfig, times: float) -> dict[str, float]:
+    """Return the setting that makes a training so many times as long, in steps or in epochs."""
+    if training.epochs is None:
+        return {"steps": round(training.steps * times)}
+    return {"epochs": training.epochs * times}
 
 
 def compute_of(chain: Chain, store: ArtifactStore) -> tuple[int, float]:

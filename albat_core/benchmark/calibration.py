@@ -32,7 +32,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
 STAGE = "calibration"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _PROBE = 0.25
 """Mixing weight at which a selection is tried that is said not to pay."""
 _FURTHER = 3  # doublings of the largest size, on the curve without corpus

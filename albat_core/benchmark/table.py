@@ -20,7 +20,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
 STAGE = "efficacy"
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 TABLE, RESULTS = "table.md", "results.json"
 _DRAWS = 2000
 
@@ -90,8 +90,16 @@ class Measured:
         return [(n, np.arange(len(units))) for n, units in enumerate(self._units)]
 
     def draw(self, generator: np.random.Generator) -> Draw:
-        """Draw seeds with replacement, and for each its documents with replacement."""
+        """Draw seeds with replacement, and for each its documents with replacement.
+
+        Where all seeds hold out the same documents, these are drawn once for all of them: what is
+        theirs alone does not become less by more seeds.
+        """
         seeds = generator.integers(len(self.seeds), size=len(self.seeds))
+        first, *others = self._units
+        if all(np.array_equal(first, units) for units in others):
+            documents = generator.integers(len(first), size=len(first))
+            return [(int(seed), documents) for seed in seeds]
         sizes = [len(self._units[seed]) for seed in seeds]
         return [
             (int(seed), generator.integers(size, size=size))
@@ -123,8 +131,8 @@ def data_multiplier(shares: Floats, losses: Floats, loss: float) -> float:
     """Return how many times the smallest share gives a loss on the curve without corpus.
 
     The curve is made falling (more data is never taken to be worse) and is straight between its
-    points in the logarithm of the share. A loss below all of it gives the largest share, one above
-    it follows the first piece on.
+    points in the logarithm of the share. A loss below all of it gives the largest share. One above
+    it follows the first piece on, as far below the smallest share as the curve goes above it.
 
     Args:
         shares: (n,) ascending.
@@ -138,9 +146,10 @@ def data_multiplier(shares: Floats, losses: Floats, loss: float) -> float:
     if loss > falling[0]:
         dropped = falling[0] - falling[1:]
         if not dropped.any():
-            return 1.0
+            return float(shares[0] / shares[-1])
         next_ = int(np.argmax(dropped > 0))
-        return float(np.exp(-(loss - falling[0]) * logs[next_ + 1] / dropped[next_]))
+        before = -(loss - falling[0]) * logs[next_ + 1] / dropped[next_]
+        return float(np.exp(max(before, -logs[-1])))
     # of points with the same loss the smallest share counts
     keep = np.concatenate([[True], falling[1:] < falling[:-1]])
     return float(np.exp(np.interp(-loss, -falling[keep], logs[keep])))
@@ -313,12 +322,17 @@ def times(multiplier: Interval, most: float | None) -> str:
 
     Args:
         multiplier: measured.
-        most: end of the curve; None for a point of it.
+        most: end of the curve; None for a point of it. One over it is as far as less is followed.
     """
-    value, low, high = (
-        f"> {most:.3g}" if most is not None and number >= most else f"{number:.1f}"
-        for number in (multiplier.value, multiplier.low, multiplier.high)
-    )
+
+    def told(number: float) -> str:
+        if most is not None and number >= most:
+            return f"> {most:.3g}"
+        if most is not None and number <= 1 / most:
+            return f"< {1 / most:.2g}"
+        return f"{number:.1f}"
+
+    value, low, high = map(told, (multiplier.value, multiplier.low, multiplier.high))
     return value if low == value == high else f"{value} ({low} to {high})"
 
 

@@ -6,16 +6,33 @@ import numpy as np
 import pytest
 import yaml
 
-from albat_core.benchmark.arms import LABELS, lowest, measure_situation, with_settings
+from albat_core.benchmark.arms import (
+    LABELS,
+    ArmResult,
+    longer,
+    lowest,
+    measure_situation,
+    with_settings,
+)
 from albat_core.benchmark.chart import CHART
 from albat_core.benchmark.config import EfficacyConfig
-from albat_core.benchmark.table import RESULTS, TABLE, Row, data_multiplier, table, tabulate
+from albat_core.benchmark.table import (
+    RESULTS,
+    TABLE,
+    Measured,
+    Row,
+    data_multiplier,
+    table,
+    tabulate,
+)
 from albat_core.errors import ConfigError
-from albat_core.records.runs import ALBAT, UNTOUCHED
+from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, UNTOUCHED
 from albat_core.records.splits import ROLES, TEST, TRAIN, UNUSED, read_role
 from albat_core.report.content import Interval
 from albat_core.runs.chain import Chain
+from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactStore
+from albat_core.training.config import FinetuneConfig
 from bench.development import losses
 from flows.config import load_efficacy
 from tests.toys import write_run
@@ -196,6 +213,7 @@ def test_the_table_says_what_the_losses_say(config: EfficacyConfig, results: lis
         (2.0, 4.0),
         (1.0, 10.0),  # better than all of the data: at least so many times
         (3.25, 2**-0.5),  # the first piece goes on
+        (9.0, 0.1),  # no further down than the curve goes up
     ],
 )
 def test_multiplier_is_read_off_the_curve(loss: float, expected: float) -> None:
@@ -204,10 +222,39 @@ def test_multiplier_is_read_off_the_curve(loss: float, expected: float) -> None:
     assert data_multiplier(shares, losses, loss) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("settings", "length"), [({"steps": 100}, {"steps": 250}), ({"epochs": 3}, {"epochs": 7.5})]
+)
+def test_a_training_is_made_longer_in_what_its_length_is_in(
+    settings: dict[str, float], length: dict[str, float]
+) -> None:
+    assert longer(FinetuneConfig.model_validate(settings), 2.5) == length
+
+
+def test_seeds_with_the_same_held_out_documents_have_them_drawn_once() -> None:
+    """The interval of a mean is then that of the documents, however many seeds there are."""
+    documents = numpy_generator(0, "documents").normal(size=30)
+
+    def width(*, apart: bool) -> float:
+        given = [
+            ArmResult.model_construct(arm=ADAPTATION_ONLY, seed=seed, share=1.0)
+            for seed in range(9)
+        ]
+        units = {seed: np.full(30, 1.0 + apart * seed) for seed in range(9)}
+        measured = Measured(given, lambda r: (documents * units[r.seed], units[r.seed]))
+        drawn = measured.drawn(numpy_generator(0, "draws"))[ADAPTATION_ONLY]
+        return float(np.std(drawn[1:]))
+
+    assert width(apart=False) == pytest.approx(np.std(documents) / 30**0.5, rel=0.1)
+    assert width(apart=True) < 0.6 * width(apart=False)
+
+
 def test_a_curve_that_rises_is_made_falling() -> None:
     shares = np.array([0.1, 0.2, 0.4, 1.0])
     assert data_multiplier(shares, np.array([3.0, 3.1, 2.0, 2.0]), 2.0) == pytest.approx(4.0)
-    assert data_multiplier(shares, np.array([3.0, 3.1, 3.2, 3.0]), 3.5) == 1.0
+    assert data_multiplier(shares, np.array([3.0, 3.1, 3.2, 3.0]), 3.5) == 0.1
+    nearly_flat = np.array([3.0, 2.999, 2.999, 2.999])
+    assert data_multiplier(shares, nearly_flat, 3.5) == pytest.approx(0.1)
     flat = np.array([3.0, 2.5, 2.0, 2.0])
     assert data_multiplier(shares, flat, 1.9) == 10.0  # beyond the curve, not where it grew flat
 
@@ -218,6 +265,9 @@ def test_a_curve_that_rises_is_made_falling() -> None:
         ((10.0, 10.0, 10.0), 10.0, "> 10"),
         ((10.0, 3.5, 10.0), 10.0, "> 10 (3.5 to > 10)"),
         ((4.0, 2.0, 10.0), 10.0, "4.0 (2.0 to > 10)"),
+        ((0.4, 0.1, 1.2), 10.0, "0.4 (< 0.1 to 1.2)"),
+        ((0.1, 0.1, 0.1), 10.0, "< 0.1"),
+        ((0.08, 0.08, 0.5), 12.5, "< 0.08 (< 0.08 to 0.5)"),
         ((4.0, 2.0, 9.0), 12.5, "4.0 (2.0 to 9.0)"),
         ((12.5, 9.0, 12.5), 12.5, "> 12.5 (9.0 to > 12.5)"),
         ((10.0, 10.0, 10.0), None, "10.0"),  # the curve's own last point
