@@ -29,7 +29,7 @@ class SelectionConfig(StageConfig):
     """Backbone rows selected at most."""
     select: Literal["turns", "top", "sources", "gumbel"] = "turns"
     """`turns`: each adaptation example in turn takes its best-scored neighbour, so that all are
-    served; `top`: the best scores, whoever they serve; `sources`: all of the source with the best
+    served where `rows` suffice; `top`: the best scores, whoever they serve; `sources`: all of the source with the best
     mean score, then of the next, where a source is of one hand, as an artist or a typeface;
     `gumbel`: drawn without replacement with chances that grow as exp(score / temperature)."""
     temperature: float | None = Field(None, gt=0)
@@ -46,6 +46,8 @@ def best_by_turns(
     queries: NDArray[np.int64], candidates: NDArray[np.int64], scores: Floats, limit: int
 ) -> list[int]:
     """Let each query in turn take its best-scored neighbour that none has taken.
+
+    Where there are fewer turns than queries, those have one whose best neighbour scores best.
 
     Args:
         queries: (n_pairs,) int64, query of each neighbour pair.
@@ -64,6 +66,8 @@ def best_by_turns(
             lists.append([])
             last = queries[pair]
         lists[-1].append(int(candidates[pair]))
+    if len(lists) > limit:
+        lists.sort(key=lambda row: -scores[row[0]])
     taken: dict[int, None] = {}
     queues = [iter(row) for row in lists]
     while queues and len(taken) < limit:

@@ -22,9 +22,11 @@ from albat_core.backbones import (
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Encoded, FixedNoise
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
+from albat_core.backbones.diffusion.adapter import PipelineAdapter
 from albat_core.backbones.diffusion.families.base import Condition
 from albat_core.backbones.diffusion.families.flux import Flux
 from albat_core.backbones.diffusion.families.stable_diffusion_3 import StableDiffusion3
+from albat_core.backbones.diffusion.loading import load_pipeline
 from albat_core.backbones.diffusion.model import DiffusionBackbone
 from albat_core.backbones.diffusion.noise import Noised
 from albat_core.errors import AlbatError, BackboneError, InputError
@@ -191,6 +193,27 @@ def test_an_adapter_does_nothing_until_trained_and_comes_back_as_saved(
     assert torch.equal(means(backbone, examples), untouched)
     backbone.load_adapter(tmp_path)
     assert torch.allclose(means(backbone, examples), trained, atol=1e-6)
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_an_adapter_of_a_pipeline_in_bfloat16_is_the_float32_that_was_saved(
+    sd: BackboneConfig, text_encoder: bool, tmp_path: Path
+) -> None:
+    def opened() -> PipelineAdapter:
+        return PipelineAdapter(load_pipeline(sd, torch.device("cpu"), torch.bfloat16), sd.path)
+
+    adapter = opened()
+    adapter.attach(AdapterConfig(rank=2, text_encoder=text_encoder), seed=3)
+    saved = adapter.parameters()
+    for parameter in saved.values():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    adapter.save(tmp_path)
+    again = opened()
+    again.load(tmp_path)
+    loaded = again.parameters()
+    assert set(loaded) == set(saved)
+    assert {parameter.dtype for parameter in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())
 
 
 def test_gradients_reach_every_factor_that_can_have_one(backbone: DiffusionBackbone) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from albat_core.backbones.adapters import BY_LAYER, AdapterConfig, peft_config, unmatched
 from albat_core.backbones.base import trained_layers
@@ -121,6 +121,12 @@ class PipelineAdapter:
             module.requires_grad_(requires_grad=False).eval()
             for name, parameter in module.named_parameters():
                 parameter.requires_grad = "lora_" in name
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()
+        saved = load_file(folder / WEIGHTS)  # diffusers rounds to the precision of the backbone
+        for component, layers in self._layers().items():
+            for name, value in layers.items():
+                value.copy_(saved[f"{component}.{name}"])
 
     def save(self, folder: Path) -> None:
         """Save the adapter for diffusers and in kohya's format.
