@@ -19,7 +19,7 @@ from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class SelectionConfig(StageConfig):
@@ -29,9 +29,10 @@ class SelectionConfig(StageConfig):
     """Backbone rows selected at most."""
     select: Literal["turns", "top", "sources", "gumbel"] = "turns"
     """`turns`: each adaptation example in turn takes its best-scored neighbour, so that all are
-    served where `rows` suffice; `top`: the best scores, whoever they serve; `sources`: all of the source with the best
-    mean score, then of the next, where a source is of one hand, as an artist or a typeface;
-    `gumbel`: drawn without replacement with chances that grow as exp(score / temperature)."""
+    served where `rows` suffice; `top`: the best scores, whoever they serve; `sources`: all of the
+    source with the best mean score, then of the next, where a source is of one hand, as an artist
+    or a typeface; `gumbel`: drawn without replacement with chances that grow as
+    exp(score / temperature)."""
     temperature: float | None = Field(None, gt=0)
     """Temperature of `gumbel`, in units of the score; none: the one at which the chances have an
     effective sample size of `rows`."""
@@ -47,7 +48,8 @@ def best_by_turns(
 ) -> list[int]:
     """Let each query in turn take its best-scored neighbour that none has taken.
 
-    Where there are fewer turns than queries, those have one whose best neighbour scores best.
+    Where there are fewer turns than queries, those go first whose best neighbour scores best, and
+    one whose best is taken is served by it.
 
     Args:
         queries: (n_pairs,) int64, query of each neighbour pair.
@@ -66,9 +68,11 @@ def best_by_turns(
             lists.append([])
             last = queries[pair]
         lists[-1].append(int(candidates[pair]))
+    taken: dict[int, None] = {}
     if len(lists) > limit:
         lists.sort(key=lambda row: -scores[row[0]])
-    taken: dict[int, None] = {}
+        best = dict.fromkeys(row[0] for row in lists)
+        taken = dict.fromkeys([*best][:limit])
     queues = [iter(row) for row in lists]
     while queues and len(taken) < limit:
         alive = []

@@ -103,6 +103,15 @@ def test_turns_go_round_the_queries_and_take_the_best_first() -> None:
     assert best_by_turns(queries, candidates, scores, 10) == [1, 3, 2, 0]
 
 
+def test_where_turns_are_too_few_the_best_picks_have_one() -> None:
+    queries, candidates = np.repeat(np.arange(6), 2), np.arange(12)
+    scores = np.array([0, 1, 0, 2, 0, 3, 0, 9, 0, 8, 0, 7], np.float64)
+    assert best_by_turns(queries, candidates, scores, 4) == [7, 9, 11, 5]
+    assert best_by_turns(queries, candidates, scores, 6) == [1, 3, 5, 7, 9, 11]
+    candidates[1] = 7  # the best of two: the other one is served by it too
+    assert best_by_turns(queries, candidates, scores, 5) == [7, 9, 11, 5, 3]
+
+
 def test_selection_by_turns_serves_every_query(
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:
