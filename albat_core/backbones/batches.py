@@ -78,6 +78,7 @@ def each_batch(
     budget: int,
     compute: Callable[[list[int]], object],
     shapes: Sequence[Shape] = (),
+    limit: str = "batch_tokens",
 ) -> int:
     """Compute all batches of similar length; where there is no room for one, smaller ones.
 
@@ -86,6 +87,7 @@ def each_batch(
         budget: units a batch may have, padding included.
         compute: takes the positions of a batch; it is called again with fewer where memory ends.
         shapes: see ``length_batches``.
+        limit: what the log calls the budget.
 
     Returns:
         the budget that was enough.
@@ -100,7 +102,7 @@ def each_batch(
         if has_room(compute, positions, [lengths[n] for n in positions]):
             continue
         budget = max(lengths[n] for n in positions) * (len(positions) // 2)
-        logger.warning("out of memory: on with batch_tokens %s", f"{budget:,}")
+        logger.warning("out of memory: on with %s %s", limit, f"{budget:,}")
         rest = [*positions, *(n for batch in reversed(waiting) for n in batch)]
         smaller = length_batches([lengths[n] for n in rest], budget, [its[n] for n in rest])
         waiting = [[rest[n] for n in batch] for batch in smaller][::-1]
@@ -150,6 +152,22 @@ def each_encoded(
     return each_batch([e.length for e in encoded], budget, compute, [e.shape for e in encoded])
 
 
+def each_of_one_size(
+    sizes: Sequence[Shape], most: int, compute: Callable[[list[int]], object]
+) -> int:
+    """Compute pictures of one size together, see ``each_batch``.
+
+    Args:
+        sizes: heights and widths.
+        most: pictures that are computed at once, >= 1.
+        compute: takes positions of pictures of one size.
+
+    Returns:
+        the pictures at once that there was room for.
+    """
+    return each_batch([1] * len(sizes), most, compute, sizes, limit="pictures at once:")
+
+
 def has_room(
     compute: Callable[[list[int]], object], positions: list[int], lengths: Sequence[int]
 ) -> bool:
@@ -169,8 +187,9 @@ def has_room(
         if not _is_out_of_memory(error):
             raise
         if len(positions) == 1:
+            size = f" of {lengths[0]:,} units" if lengths[0] > 1 else ""
             raise BackboneError(
-                f"expected room for one example of {lengths[0]:,} units, the memory is full",
+                f"expected room for one example{size}, the memory is full",
                 where="backbone",
                 remedy="free the device (other processes may use it), lower backbone.max_length or "
                 "the resolution, set backbone.dtype to bfloat16, or take a larger device",

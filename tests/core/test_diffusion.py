@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +335,44 @@ def test_pictures_are_made_with_a_seed_of_their_own(backbone: DiffusionBackbone)
     assert first.shape == (16, 16, 3)
     assert np.abs(first - alone).max() <= 2  # of 255: batches round otherwise
     assert len({e.image for e in made}) == 2
+
+
+def test_pictures_are_encoded_and_drawn_in_as_many_at_once_as_there_is_room_for(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sampling = SamplingConfig(steps=2, guidance=1.0)
+    with open_backbone(config_of(copied), CPU) as backbone:
+        assert isinstance(backbone, DiffusionBackbone)
+        examples, vae = cut(backbone, 9), backbone._family.pipeline.vae
+
+        def made() -> list[np.ndarray]:
+            drawn = [e.image or b"" for e in backbone.generate(["a cat"] * 17, sampling, seed=4)]
+            return [*backbone.precompute(examples).values(), *map(picture_pixels, drawn)]
+
+        whole, computed, room = made(), [], 4
+
+        def bounded(real: Callable[..., object]) -> Callable[..., object]:
+            def compute(batch: torch.Tensor, *more: object, **named: object) -> object:
+                computed.append(len(batch))
+                if len(batch) > room:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return real(batch, *more, **named)
+
+            return compute
+
+        for name in ("encode", "decode"):
+            monkeypatch.setattr(vae, name, bounded(getattr(vae, name)))
+        for there, here in zip(whole, made(), strict=True):
+            bound = 2 if there.dtype == np.uint8 else 1e-4  # of 255: batches round otherwise
+            assert np.abs(here.astype(float) - there).max() <= bound
+        assert computed == [16, 8, 4, 4, 4, 4, 1, 8, 4, 4, 1]
+        assert "out of memory: on with pictures at once: 4" in caplog.text
+        made()
+        assert max(computed[11:]) == 4  # what there is room for is known
+        room = 0
+        with pytest.raises(BackboneError, match="expected room for one example, ") as raised:
+            made()
+        assert "the resolution" in raised.value.remedy
 
 
 @torch.no_grad()

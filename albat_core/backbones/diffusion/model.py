@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from albat_core.backbones.base import (
     Question,
     as_untouched,
 )
+from albat_core.backbones.batches import each_of_one_size
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.diffusion.adapter import PipelineAdapter
 from albat_core.backbones.diffusion.captions import CaptionFitter, RowPreparation
@@ -41,7 +41,7 @@ from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
 
 _EMBEDDING_LEVEL = 0.1  # nearly clean: the middle of the denoiser then describes the picture
-_VAE_BATCH = 8
+_ENCODED_AT_ONCE = 8
 _TEXT_KEPT = 256 << 20  # bytes of text encodings kept
 _SAMPLED_AT_ONCE = 16
 
@@ -79,6 +79,7 @@ class DiffusionBackbone:
         )
         self._adapter = PipelineAdapter(self._family, config.path)
         self._texts: dict[str, Text] = {}
+        self._encoded_at_once, self._sampled_at_once = _ENCODED_AT_ONCE, _SAMPLED_AT_ONCE
 
     def pieces(self, example: Example) -> list[Example]:
         """Bring an example to the backbone's size."""
@@ -93,17 +94,14 @@ class DiffusionBackbone:
             ``shape``: (n, 3), c, h and w.
         """
         sizes = [picture_size(self._png(e)) for e in examples]
-        order = sorted(range(len(examples)), key=lambda n: sizes[n])
         found: list[NDArray[Any]] = [np.empty(0)] * len(examples)
-        for _, same in groupby(order, key=lambda n: sizes[n]):
-            alike = list(same)
-            for start in range(0, len(alike), _VAE_BATCH):
-                places = alike[start : start + _VAE_BATCH]
-                latents = self._encode_pixels(
-                    [picture_pixels(self._png(examples[n])) for n in places]
-                )
-                for n, one in zip(places, latents, strict=True):
-                    found[n] = one
+
+        def encode(places: list[int]) -> None:
+            pixels = [picture_pixels(self._png(examples[n])) for n in places]
+            for n, one in zip(places, self._encode_pixels(pixels), strict=True):
+                found[n] = one
+
+        self._encoded_at_once = each_of_one_size(sizes, self._encoded_at_once, encode)
         if self._config.picture.buckets is None:
             return {"latents": np.stack(found)}
         rows = np.zeros((len(found), self._most_values(found[0].shape[0])), self._kept_dtype)
@@ -292,17 +290,16 @@ class DiffusionBackbone:
         """Return a picture for each prompt, see ``Backbone``."""
         wanted = sizes or [self._config.picture.size] * len(prompts)
         self._captions.refuse_long(prompts)
-        order = sorted(range(len(prompts)), key=lambda n: wanted[n])
         made: dict[int, Example] = {}
-        for size, same in groupby(order, key=lambda n: wanted[n]):
-            alike = list(same)
-            for start in range(0, len(alike), _SAMPLED_AT_ONCE):
-                places = alike[start : start + _SAMPLED_AT_ONCE]
-                pictures = self._sampled([prompts[n] for n in places], size, config, seed, places)
-                for n, image in zip(places, pictures, strict=True):
-                    name = f"generated/{n}"
-                    frame = (*size, 0, 0)
-                    made[n] = Example(name, name, "generated", prompts[n], image=image, frame=frame)
+
+        def draw(places: list[int]) -> None:
+            size = wanted[places[0]]
+            pictures = self._sampled([prompts[n] for n in places], size, config, seed, places)
+            for n, image in zip(places, pictures, strict=True):
+                name, frame = f"generated/{n}", (*size, 0, 0)
+                made[n] = Example(name, name, "generated", prompts[n], image=image, frame=frame)
+
+        self._sampled_at_once = each_of_one_size(wanted, self._sampled_at_once, draw)
         return [made[n] for n in range(len(prompts))]
 
     def _sampled(
