@@ -123,6 +123,20 @@ def test_pictures_are_drawn_at_the_size_that_is_asked_for(backbone: DiffusionBac
     assert abs(one - other).max() <= 1  # the same noise, whatever stands beside it
 
 
+@pytest.mark.parametrize("family", PIPELINES)
+def test_a_resolution_that_is_no_size_is_drawn_at_the_nearest_bucket(
+    tmp_path: Path, family: str
+) -> None:
+    folder = save_pipeline(tmp_path / "one", family)
+    pictures = {"picture": {"resolution": [17, 25], "buckets": 8}}
+    config = BackboneConfig(kind="diffusion", path=str(folder), dtype="float32", diffusion=pictures)
+    check_backbone(config, CPU)
+    with open_backbone(config, CPU) as backbone:
+        [made] = backbone.generate(["a cat"], SamplingConfig(steps=1), 3)
+    assert picture_size(made.image or b"") == (16, 24)
+    assert (made.frame or ())[:2] == (16, 24)
+
+
 def test_buckets_that_cannot_be_encoded_are_refused(tmp_path: Path) -> None:
     folder = save_pipeline(tmp_path / "sd")
     pictures = {"picture": {"resolution": 64, "buckets": 9}}

@@ -72,6 +72,7 @@ class DiffusionBackbone:
         weights = torch.float32 if device.type == "cpu" else dtype
         self._family = load_pipeline(config, device, weights, share)
         folder = backbone_folder(config)
+        self._scale: int = self._family.pipeline.vae_scale_factor
         self._captions = CaptionFitter(folder, type(self._family))
         self._rows = RowPreparation(self._captions, config)
         self._schedule = open_schedule(
@@ -121,10 +122,8 @@ class DiffusionBackbone:
 
     def _most_values(self, channels: int) -> int:
         """Return the values that latents of the largest pictures have."""
-        scale = self._family.pipeline.vae_scale_factor
-        return int(
-            max(channels * (h // scale) * (w // scale) for h, w in self._config.picture.sizes)
-        )
+        sizes, scale = self._config.picture.sizes, self._scale
+        return int(max(channels * (h // scale) * (w // scale) for h, w in sizes))
 
     def _png(self, example: Example) -> bytes:
         if example.image is None:
@@ -150,8 +149,7 @@ class DiffusionBackbone:
         if "shape" in row:
             channels, tall, wide = map(int, row["shape"])
             latents = latents[: channels * tall * wide].reshape(channels, tall, wide)
-        scale = self._family.pipeline.vae_scale_factor
-        size = (latents.shape[1] * scale, latents.shape[2] * scale)
+        size = (latents.shape[1] * self._scale, latents.shape[2] * self._scale)
         frame = (*(example.frame or (*size, 0, 0)), *size)
         inputs = {"latents": latents, "caption": example.text or "", "frame": frame}
         length = latents.shape[1] * latents.shape[2]
@@ -288,7 +286,7 @@ class DiffusionBackbone:
         sizes: Sequence[tuple[int, int]] = (),
     ) -> list[Example]:
         """Return a picture for each prompt, see ``Backbone``."""
-        wanted = sizes or [self._config.picture.size] * len(prompts)
+        wanted = sizes or [self._usual_size] * len(prompts)
         self._captions.refuse_long(prompts)
         made: dict[int, Example] = {}
 
@@ -301,6 +299,12 @@ class DiffusionBackbone:
 
         self._sampled_at_once = each_of_one_size(wanted, self._sampled_at_once, draw)
         return [made[n] for n in range(len(prompts))]
+
+    @property
+    def _usual_size(self) -> tuple[int, int]:
+        """Height and width that are drawn: of the nearest bucket where no picture has those set."""
+        size, step = self._config.picture.size, self._scale * self._family.patch
+        return self._config.picture.size_of(*size) if any(side % step for side in size) else size
 
     def _sampled(
         self,
