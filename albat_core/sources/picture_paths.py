@@ -3,6 +3,7 @@
 import hashlib
 import os
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -17,6 +18,9 @@ Picture = bytes | str
 """A picture's file, or its address."""
 
 _LONGEST_NAME = 1024  # bytes between slashes, in a key of S3
+_SHOWN = 200  # characters of an address, in errors
+_BASE64 = re.compile(r"data:[^,]{,100};base64,|(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/\s]{40}")
+"""How pictures as text begin: a data URL, or the first bytes of JPEG, PNG, GIF and WebP."""
 _ELSEWHERE = frozenset(
     ["http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"]
 )
@@ -34,7 +38,7 @@ def picture_of(value: Any, uri: str, where: str, config: SourceConfig) -> Pictur
         config: says which folder paths must be in.
 
     Raises:
-        InputError: it is something else, or a path out of the folder.
+        InputError: it is something else, base64 for example, or a path out of the folder.
     """
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -48,6 +52,13 @@ def picture_of(value: Any, uri: str, where: str, config: SourceConfig) -> Pictur
             f"got {type(value).__name__}",
             where=where,
             remedy="set image_column to the column with the pictures",
+        )
+    if _BASE64.match(value):
+        raise InputError(
+            f"expected a picture's bytes or path, got what looks like base64: {value[:40]!r}",
+            where=where,
+            remedy="write each picture into a file and name that, or its bytes into a column of "
+            "Parquet",
         )
     if "\0" in value or max(map(len, value.encode().split(b"/"))) > _LONGEST_NAME:
         raise InputError(
@@ -71,7 +82,7 @@ def _refuse_outside(address: str, root: str, where: str, config: SourceConfig) -
         return
     remedy = "set image_root to the folder that the pictures are in"
     raise InputError(
-        f"expected a picture below {root}, got {address}",
+        f"expected a picture below {root}, got {address[:_SHOWN]}",
         where=where,
         remedy=f"{remedy}, or allow_urls to ask for it" if elsewhere else remedy,
     )
@@ -116,7 +127,8 @@ def load_picture(picture: Picture, where: str) -> bytes:
         return storage.read_bytes(picture)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(
-            f"expected a picture's file at {picture} ({error.strerror or type(error).__name__})",
+            f"expected a picture's file at {picture[:_SHOWN]} "
+            f"({error.strerror or type(error).__name__})",
             where=where,
             remedy="check the path, which is relative to the row's file; take the row out, or set "
             "on_damaged to skip",

@@ -20,7 +20,8 @@ def fingerprint(uri: str) -> str:
     of; of other remote files the store's own tag and size.
     """
     if not storage.is_remote(uri):
-        return known_digest(uri)
+        with storage.explained(uri):
+            return known_digest(uri)
     fs, path = storage.filesystem(uri)
     with storage.explained(uri):
         details = fs.info(path)

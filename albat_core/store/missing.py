@@ -1,5 +1,6 @@
 """Errors for files that cannot be reached, or that do not come as storage lists them."""
 
+import errno
 from typing import Any
 
 from albat_core.errors import AlbatError, InputError, MissingDependencyError, TransientError
@@ -81,3 +82,9 @@ def refuse_silent(error: FileNotFoundError) -> None:
     cause = error.__cause__
     if cause is not None and getattr(cause, "status", None) not in _GONE:
         raise cause
+
+
+def refuse_misnamed(error: Exception) -> None:
+    """Raise a FileNotFoundError where no file can have the name, or links lead in a circle."""
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        raise FileNotFoundError(error.errno, error.strerror, error.filename) from error

@@ -43,7 +43,7 @@ def is_remote(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """Return a place as it is called from every folder of this machine."""
-    return uri if is_remote(uri) else str(Path(filesystem(uri)[1]).resolve())
+    return uri if is_remote(uri) else os.path.realpath(filesystem(uri)[1])  # of loops too
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -100,6 +100,7 @@ def explained(uri: str) -> Iterator[None]:
     except Exception as error:
         if is_full(error):
             raise no_space(uri) from error
+        missing.refuse_misnamed(error)
         if isinstance(error, ValueError) and uri.startswith("http"):
             raise missing.no_ranges(uri) from error
         client = type(error).__module__.partition(".")[0] in _CLIENTS
@@ -328,8 +329,7 @@ def list_files(uri: str) -> list[str]:
             return [uri]
         else:
             found = fs.find(path) if scheme else walked(path)
-        hidden = (".", "_")
-        base = len(path.rstrip("/"))
+        hidden, base = (".", "_"), len(path.rstrip("/"))
         return sorted(
             scheme + str(name).removeprefix(scheme)
             for name in found

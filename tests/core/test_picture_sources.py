@@ -1,5 +1,6 @@
 """Sources of pictures: folders with captions, columns, WebDataset; what is wrong is named."""
 
+import base64
 import csv
 import gzip
 import io
@@ -290,6 +291,35 @@ def test_what_is_no_name_of_a_file_is_told(pictures: Path, name: str) -> None:
     assert "expected a p" in refused(lambda: shown(table))
     problems = check_source(SourceConfig(path=str(table), image_column="image"))
     assert all(isinstance(problem, InputError) for problem in problems)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "data URL"])
+def test_pictures_as_base64_are_told(tmp_path: Path, form: str) -> None:
+    url = form == "data URL"
+    said = base64.b64encode(encoded(pattern(24, 24), "AVIF" if url else form)).decode()
+    value = "data:image/avif;base64," + said if url else said
+    table = write_jsonl(tmp_path / "r.jsonl", [{"text": "t", "image": value}])
+    for skip in ("refuse", "skip"):
+        source = SourceConfig(path=str(table), image_column="image", on_damaged=skip)
+        (error,) = check_source(source)
+        assert f"got what looks like base64: {value[:40]!r}" in str(error)
+        assert "write each picture into a file" in str(error)
+        assert len(str(error)) < 400
+
+
+def test_names_that_no_file_has_and_links_in_a_circle_are_not_found(pictures: Path) -> None:
+    (pictures / "loop.png").symlink_to(pictures / "loop.png")
+    names = [PATHS[0], "x" * 300 + ".png", "loop.png"]
+    rows = [{"text": f"t{n}", "image": name} for n, name in enumerate(names)]
+    table = write_jsonl(pictures / "r.jsonl", rows)
+    skipping = SourceConfig(path=str(table), image_column="image", on_damaged="skip")
+    assert check_source(skipping) == []
+    assert shown(table, on_damaged="skip") == [("t0", PICTURES[0]), ("t1", None), ("t2", None)]
+    assert "/x" in (said := refused(lambda: shown(table))) and "(File name too long)" in said
+    assert names[1] not in said  # it is cut short
+    table.unlink()
+    said = refused(lambda: rows_of(pictures, template="a"))
+    assert f"{pictures}/loop.png: expected a file that can be read" in said
 
 
 def test_folders_and_addresses_are_read_where_that_is_allowed(pictures: Path) -> None:
