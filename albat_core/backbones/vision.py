@@ -18,6 +18,7 @@ from albat_core.pictures import picture_pixels
 from albat_core.records.examples import Example
 
 _PREPROCESSING = "preprocessor_config.json"
+_PROCESSOR = "processor_config.json"  # of pictures and texts: newer versions write it alone
 _BILINEAR = 2  # Pillow's number for it; for the others bicubic stands in
 
 
@@ -51,7 +52,7 @@ class Preprocessing:
             BackboneError: there is none, or it does not say enough.
         """
         try:
-            said = json.loads((folder / _PREPROCESSING).read_text(encoding="utf-8"))
+            said = _saved(folder)
             size, cut = said["size"], said.get("crop_size")
             if not said.get("do_center_crop", cut is not None):
                 cut = None
@@ -75,8 +76,8 @@ class Preprocessing:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BackboneError(
-                f"expected {_PREPROCESSING} with size, image_mean and image_std "
-                f"({type(error).__name__}: {error})",
+                f"expected {_PREPROCESSING}, or image_processor in {_PROCESSOR}, with size, "
+                f"image_mean and image_std ({type(error).__name__}: {error})",
                 where=str(folder),
                 remedy="save the encoder's image processor beside it",
             ) from error
@@ -103,6 +104,15 @@ class Preprocessing:
             return self.size
         short = min(height, width)
         return height * self.shortest // short, width * self.shortest // short
+
+
+def _saved(folder: Path) -> Any:
+    """Return what an image processor was saved as, at the place that transformers takes first."""
+    if (within := folder / _PROCESSOR).exists():
+        whole = json.loads(within.read_text(encoding="utf-8"))
+        if "image_processor" in whole:
+            return whole["image_processor"]
+    return json.loads((folder / _PREPROCESSING).read_text(encoding="utf-8"))
 
 
 class VisionEncoder:

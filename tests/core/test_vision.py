@@ -13,6 +13,9 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPProcessor,
+    CLIPTokenizerFast,
     CLIPVisionConfig,
     CLIPVisionModel,
 )
@@ -160,6 +163,27 @@ def test_missing_or_poor_preprocessing_is_refused(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(BackboneError, match="save the encoder's image processor beside it"):
         VisionEncoder(str(folder), CPU)
+
+
+def test_preprocessing_is_read_from_a_processor_of_pictures_and_texts(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path / "clip")
+    apart = Preprocessing.read(folder)
+    images = CLIPImageProcessor.from_pretrained(folder)
+    tokenizer = CLIPTokenizerFast.from_pretrained(folder)
+    (folder / "preprocessor_config.json").unlink()
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    assert Preprocessing.read(folder) == apart
+    old = json.dumps({"size": 8, "image_mean": [0] * 3, "image_std": [1] * 3})
+    (folder / "preprocessor_config.json").write_text(old)
+    assert Preprocessing.read(folder) == apart  # transformers passes over it too
+    assert AutoImageProcessor.from_pretrained(folder).crop_size["height"] == apart.size[0]
+    (folder / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    assert Preprocessing.read(folder).size == (8, 8)
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text("{}")
+    with pytest.raises(BackboneError, match=r"or image_processor in processor_config\.json"):
+        Preprocessing.read(folder)
 
 
 def test_sizes_of_old_files_are_understood(tmp_path: Path) -> None:
