@@ -73,7 +73,7 @@ def without_descriptions(
     if whole is not None:
         _refuse_absent(whole)
     uris = [named[name] for name in pictures]
-    beside = _describe(uris, _neighbours(uris) if whole is None else whole)
+    beside = _describe(uris, _neighbours(pictures, uris) if whole is None else whole)
     described = {one.caption for one in beside} | {one.table for one in beside}
     rows = {name: uri for name, uri in named.items() if uri not in described}
     return rows, dict(zip(pictures, beside, strict=True))
@@ -102,9 +102,13 @@ def _is_table(name: str) -> bool:
     return name.rpartition("/")[2] in _TABLES
 
 
-def _neighbours(pictures: Iterable[str]) -> Iterator[str]:
-    """Yield the files in the folders of some pictures."""
-    for folder in sorted({uri.rpartition("/")[0] for uri in pictures}):
+def _neighbours(names: Iterable[str], uris: Iterable[str]) -> Iterator[str]:
+    """Yield the files in the folders of some pictures, and in those above, as their names begin."""
+    folders = set()
+    for name, uri in zip(names, uris, strict=True):
+        folder = uri.rpartition("/")[0]
+        folders |= {folder.rsplit("/", above)[0] for above in range(name.count("/") + 1)}
+    for folder in sorted(folders):
         yield from storage.list_files(f"{glob.escape(folder)}/*")
 
 

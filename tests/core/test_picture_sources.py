@@ -101,6 +101,29 @@ def test_folder_with_a_table(tmp_path: Path, kind: str) -> None:
     assert captions(folder)["deep/d.png:0"] is None
 
 
+def test_a_table_above_the_pictures_of_a_glob_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write_pictures(folder, ["train/a/b.png", "train/a/c.png", "train/d.png"])
+    write_jsonl(folder / "metadata.jsonl", [{"file_name": "train/a/b.png", "text": "top"}])
+    assert captions(folder / "*" / "*" / "*.png") == {
+        "train/a/b.png:0": "top",
+        "train/a/c.png:0": None,
+    }
+    write_jsonl(folder / "train" / "metadata.jsonl", [{"file_name": "a/c.png", "text": "nearer"}])
+    assert captions(f"{folder}/**/*.png") == {
+        "train/a/b.png:0": None,
+        "train/a/c.png:0": "nearer",
+        "train/d.png:0": None,
+    }
+    assert captions(folder / "{train,test}" / "a" / "*.png") == captions(
+        folder / "*" / "a" / "c.png"
+    ) | {"train/a/b.png:0": None}
+    before = prints(folder / "train" / "*" / "*.png")
+    write_jsonl(folder / "train" / "metadata.jsonl", [{"file_name": "a/c.png", "text": "other"}])
+    assert prints(folder / "train" / "*" / "*.png") != before
+    assert captions(folder / "train" / "a" / "*.png") == {"b.png:0": None, "c.png:0": None}
+
+
 MAC, LINUX = (unicodedata.normalize(form, "\u00e9t\u00e9/\u00fc") for form in ("NFD", "NFC"))
 """One name, as HFS+ writes it and as keyboards do."""
 
