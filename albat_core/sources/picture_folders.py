@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from albat_core.errors import InputError
 from albat_core.sources.config import SourceConfig
 from albat_core.sources.formats import FORMATS, format_of
-from albat_core.sources.formats.base import Row, refuse_missing
+from albat_core.sources.formats.base import Row, refuse_missing, says_nothing
 from albat_core.sources.formats.images import Images
 from albat_core.sources.formats.text import Text
 from albat_core.sources.picture_paths import one_spelling
@@ -208,7 +208,7 @@ def row_of(beside: Beside) -> str:
 def read_picture_row(uri: str, beside: Beside, columns: Mapping[str, str]) -> Row:
     """Return the row of a picture: the wanted columns, ``image`` being its address.
 
-    ``text`` is the table's, else the caption's.
+    ``text`` is the table's, else, where that is blank, the caption's.
 
     Raises:
         InputError: a caption is not text, or a wanted column is in no row of the table.
@@ -220,7 +220,7 @@ def read_picture_row(uri: str, beside: Beside, columns: Mapping[str, str]) -> Ro
         row = json.loads(found) if found else {}
         there += _table(beside.table, beside.version).columns
     refuse_missing(columns, dict.fromkeys(there), beside.table or uri)
-    if "text" in columns and row.get("text") is None and beside.caption:
+    if "text" in columns and says_nothing(row.get("text")) and beside.caption:
         row |= next(stream_rows(beside.caption, Text.name, {"text": ""}, lambda _: None))
     row |= {"image": uri, KEY: beside.key or uri.rpartition("/")[2]}
     return {name: row.get(name) for name in columns}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from numbers import Number
-from typing import Any
 
 from albat_core.errors import InputError
 from albat_core.records.examples import Example
@@ -16,7 +15,7 @@ from albat_core.sources.chats import read_messages, read_tools
 from albat_core.sources.config import TEMPLATES, TOKEN, SourceConfig, template_parts
 from albat_core.sources.files import InputFile
 from albat_core.sources.formats import FORMATS
-from albat_core.sources.formats.base import EXACT, Advance, Row, is_blank
+from albat_core.sources.formats.base import EXACT, Advance, Row, is_blank, says_nothing
 from albat_core.sources.formats.images import Images
 from albat_core.sources.picture_folders import KEY, read_picture_row
 from albat_core.sources.picture_paths import Picture, load_picture, picture_of
@@ -126,7 +125,7 @@ def _blank_columns(
         return () if used else (config.messages_column,)  # of which no answer says anything
     found: dict[str, None] = {}
     for columns in fields:
-        blank = [column for column in columns if _blank(row[column])]
+        blank = [column for column in columns if says_nothing(row[column])]
         if used or len(blank) == len(columns):
             found |= dict.fromkeys(blank)
     return tuple(found)
@@ -180,13 +179,13 @@ def as_example(
     example_id, source = name, label
     if config.id_column:
         example_id = label_of(row, config.id_column, "id_column", where)
-    if config.document_column and not _blank(row[config.document_column]):
+    if config.document_column and not says_nothing(row[config.document_column]):
         document = label_of(row, config.document_column, "document_column", where).strip()
         if not document.isascii():
             document = unicodedata.normalize("NFC", document)  # Macs write accents apart
         if document.endswith("0"):
             document = _WHOLE.sub(r"\1", document)  # a table beside may have it as a float
-    if config.source_column and not _blank(row[config.source_column]):
+    if config.source_column and not says_nothing(row[config.source_column]):
         source = label_of(row, config.source_column, "source_column", where)
     names = (example_id, document or example_id, source)
     if config.messages_column:
@@ -212,17 +211,13 @@ def _content(row: Row, config: SourceConfig, where: str) -> tuple[str | None, st
         return _fill(config.template, row, config, where), None
     column = _text_column(config)
     text = row[column]
-    if not _blank(text) and not isinstance(text, str | Number):
+    if not says_nothing(text) and not isinstance(text, str | Number):
         raise InputError(
             f"expected text in column {column!r}, got {type(text).__name__}",
             where=where,
             remedy="write the column as text, or name another",
         )
-    return (None if _blank(text) else str(text)), None
-
-
-def _blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and is_blank(value))
+    return (None if says_nothing(text) else str(text)), None
 
 
 def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | None:
@@ -246,7 +241,7 @@ def _fill(template: str, row: Row, config: SourceConfig, where: str) -> str | No
             )
         if column != KEY or not config.image_column:  # a file's name says nothing of the picture
             columns += 1
-            blank = blank and _blank(value)
+            blank = blank and says_nothing(value)
         text += str(value)
     return None if columns and blank else text
 
@@ -264,7 +259,7 @@ def label_of(row: Row, column: str, field: str, where: str) -> str:
         InputError: it is neither text nor a number, blank, or a rounded number.
     """
     value = row[column]
-    if not isinstance(value, str | Number) or isinstance(value, bool) or _blank(value):
+    if not isinstance(value, str | Number) or isinstance(value, bool) or says_nothing(value):
         found = "a blank" if isinstance(value, str) else "null" if value is None else repr(value)
         raise InputError(
             f"expected text or a number in {field} {column!r}, got {found}",

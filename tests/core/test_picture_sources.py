@@ -80,10 +80,11 @@ def test_folder_with_a_table(tmp_path: Path, kind: str) -> None:
     {"jsonl": write_jsonl, "csv": write_csv}[kind](folder / f"metadata.{kind}", rows)
     (folder / "a.txt").write_text("beside")
     (folder / "b.txt").write_text("beside")
+    (folder / "deep" / "c.caption").write_text("beside")
     assert captions(folder) == {
         "a.png:0": "table",
         "b.png:0": "beside",
-        "deep/c.png:0": None,
+        "deep/c.png:0": "beside",  # the table's cell is empty
         "deep/d.png:0": "D",
     }
     assert captions(folder, template="a {class} in {file_name}") == {

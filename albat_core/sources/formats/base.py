@@ -48,6 +48,11 @@ def is_blank(text: str) -> bool:
     return not text[:1].isalnum() and all(unicodedata.category(c) in _UNSEEN for c in text)
 
 
+def says_nothing(value: Any) -> bool:
+    """Tell whether a value is null, or text that is blank."""
+    return value is None or (isinstance(value, str) and is_blank(value))
+
+
 class FileFormat(Protocol):
     """A format of files: one class in one file, and its line in the table of ``formats``."""
 
