@@ -492,6 +492,29 @@ def test_webdataset_errors(tmp_path: Path) -> None:
     assert "did you mean 'licence'" in said
 
 
+def test_members_of_a_row_that_lie_apart_are_told(tmp_path: Path) -> None:
+    ends, keys = ("jpg", "txt"), [f"{n:03d}" for n in range(300)]
+    apart = {f"{key}.{end}": end.encode() for end in ends for key in keys}
+    path = wds(tmp_path, apart)
+    said = refused(lambda: rows_of(path))
+    assert f"{path}:300 (000): expected the members of a row one after another, got 000.txt" in said
+    assert "--sort=name" in said
+    assert sum(row.image is not None for row in rows_of(path, template="a dog")) == 300
+    assert len(rows_of(wds(tmp_path, dict(sorted(apart.items()))))) == 300
+    first = {"0.jpg": PICTURES[0], "0.txt": b"a", "1.jpg": PICTURES[1], "1.txt": b"b"}
+    path.write_bytes(tar_of(first)[: 4 * 1024] + tar_of({"0.jpg": PICTURES[2], "0.txt": b"c"}))
+    assert [row.text for row in rows_of(path)] == ["a", "b", "c"]  # a further row of the key
+
+
+def test_names_with_dots_are_told(tmp_path: Path) -> None:
+    members = {f"a.{key}.{end}": b"x" for key in "bc" for end in ("txt", "jpg")}
+    said = refused(lambda: rows_of(wds(tmp_path, members)))
+    assert "got column 'b.jpg': a key ends at the first dot of a name" in said
+    assert "a_b.jpg, not a.b.jpg" in said
+    path = wds(tmp_path, {"a.b.jpg": PICTURES[0], "a.txt": b"t"})
+    assert [(e.text, e.image) for e in rows_of(path, image_column="b.jpg")] == [("t", PICTURES[0])]
+
+
 def test_webdataset_is_streamed(tmp_path: Path) -> None:
     large = os.urandom(1 << 20)
     path = wds(tmp_path, {f"{i:03d}.{end}": large for i in range(40) for end in ("jpg", "npy")})

@@ -49,9 +49,9 @@ class WebDataset(FileFormat):
         wanted = columns or {"image": "image_column", "text": "text_column"}
         seen: dict[str, None] = {}
         rows = 0
-        for where, key, members in _samples(file, uri, wanted, advance):
+        for where, key, members, columns_there in _samples(file, uri, wanted, advance):
             row = _row(members, where) | {"__key__": key}
-            seen.update(dict.fromkeys(row))
+            seen.update(dict.fromkeys(row) | dict.fromkeys(columns_there))
             rows += 1
             yield {name: _value(row.get(name), name, wanted, where) for name in wanted}
             if rows == HEAD:
@@ -61,6 +61,14 @@ class WebDataset(FileFormat):
 
 
 def _refuse_unseen(wanted: Mapping[str, str], seen: Mapping[str, None], uri: str) -> None:
+    dotted = [name for name in seen if f".{name.rpartition('.')[2]}" in Images.endings]
+    if dotted and "image" in wanted and "image" not in seen:
+        raise InputError(
+            f"expected a picture, got column {dotted[0]!r}: a key ends at the first dot of a name",
+            where=uri,
+            remedy="name members so that their ending alone follows a dot (a_b.jpg, not a.b.jpg), "
+            f"or set image_column to {dotted[0]}",
+        )
     refuse_missing({n: f for n, f in wanted.items() if n not in _NO_COLUMN_OF}, list(seen), uri)
 
 
@@ -96,10 +104,12 @@ class _Header(tarfile.TarInfo):
 
 def _samples(
     file: IO[bytes], uri: str, wanted: Mapping[str, str], advance: Advance
-) -> Iterator[tuple[str, str, dict[str, bytes]]]:
-    """Yield each row's place and key, and the contents of its wanted members by column."""
+) -> Iterator[tuple[str, str, dict[str, bytes], dict[str, None]]]:
+    """Yield each row's place and key, its wanted members by column, and all of its columns."""
     key: str | None = None
     members: dict[str, bytes] = {}
+    there: dict[str, None] = {}
+    first: dict[str, dict[str, None]] = {}  # rows by key, with their columns
     number = done = 0
     with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
         for member in archive:
@@ -108,14 +118,19 @@ def _samples(
             stem, dot, column = last.partition(".")
             if not member.isfile() or not stem or not dot:
                 continue
+            column = column.lower()
             if folder + slash + stem != key:
                 if key is not None:
-                    yield f"{uri}:{number} ({key})", key, members
+                    yield f"{uri}:{number} ({key})", key, members, there
                     number += 1
-                key, members = folder + slash + stem, {}
+                key, members, there = folder + slash + stem, {}, {}
+                if column not in first.get(key, {column}) and _is_used(column, wanted):
+                    raise _scattered(f"{uri}:{number} ({key})", member.name)
+                if number < HEAD:
+                    first[key] = there
                 advance(member.offset - done)
                 done = member.offset
-            column = column.lower()
+            there[column] = None
             if column in members:
                 raise InputError(
                     f"expected one member {column!r} a row, got two",
@@ -129,7 +144,15 @@ def _samples(
                 assert opened is not None
                 members[column] = opened.read()
         if key is not None:
-            yield f"{uri}:{number} ({key})", key, members
+            yield f"{uri}:{number} ({key})", key, members, there
+
+
+def _scattered(where: str, name: str) -> InputError:
+    return InputError(
+        f"expected the members of a row one after another, got {name[:200]} behind other rows",
+        where=where,
+        remedy="write the archive again in the order of names (tar --sort=name)",
+    )
 
 
 def _is_used(column: str, wanted: Mapping[str, str]) -> bool:
