@@ -179,8 +179,8 @@ def look_at(source: SourceConfig, seen: dict[str, str] | None = None) -> Look:
             _look_at_file(file, look, ids)
         except AlbatError as error:
             look.problems.append(error)
-    usable = look.counts["rows"] - look.counts["null"] - look.counts["uncaptioned"]
-    usable -= look.filtered.total()
+    lost = sum(look.counts[why] for why in ("null", "uncaptioned", "damaged"))
+    usable = look.counts["rows"] - lost - look.filtered.total()
     if files and not look.problems and not usable and not look.counts["unseen"]:
         look.problems.append(no_rows(source, look.counts, look.blank, look.filtered))
     if usable and look.counts["printed"] == usable:
@@ -250,7 +250,6 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
                 continue
         look.empty.update(row.blank)
         look.roles |= dict.fromkeys(each["role"] for each in row.example.messages or ())
-        counts["printed"] += row.printed
         if row.picture is not None and opened < PICTURES_LOOKED_AT:
             opened += 1
             try:
@@ -260,6 +259,7 @@ def _look_at_file(file: InputFile, look: Look, ids: dict[str, str]) -> None:
                     raise
                 counts["damaged"] += 1
                 continue
+        counts["printed"] += row.printed
         if len(look.rows) < _ROWS_KEPT:
             look.rows.append(row)
     counts["unseen"] += rows == head

@@ -622,6 +622,22 @@ def test_check_looks_at_the_first_pictures(tmp_path: Path, monkeypatch: pytest.M
     assert f"{table}:0 ({folder}/b.png): expected a picture" in str(error)
 
 
+def test_check_refuses_a_source_of_which_all_pictures_are_damaged(tmp_path: Path) -> None:
+    names = [f"{n}.png" for n in range(4)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"<html>")
+    source = SourceConfig(path=str(tmp_path), template="a dog", on_damaged="skip")
+    (error,) = check_source(source)
+    assert "got 4 rows, 4 of them damaged" in str(error)
+    write_pictures(tmp_path, names[:1])
+    assert check_source(source) == []
+    rows = [{"text": n, "image": name} for n, name in enumerate(names)]
+    table = write_jsonl(tmp_path / "r.jsonl", rows)
+    columns = {"image_column": "image", "text_column": "text"}
+    (error,) = check_source(SourceConfig(path=str(table), on_damaged="skip", **columns))
+    assert "every row has a number" in str(error)
+
+
 def test_pictures_with_captions_may_come_late(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     write_pictures(folder, [f"{i:02d}.png" for i in range(20)])
