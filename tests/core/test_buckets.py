@@ -128,7 +128,7 @@ def test_a_resolution_that_is_no_size_is_drawn_at_the_nearest_bucket(
     tmp_path: Path, family: str
 ) -> None:
     folder = save_pipeline(tmp_path / "one", family)
-    pictures = {"picture": {"resolution": [17, 25], "buckets": 8}}
+    pictures = {"picture": {"resolution": [18, 26], "buckets": 8}}
     config = BackboneConfig(kind="diffusion", path=str(folder), dtype="float32", diffusion=pictures)
     check_backbone(config, CPU)
     with open_backbone(config, CPU) as backbone:

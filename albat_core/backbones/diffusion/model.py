@@ -44,6 +44,7 @@ _EMBEDDING_LEVEL = 0.1  # nearly clean: the middle of the denoiser then describe
 _ENCODED_AT_ONCE = 8
 _TEXT_KEPT = 256 << 20  # bytes of text encodings kept
 _SAMPLED_AT_ONCE = 16
+_DRAWN_STEP = 8  # pipelines refuse other sides, whatever their autoencoder takes
 
 Text = tuple[torch.Tensor, ...]
 
@@ -303,7 +304,8 @@ class DiffusionBackbone:
     @property
     def _usual_size(self) -> tuple[int, int]:
         """Height and width that are drawn: of the nearest bucket where no picture has those set."""
-        size, step = self._config.picture.size, self._scale * self._family.patch
+        step = max(self._scale * self._family.patch, _DRAWN_STEP)
+        size = self._config.picture.size
         return self._config.picture.size_of(*size) if any(side % step for side in size) else size
 
     def _sampled(
