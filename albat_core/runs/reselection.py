@@ -11,6 +11,7 @@ Both are written whole. ``acted.json`` comes last: a selection that did not end 
 
 import hashlib
 import logging
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,6 +59,12 @@ class Watches:
     def add(self, config: RunConfig) -> None:
         """Watch a run's adaptation data from now on, with this configuration."""
         storage.write_bytes(self._place(config.name, "watch"), sealed(config))
+
+    def changed(self, config: RunConfig) -> list[str]:
+        """Return the sections of a run that are not as it is watched; none where it is not."""
+        noted = self._noted(config.name)
+        then, now = (_settings(each) for each in (noted or config, config))
+        return [name for name in now if now[name] != then[name]]
 
     def remove(self, name: str) -> bool:
         """Watch a run no longer; return whether it was watched."""
@@ -124,14 +131,29 @@ class Watches:
                 ) from error
         return found
 
+    def _noted(self, name: str) -> RunConfig | None:
+        """Return the configuration with which a run is watched, if it is and that can be read."""
+        try:
+            return unsealed(RunConfig, storage.read_bytes(self._place(name, "watch")))
+        except (FileNotFoundError, ValueError):  # the next look tells of one that is damaged
+            return None
+
     def _place(self, name: str, kind: str) -> str:
         return storage.join(self._root, name, f"{kind}.json")
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return what decides a run's results and where they are put, by section."""
+    settings = config.model_dump(mode="json", exclude={"runtime"})
+    return settings | {"output": storage.absolute(config.output)}
 
 
 def note_finished(
     config: RunConfig, state: str, selected: Selected, trained: Selected | None
 ) -> None:
     """Note what a run came to, watched or not: a later selection of its name goes on from there.
+
+    Where the run is watched with other settings, a later selection has those: that is told.
 
     Args:
         config: of the run.
@@ -143,6 +165,13 @@ def note_finished(
     watches = Watches(config.runtime.root)
     if watches.acted(config.name) != done:
         watches.set_acted(config.name, done)
+    if changed := watches.changed(config):
+        logger.warning(
+            "%s is watched with other settings (%s), and is selected again with those: to have "
+            "these, `albat watch CONFIG` again",
+            config.name,
+            ", ".join(changed),
+        )
 
 
 def data_fingerprint(config: RunConfig) -> str:

@@ -12,20 +12,26 @@ from albat_core.measures.theory import Estimate
 from albat_core.records.mixtures import moved_weight, read_mixture, weighted_rows
 from albat_core.records.runs import ALBAT
 from albat_core.records.scores import SCORES
-from albat_core.records.selections import read_selection
+from albat_core.records.selections import Selected, read_selection
 from albat_core.records.splits import TRAIN
 from albat_core.records.tables import read_table
 from albat_core.report.showing import read_changes
 from albat_core.report.wording import told
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
-from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint
+from albat_core.runs.reselection import (
+    Acted,
+    Watches,
+    basis,
+    data_fingerprint,
+    note_finished,
+)
 from albat_core.scorers import known
 from albat_core.stages import estimate as estimate_stage
 from albat_core.stages.compare import compare_selections
 from albat_core.stages.estimate import estimate_worth
 from albat_core.stages.score import ScoringConfig, score_candidates
-from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from flows.config import load_config
 from tests.core.test_registry import weighted
 from tests.toys import topic_rows, write_jsonl, write_run
@@ -81,6 +87,29 @@ def test_watches_are_kept_until_they_are_removed(run: RunConfig) -> None:
     assert watches.remove("toy")
     assert not watches.remove("toy")
     assert watches.names() == ["another"]
+
+
+def test_a_run_with_other_settings_than_are_watched_is_told_of(
+    run: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Watches(run.runtime.root).add(run)
+    made = ArtifactRef(stage="mixture", key="a" * 16)
+    selected = Selected(adaptation=made, surrogate=None, mixture=made)
+    monkeypatch.chdir(tmp_path)
+    runtime = run.runtime.model_copy(update={"workers": 5})
+    alike = run.model_copy(update={"output": "runs", "runtime": runtime})
+    note_finished(alike, "state", selected, selected)
+    assert caplog.text == ""
+    longer = run.finetune.model_copy(update={"steps": 13})
+    other = run.model_copy(update={"finetune": longer, "refit": False})
+    note_finished(other.model_copy(update={"name": "another"}), "state", selected, selected)
+    assert caplog.text == ""
+    note_finished(other, "state", selected, selected)
+    assert "toy is watched with other settings (finetune, refit)" in caplog.text
+    assert "`albat watch CONFIG` again" in caplog.text
 
 
 def test_what_another_version_noted_is_told_of(run: RunConfig) -> None:
