@@ -57,8 +57,29 @@ class Watches:
         self._root = storage.join(ArtifactStore(root).root, _FOLDER)
 
     def add(self, config: RunConfig) -> None:
-        """Watch a run's adaptation data from now on, with this configuration."""
+        """Watch a run's adaptation data from now on, with this configuration.
+
+        Raises:
+            ConfigError: see ``refuse_another``.
+        """
+        self.refuse_another(config)
         storage.write_bytes(self._place(config.name, "watch"), sealed(config))
+
+    def refuse_another(self, config: RunConfig) -> None:
+        """Raise where a run of that name is watched that shares no adaptation data with this one.
+
+        Raises:
+            ConfigError: there is one, which this would take the place of.
+        """
+        noted = self._noted(config.name)
+        if noted is not None and not _data(noted) & _data(config):
+            raise ConfigError(
+                f"expected a name of its own, {config.name!r} is watched with other adaptation "
+                f"data ({', '.join(sorted(_data(noted)))})",
+                where=storage.join(self._root, config.name),
+                remedy="give this run another `name`, or end that watch first: "
+                "`albat watch CONFIG --stop`",
+            )
 
     def changed(self, config: RunConfig) -> list[str]:
         """Return the sections of a run that are not as it is watched; none where it is not."""
@@ -140,6 +161,10 @@ class Watches:
 
     def _place(self, name: str, kind: str) -> str:
         return storage.join(self._root, name, f"{kind}.json")
+
+
+def _data(config: RunConfig) -> set[str]:
+    return {path for source in config.adaptation for path in source.paths}
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

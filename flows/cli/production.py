@@ -86,6 +86,7 @@ def watch(
         console.print(f"{run.name} is {'no longer' if there else 'not'} watched")
         return
     with console.status("checking inputs"):
+        Watches(run.runtime.root).refuse_another(run)
         api = server_in_use(folder.resolve(), server)
         refuse_mistakes(run)
         look = asyncio.run(deploying.watch(api, run))

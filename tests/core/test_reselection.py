@@ -112,6 +112,24 @@ def test_a_run_with_other_settings_than_are_watched_is_told_of(
     assert "`albat watch CONFIG` again" in caplog.text
 
 
+def test_a_watch_takes_the_place_of_none_on_other_data(run: RunConfig) -> None:
+    watches = Watches(run.runtime.root)
+    watches.add(run)
+    mine = run.adaptation[0]
+    theirs = mine.model_copy(update={"path": "/elsewhere/theirs.jsonl"})
+    with pytest.raises(ConfigError, match=r"'toy' is watched with .*adaptation\.jsonl") as caught:
+        watches.add(run.model_copy(update={"adaptation": (theirs,)}))
+    assert "another `name`" in caught.value.remedy
+    assert watches.config("toy") == run
+    more = run.model_copy(update={"seed": 9, "adaptation": (mine, theirs)})
+    watches.add(more)
+    assert watches.config("toy") == more
+    place = Path(run.runtime.root, "watches", "toy", "watch.json")
+    place.write_bytes(place.read_bytes()[:99])
+    watches.add(run)  # which is the remedy
+    assert watches.config("toy") == run
+
+
 def test_what_another_version_noted_is_told_of(run: RunConfig) -> None:
     watches = Watches(run.runtime.root)
     watches.add(run)

@@ -17,6 +17,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from albat_core.errors import ConfigError
+from albat_core.runs.reselection import Watches
 from albat_core.store.stage import StageConfig
 from flows.albat import albat as whole_chain
 from flows.config import load_config
@@ -27,6 +28,7 @@ from flows.local.production import DEPLOYMENTS, Up
 from flows.places import placed
 from flows.running.own_process import PROCESS_SETTINGS
 from tests.flows.conftest import Albat
+from tests.toys import write_run
 from tests.waiting import PATIENCE
 
 DEPLOYED: list[dict[str, Any]] = yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]
@@ -110,6 +112,18 @@ def test_without_a_server_the_command_says_what_to_do(
     with pytest.raises(ConfigError, match="that answers, got none"):
         production.server_in_use(tmp_path, "http://127.0.0.1:9")
     assert "nothing to stop" in albat("down", "--folder", tmp_path / "none").out
+
+
+def test_a_watch_that_would_take_anothers_place_is_refused_at_once(
+    albat: Albat, tmp_path: Path
+) -> None:
+    path, other = (write_run(tmp_path / name) for name in ("mine", "theirs"))
+    root = tmp_path / "root"
+    Watches(str(root)).add(placed(load_config(str(path), {"root": str(root)})))
+    said = albat("watch", other, "--root", root, "--folder", tmp_path)
+    assert said.code == 1
+    assert f"{tmp_path}/mine/adaptation.jsonl" in said.err
+    assert "is no longer watched" in albat("watch", other, "--root", root, "--stop").out
 
 
 def test_a_run_to_be_watched_is_found_from_every_folder(
