@@ -20,6 +20,8 @@ def quick_look(config: RunConfig) -> RunConfig:
             "corpus": tuple(
                 source.model_copy(update={"share": source.share * PART}) for source in config.corpus
             ),
+            # its index of a part is none for the run to go on from
+            "index": config.index.model_copy(update={"grow": False}),
             "decontamination": config.decontamination.model_copy(update={"similarity": None}),
             "retrieval": config.retrieval.model_copy(
                 update={"pool": "neighbours", "candidates": rows}

@@ -16,6 +16,7 @@ from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import Estimate, FoldGradients, Terms, estimate_terms
 from albat_core.records.examples import Example
+from albat_core.records.indexes import STAGE as INDEX
 from albat_core.records.mixtures import read_mixture
 from albat_core.records.runs import ALBAT, RANDOM
 from albat_core.records.splits import TEST, TRAIN, VALIDATION, read_role
@@ -23,6 +24,7 @@ from albat_core.report.verdict import verdict, verdict_beforehand
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.quick_look import quick_look
+from albat_core.search.config import IndexConfig
 from albat_core.stages import estimate as estimate_stage
 from albat_core.stages.estimate import (
     DOUBT,
@@ -244,6 +246,15 @@ def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:
     facts = chain.facts(chain.estimate)
     assert np.isfinite(facts["alpha_estimate"])
     assert not [stage for stage in chain.stages if stage.label.startswith("fine-tune")]
+
+
+def test_a_quick_look_leaves_a_run_the_index_that_it_grows(
+    computed: Chain, store: ArtifactStore
+) -> None:
+    growing = computed.config.model_copy(update={"index": IndexConfig(grow=True)})
+    its = Chain(growing).index
+    assert Chain(quick_look(growing)).index != its
+    assert store.latest(INDEX, growing.name) == its
 
 
 def test_parts_of_the_documents_are_held_out_in_turn_at_the_start(
