@@ -1,10 +1,16 @@
 """A look at what a run is worth, before it is paid for."""
 
+from itertools import chain
+
 from albat_core.runs.config import RunConfig
 from albat_core.scorers.nearest import Nearest
+from albat_core.sources.config import SourceConfig
+from albat_core.sources.files import find_files
+from albat_core.sources.rows import is_used, read_rows
 
 PART = 0.1
 """Share of the corpus, and of the rows selected from it, that a quick look reads."""
+_FEWEST = 4  # documents of a part that says something of its source
 
 
 def quick_look(config: RunConfig) -> RunConfig:
@@ -13,13 +19,14 @@ def quick_look(config: RunConfig) -> RunConfig:
     How long that takes, and how often it is right, is in docs/calibration.md. It searches a tenth
     of each corpus source for a tenth of the rows, the nearest ones, and looks at gradients of the
     untouched backbone. Rows count as what they stand for.
+
+    Raises:
+        InputError: a file of the corpus, or one of its rows, cannot be used.
     """
     rows = max(round(config.selection.rows * PART), 16)
     return config.model_copy(
         update={
-            "corpus": tuple(
-                source.model_copy(update={"share": source.share * PART}) for source in config.corpus
-            ),
+            "corpus": tuple(map(_part, config.corpus)),
             # its index of a part is none for the run to go on from
             "index": config.index.model_copy(update={"grow": False}),
             "decontamination": config.decontamination.model_copy(update={"similarity": None}),
@@ -39,3 +46,15 @@ def quick_look(config: RunConfig) -> RunConfig:
             ),
         }
     )
+
+
+def _part(source: SourceConfig) -> SourceConfig:
+    """Return a tenth of a source's documents, or all where so few are in it: there may be none."""
+    part = source.model_copy(update={"share": source.share * PART})
+    documents: set[str] = set()
+    for row in chain.from_iterable(map(read_rows, find_files(part))):
+        if is_used(row, part):
+            documents.add(row.document)
+        if len(documents) == _FEWEST:
+            return part
+    return source

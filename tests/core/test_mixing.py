@@ -36,6 +36,7 @@ from albat_core.stages.estimate import (
     estimate_worth,
 )
 from albat_core.store.artifacts import ArtifactStore
+from tests.toys import topic_rows, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,19 @@ def test_a_quick_look_reaches_a_verdict_with_less(computed: Chain) -> None:
     facts = chain.facts(chain.estimate)
     assert np.isfinite(facts["alpha_estimate"])
     assert not [stage for stage in chain.stages if stage.label.startswith("fine-tune")]
+
+
+def test_a_quick_look_takes_all_of_a_source_of_few_documents(
+    computed: Chain, tmp_path: Path
+) -> None:
+    rows = topic_rows("plants", 60, per_document=12)  # five novels
+    novels = computed.config.corpus[0].model_copy(
+        update={"path": str(write_jsonl(tmp_path / "novels.jsonl", rows)), "share": 0.9}
+    )
+    both = (novels, *computed.config.corpus)
+    few, many = quick_look(computed.config.model_copy(update={"corpus": both})).corpus
+    assert few == novels
+    assert many.share == pytest.approx(both[1].share / 10)
 
 
 def test_a_quick_look_leaves_a_run_the_index_that_it_grows(
