@@ -21,7 +21,7 @@ def anchored(config: RunConfig, path: str) -> RunConfig:
     if storage.is_remote(path):
         folder = path.rpartition("/")[0]
     else:
-        folder = str(Path(path).resolve().parent)
+        folder = str(Path(storage.absolute(path)).parent)
 
     def anchor(name: str) -> str:
         if "://" in name or Path(name).expanduser().is_absolute():

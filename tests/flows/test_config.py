@@ -308,6 +308,17 @@ def test_inputs_are_relative_to_the_file_and_outputs_to_the_caller(
     assert (config.output, config.runtime.root) == ("runs", ".albat")
 
 
+def test_a_file_named_from_home_or_by_an_address_has_its_inputs_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, LEAST)
+    for name in ("~/run.yaml", f"file://{path}"):
+        assert load_config(name).corpus[0].path == str(tmp_path / "c")
+
+
 def test_addresses_and_hub_ids_are_left_as_they_are(tmp_path: Path) -> None:
     content = {"backbone": {"path": "owner/name"}, "corpus": {"path": f"file://{tmp_path}/c"}}
     config = load_config(write(tmp_path, LEAST | content))
