@@ -23,10 +23,10 @@ def anchored(config: RunConfig, path: str) -> RunConfig:
     else:
         folder = str(Path(storage.absolute(path)).parent)
 
-    def anchor(name: str) -> str:
+    def anchor(name: str, below: str = folder) -> str:
         if "://" in name or Path(name).expanduser().is_absolute():
             return name
-        return storage.join(folder, name) if storage.is_remote(folder) else str(Path(folder, name))
+        return _remote(below, name) if storage.is_remote(path) else str(Path(below, name))
 
     def files(name: str, *, hub: bool) -> str:
         """Anchor files; what is a glob's in the folder's own name is not meant as one."""
@@ -34,7 +34,7 @@ def anchored(config: RunConfig, path: str) -> RunConfig:
         there = anchor(name)
         if there == name or not is_pattern(name) or storage.exists(there):
             return name if hub and not storage.exists(there) else there
-        return anchor(name).replace(folder, escape(folder), 1)
+        return anchor(name, escape(folder))
 
     def source(one: SourceConfig) -> SourceConfig:
         paths = tuple(files(p, hub=one.on_hub) for p in one.paths)
@@ -82,6 +82,18 @@ def anchored(config: RunConfig, path: str) -> RunConfig:
         }
         | {n: tuple(map(source, getattr(config, n))) for n in ("corpus", "adaptation", "heldout")}
     )
+
+
+def _remote(folder: str, name: str) -> str:
+    """Return what is called so from a remote folder: to storage . and .. are names like others."""
+    scheme, _, inner = folder.partition("://")
+    parts = inner.split("/")
+    for part in name.rstrip("/").split("/"):
+        if part == "..":
+            parts = parts[: max(len(parts) - 1, 1)]  # nothing is above a bucket
+        elif part != ".":
+            parts.append(part)
+    return f"{scheme}://{'/'.join(parts)}"
 
 
 def _expanded(name: str, path: str) -> str:

@@ -330,14 +330,23 @@ def test_remote_configuration_has_its_inputs_beside_it(tmp_path: Path) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
-    memory.pipe("/conf/run.yaml", yaml.safe_dump(LEAST).encode())
-    memory.pipe("/conf/b/config.json", b"{}")
+    paths = ["./a", "../a", "../../../a//b/", "x/../*.txt"]
+    memory.pipe(
+        "/conf/of[1]/run.yaml", yaml.safe_dump(LEAST | {"adaptation": {"path": paths}}).encode()
+    )
+    memory.pipe("/conf/of[1]/b/config.json", b"{}")
     try:
-        config = load_config("memory://conf/run.yaml")
+        config = load_config("memory://conf/of[1]/run.yaml")
     finally:
         memory.rm("/conf", recursive=True)
-    assert config.corpus[0].path == "memory://conf/c"
-    assert config.backbone.path == "memory://conf/b"
+    assert config.corpus[0].path == "memory://conf/of[1]/c"
+    assert config.backbone.path == "memory://conf/of[1]/b"
+    assert config.adaptation[0].paths == (
+        "memory://conf/of[1]/a",
+        "memory://conf/a",
+        "memory://conf/a//b",
+        "memory://conf/of[[]1]/*.txt",
+    )
 
 
 def test_overrides_replace_the_runtime_and_change_no_result(tmp_path: Path) -> None:
