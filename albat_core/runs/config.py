@@ -77,7 +77,7 @@ class RunConfig(StageConfig):
     """Name of the run: up to 100 letters, digits, dots, dashes and underscores."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Root of all random draws; the same seed gives the same result."""
-    output: str = "runs"
+    output: str = Field("runs", min_length=1)
     """Folder (or `s3://` prefix) for report, adapter and mixture, in a folder of the run's name."""
     backbone: BackboneConfig
     """The pretrained model that is adapted."""

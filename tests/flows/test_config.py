@@ -159,6 +159,7 @@ runtime: {device: tpu}
         ({"proxy": {"enabled": True}}, "'proxy': the corpus is compared with rows"),
         ({"name": "../run"}, "'name': string should match pattern"),
         ({"backbone": {"path": ""}}, "'backbone.path': string should have at least 1 character"),
+        ({"output": ""}, "'output': string should have at least 1 character"),
         ({1: 2}, "'1'"),
     ],
 )
