@@ -13,6 +13,7 @@ from albat_core.errors import ConfigError
 from albat_core.runs.config import RunConfig
 from albat_core.store import storage
 from flows.mistakes import (
+    Place,
     explained,
     misread_numbers,
     model_of,
@@ -51,12 +52,8 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
         lines = {line for line, _ in alone}
         mistakes |= {at: text for at, text in explained(node, error).items() if at[0] not in lines}
     if mistakes:
-        raise ConfigError(
-            f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:\n"
-            + "\n".join(f"  line {line}: {text}" for (line, _), text in sorted(mistakes.items())),
-            where=path,
-            remedy="mend these lines; `albat init` writes a file with every key and its default",
-        )
+        remedy = "mend these lines; `albat init` writes a file with every key and its default"
+        raise _mistaken(_by_line(mistakes), path, remedy)
     return anchored(config, path)
 
 
@@ -70,7 +67,8 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
     Raises:
         ConfigError: every mistake in the file.
     """
-    values = _read(path)[1]
+    node, values = _read(path)
+    mistakes = _by_line(repeated_keys(node) | misread_numbers(node))
     shared = _settings(values.pop("run", None), "run", path)
     named = _settings(values.pop("situations", None), "situations", path)
     situations = []
@@ -84,12 +82,10 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
     except ValidationError as error:
         said = {".".join(map(str, e["loc"])): new_name(e) or e["msg"] for e in error.errors()}
         cause = [name for name in said if not any(n.startswith(f"{name}.") for n in said)]
-        raise ConfigError(
-            f"{len(cause)} mistake{'s' if len(cause) > 1 else ''}:\n"
-            + "\n".join(f"  {name}: {said[name]}" for name in cause),
-            where=path,
-            remedy="mend them; `run` and each of `situations` have the keys of a run",
-        ) from error
+        mistakes += [f"{name}: {said[name]}" for name in cause]
+    if mistakes:
+        remedy = "mend them; `run` and each of `situations` have the keys of a run"
+        raise _mistaken(mistakes, path, remedy)
     runs = [each.model_copy(update={"run": anchored(each.run, path)}) for each in config.situations]
     return config.model_copy(update={"situations": tuple(runs)})
 
@@ -141,6 +137,16 @@ def load_calibration(
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(said, where="options", remedy="see --help") from error
+
+
+def _by_line(mistakes: Mapping[Place, str]) -> list[str]:
+    return [f"line {line}: {text}" for (line, _), text in sorted(mistakes.items())]
+
+
+def _mistaken(mistakes: Sequence[str], path: str, remedy: str) -> ConfigError:
+    """Return the error that names every mistake in a file."""
+    count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
+    return ConfigError("\n  ".join([f"{count}:", *mistakes]), where=path, remedy=remedy)
 
 
 def _settings(value: Any, place: str, path: str) -> dict[str, Any]:

@@ -85,6 +85,21 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         load_efficacy(str(path))
 
 
+def test_of_two_tasks_of_one_name_none_is_lost_silently(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(
+        "run: {adaptation: {path: a}, backbone: {path: x}, corpus: {path: y}, seed: 010}\n"
+        "situations:\n  a: {split: {use: 0.5}}\n  a: {}\nparallel: 0\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_efficacy(str(path))
+    head, number, name, bound = caught.value.message.splitlines()
+    assert head == "3 mistakes:"
+    assert number.startswith("  line 1: 'run.seed': YAML reads 010 to another base")
+    assert name == "  line 4: 'situations.a' is there already, in line 3"
+    assert bound.startswith("  parallel: ")
+
+
 def test_keys_of_before_are_told_their_new_names(tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     path.write_text(
