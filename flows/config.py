@@ -40,6 +40,12 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> RunConfig
         ConfigError: every mistake in the file, each with its line.
     """
     node, values = _read(path)
+    if "situations" in values:
+        raise ConfigError(
+            "expected a run, got a benchmark, which has `situations`",
+            where=path,
+            remedy="`albat bench efficacy` and `albat bench calibration` take it",
+        )
     alone = orphans(storage.read_bytes(path).decode())
     mistakes = repeated_keys(node) | misread_numbers(node) | alone
     values = _without_empty(RunConfig, values)
@@ -68,6 +74,12 @@ def load_efficacy(path: str, overrides: dict[str, Any] | None = None) -> Efficac
         ConfigError: every mistake in the file.
     """
     node, values = _read(path)
+    if not {"run", "situations"} & values.keys():
+        raise ConfigError(
+            "expected a benchmark, got neither `run` nor `situations`",
+            where=path,
+            remedy="a run is for `albat check` and `albat run`",
+        )
     mistakes = _by_line(repeated_keys(node) | misread_numbers(node))
     shared = _settings(values.pop("run", None), "run", path)
     named = _settings(values.pop("situations", None), "situations", path)

@@ -34,6 +34,7 @@ from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.training.config import FinetuneConfig
 from bench.development import losses
+from flows.checks import check_file
 from flows.config import load_efficacy
 from tests.toys import write_run
 
@@ -98,6 +99,17 @@ def test_of_two_tasks_of_one_name_none_is_lost_silently(tmp_path: Path) -> None:
     assert number.startswith("  line 1: 'run.seed': YAML reads 010 to another base")
     assert name == "  line 4: 'situations.a' is there already, in line 3"
     assert bound.startswith("  parallel: ")
+
+
+def test_files_of_runs_and_of_benchmarks_are_told_apart(tmp_path: Path) -> None:
+    run = {"backbone": {"path": "b"}, "corpus": {"path": "c"}, "adaptation": {"path": "a"}}
+    (path := tmp_path / "file.yaml").write_text(yaml.safe_dump(run))
+    with pytest.raises(ConfigError, match=r"expected a benchmark.*\n.*`albat run`"):
+        load_efficacy(str(path))
+    path.write_text(yaml.safe_dump({"run": run, "situations": {"a": {}}}))
+    (mistake,) = check_file(str(path), {"root": str(tmp_path / "root")})
+    assert "got a benchmark" in mistake.message
+    assert "`albat bench efficacy`" in mistake.remedy
 
 
 def test_keys_of_before_are_told_their_new_names(tmp_path: Path) -> None:
