@@ -201,6 +201,7 @@ def reselect(config: RunConfig) -> Outcome:
             publish_run(chain, places)
             chain.track()
         else:
+            places |= chain.export_mixture() if worth else {}
             publish_selection(chain, worth=True)
         note_finished(config, state, selected, trained)
     return Outcome(artifact=artifact, places=places, stages=tuple(chain.stages))

@@ -102,6 +102,7 @@ _ELSEWHERE = {
     grade.grade_answers: lift(grade.grade_answers, "grade", "grade: {label}"),
     report.write_report: lift(report.write_report, "write the report"),
     report.export_run: lift(report.export_run, "export"),
+    report.export_mixture: lift(report.export_mixture, "export the mixture"),
     report.track_run: lift(report.track_run, "track"),
     compare.compare_selections: lift(compare.compare_selections, "compare selections"),
     compare.export_changes: lift(compare.export_changes, "export what changed"),

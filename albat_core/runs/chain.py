@@ -27,7 +27,7 @@ from albat_core.stages.compare import compare_selections, export_changes
 from albat_core.stages.decontaminate import decontaminate
 from albat_core.stages.estimate import estimate_worth
 from albat_core.stages.proxy import measure_proxy
-from albat_core.stages.report import export_run, track_run, write_report
+from albat_core.stages.report import export_mixture, export_run, track_run, write_report
 from albat_core.stages.retrieve import draw_candidates, retrieve_candidates, take_candidates
 from albat_core.stages.select import select, select_all
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
@@ -287,6 +287,13 @@ class Chain:
         run, report = self.artifacts, self.report
         return self._steps.call(
             export_run, run=run, report=report, output=self._output, runtime=self._runtime
+        )
+
+    def export_mixture(self) -> dict[str, str]:
+        """Put the mixture alone where the run's output is wanted; return its path."""
+        mixture = self.arms.mixture(ALBAT)
+        return self._steps.call(
+            export_mixture, mixture=mixture, output=self._output, runtime=self._runtime
         )
 
     def track(self) -> None:

@@ -54,7 +54,8 @@ class ReselectionConfig(StageConfig):
     """Share of the objective's weight that has to lie on other rows than before for a new
     fine-tuning to be worth it, in [0, 1]."""
     finetune: bool = True
-    """Whether that fine-tuning is then done, with its evaluation and report."""
+    """Whether that fine-tuning is then done, with its evaluation and report; if not, the new
+    mixture alone is put below `output`, to be trained on elsewhere."""
     settle_seconds: float = Field(20.0, ge=0, le=3600)
     """The data has to be unchanged for so long before it is acted on: files come in bursts."""
 

@@ -132,3 +132,11 @@ def export_run(
         for name in (RESULTS, PAGE):
             storage.write_bytes(storage.join(output, name), (page / name).read_bytes())
     return {"report": storage.join(output, PAGE)} | {n: storage.join(output, n) for n in folders}
+
+
+def export_mixture(mixture: ArtifactRef, output: str, runtime: Runtime) -> dict[str, str]:
+    """Copy a mixture below ``output``, as ``export_run`` does; return its place by name."""
+    place, folder = storage.join(output, "mixture"), ArtifactStore(runtime.root).folder(mixture)
+    with claimed(f"{output}.claim", output, lambda: None):
+        transfer.replace_tree(folder, place)
+    return {"mixture": place}

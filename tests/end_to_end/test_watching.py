@@ -125,6 +125,23 @@ def test_too_small_a_change_is_selected_and_not_trained(
     assert reselect(run).stages == ()
 
 
+def test_where_nothing_is_trained_the_new_mixture_is_put_in_place(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    again = {"settle_seconds": 0.01, "threshold": 0.0, "finetune": False}
+    run = load_config(str(write_run(tmp_path, reselection=again)))
+    store, output = ArtifactStore(run.runtime.root), tmp_path / "runs" / "toy"
+    before = reselect(run)
+    assert before.places == {"mixture": str(output / "mixture")}
+    write_rows(run, 4)
+    after = reselect(run)
+    assert after.artifact != before.artifact
+    folders = store.folder(after.artifact), output / "mixture"
+    made, put = ({p.name: p.read_bytes() for p in f.rglob("*.*")} for f in folders)
+    assert made == put
+    assert not (output / "adapter").exists()
+
+
 def test_a_run_whose_data_is_gone_does_not_stop_the_others(
     prefect_server: str, tmp_path: Path
 ) -> None:
