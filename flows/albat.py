@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from prefect import Flow
+from prefect import Flow, get_run_logger
+from prefect.runtime import deployment
 
 from albat_core.records.selections import Selected
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.goals import Goal, Outcome, reach
 from albat_core.store.artifacts import ArtifactStore
+from flows.checks import refuse_mistakes
 from flows.config import load_config
 from flows.pages import publish_results, publish_run, publish_selection
 from flows.running.lifting import as_flow
@@ -27,7 +29,13 @@ def chain_of(
         config: of the run.
         previous: an earlier selection to go on from.
         trained: the selection that an adapter was last trained on, to compare with.
+
+    Raises:
+        ConfigError: the run is deployed and would come to no end; it names every mistake.
     """
+    # a command has looked before it started this; a cluster's GPUs and libraries are not here
+    if deployment.id and previous is None and not config.runtime.cluster:
+        refuse_mistakes(config, get_run_logger().warning, lasting=True)
     store = ArtifactStore(config.runtime.root)
     with store.in_use(), tasks_on(config.runtime) as execute:
         yield Chain(config, execute, previous, trained)

@@ -17,7 +17,7 @@ from albat_core.backbones import (
     weights_of,
 )
 from albat_core.devices import check_device_count, computes_bfloat16, resolve_device
-from albat_core.errors import AlbatError, ConfigError
+from albat_core.errors import AlbatError, ConfigError, TransientError
 from albat_core.measures.lm_eval import check_library, check_task
 from albat_core.runs.config import RunConfig
 from albat_core.search.library import load_faiss
@@ -59,6 +59,27 @@ def check_file(
         sound, unsound = load_sound_part(path, overrides)
         return [error, *find_mistakes(sound, unsound, tell, tell)]
     return find_mistakes(config, tell=tell, warn=tell)
+
+
+def refuse_mistakes(config: RunConfig, warn: Tell = untold, *, lasting: bool = False) -> None:
+    """Look at a run's inputs before anything is computed.
+
+    Args:
+        config: of the run.
+        warn: see ``find_mistakes``.
+        lasting: whether what trying again may cure is passed over: tasks try again.
+
+    Raises:
+        ConfigError: names every mistake found.
+    """
+    mistakes = find_mistakes(config, warn=warn)
+    if lasting:
+        mistakes = [each for each in mistakes if not isinstance(each, TransientError)]
+    if mistakes:
+        raise ConfigError(
+            f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
+            + "\n\n".join(map(str, mistakes))
+        )
 
 
 def find_mistakes(

@@ -1,12 +1,9 @@
 """The command's application, and the options that its commands share."""
 
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-
-from albat_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from albat_core.runs.config import RunConfig
@@ -70,22 +67,3 @@ def overrides(root: str | None, device: str | None) -> dict[str, str]:
     """Return the values of ``runtime`` that options give."""
     given = {"root": root, "device": device}
     return {k: v for k, v in given.items() if v is not None}
-
-
-def refuse_mistakes(run: "RunConfig", warn: Callable[[str], object] | None = None) -> None:
-    """Look at a run's inputs before anything is computed.
-
-    Args:
-        run: which.
-        warn: told what is no mistake, and shows in no step of the run; None: nobody is.
-
-    Raises:
-        ConfigError: names every mistake found.
-    """
-    from flows.checks import find_mistakes, untold
-
-    if mistakes := find_mistakes(run, warn=warn or untold):
-        raise ConfigError(
-            f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} found:\n\n"
-            + "\n\n".join(str(m) for m in mistakes)
-        )

@@ -12,7 +12,6 @@ from flows.cli.app import (
     Verbose,
     bench,
     overrides,
-    refuse_mistakes,
 )
 from flows.running.own_process import (
     STOPS_WITHIN,
@@ -82,6 +81,8 @@ def _measured(name: str, benchmark: "EfficacyConfig | CalibrationConfig") -> "Ou
     reporter = LineReporter()
     with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
+            from flows.checks import refuse_mistakes
+
             for situation in benchmark.situations:
                 refuse_mistakes(situation.run)
             from flows import efficacy as flows

@@ -8,7 +8,7 @@ import typer
 
 from albat_core.redaction import redacted
 from albat_core.store import storage
-from flows.cli.app import PRODUCTION, ConfigPath, Device, Root, app, load, refuse_mistakes
+from flows.cli.app import PRODUCTION, ConfigPath, Device, Root, app, load
 from flows.running.own_process import prepare_environment
 
 Folder = Annotated[
@@ -75,6 +75,7 @@ def watch(
     """Select again whenever a run's adaptation data has changed, on schedule or when notified."""
     prepare_environment()
     from albat_core.runs.reselection import Watches
+    from flows.checks import refuse_mistakes
     from flows.console import console
     from flows.local import deploying
     from flows.local.production import server_in_use

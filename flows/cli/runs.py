@@ -16,7 +16,6 @@ from flows.cli.app import (
     Verbose,
     app,
     load,
-    refuse_mistakes,
 )
 from flows.running.own_process import (
     embedded_server,
@@ -74,6 +73,8 @@ def _compute(goal: "Goal", run: "RunConfig") -> "Outcome":
 
     with embedded_server() as server_answers:
         with console.status("checking inputs, starting Prefect"):
+            from flows.checks import refuse_mistakes
+
             refuse_mistakes(run, show_note)
             from flows.albat import FLOWS  # the server starts meanwhile
 

@@ -3,9 +3,11 @@
 import errno
 import gzip
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from albat_core.backbones import weights_of
 from albat_core.errors import (
     AlbatError,
     BackboneError,
+    ConfigError,
     DimensionMismatchError,
     InputError,
     StorageFullError,
     TrainingError,
+    TransientError,
 )
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
@@ -38,6 +42,7 @@ from albat_core.stages.shard import STAGE as SHARDS
 from albat_core.store.artifacts import ArtifactStore, Built
 from albat_core.training import config as training
 from flows import checks
+from flows.albat import chain_of
 from flows.checks import find_mistakes
 from flows.config import load_config
 from tests.toys import rewrite, save_backbone, topic_rows, write_jsonl, write_run
@@ -710,6 +715,27 @@ def test_a_missing_faiss_is_found_early(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "faiss", None)
     (mistake,) = find_mistakes(load_config(str(path)))
     assert "FAISS is needed and not installed" in str(mistake)
+
+
+def test_a_deployed_run_begins_with_a_look_for_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(str(write_run(tmp_path)))
+    runtime = config.runtime.model_copy(update={"runner": "dask", "cluster": "tcp://host:8786"})
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr("flows.albat.tasks_on", lambda _: nullcontext())
+    monkeypatch.setattr("flows.albat.get_run_logger", logging.getLogger)
+    with chain_of(config):  # its command has looked
+        pass
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of a form")
+    with chain_of(config.model_copy(update={"runtime": runtime})):  # FAISS is wanted elsewhere
+        pass
+    with pytest.raises(ConfigError, match=r"(?s)1 mistake found.*FAISS"), chain_of(config):
+        pass
+    unsure = TransientError("no answer")
+    monkeypatch.setattr(checks, "find_mistakes", lambda *_, **__: [unsure])
+    with chain_of(config):  # its tasks try again
+        pass
 
 
 def test_the_default_learning_rate_is_told_of_where_the_backbone_is_large(
