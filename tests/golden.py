@@ -30,7 +30,7 @@ Made = dict[str, dict[str, Any]]
 
 def record(folder: Path) -> Made:
     """Run the whole chain on toys below a folder; return what was made, by step of the run."""
-    config = load_config(str(write_run(folder, mixture={"alpha": "auto"})))
+    config = load_config(str(write_run(folder, mixture={"alpha": "auto", "fall_back": False})))
     produced: dict[str, tuple[int, Settings, list[str]]] = {}
     real = ArtifactStore.produce
 
