@@ -2,7 +2,8 @@
 
 import socket
 import sys
-from collections.abc import Container, Iterable
+from collections.abc import AsyncIterator, Container, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ from prefect.client.schemas.filters import FlowRunFilter, WorkerFilter, WorkPool
 from prefect.events.schemas.automations import AutomationCore
 from prefect.events.schemas.events import Event, Resource
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
 from albat_core.errors import ConfigError
+from flows.running.own_process import refusal_is_told, was_refused
 
 if TYPE_CHECKING:
     from albat_core.runs.config import RunConfig
@@ -29,10 +32,30 @@ CRASHED_RUNS = Path(__file__).with_name("crashed-runs.yaml")
 """The automation that `prefect automation create --from-file` makes on other servers."""
 
 
+@asynccontextmanager
+async def client_of(api: str) -> AsyncIterator[PrefectClient]:
+    """Give a client of a server, which shows it the password or the key that is set.
+
+    Raises:
+        ConfigError: the server takes neither.
+    """
+    password, key = PREFECT_API_AUTH_STRING.value(), PREFECT_API_KEY.value()
+    with refusal_is_told(api):
+        async with PrefectClient(api, auth_string=password, api_key=key) as client:
+            yield client
+
+
 async def answers(api: str) -> bool:
-    """Tell whether a server answers."""
-    async with PrefectClient(api) as client:
-        return await client.api_healthcheck() is None
+    """Tell whether a server answers.
+
+    Raises:
+        ConfigError: it wants a password even for that, as a proxy before it may.
+    """
+    async with client_of(api) as client:
+        error = await client.api_healthcheck()
+        if error is not None and was_refused(error):
+            raise error
+        return error is None
 
 
 async def prepare(api: str, own: bool) -> None:
@@ -46,7 +69,7 @@ async def prepare(api: str, own: bool) -> None:
     Raises:
         ConfigError: the pool is there, and its runs are no processes.
     """
-    async with PrefectClient(api) as client:
+    async with client_of(api) as client:
         await _make_pool(client, own)
         wanted = crashed_runs()
         there = await client.read_automations_by_name(wanted.name)
@@ -102,7 +125,7 @@ def worker_name(mark: str) -> str:
 async def works(api: str, name: str) -> bool:
     """Tell whether a worker of that name has reported to the server."""
     online = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
-    async with PrefectClient(api) as client:
+    async with client_of(api) as client:
         workers = await client.read_workers_for_work_pool(POOL, online)
     return any(worker.name == name for worker in workers)
 
@@ -113,7 +136,7 @@ async def watch(api: str, config: "RunConfig") -> str:
     Raises:
         ConfigError: nothing is deployed on the server.
     """
-    async with PrefectClient(api) as client:
+    async with client_of(api) as client:
         try:
             deployed = await client.read_deployment_by_name(WATCH)
         except ObjectNotFound as error:
@@ -137,7 +160,7 @@ async def notify(api: str, uri: str) -> None:
     """
     resource = {"prefect.resource.id": f"albat.adaptation.{uri}", "prefect.resource.name": uri}
     event = Event(event=UPDATED, resource=Resource(resource))
-    async with PrefectClient(api) as client:
+    async with client_of(api) as client:
         told = await client.request("POST", "/events", json=[event.model_dump(mode="json")])
         told.raise_for_status()
 
@@ -145,7 +168,7 @@ async def notify(api: str, uri: str) -> None:
 async def cancel(api: str, runs: Iterable[str]) -> list[str]:
     """Tell the server that these runs were stopped; return the names of those under way."""
     stopped = []
-    async with PrefectClient(api) as client:
+    async with client_of(api) as client:
         for run_id in runs:
             run = await client.read_flow_run(run_id)  # type: ignore[arg-type]
             if run.state is None or not run.state.is_final():
@@ -166,7 +189,7 @@ async def crash_lost(api: str, alive: Container[str]) -> list[str]:
     runs = FlowRunFilter.model_validate({"state": begun})
     pool = WorkPoolFilter.model_validate({"name": {"any_": [POOL]}})
     lost = []
-    async with PrefectClient(api) as client:
+    async with client_of(api) as client:
         for run in await client.read_flow_runs(flow_run_filter=runs, work_pool_filter=pool):
             if str(run.id) not in alive:
                 message = "Its worker was killed. Run it again: what was finished is found."

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from albat_core.errors import AlbatError, Interrupted
+from albat_core.errors import AlbatError, ConfigError, Interrupted
 
 STOPPED = "stopped: what was finished is kept; run the same command again to go on"
 AT_ONCE = "stopped at once; what was finished is kept: run the same command again to go on"
@@ -83,6 +83,7 @@ def embedded_server() -> Iterator[Callable[[], None]]:
     Raises:
         StartError: it does not start; raised by what is given, too.
         ServerGoneError: it answers no longer, or knows nothing of the run.
+        ConfigError: the one that is configured wants a password.
     """
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
@@ -134,13 +135,44 @@ class ServerGoneError(AlbatError):
 
 
 @contextmanager
+def refusal_is_told(server: str) -> Iterator[None]:
+    """Say in a sentence that a server wants a password, or another one.
+
+    Raises:
+        ConfigError: it does.
+    """
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        if not was_refused(error):
+            raise
+        raise ConfigError(
+            "expected that the Prefect server lets albat in, it answers "
+            f"{error.response.status_code}",
+            where=server,
+            remedy="set PREFECT_API_AUTH_STRING to the server's user:password, or PREFECT_API_KEY "
+            "to a key of Prefect Cloud",
+        ) from error
+
+
+def was_refused(error: Exception) -> bool:
+    """Tell whether Prefect's server, rather than another one, wants a password."""
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    return isinstance(error, PrefectHTTPStatusError) and error.response.status_code in {401, 403}
+
+
+@contextmanager
 def _gone_is_told(server: str) -> Iterator[None]:
     """Say in a sentence that a server is gone, where Prefect has asked for it again and again."""
     import httpx
     from prefect.exceptions import ObjectNotFound
 
     try:
-        yield
+        with refusal_is_told(server):
+            yield
     except ObjectNotFound as error:
         raise ServerGoneError(
             f"expected the Prefect server to know this run, it does not ({error.http_exc})",

@@ -1,10 +1,13 @@
 """What `albat up` decides before anything is started, and what is deployed."""
 
+import base64
 import importlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +16,8 @@ import psutil
 import pytest
 import yaml
 from prefect import Flow
+from prefect.settings import PREFECT_API_AUTH_STRING
+from prefect.settings.context import temporary_settings
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
@@ -124,6 +129,61 @@ def test_a_watch_that_would_take_anothers_place_is_refused_at_once(
     assert said.code == 1
     assert f"{tmp_path}/mine/adaptation.jsonl" in said.err
     assert "is no longer watched" in albat("watch", other, "--root", root, "--stop").out
+
+
+class Locked(BaseHTTPRequestHandler):
+    """A server that lets in by the password ``me:secret`` alone, and takes what it is told."""
+
+    open_to_all: str
+    told: list[str]
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        password = f"Basic {base64.b64encode(b'me:secret').decode()}"
+        let_in = self.headers.get("Authorization") == password
+        if let_in:
+            self.told.append(self.path)
+        no_tokens = 404 if "csrf" in self.path else 200
+        self.send_response(no_tokens if let_in or self.path == self.open_to_all else 401)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_GET = do_POST = _answer  # noqa: N815 - the library's names
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(params=["server", "proxy"])
+def locked(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[str]]]:
+    """A server that wants a password, itself or a proxy before it; what it was told with that."""
+    told: list[str] = []
+    open_to_all = "/api/health" if request.param == "server" else "/nothing"
+    handler = type("One", (Locked,), {"told": told, "open_to_all": open_to_all})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", told
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_server_is_shown_the_password_and_wanting_another_is_told(
+    albat: Albat, tmp_path: Path, locked: tuple[str, list[str]]
+) -> None:
+    server, told = locked
+    for password in (None, "me:wrong"):
+        with temporary_settings({PREFECT_API_AUTH_STRING: password}):
+            for command in (["notify", "mine"], ["up", "--folder", tmp_path / "up"]):
+                said = albat(*command, "--server", server)
+                assert said.code == 1
+                assert f"{server}/api: expected that the Prefect server lets albat in" in said.err
+                assert "PREFECT_API_AUTH_STRING" in said.err
+    assert told == []
+    with temporary_settings({PREFECT_API_AUTH_STRING: "me:secret"}):
+        assert albat("notify", "mine", "--server", server).code == 0
+    assert "/api/events" in told
 
 
 def test_a_run_to_be_watched_is_found_from_every_folder(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.settings.context import temporary_settings
 
+from albat_core.errors import ConfigError
 from flows.local.processes import StartError, listen
 from flows.local.server import OwnServer
 from flows.running import own_process
@@ -172,3 +173,10 @@ def test_a_server_that_fails_is_told_in_a_sentence() -> None:
     for mistake in (RuntimeError("of another kind"), refused):
         with pytest.raises(type(mistake)), own_process._gone_is_told("there"):
             raise mistake
+    for code in (401, 403):
+        shut = PrefectHTTPStatusError("shut", request=asked, response=httpx.Response(code))
+        with (
+            pytest.raises(ConfigError, match=rf"there.*{code}\n.*PREFECT_API_AUTH_STRING"),
+            own_process._gone_is_told("there"),
+        ):
+            raise shut
