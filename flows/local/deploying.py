@@ -29,7 +29,7 @@ UPDATED = "albat.adaptation.updated"
 """Tells that adaptation data may have changed; it only makes the next look sooner."""
 POOL = "albat"
 CRASHED_RUNS = Path(__file__).with_name("crashed-runs.yaml")
-"""The automation that `prefect automation create --from-file` makes on other servers."""
+"""The automation, in the form that `prefect automation create --from-file` takes, too."""
 
 
 @asynccontextmanager
@@ -59,41 +59,30 @@ async def answers(api: str) -> bool:
 
 
 async def prepare(api: str, own: bool) -> None:
-    """Make the work pool and what goes with it, where it is not there.
+    """Make the work pool, where it is not there.
 
     Args:
         api: address.
-        own: whether the server is this machine's own: then what is there is brought up to date,
-            an automation only where it differs, as it then forgets whom it has heard of.
+        own: whether the server is this machine's own: then one that is there is brought up to date.
 
     Raises:
         ConfigError: the pool is there, and its runs are no processes.
     """
     async with client_of(api) as client:
-        await _make_pool(client, own)
-        wanted = crashed_runs()
-        there = await client.read_automations_by_name(wanted.name)
-        if not there:
-            await client.create_automation(wanted)
-        elif own and AutomationCore.model_validate(there[0].model_dump()) != wanted:
-            await client.update_automation(there[0].id, wanted)
-
-
-async def _make_pool(client: PrefectClient, own: bool) -> None:
-    try:
-        pool = await client.read_work_pool(POOL)
-    except ObjectNotFound:
-        pool = None
-    if pool is not None and pool.type != ProcessWorker.type:
-        raise ConfigError(
-            f"expected a work pool of type {ProcessWorker.type}, got {pool.type}",
-            where=f"work pool {POOL!r}",
-            remedy="its runs start elsewhere: deploy with `prefect --no-prompt deploy --all`",
-        )
-    if pool is None or own:
-        template = _template(pool.base_job_template if pool is not None else {})
-        made = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-        await client.create_work_pool(made, overwrite=True)
+        try:
+            pool = await client.read_work_pool(POOL)
+        except ObjectNotFound:
+            pool = None
+        if pool is not None and pool.type != ProcessWorker.type:
+            raise ConfigError(
+                f"expected a work pool of type {ProcessWorker.type}, got {pool.type}",
+                where=f"work pool {POOL!r}",
+                remedy="its runs start elsewhere: deploy with `prefect --no-prompt deploy --all`",
+            )
+        if pool is None or own:
+            template = _template(pool.base_job_template if pool is not None else {})
+            made = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+            await client.create_work_pool(made, overwrite=True)
 
 
 def _template(before: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +99,21 @@ def _template(before: dict[str, Any]) -> dict[str, Any]:
     if environment:
         fields["env"]["default"] = environment
     return template
+
+
+async def automate(client: PrefectClient) -> None:
+    """Make the automation, or bring the one that is there up to date; a person may have paused it.
+
+    One that does not differ is left alone, as it would forget whom it has heard of.
+    """
+    wanted = crashed_runs()
+    there = await client.read_automations_by_name(wanted.name)
+    if not there:
+        await client.create_automation(wanted)
+        return
+    wanted = wanted.model_copy(update={"enabled": there[0].enabled})
+    if AutomationCore.model_validate(there[0].model_dump()) != wanted:
+        await client.update_automation(there[0].id, wanted)
 
 
 def crashed_runs() -> AutomationCore:

@@ -193,10 +193,8 @@ def _wait(
 
 def _deploy(folder: Path, wanted: Up, environment: dict[str, str]) -> None:
     log = log_of(folder, "deploy")
-    what = ["--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
-    deploying = start(
-        ["flows.local.launching", "prefect", *what], wanted.mark, environment, folder, log
-    )
+    what = ["flows.local.redeploying", "--prefect-file", str(DEPLOYMENTS)]
+    deploying = start(["flows.local.launching", *what], wanted.mark, environment, folder, log)
     try:
         code = deploying.wait(_DEPLOY_SECONDS)
     except psutil.TimeoutExpired:

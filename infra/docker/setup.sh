@@ -3,15 +3,13 @@
 # bucket ALBAT_BUCKET where one is named. Run again, it changes nothing.
 set -eu
 : "${PREFECT_API_URL:?is the address of the API}"
-flows=$(python -c 'import flows.local; print(flows.local.__path__[0])')
 
 prefect server status --wait --timeout 120
 prefect --no-prompt work-pool create albat --type process --overwrite
 # A run wants the whole machine; what exceeds the limit waits in the queue.
 prefect work-pool set-concurrency-limit albat "${ALBAT_RUNS_AT_ONCE:-1}"
-prefect automation inspect albat-crashed-runs > /dev/null 2>&1 \
-    || prefect automation create --from-file "$flows/crashed-runs.yaml"
 if [ -n "${ALBAT_BUCKET:-}" ]; then
     python -c 'import os, s3fs; s3fs.S3FileSystem().makedirs(os.environ["ALBAT_BUCKET"], exist_ok=True)'
 fi
-prefect --no-prompt deploy --all
+# The automation for crashed runs, and all deployments.
+python -m flows.local.redeploying

@@ -13,6 +13,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import FlowRunContext
+from prefect.events.related import tags_as_related_resources
 from prefect.server.database import provide_database_interface
 from prefect.server.events import triggers
 from prefect.server.events.schemas.automations import Automation, EventTrigger
@@ -61,12 +62,14 @@ async def watching(
             triggers.forget_automation(automation.id)
 
 
-async def tell(run: str, event: str, second: float) -> None:
+async def tell(run: str, event: str, second: float, tag: str = "albat") -> None:
     """Let the automation hear of a run."""
     when = BEGAN + timedelta(seconds=second)
     heard = {"event": f"prefect.flow-run.{event}", "id": uuid4(), "occurred": when}
     resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
-    told = ReceivedEvent.model_validate({**heard, "resource": resource, "received": when})
+    related = [each.model_dump() for each in tags_as_related_resources([tag])]
+    about = {"resource": resource, "related": related}
+    told = ReceivedEvent.model_validate({**heard, **about, "received": when})
     await triggers.reactive_evaluation(told)
 
 
@@ -81,6 +84,7 @@ def test_only_a_run_that_fell_silent_has_crashed(
 
             for run in ("silent", "busy", "back", "done"):
                 await tell(run, BEAT, 0)
+            await tell("another's", BEAT, 0, tag="backup")  # Prefect's heartbeat is as slow
             await tell("back", "Scheduled", 30)  # put into the queue again
             await tell("done", "Completed", 30)
             await tell("busy", BEAT, WITHIN - 1)  # five that should have come before did not
@@ -99,6 +103,10 @@ def test_only_a_run_that_fell_silent_has_crashed(
 def test_an_automation_is_written_only_where_it_differs(prefect_server: str) -> None:
     wanted = deploying.crashed_runs()
 
+    async def automate() -> None:
+        async with get_client() as client:
+            await deploying.automate(client)
+
     def there() -> dict[str, Any]:
         named = {"automations": {"name": {"any_": [wanted.name]}}}
         [found] = httpx.post(f"{prefect_server}/automations/filter", json=named).json()
@@ -108,17 +116,18 @@ def test_an_automation_is_written_only_where_it_differs(prefect_server: str) -> 
         trigger = wanted.trigger.model_copy(update={"within": timedelta(seconds=99)})
         async with PrefectClient(prefect_server) as client:
             [found] = await client.read_automations_by_name(wanted.name)
-            older = wanted.model_copy(update={"trigger": trigger})
+            older = wanted.model_copy(update={"trigger": trigger, "enabled": False})
             await client.update_automation(found.id, older)
 
-    asyncio.run(deploying.prepare(prefect_server, own=True))
+    asyncio.run(automate())
     first = there()
-    asyncio.run(deploying.prepare(prefect_server, own=True))
+    asyncio.run(automate())
     assert there() == first  # the trigger's id, too: what it has heard is kept by that
     asyncio.run(make_older())
     assert there()["trigger"]["within"] == 99
-    asyncio.run(deploying.prepare(prefect_server, own=True))
+    asyncio.run(automate())
     assert there()["trigger"]["within"] == first["trigger"]["within"]
+    assert there()["enabled"] is False  # as a person wanted it
 
 
 @flow

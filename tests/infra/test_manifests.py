@@ -20,7 +20,9 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.related import tags_as_related_resources
 from prefect.events.schemas.automations import EventTrigger
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.settings.legacy import _get_settings_fields
 from prefect.settings.models.root import Settings
 from prefect.utilities.templating import apply_values, find_placeholders
@@ -435,15 +437,18 @@ def test_names_of_settings_that_come_with_other_packages() -> None:
     assert found | {"PREFECT_SERVER_ENCRYPTION_KEY"} >= ELSEWHERE
 
 
-def test_prefect_takes_the_automation_and_setup_looks_for_its_name() -> None:
-    automation = crashed_runs()
-    trigger, setup = automation.trigger, (DOCKER / "setup.sh").read_text()
+def test_prefect_takes_the_automation_and_it_is_of_deployed_runs_alone() -> None:
+    trigger, setup = crashed_runs().trigger, (DOCKER / "setup.sh").read_text()
     assert isinstance(trigger, EventTrigger)
-    pool = read_yaml(ROOT / "prefect.yaml")["definitions"]["work_pool"]
+    deployed = read_yaml(PREFECT_YAML)
+    pool = deployed["definitions"]["work_pool"]
     heartbeat = float(pool["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     assert trigger.within.total_seconds() >= 3 * heartbeat
-    assert f"prefect automation inspect {automation.name} " in setup
-    assert f'automation create --from-file "$flows/{CRASHED_RUNS.name}"' in setup
+    assert isinstance(trigger.match_related, ResourceSpecification)
+    assert not trigger.match_related.includes(tags_as_related_resources(["another"]))
+    for each in deployed["deployments"]:
+        assert trigger.match_related.includes(tags_as_related_resources(each["tags"]))
+    assert "python -m flows.local.redeploying" in setup
     packed = PROJECT_FILE["tool"]["setuptools"]["package-data"]["flows.local"]
     assert any(CRASHED_RUNS.match(pattern) for pattern in packed), "the image has it installed"
 
