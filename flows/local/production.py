@@ -120,7 +120,8 @@ def server_in_use(folder: Path, server: str | None) -> str:
         ConfigError: there is none, or it does not answer.
     """
     found = _read(folder)
-    address = server or (found.api if found else None) or os.environ.get("PREFECT_API_URL")
+    started = found.api if found is not None and _serves(found) else None
+    address = server or started or os.environ.get("PREFECT_API_URL")
     if not address:
         raise ConfigError(
             "expected a Prefect server, got none",
@@ -260,6 +261,11 @@ def _lives(found: Up) -> bool:
     return all(carries(pid, found.mark) for pid in started)
 
 
+def _serves(found: Up) -> bool:
+    """Tell whether the server is the one that was meant: a port of before may be another's now."""
+    return not found.own_server or carries(found.server_pid, found.mark)
+
+
 def _refuse_silent(api: str) -> None:
     from flows.local import deploying
 
@@ -278,7 +284,7 @@ def _clear(folder: Path, found: Up) -> list[str]:
     runs, cancelled = runs_of(others), []
     stop([process for process in others if process.pid == found.worker_pid], _RUN_PATIENCE)
     stop([process for process in others if process.is_running()], _RUN_PATIENCE)
-    if runs or found.server_pid is not None:
+    if (runs or found.own_server) and _serves(found):
         from flows.local import deploying
 
         spare_loopback(os.environ)

@@ -186,6 +186,21 @@ def test_a_server_is_shown_the_password_and_wanting_another_is_told(
     assert "/api/events" in told
 
 
+def test_another_server_at_the_port_of_before_is_left_alone(
+    tmp_path: Path, locked: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, told = locked
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    before = Up(mark=uuid4().hex, api=f"{server}/api", own_server=True, server_pid=os.getpid())
+    production._write(tmp_path, before)
+    with temporary_settings({PREFECT_API_AUTH_STRING: "me:secret"}):
+        with pytest.raises(ConfigError, match="expected a Prefect server, got none"):
+            production.server_in_use(tmp_path, None)
+        assert production.down(tmp_path) == []
+    assert told == []
+    assert production.down(tmp_path) is None
+
+
 def test_a_run_to_be_watched_is_found_from_every_folder(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
