@@ -67,10 +67,10 @@ def ignore_warnings() -> None:
 
 
 def named_server() -> str | None:
-    """Return the address of the Prefect server that is configured, if one is."""
+    """Return the address of the Prefect server that is configured, if one is; empty is none."""
     from prefect.settings import PREFECT_API_URL
 
-    address: str | None = PREFECT_API_URL.value()
+    address: str | None = PREFECT_API_URL.value() or None
     return address
 
 

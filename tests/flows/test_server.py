@@ -117,6 +117,12 @@ def test_a_command_says_that_its_server_does_not_start(monkeypatch: pytest.Monke
         answers()
 
 
+def test_an_empty_address_is_none() -> None:
+    for address in ("", None):
+        with temporary_settings({PREFECT_API_URL: address}):
+            assert own_process.named_server() is None
+
+
 def test_a_command_says_that_its_server_is_gone() -> None:
     named = "http://127.0.0.1:9/api"
     with (
