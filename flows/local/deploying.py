@@ -28,6 +28,7 @@ WATCH = "watch-adaptation/watch-adaptation"
 UPDATED = "albat.adaptation.updated"
 """Tells that adaptation data may have changed; it only makes the next look sooner."""
 POOL = "albat"
+TAG = "albat"
 CRASHED_RUNS = Path(__file__).with_name("crashed-runs.yaml")
 """The automation, in the form that `prefect automation create --from-file` takes, too."""
 

@@ -1,23 +1,81 @@
-"""Tells the server in ``PREFECT_API_URL`` the automation and all deployments.
+"""Tells the server in ``PREFECT_API_URL`` the automation and all deployments, as `albat up` does.
 
-What this is given goes to `prefect deploy --all`.
+What this is given goes to `prefect deploy --all`. What a person has set on the pages stays: Prefect
+sets it back to what prefect.yaml says.
 """
 
 import asyncio
 import runpy
 import sys
+from typing import Any
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.filters import DeploymentFilter
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import PrefectHTTPStatusError
 
 from flows.local import deploying
 
 
-async def _automate() -> None:
+async def before() -> list[DeploymentResponse]:
+    """Make the automation, and return the deployments that are there."""
+    ours = DeploymentFilter.model_validate({"tags": {"all_": [deploying.TAG]}})
     async with get_client() as client:
         await deploying.automate(client)
+        return await client.read_deployments(deployment_filter=ours)
+
+
+async def put_back(kept: list[DeploymentResponse]) -> None:
+    """Set what a person can set on the pages as it was before all was deployed."""
+    async with get_client() as client:
+        for deployment in kept:
+            now = await client.read_deployment(deployment.id)
+            if (wanted := _schedules(deployment)) != _schedules(now):
+                for schedule in now.schedules:
+                    await client.delete_deployment_schedule(now.id, schedule.id)
+                if wanted:
+                    await client.create_deployment_schedules(now.id, wanted)
+            if (settings := _settings(deployment)) != _settings(now):
+                await client.update_deployment(now.id, DeploymentUpdate(**settings))
+            if deployment.parameters != now.parameters:
+                await _put_parameters_back(client, deployment)
+
+
+def _schedules(deployment: DeploymentResponse) -> list[DeploymentScheduleCreate]:
+    fields = set(DeploymentScheduleCreate.model_fields)
+    schedules = [
+        DeploymentScheduleCreate.model_validate(schedule.model_dump(include=fields))
+        for schedule in deployment.schedules
+    ]
+    return sorted(schedules, key=repr)  # a server gives them in any order
+
+
+def _settings(deployment: DeploymentResponse) -> dict[str, Any]:
+    limit = deployment.global_concurrency_limit
+    return {
+        "paused": deployment.paused,
+        "concurrency_limit": limit.limit if limit is not None else None,
+        "concurrency_options": deployment.concurrency_options,
+    }
+
+
+async def _put_parameters_back(client: PrefectClient, deployment: DeploymentResponse) -> None:
+    """Set a form's values as they were, unless it takes them no longer: then say so."""
+    try:
+        await client.update_deployment(
+            deployment.id, DeploymentUpdate(parameters=deployment.parameters)
+        )
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 409:
+            raise
+        print(f"{deployment.name}: the form no longer takes its parameters: {error.response.text}")
 
 
 if __name__ == "__main__":
-    asyncio.run(_automate())
+    there = asyncio.run(before())
     sys.argv = ["prefect", "--no-prompt", "deploy", "--all", *sys.argv[1:]]
-    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+    finally:
+        asyncio.run(put_back(there))

@@ -1,0 +1,93 @@
+"""What a person has set on Prefect's pages outlives that all is deployed again."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.schedules import Interval
+
+from flows.local import deploying, redeploying
+
+pytestmark = pytest.mark.end_to_end
+
+
+@flow
+def form(rows: int = 1) -> int:
+    """Has one field."""
+    return rows
+
+
+async def deploy() -> DeploymentResponse:
+    """Deploy as `prefect deploy` does; return what is there."""
+    made = await form.to_deployment(  # type: ignore[misc]
+        "kept",
+        tags=[deploying.TAG],
+        schedules=[Interval(timedelta(minutes=10), slug="looks")],
+        concurrency_limit=ConcurrencyLimitConfig(limit=1),
+        work_pool_name=deploying.POOL,
+    )
+    made._path = str(Path(__file__).parent)
+    await made.apply()
+    async with get_client() as client:
+        return await client.read_deployment_by_name("form/kept")
+
+
+def told(deployment: DeploymentResponse) -> dict[str, Any]:
+    """Return what a person can set of a deployment."""
+    limit = deployment.global_concurrency_limit
+    schedules = deployment.schedules
+    return {
+        "paused": deployment.paused,
+        "parameters": deployment.parameters,
+        "limit": limit and limit.limit,
+        "schedules": {(str(each.schedule), each.active, each.slug) for each in schedules},
+    }
+
+
+async def set_on_the_pages() -> DeploymentResponse:
+    """Set all that a person can set; return what is there."""
+    async with get_client() as client:
+        there = await client.read_deployment_by_name("form/kept")
+        for schedule in there.schedules:
+            rarely = IntervalSchedule(interval=timedelta(days=1))
+            await client.update_deployment_schedule(there.id, schedule.id, False, rarely)
+        nightly = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 2 * * *"))
+        await client.create_deployment_schedules(there.id, [nightly])
+        chosen = DeploymentUpdate(paused=True, parameters={"rows": 5}, concurrency_limit=3)
+        await client.update_deployment(there.id, chosen)
+        return await client.read_deployment(there.id)
+
+
+def test_what_a_person_has_set_is_kept_when_all_is_deployed_again(
+    prefect_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def tried() -> None:
+        await deploying.prepare(prefect_server, own=True)
+        first = told(await deploy())
+        chosen = told(await set_on_the_pages())
+        assert all(first[name] != value for name, value in chosen.items())
+        alone = told(await deploy())
+        assert all(alone[name] != value for name, value in chosen.items())
+        chosen = told(await set_on_the_pages())
+        for _ in range(2):
+            kept = await redeploying.before()
+            await deploy()
+            await redeploying.put_back(kept)
+            async with get_client() as client:
+                assert told(await client.read_deployment_by_name("form/kept")) == chosen
+        [form_of] = [each for each in kept if each.name == "kept"]
+        form_of.parameters = {"rows": "of an older version"}
+        await redeploying.put_back(kept)
+        assert "kept: the form no longer takes its parameters" in capsys.readouterr().out
+        async with get_client() as client:
+            assert told(await client.read_deployment_by_name("form/kept")) == chosen
+
+    asyncio.run(tried())
