@@ -1,11 +1,12 @@
 #!/bin/sh
 # Makes what albat's deployments need on a Prefect server, in a folder that has prefect.yaml, and the
-# bucket ALBAT_BUCKET where one is named. Run again, it changes nothing.
+# bucket ALBAT_BUCKET where one is named. Run again, it leaves alone what a person has set on the pages.
 set -eu
 : "${PREFECT_API_URL:?is the address of the API}"
 
 prefect server status --wait --timeout 120
-prefect --no-prompt work-pool create albat --type process --overwrite
+prefect work-pool inspect albat > /dev/null 2>&1 \
+    || prefect --no-prompt work-pool create albat --type process
 # A run wants the whole machine; what exceeds the limit waits in the queue.
 prefect work-pool set-concurrency-limit albat "${ALBAT_RUNS_AT_ONCE:-1}"
 if [ -n "${ALBAT_BUCKET:-}" ]; then

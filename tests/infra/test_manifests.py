@@ -1,6 +1,7 @@
 """What infra/ holds agrees with the published schemas, with Prefect, and with itself."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -345,6 +346,21 @@ def test_one_pool_is_meant_everywhere() -> None:
     assert WORKER["worker"]["config"]["workPool"] == POOL
     setup = (DOCKER / "setup.sh").read_text()
     assert re.findall(r"work-pool (?:create|set-concurrency-limit) (\S+)", setup) == [POOL, POOL]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_setup_leaves_a_pool_alone_that_is_there(tmp_path: Path, there: bool) -> None:
+    told = tmp_path / "told"
+    stub = f'#!/bin/sh\necho "$0 $*" >> {told}\n[ "$2" != inspect ] || exit {int(not there)}\n'
+    for command in ("prefect", "python"):
+        (tmp_path / command).write_text(stub)
+        (tmp_path / command).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PREFECT_API_URL": "http://h/api"}
+    subprocess.run(["sh", DOCKER / "setup.sh"], env=variables, check=True)
+    said = told.read_text()
+    assert f"work-pool inspect {POOL}" in said
+    assert (f"work-pool create {POOL} " in said) is not there
+    assert "--overwrite" not in said
 
 
 def test_deployments_go_to_that_pool_by_module_path() -> None:
