@@ -177,9 +177,9 @@ class LineReporter(Silent):
 def show_error(error: AlbatError) -> None:
     """Print an error: what, where, and what to do."""
     where = f"[bold]{escape(error.where)}[/]: " if error.where else ""
-    errors.print(f"[red]error:[/] {where}{escape(error.message)}")
+    errors.print(f"[red]error:[/] {where}{escape(error.message)}", soft_wrap=True)
     if error.remedy:
-        errors.print(f"  [cyan]→ {escape(error.remedy)}[/]")
+        errors.print(f"  [cyan]→ {escape(error.remedy)}[/]", soft_wrap=True)
 
 
 def show_note(note: str) -> None:

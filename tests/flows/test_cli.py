@@ -268,6 +268,15 @@ def test_control_characters_move_nothing_in_the_terminal(
     assert "a\N{SYMBOL FOR NULL}.jsonl" in said.err
 
 
+def test_long_paths_of_an_error_are_not_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.console.errors.width", 80)  # where there is no terminal
+    path = "/folder" * 30
+    show_error(InputError("expected a file", where=path, remedy=f"see {path}"))
+    assert capsys.readouterr().err.count(path) == 2
+
+
 def test_a_file_that_is_not_there(albat: Albat, tmp_path: Path) -> None:
     for command in ("check", "run"):
         said = albat(command, tmp_path / "none.yaml")
