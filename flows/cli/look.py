@@ -130,9 +130,10 @@ def show(
     try:
         found = store.resolve(ref)
     except ArtifactError:
-        if not (entries := Registry(store).matching(ref)):
+        registry = Registry(store)
+        if not registry.matching(ref):
             raise
-        found = entries[0].adapter
+        found = registry.find(ref).adapter
     show_artifact(found, store.manifest(found), store)
     if verify:
         if changed := store.changed_files(found):

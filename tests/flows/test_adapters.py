@@ -1,6 +1,7 @@
 """Commands about finished adapters, on a registry with two of them."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,20 @@ def test_a_name_that_is_none_is_refused(
         outcome = albat(*command, "--root", tmp_path)
         assert outcome.code == 1
         assert "expected one" in outcome.err
+
+
+def test_a_beginning_that_several_adapters_have_is_refused(albat: Albat, tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    registry = Registry(store)
+    # one more than there are digits that a key can begin with
+    made = [registry.register(entry(store, seed)).name for seed in range(17)]
+    [(start, _)] = Counter(name[: len("cancer/0")] for name in made).most_common(1)
+    for command in (("promote", start), ("diff", start, made[0]), ("show", start)):
+        outcome = albat(*command, "--root", tmp_path)
+        assert outcome.code == 1
+        meant = [name for name in made if name.startswith(start)]
+        assert f"expected one adapter named {start!r}, found " in outcome.err
+        assert all(name in outcome.err for name in meant)
 
 
 def test_no_adapters_yet(albat: Albat, tmp_path: Path) -> None:
