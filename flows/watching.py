@@ -32,6 +32,7 @@ _ROOTS = "albat_watched_roots"  # of the server's variables
 _MOST_FAILURES = 5  # at one state of the data, before a person has to look
 _REST = timedelta(hours=6)  # after so many, between one try and the next
 _SILENT = timedelta(minutes=10)  # runs tell every half minute that they are alive
+_STARTS = timedelta(minutes=40)  # infra/kubernetes waits for a machine and an image for 30
 _MOST_WAITS = 60  # for the data to settle
 
 
@@ -161,12 +162,13 @@ def _has_yet_to_end(run: FlowRun) -> bool:
         return True
     if state.is_final():
         return False
+    patience = _STARTS if state.is_pending() else _SILENT
     about = EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])
     with get_client(sync_client=True) as client:
         last = client.read_events(EventFilter(resource=about), limit=1).events
-        if _ago(max([state.timestamp, *(event.occurred for event in last)])) < _SILENT:
+        if _ago(max([state.timestamp, *(event.occurred for event in last)])) < patience:
             return True
-        message = f"No sign of life for {_SILENT.total_seconds() / 60:.0f} minutes."
+        message = f"No sign of life for {patience.total_seconds() / 60:.0f} minutes."
         client.set_flow_run_state(run.id, Crashed(message=message))
     return False
 

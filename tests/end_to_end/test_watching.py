@@ -1,5 +1,6 @@
 """Adaptation data that changes: one re-selection for each state of it."""
 
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled, State
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled, State
 
 from albat_core.errors import AlbatError, TransientError
 from albat_core.records.mixtures import ADAPTATION, BACKBONE, changed_rows, weighted_rows
@@ -34,6 +35,7 @@ from tests.toys import topic_rows, write_jsonl, write_run
 
 pytestmark = pytest.mark.end_to_end
 OWN = topic_rows("plants", 40, seed=1)
+TEMPLATE = Path(__file__).parents[2] / "infra" / "kubernetes" / "base-job-template.json"
 
 
 def write_rows(run: RunConfig, count: int, topic: str = "ships") -> None:
@@ -309,6 +311,21 @@ def test_a_re_selection_that_will_never_end_is_followed_by_another(
         assert watching.start_reselection(run, "now", watches) == "run-1"
         [told] = server.told
         assert told.is_crashed()
+
+
+def test_a_re_selection_may_take_as_long_to_start_as_its_pool_lets_it(
+    tmp_path: Path, runs: Callable[..., Runs]
+) -> None:
+    run = watched(tmp_path, threshold=1.0)
+    watches = Watches(run.runtime.root)
+    variables = json.loads(TEMPLATE.read_text())["variables"]["properties"]
+    pods = timedelta(seconds=variables["pod_watch_timeout_seconds"]["default"])
+    server = runs(Pending(timestamp=datetime.now(UTC) - pods), Scheduled())
+    assert watching.start_reselection(run, "now", watches) == "run-0"
+    assert server.told == []
+    server = runs(Pending(timestamp=datetime.now(UTC) - 2 * pods), Scheduled())
+    assert watching.start_reselection(run, "now", watches) == "run-1"
+    assert [state.is_crashed() for state in server.told] == [True]
 
 
 def test_what_cannot_be_read_is_told_and_passed_over(
