@@ -31,7 +31,9 @@ def up(
             help="Use this Prefect server rather than one of albat's own.",
         ),
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the server; the next that is free.")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the server; the next that is free. 0: any.")
+    ] = 4200,
     folder: Folder = _HERE,
 ) -> None:
     """Start Prefect's server and a worker here, with a form for every kind of run."""

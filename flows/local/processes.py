@@ -19,6 +19,7 @@ MARK = "ALBAT_UP"
 HOST = "127.0.0.1"
 _RUN_ID = "PREFECT__FLOW_RUN_ID"
 _PORTS_TRIED = 100
+_LAST_PORT = 65535
 _LAST_LINES = 15
 
 
@@ -105,7 +106,8 @@ def listen(port: int) -> socket.socket:
 
     It listens from now on, so nobody can come between this and the server that is given it.
     """
-    for number in range(port, port + _PORTS_TRIED):
+    last = min(port + _PORTS_TRIED - 1, _LAST_PORT)
+    for number in range(port, last + 1):
         if _answers(number):  # some systems let two listen at one port
             continue
         found = socket.socket()
@@ -118,7 +120,7 @@ def listen(port: int) -> socket.socket:
             continue
         return found
     raise ConfigError(
-        f"expected a free port among {port} to {port + _PORTS_TRIED - 1}, found none",
+        f"expected a free port among {port} to {last}, found none",
         where=HOST,
         remedy="name another with --port",
     )

@@ -62,6 +62,18 @@ def test_a_port_that_is_taken_is_left_alone() -> None:
     assert {host for host, _ in ports} == {"127.0.0.1"}
 
 
+def test_a_port_that_cannot_be_is_refused(
+    albat: Albat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for port in (70000, -1):
+        said = albat("up", "--port", port, "--folder", tmp_path)
+        assert said.code == 2
+        assert "'--port'" in said.err
+    monkeypatch.setattr("flows.local.processes._answers", lambda port: True)
+    with pytest.raises(ConfigError, match="among 65500 to 65535, found none"):
+        listen(65500)
+
+
 @pytest.mark.slow
 def test_processes_are_known_by_their_mark_and_not_by_their_number(
     mark: str, tmp_path: Path
