@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psutil
@@ -252,7 +253,7 @@ def _server_settings(folder: Path, address: str) -> dict[str, str]:
 def _api(server: str) -> str:
     """Return the address of a server's API, whether it was given with its /api or without."""
     address = server.rstrip("/")
-    return address if "/api" in address else f"{address}/api"
+    return address if "api" in urlsplit(address).path.split("/") else f"{address}/api"
 
 
 def _lives(found: Up) -> bool:

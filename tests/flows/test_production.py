@@ -143,6 +143,14 @@ def test_a_watch_that_would_take_anothers_place_is_refused_at_once(
     assert "is no longer watched" in albat("watch", other, "--root", root, "--stop").out
 
 
+@pytest.mark.parametrize("address", ["http://api.example.com:4200", "https://h/prefect"])
+def test_an_api_is_below_its_server_however_that_is_called(address: str) -> None:
+    for given in (address, f"{address}/", f"{address}/api", f"{address}/api/"):
+        assert production._api(given) == f"{address}/api"
+    cloud = "https://api.prefect.cloud/api/accounts/1/workspaces/2"
+    assert production._api(cloud) == cloud
+
+
 class Locked(BaseHTTPRequestHandler):
     """A server that lets in by the password ``me:secret`` alone, and takes what it is told."""
 
