@@ -515,6 +515,22 @@ def test_names_with_dots_are_told(tmp_path: Path) -> None:
     assert [(e.text, e.image) for e in rows_of(path, image_column="b.jpg")] == [("t", PICTURES[0])]
 
 
+def test_joined_archives_are_read_to_the_end(tmp_path: Path) -> None:
+    archives = [
+        tar_of({"0.png": PICTURES[n], "0.txt": text}) for n, text in enumerate((b"a", b"b"))
+    ]
+    plain, packed = tmp_path / "s.tar", tmp_path / "s.tar.gz"
+    plain.write_bytes(b"".join(archives))
+    packed.write_bytes(b"".join(map(gzip.compress, archives)))
+    for path in (plain, packed):
+        got = [(e.text, e.image) for e in rows_of(path)]
+        assert got == [("a", PICTURES[0]), ("b", PICTURES[1])]
+    within = len(PICTURES[1]) // 512 * 512 + 1024  # the second's picture, and no more of it
+    for rest in (archives[1][:within], b"no archive at all" * 99, archives[1][:100]):
+        plain.write_bytes(archives[0] + rest)
+        assert "damaged or truncated" in refused(lambda: rows_of(plain))
+
+
 def test_webdataset_is_streamed(tmp_path: Path) -> None:
     large = os.urandom(1 << 20)
     path = wds(tmp_path, {f"{i:03d}.{end}": large for i in range(40) for end in ("jpg", "npy")})

@@ -36,7 +36,8 @@ class WebDataset(FileFormat):
 
     A member's name up to the first dot of its last part is the row's key, the rest its column.
     Beside these, ``image`` is the picture, ``text`` the content of ``txt`` or ``caption``,
-    ``__key__`` the key, and the keys of ``json`` are columns too. Text is UTF-8.
+    ``__key__`` the key, and the keys of ``json`` are columns too. Text is UTF-8. Archives that were
+    joined to one file are read to its end.
     """
 
     name: ClassVar[str] = "webdataset"
@@ -92,14 +93,20 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
         start = tarfile_.offset
         try:
-            return super().fromtarfile(tarfile_)
+            member = super().fromtarfile(tarfile_)
         except tarfile.HeaderError as error:
-            if type(error).__name__ == "EOFHeaderError":  # the two blocks that end an archive
+            kind = type(error).__name__
+            if kind == "EOFHeaderError":  # the blocks that end an archive; another may follow
+                tarfile_.ignore_zeros = True
+                raise
+            if kind == "EmptyHeaderError" and tarfile_.ignore_zeros:
                 raise
             why = "no header of a member" if start else "no tar archive"
             raise tarfile.ReadError(f"{why} at byte {start}: {error}") from error
         except ValueError as error:  # of a number in an extended header
             raise tarfile.ReadError(f"no number in a header at byte {start}: {error}") from error
+        tarfile_.ignore_zeros = False
+        return member
 
 
 def _samples(
@@ -109,21 +116,23 @@ def _samples(
     key: str | None = None
     members: dict[str, bytes] = {}
     there: dict[str, None] = {}
-    first: dict[str, dict[str, None]] = {}  # rows by key, with their columns
-    number = done = 0
+    first: dict[str, dict[str, None]] = {}  # rows of this archive by key, with their columns
+    number = done = end = 0
     with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined] # else all headers are kept
+            joined, end = member.offset != end, archive.offset  # another archive's first
             folder, slash, last = member.name.rpartition("/")
             stem, dot, column = last.partition(".")
             if not member.isfile() or not stem or not dot:
                 continue
             column = column.lower()
-            if folder + slash + stem != key:
+            if joined or folder + slash + stem != key:
                 if key is not None:
                     yield f"{uri}:{number} ({key})", key, members, there
                     number += 1
                 key, members, there = folder + slash + stem, {}, {}
+                first = {} if joined else first
                 if column not in first.get(key, {column}) and _is_used(column, wanted):
                     raise _scattered(f"{uri}:{number} ({key})", member.name)
                 if number < HEAD:
