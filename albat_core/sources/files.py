@@ -23,7 +23,7 @@ from albat_core.sources.hub import data_files
 from albat_core.sources.picture_folders import Beside, row_of, without_descriptions
 from albat_core.sources.picture_paths import paths_fingerprint
 from albat_core.sources.readers import readable, stream_rows
-from albat_core.store import fingerprints, storage
+from albat_core.store import fingerprints, missing, storage
 from albat_core.store.patterns import above_glob, braced, is_pattern
 from albat_core.store.stage import canonical_json
 
@@ -163,6 +163,7 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
             where=root,
             remedy="check the path; names that begin with . or _ are passed over",
         )
+    missing.refuse_undecoded(uris)
     alone = there and uris == [root]
     base = place.rstrip("/") if there else above_glob(place)
     if alone:

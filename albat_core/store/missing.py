@@ -1,6 +1,8 @@
 """Errors for files that cannot be reached, or that do not come as storage lists them."""
 
 import errno
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from albat_core.errors import AlbatError, InputError, MissingDependencyError, TransientError
@@ -8,6 +10,7 @@ from albat_core.errors import AlbatError, InputError, MissingDependencyError, Tr
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "hub"}
 """What is installed for the addresses of a scheme, where it does not come with albat."""
 _GONE = (404, 410)  # of HTTP
+_UNDECODED = re.compile(r"[\ud800-\udfff]")  # what Python makes of bytes that are no UTF-8
 
 
 def no_client(uri: str, error: Exception) -> AlbatError:
@@ -63,6 +66,16 @@ def matching(fs: Any, pattern: str, uri: str) -> list[str]:
         return list(fs.glob(pattern))
     except FileNotFoundError as error:  # where nothing matches, fsspec says so with an empty list
         raise not_found(uri) from error
+
+
+def refuse_undecoded(uris: Sequence[str]) -> None:
+    """Raise where a name is no text: neither ids nor digests can be made of it."""
+    if odd := [uri for uri in uris if _UNDECODED.search(uri)]:
+        raise InputError(
+            f"expected names of files in UTF-8, {len(odd):,} are not",
+            where=ascii(odd[0]),
+            remedy="rename it, or give a glob that names only the files to read",
+        )
 
 
 def unwritable(uri: str, reason: str) -> AlbatError:

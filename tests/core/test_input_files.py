@@ -1,6 +1,8 @@
 """Files of a source: found, named, grouped, fingerprinted."""
 
 import gzip
+import os
+import sys
 from pathlib import Path
 
 import fsspec
@@ -9,7 +11,7 @@ import pytest
 from albat_core.records.examples import Example
 from albat_core.sources import files as input_files
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile, find_files
+from albat_core.sources.files import InputFile, find_files, find_problems
 from tests.core.row_files import (
     ROWS,
     only,
@@ -63,6 +65,21 @@ def test_what_a_folder_may_not_be(tmp_path: Path) -> None:
     said = refused(lambda: rows_of(odd))
     assert "got a.docx, b.parquet.gz" in said
     assert "c.txt" not in said
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode")
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"caf\xe9.jsonl", b"caf\xe9/a.txt"])
+def test_names_that_are_no_utf8_are_refused(tmp_path: Path, name: bytes) -> None:
+    odd = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))  # noqa: PTH118 - of bytes
+    odd.parent.mkdir(exist_ok=True)
+    odd.write_text('{"text": "a"}\n', encoding="utf-8")
+    source = SourceConfig(path=str(tmp_path))
+    for said in (refused(lambda: find_files(source)), *map(str, find_problems(source)[1])):
+        assert said.isascii()
+        assert f"{str(odd)!a}: expected names of files in UTF-8" in said
+        assert "rename it" in said
+    write_jsonl(tmp_path / "good.jsonl", ROWS[:1])
+    assert len(rows_of(tmp_path / "g*.jsonl")) == 1
 
 
 def test_text_files_have_no_columns(tmp_path: Path) -> None:
