@@ -131,7 +131,12 @@ class AdapterGradients:
         self, examples: Sequence[Example], label: str = "", transform: Transform | None = None
     ) -> Gradients:
         """Return the gradients of examples, (n, k) float32, see ``example_gradients``."""
-        encoded = self._backbone.encode(examples)
+        return self.of_encoded(self._backbone.encode(examples), label, transform)
+
+    def of_encoded(
+        self, encoded: Sequence[Encoded], label: str = "", transform: Transform | None = None
+    ) -> Gradients:
+        """Return the same of examples as the backbone encodes them."""
         self.passes += 3 * forward_units(self._backbone, encoded, self._noise)
         return example_gradients(
             self._backbone,

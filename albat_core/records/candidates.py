@@ -1,21 +1,25 @@
 """Candidates: corpus examples worth a look, with the adaptation example each was found for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from albat_core.records.examples import Example
-from albat_core.records.shards import read_examples, read_texts
+from albat_core.records.shards import read_examples, read_texts, row_bytes
 from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 
 STAGE = "candidates"
 CANDIDATES, NEIGHBOURS = "candidates.parquet", "neighbours.parquet"
-_BLOCK = 4096  # candidates that are in memory at once
+_BLOCK = 4096  # candidates at once; parts of scores are counted by it
+_BLOCK_BYTES = 256 << 20  # of their files that are in memory at once, unless one has more
+
+T = TypeVar("T")
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -115,14 +119,30 @@ class Candidates:
         return Candidates(self._store, self._table.slice(number * _BLOCK, _BLOCK))
 
     def blocks(self) -> Iterator[list[Example]]:
-        """Yield all candidates in order, some thousands at a time."""
+        """Yield all candidates in order, some thousands at a time; of large pictures fewer."""
         for shard, row in self._block_places():
-            yield read_examples(self._store, shard, row)
+            yield from self._few(shard, row)
+
+    def encoded(self, encode: Callable[[list[Example]], Iterable[T]]) -> Iterator[list[T]]:
+        """Yield what ``encode`` makes of all candidates in order, always some thousands at a time.
+
+        It is given as many as ``blocks`` yields, which are let go before the next are read.
+        """
+        for shard, row in self._block_places():
+            yield [*chain.from_iterable(map(encode, self._few(shard, row)))]
 
     def text_blocks(self) -> Iterator[list[str]]:
         """Yield what is written in all candidates, in the same blocks; nothing else is read."""
         for shard, row in self._block_places():
             yield read_texts(self._store, shard, row)
+
+    def _few(self, shard: Sequence[str], row: Sequence[int]) -> Iterator[list[Example]]:
+        """Yield a block's rows, no more at a time than fit ``_BLOCK_BYTES``."""
+        sizes = row_bytes(self._store, shard)
+        full = np.cumsum([sizes[address] for address in shard]) // _BLOCK_BYTES
+        cuts = [0, *(np.flatnonzero(np.diff(full)) + 1).tolist(), len(shard)]
+        for start, end in pairwise(cuts):
+            yield read_examples(self._store, shard[start:end], row[start:end])
 
     def _block_places(self) -> Iterator[tuple[list[str], list[int]]]:
         for start in range(0, len(self), _BLOCK):

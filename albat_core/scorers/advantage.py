@@ -35,8 +35,7 @@ class Advantage(Scorer):
     def measure(self, candidates: Candidates, given: Given) -> dict[str, Measured]:
         """Return both losses, and by how much the units of a row differ in their differences."""
         blocks = []
-        for examples in candidates.blocks():
-            encoded = given.backbone.encode(examples)
+        for encoded in candidates.encoded(given.backbone.encode):
             given.passes += 2 * forward_units(given.backbone, encoded, given.noise)
             found = advantages(given.backbone, encoded, given.batch_tokens, given.noise, LABEL)
             blocks.append((found.untouched, found.adapted, found.squares, found.units))

@@ -78,9 +78,8 @@ class Gradient(Scorer):
             given.backbone.load_adapter(checkpoint.adapter)
             target = gradients.of(heldout).mean(axis=0)
             step = adam_step(checkpoint.moments, given.backbone.device)
-            steps = np.concatenate(
-                [gradients.of(rows, LABEL, step) for rows in candidates.blocks()]
-            )
+            blocks = candidates.encoded(given.backbone.encode)
+            steps = np.concatenate([gradients.of_encoded(rows, LABEL, step) for rows in blocks])
             sizes = np.linalg.norm(steps, axis=1) * np.linalg.norm(target)
             scores += checkpoint.learning_rate / total * (steps @ target) / np.maximum(sizes, 1e-30)
         given.passes += gradients.passes

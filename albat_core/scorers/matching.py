@@ -159,9 +159,9 @@ class Matching(Scorer):
         gradients = given.gradients(self.dimension)
         corpus = np.empty((len(candidates), self.dimension), np.float32)
         done = 0
-        for rows in candidates.blocks():
-            corpus[done : done + len(rows)] = gradients.of(rows, LABEL)
-            done += len(rows)
+        for encoded in candidates.encoded(given.backbone.encode):
+            corpus[done : done + len(encoded)] = gradients.of_encoded(encoded, LABEL)
+            done += len(encoded)
         target = gradients.of(given.rows(VALIDATION)).astype(np.float64)
         given.passes += gradients.passes
         moments = second_moments(corpus) + target.T @ target

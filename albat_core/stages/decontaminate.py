@@ -207,6 +207,7 @@ def decontaminate(
                     contents += [example_content(row) for row in block]
                     documents += [row.document for row in block]
                     advance(len(block))
+                    del block  # before the next is read
         repeated, similar, own, again = np.zeros((4, table.num_rows), dtype=np.bool_)
         if any(sought):
             repeated = shared_ngram_rows(texts, documents, sought, config.ngram, config.common)

@@ -19,7 +19,7 @@ from albat_core.scorers.ngram import importance
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class PrefilterConfig(StageConfig):
@@ -85,11 +85,12 @@ def prefilter(
         new = np.array([row for row in np.sort(best) if names[row] not in known], np.intp)
         parts = []
         sources: Counter[str] = Counter()
-        for number, rows in enumerate(Candidates(store, table).take(new).blocks()):
-            name = f"part-{number:05d}.parquet"
+        for rows in Candidates(store, table).take(new).blocks():
+            name = f"part-{len(parts):05d}.parquet"
             write_table(examples_to_table(rows), folder / name)
             parts.append({"name": name, "rows": len(rows)})
             sources.update(row.source for row in rows)
+            del rows  # before the next are read
         kept = len(known) + len(new)
         return Built(
             rows=len(new),
