@@ -8,6 +8,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from albat_core.store.scratch import scratch
+
 _AT_ONCE = 1 << 20  # in memory: 8 MB, some times over while they are sorted
 _ALL = 2**64
 
@@ -28,8 +30,10 @@ class Hashes:
         """Take a number, or Python's hash of something, which may be below 0."""
         self._waiting.append(number % _ALL)
         if len(self._waiting) == _AT_ONCE:
-            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - gone with this
-            np.sort(np.asarray(self._waiting)).tofile(self._file)
+            with scratch():
+                self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - gone with this
+                self._file.write(np.sort(np.asarray(self._waiting)).data)
+                self._file.flush()
             self._waiting, self._runs = array("Q"), self._runs + 1
 
     def extend(self, numbers: Iterable[int]) -> None:
@@ -52,7 +56,6 @@ class Hashes:
         """Yield all of them, sorted, a range of values at a time."""
         runs = [np.sort(np.asarray(self._waiting))]
         if self._file is not None:
-            self._file.flush()
             mapped = np.memmap(self._file, np.uint64, "r", shape=(self._runs, _AT_ONCE))
             runs += list(mapped)
         marks = [n * _ALL // len(runs) for n in range(1, len(runs))]

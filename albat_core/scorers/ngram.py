@@ -16,6 +16,7 @@ from albat_core.records.candidates import Candidates
 from albat_core.records.examples import Example, example_text
 from albat_core.records.splits import TRAIN
 from albat_core.scorers.base import Given, Scorer, Scores
+from albat_core.store.scratch import scratch
 
 _TOKEN = re.compile(r"\w+|[^\w\s]+")  # NLTK's WordPunctTokenizer, as the reference uses
 _SMOOTHING = 1e-8  # added to every probability, as the reference does
@@ -116,7 +117,7 @@ def importance(
             where="scoring.scorer",
             remedy="give the examples text or captions, or choose another scorer",
         )
-    with tempfile.TemporaryFile() as file:
+    with scratch(), tempfile.TemporaryFile() as file:
         pool, sizes = _written(file, candidates, buckets)
         ratio = _log_shares(target) - _log_shares(pool)  # nats, (buckets,)
         file.seek(0)

@@ -45,6 +45,7 @@ from albat_core.store.manifests import (
     read_manifest,
 )
 from albat_core.store.rolls import find_many
+from albat_core.store.scratch import no_scratch, scratch
 from albat_core.store.sealed import sealed
 from albat_core.store.stage import Settings, given, stage_key
 
@@ -181,7 +182,8 @@ class ArtifactStore:
             storage.write_bytes(storage.join(place, MANIFEST), sealed(manifest))
         except Exception as error:
             if storage.is_full(error):
-                raise storage.no_space(str(draft)) from error
+                remote = storage.is_remote(self.root)
+                raise (no_scratch() if remote else storage.no_space(str(draft))) from error
             raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -385,7 +387,8 @@ class ArtifactStore:
     def _draft_folder(self) -> Path:
         """Return a new empty folder, on the root's own disk where that is local."""
         if storage.is_remote(self.root):
-            return new_draft(Path(tempfile.gettempdir()), PREFIX)
+            with scratch():
+                return new_draft(Path(tempfile.gettempdir()), PREFIX)
         drafts = Path(self.root) / "drafts"
         with storage.writing(self.root):
             drafts.mkdir(parents=True, exist_ok=True)
