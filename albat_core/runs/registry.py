@@ -11,7 +11,7 @@ Files are small and written whole, so that a reader on any storage sees an old o
 import logging
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -98,18 +98,20 @@ class Registry:
     def register(self, entry: Entry) -> Entry:
         """Add an adapter, or what is now known of it; it keeps its parent and its first date.
 
-        It is the newest of its run then, be it that a run came to it again.
+        It is the newest of its run then, be it that a run came to it again, or that the machine's
+        clock was put back.
         """
         known = self.entries(entry.run)
+        come = max([entry.created, *(_just_after(other.age[0]) for other in known[-1:])])
         before = next((e for e in known if e.adapter == entry.adapter), None)
         if before is None:
             parent = entry.parent or (known[-1].adapter.key if known else None)
-            entry = entry.model_copy(update={"parent": parent})
+            entry = entry.model_copy(update={"parent": parent, "created": come})
         else:
             newest = known[-1] == before  # a run that computes nothing changes no file
             kept: dict[str, Any] = {
                 "created": before.created,
-                "reached": before.reached if newest else entry.created,
+                "reached": before.reached if newest else come,
                 "parent": before.parent,
             }
             if entry.report is None:  # evaluated before: that still holds
@@ -242,6 +244,11 @@ class Registry:
 def now() -> str:
     """Return the time as the registry notes it, to the microsecond: entries are ordered by it."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _just_after(time: str) -> str:
+    later = datetime.fromisoformat(time) + timedelta(microseconds=1)
+    return later.isoformat(timespec="microseconds")
 
 
 def register_adapter(

@@ -106,6 +106,18 @@ def test_the_newest_is_what_a_run_came_to_last(store: ArtifactStore) -> None:
     assert following.parent == first.adapter.key
 
 
+def test_the_newest_is_what_was_made_last_whatever_the_clock_says(store: ArtifactStore) -> None:
+    registry = Registry(store)
+    first = registry.register(entry(store, 1, created="2026-01-01T10:00:00.5+00:00"))
+    second = registry.register(entry(store, 2, created="2026-01-01T09:30:00.5+00:00"))
+    assert registry.find("cancer").adapter == second.adapter
+    assert second.parent == first.adapter.key
+    registry.register(entry(store, 1, created="2026-01-01T09:40:00.5+00:00"))
+    assert registry.find("cancer").adapter == first.adapter
+    again = registry.register(entry(store, 3, created="2026-01-01T10:00:01.5+00:00"))
+    assert again.created == "2026-01-01T10:00:01.5+00:00"
+
+
 def test_names_mean_one_adapter(store: ArtifactStore) -> None:
     registry = Registry(store)
     first, second = (registry.register(entry(store, n)) for n in (1, 2))
