@@ -32,13 +32,31 @@ def stream_rows(uri: str, form: str, columns: Columns, advance: Advance) -> Iter
     Raises:
         InputError: the file is missing, damaged or not of its format, or lacks a column.
     """
-    reader = FORMATS[form]
+    reader, said = FORMATS[form], False
     with readable(uri), storage.open_binary(uri, decompress=reader.packable) as file, intact(uri):
         for row in reader.read(file, uri, columns, advance):
+            said = said or any(row.values())
             for name, value in row.items():
                 if isinstance(value, _MAYBE_NAN) and math.isnan(value):
                     row = row | {name: None}  # noqa: PLW2901 - pandas writes missing ones so
             yield row
+    if not said and _is_packed(uri):
+        _refuse_empty(uri)
+
+
+def _is_packed(uri: str) -> bool:
+    return storage.without_query(uri).lower().endswith(COMPRESSED)
+
+
+def _refuse_empty(uri: str) -> None:
+    """Raise where a packed file has no byte: packed nothing has some."""
+    with storage.open_binary(uri) as file:
+        if not file.read(1):
+            raise InputError(
+                "expected a packed file, found an empty one",
+                where=uri,
+                remedy="write or copy it again",
+            )
 
 
 @contextmanager
@@ -72,7 +90,7 @@ def _damage() -> tuple[type[Exception], ...]:
 
 def _damage_behind(uri: str) -> Exception | None:
     """Return what the checksum of a packed file says, which stands behind what was read of it."""
-    if not storage.without_query(uri).lower().endswith(COMPRESSED):
+    if not _is_packed(uri):
         return None
     try:
         with storage.open_binary(uri, decompress=True) as file:

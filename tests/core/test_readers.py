@@ -241,6 +241,21 @@ def test_damage_of_a_remote_file_is_told_apart_from_storage_that_fails(
         list(stream_rows(uri, "jsonl", None, lambda _: None))
 
 
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.txt"])
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_an_empty_file_is_packed_nothing_only_where_it_has_bytes(
+    tmp_path: Path, name: str, ending: str
+) -> None:
+    path = tmp_path / f"{name}.{ending}"
+    path.write_bytes(b"")  # as a download that failed leaves it
+    found = "found an empty one" if ending in ("gz", "zst") else "damaged or truncated"
+    assert found in refused(lambda: rows_of(path))
+    path.write_bytes(packed(b"", ending))
+    assert [row.text for row in rows_of(path)] == ([None] if name == "r.txt" else [])
+    (tmp_path / name).write_bytes(b"")
+    assert len(rows_of(tmp_path / name)) == (name == "r.txt")
+
+
 def test_damage_that_a_parser_meets_before_the_checksum_is_told(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).integers(10**9, size=200_000)
     whole = gzip.compress("".join(f'{{"text": "{n}"}}\n' for n in numbers).encode())
