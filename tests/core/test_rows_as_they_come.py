@@ -222,6 +222,20 @@ def test_the_delimiter_of_a_table_is_found(tmp_path: Path, delimiter: str) -> No
     assert len(rows_of(path)) == 2
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_line_ends_in_the_first_row_hide_no_delimiter(tmp_path: Path, delimiter: str) -> None:
+    table = pd.DataFrame({"te\nxt": ['a "b"\nc,\n\nd', "e"], "n": ["1", "2"]})
+    path = tmp_path / "t.csv"
+    for changed in (table, table.rename(columns={"te\nxt": "text"})):
+        changed.to_csv(path, index=False, sep=delimiter, lineterminator="\r\n")
+        first, second = changed.columns
+        rows = rows_of(path, template=f"{{{second}}}", text_column=None, document_column=first)
+        assert [row.text for row in rows] == ["1", "2"]
+        assert [row.document for row in rows] == list(table["te\nxt"])
+    path.write_text(f'text{delimiter}n\n5" wide{delimiter}1\n' + f"b{delimiter}2\n" * 3)
+    assert [row.text for row in rows_of(path)] == ['5" wide', "b", "b", "b"]
+
+
 def test_one_column_stays_one(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     table = pd.DataFrame({"what; text": ["a", "b; c"]})

@@ -8,6 +8,7 @@ from typing import IO, ClassVar
 
 from albat_core.errors import InputError
 from albat_core.sources.formats.base import (
+    BUFFER,
     Advance,
     Columns,
     FileFormat,
@@ -36,7 +37,7 @@ class CsvTable(FileFormat):
     def read(self, file: IO[bytes], uri: str, columns: Columns, advance: Advance) -> Iterator[Row]:
         """See ``FileFormat``."""
         lines = decoded_lines(file, uri, "CSV", advance)
-        top = list(itertools.islice(lines, 2))
+        top = _top(lines)
         if top and "\r" in top[0] and "\n" not in top[0]:
             raise InputError(
                 "expected lines that end in a line feed, found only carriage returns",
@@ -74,16 +75,30 @@ class CsvTable(FileFormat):
             ) from error
 
 
+def _top(lines: Iterator[str]) -> list[str]:
+    """Return the lines of the header and of the row below, whose fields may hold line ends."""
+    top: list[str] = []
+    quotes = letters = whole = 0
+    for line in lines:
+        top.append(line)
+        quotes, letters = quotes + line.count('"'), letters + len(line)
+        whole += quotes % 2 == 0
+        if whole == 2 or letters > BUFFER:
+            break
+    return top
+
+
 def _delimiter(top: Sequence[str]) -> str:
-    """Return what sets the fields apart: the comma, unless only another cuts the first lines."""
+    """Return what sets the fields apart: the comma, unless only another cuts the first rows."""
 
     def fields(delimiter: str) -> int:
-        """Return how many fields the header has; 1 where the line below is not cut too."""
-        counts = [len(row) for row in csv.reader(top, delimiter=delimiter) if row]
+        """Return how many fields the header has; 1 where the row below is not cut too."""
+        rows = filter(None, csv.reader(top, delimiter=delimiter))
+        counts = [len(row) for row in itertools.islice(rows, 2)]
         return counts[0] if min(counts, default=1) > 1 else 1
 
     try:
-        if not top or len(next(csv.reader(top[:1]))) > 1:
+        if not top or len(next(csv.reader(top))) > 1:
             return ","
         return max(_DELIMITERS, key=fields)
     except csv.Error:
