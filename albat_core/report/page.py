@@ -29,6 +29,7 @@ _EXCERPT = 420
 _LONGEST = 12_000
 """Letters of an example shown at all: what is longer makes the page slow and is read by nobody."""
 _CHARTED_SOURCES = 16
+_LISTED_SOURCES = 200
 _PICTURED = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\t\n\r"} | {127: "\u2421"}
 """Characters that control a terminal and are none in HTML, as the pictures Unicode has of them."""
 _PICTURED |= dict.fromkeys([*range(0x80, 0xA0), 0xFFFE, 0xFFFF], "\ufffd")
@@ -64,7 +65,7 @@ def render(content: ReportContent) -> str:
         selection=chosen,
         arms={arm.name: arm for arm in content.arms},
         best=best,
-        sources=sources,
+        sources=listed(sources),
         shown_prompts=_SHOWN_PROMPTS,
         digits=wording.arm_decimals(content.arms),
         score_digits=wording.decimals(chosen.candidate_scores, 3),
@@ -182,12 +183,32 @@ def charted(shares: Sequence[SourceShare]) -> list[SourceShare]:
     """Return the shares to draw: the first few, the many small ones taken together."""
     if len(shares) <= _CHARTED_SOURCES:
         return list(shares)
-    rest = shares[_CHARTED_SOURCES - 1 :]
-    corpus, weight = sum(s.corpus for s in rest), sum(s.weight for s in rest)
-    together = SourceShare(
-        f"{len(rest)} other sources", corpus, weight, weight / corpus if corpus else None
+    return [*shares[: _CHARTED_SOURCES - 1], _together(shares[_CHARTED_SOURCES - 1 :])]
+
+
+def listed(
+    sources: Sequence[tuple[SourceCount, SourceShare]],
+) -> list[tuple[SourceCount, SourceShare]]:
+    """Return the sources of the table: the first ones, the many small ones taken together."""
+    if len(sources) <= _LISTED_SOURCES:
+        return list(sources)
+    rest = sources[_LISTED_SOURCES - 1 :]
+    share = _together([share for _, share in rest])
+    counts = [source for source, _ in rest]
+    together = SourceCount(
+        source=share.source,
+        corpus=sum(c.corpus for c in counts),
+        candidates=sum(c.candidates for c in counts),
+        selected=sum(c.selected for c in counts),
+        weight=share.weight,
     )
-    return [*shares[: _CHARTED_SOURCES - 1], together]
+    return [*sources[: _LISTED_SOURCES - 1], (together, share)]
+
+
+def _together(shares: Sequence[SourceShare]) -> SourceShare:
+    corpus, weight = sum(s.corpus for s in shares), sum(s.weight for s in shares)
+    enrichment = weight / corpus if corpus else None
+    return SourceShare(f"{len(shares):,} other sources", corpus, weight, enrichment)
 
 
 def passage(text: str) -> Passage:

@@ -847,6 +847,23 @@ def test_enrichment_is_share_of_weight_over_share_of_corpus(content: ReportConte
     assert drawn[-1].enrichment == pytest.approx(2.0)
 
 
+def test_of_many_sources_the_largest_are_listed_and_the_rest_together(
+    content: ReportContent,
+) -> None:
+    many = tuple(
+        SourceCount(source=f"s{n}", corpus=3, candidates=2, selected=1, weight=1 / 5000)
+        for n in range(5000)
+    )
+    selection = content.selection.model_copy(update={"sources": many})
+    html = page.render(content.model_copy(update={"selection": selection}))
+    rows = rows_of(html, "Sources")
+    assert len(rows) == 200
+    rest = 5000 - 199
+    said = f"{rest:,} other sources {3 * rest:,} {2 * rest:,} {rest:,} 96% 96% ×1.0"
+    assert rows[-1].split() == said.split()
+    assert len(html) < len(page.render(content)) + 200_000
+
+
 def test_long_text_is_folded_and_the_longest_cut() -> None:
     assert page.passage("short") == page.Passage("short", "", 0)
     text = "word " * 300
