@@ -71,6 +71,9 @@ def test_byte_order_marks_are_taken_off(tmp_path: Path) -> None:
     for name, content in {"r.jsonl": '{"text": "a"}\n', "r.csv": "text\na\n", "r.txt": "a"}.items():
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
         assert [e.text for e in rows_of(tmp_path / name)] == ["a"], name
+    for name in ("r.jsonl", "r.json", "r.csv"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf")
+        assert rows_of(tmp_path / name) == [], name
 
 
 def test_saved_dataset(tmp_path: Path) -> None:

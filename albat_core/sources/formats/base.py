@@ -149,7 +149,9 @@ def decoded_lines(
             text = line.decode()
         except UnicodeDecodeError as error:
             raise not_utf8(uri, f"line {number}, byte {error.start} of it", error) from error
-        yield text.removeprefix("\ufeff") if number == 1 else text
+        text = text.removeprefix("\ufeff") if number == 1 else text
+        if text:  # else the mark is all there is
+            yield text
 
 
 def refuse_binary(head: bytes, uri: str, form: str) -> None:
