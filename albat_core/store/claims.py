@@ -6,6 +6,7 @@ same, both make the artifact: time is lost and nothing else, because a manifest 
 files of its own attempt.
 """
 
+import hashlib
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,12 +43,15 @@ class _Claim(BaseModel):
     process: int = Field(gt=0)
     renewed: float = Field(allow_inf_nan=False)
     """When it was written, POSIX time on its holder's clock; tells one renewal from another."""
+    space: str = ""
+    """Where its process number means something, see ``here``; claims of before had none."""
     holder: str = ""
     """Its own, so that nobody gives up or renews another's."""
 
     def may_be_held(self) -> bool:
         """Tell whether its holder may be at work: neither gone nor of long ago."""
-        gone = self.host == socket.gethostname() and not is_running(self.process)
+        its_own = self.space == here() if self.space else self.host == socket.gethostname()
+        gone = its_own and not is_running(self.process)
         return not gone and abs(time.time() - self.renewed) < _OLD
 
 
@@ -200,9 +205,21 @@ def _remove(uri: str) -> None:
 
 def _content(holder: str) -> bytes:
     claim = _Claim(
-        host=socket.gethostname(), process=os.getpid(), renewed=time.time(), holder=holder
+        host=socket.gethostname(),
+        process=os.getpid(),
+        renewed=time.time(),
+        space=here(),
+        holder=holder,
     )
     return claim.model_dump_json().encode()
+
+
+@cache
+def here() -> str:
+    """Return what tells this machine from others, and a container from others of the machine."""
+    space = Path("/proc/self/ns/pid")  # whose process numbers mean the same
+    name = f"{socket.gethostname()} {space.readlink() if space.is_symlink() else ''}"
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def is_running(process: int) -> bool:

@@ -1,16 +1,14 @@
 """Drafts: folders that artifacts are written in, named by who writes, swept once that is gone."""
 
-import hashlib
 import logging
 import os
 import re
 import shutil
-import socket
 import tempfile
 from functools import cache
 from pathlib import Path
 
-from albat_core.store.claims import is_running
+from albat_core.store.claims import here, is_running
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +25,7 @@ def new_draft(parent: Path, prefix: str = "") -> Path:
         prefix: of the name.
     """
     sweep(parent)
-    return Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}{_here()}.{os.getpid()}."))
+    return Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}{here()}.{os.getpid()}."))
 
 
 @cache
@@ -42,14 +40,6 @@ def sweep(parent: Path) -> None:
 def is_left(draft: Path) -> bool | None:
     """Tell whether a draft's process is gone; None where it is not known to be of this machine."""
     said = _NAME.match(draft.name)
-    if said is None or said["space"] != _here():
+    if said is None or said["space"] != here():
         return None
     return not is_running(int(said["process"]))
-
-
-@cache
-def _here() -> str:
-    """Return what tells this machine from others, and a container from others of the machine."""
-    space = Path("/proc/self/ns/pid")  # whose process numbers mean the same
-    name = f"{socket.gethostname()} {space.readlink() if space.is_symlink() else ''}"
-    return hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -74,6 +74,20 @@ def test_processes_side_by_side_make_each_artifact_once(tmp_path: Path) -> None:
     assert list((tmp_path / "root" / "claims").rglob("*.json")) == []
 
 
+@pytest.mark.parametrize(("space", "held"), [("other", True), (claims.here(), False)])
+def test_a_process_is_looked_for_only_where_its_number_means_something(
+    claim: str, space: str, held: bool
+) -> None:
+    """Containers that share the machine's network share its name too."""
+    write(claim, host=socket.gethostname(), process=2**22 + 1, space=space)
+    assert claims.may_be_held(claim) is held
+
+
+def test_a_claim_says_where_its_holder_runs(claim: str) -> None:
+    with claimed(claim, "k", nothing):
+        assert json.loads(storage.read_bytes(claim))["space"] == claims.here()
+
+
 @pytest.mark.slow
 def test_what_a_killed_process_claimed_is_made_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +123,7 @@ def test_a_claim_that_is_renewed_is_waited_for(claim: str, monkeypatch: pytest.M
         {"host": socket.gethostname(), "process": 2**70},
         {"host": socket.gethostname(), "process": "many"},
         {"host": socket.gethostname(), "process": -1},
+        {"space": claims.here(), "process": 2**22 + 1},
         {"process": None},
         {"renewed": "soon"},
         {"renewed": float("nan")},

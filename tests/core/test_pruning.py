@@ -13,7 +13,7 @@ from albat_core.pruning import DAY, Keeping, Pruning
 from albat_core.records.selections import Selected
 from albat_core.runs.registry import Entry, Registry
 from albat_core.runs.reselection import Acted, Watches
-from albat_core.store import drafts, storage
+from albat_core.store import claims, storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.drafts import is_left, new_draft, sweep
 from albat_core.store.storage import FileState
@@ -280,7 +280,7 @@ def test_copies_of_backbones_and_notes_that_were_not_used_for_long_go(store: Art
 
 def draft(parent: Path, process: int, prefix: str = "") -> Path:
     parent.mkdir(exist_ok=True, parents=True)
-    made = parent / f"{prefix}{drafts._here()}.{process}.abc"
+    made = parent / f"{prefix}{claims.here()}.{process}.abc"
     made.mkdir()
     (made / "half").write_text("x")
     return made
