@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -83,7 +84,7 @@ def prefilter(
             known.update(read_table(path, ["example_id"])["example_id"].to_pylist())
         names = table["example_id"].to_pylist()
         new = np.array([row for row in np.sort(best) if names[row] not in known], np.intp)
-        parts = []
+        parts: list[dict[str, Any]] = []
         sources: Counter[str] = Counter()
         for rows in Candidates(store, table).take(new).blocks():
             name = f"part-{len(parts):05d}.parquet"
