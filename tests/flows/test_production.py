@@ -131,9 +131,7 @@ def test_without_a_server_the_command_says_what_to_do(
     assert "nothing to stop" in albat("down", "--folder", tmp_path / "none").out
 
 
-def test_a_watch_that_would_take_anothers_place_is_refused_at_once(
-    albat: Albat, tmp_path: Path
-) -> None:
+def test_a_watch_in_the_place_of_another_is_refused_at_once(albat: Albat, tmp_path: Path) -> None:
     path, other = (write_run(tmp_path / name) for name in ("mine", "theirs"))
     root = tmp_path / "root"
     Watches(str(root)).add(placed(load_config(str(path), {"root": str(root)})))
