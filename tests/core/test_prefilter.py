@@ -29,6 +29,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
 from flows.config import load_config
 from tests.core.test_ngram import shards_of, texts
+from tests.pictures import picture
 from tests.toys import sentences, topic_rows, write_jsonl, write_run
 
 QUARTER = PrefilterConfig(share=0.25)
@@ -123,7 +124,8 @@ def test_parts_hold_no_more_rows_than_are_in_memory_at_once(
 
 
 def test_targets_without_words_are_refused_with_the_setting(filtering: Filtering) -> None:
-    pictures = [Example(f"p{n}", f"p{n}", "s", image=bytes([n])) for n in range(6)]
+    drawn = [picture("red", shape, n) for shape in ("circle", "square") for n in range(3)]
+    pictures = [Example(f"p{n}", f"p{n}", "s", image=png) for n, png in enumerate(drawn)]
     shards = shards_of(pictures, filtering.runtime)
     bare = split_adaptation([shards], [], SplitConfig(folds=2), 0, filtering.runtime)
     with pytest.raises(InputError, match="words in the adaptation examples") as raised:

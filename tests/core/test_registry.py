@@ -44,7 +44,7 @@ def entry(store: ArtifactStore, number: int, run: str = "cancer", **values: obje
         "run": run,
         "adapter": ref,
         "mixture": ref,
-        "created": f"2026-01-0{number}",
+        "created": f"2026-01-{number:02d}",
         "alpha": 0.3,
         "adaptation_rows": 5,
         "backbone_rows": 7,

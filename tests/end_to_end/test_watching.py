@@ -44,7 +44,8 @@ def write_rows(run: RunConfig, count: int, topic: str = "ships") -> None:
 
 def watched(folder: Path, threshold: float) -> RunConfig:
     again = {"settle_seconds": 0.01, "threshold": threshold}
-    return load_config(str(write_run(folder, mixture={"alpha": "auto"}, reselection=again)))
+    mixture = {"alpha": "auto", "fall_back": False}
+    return load_config(str(write_run(folder, mixture=mixture, reselection=again)))
 
 
 def test_each_state_of_the_data_is_acted_on_once(prefect_server: str, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_beginning_that_several_adapters_have_is_refused(albat: Albat, tmp_pat
     store = ArtifactStore(str(tmp_path))
     registry = Registry(store)
     # one more than there are digits that a key can begin with
-    made = [registry.register(entry(store, seed)).name for seed in range(17)]
+    made = [registry.register(entry(store, number)).name for number in range(1, 18)]
     [(start, _)] = Counter(name[: len("cancer/0")] for name in made).most_common(1)
     for command in (("promote", start), ("diff", start, made[0]), ("show", start)):
         outcome = albat(*command, "--root", tmp_path)

@@ -192,7 +192,7 @@ def test_terminal_and_pages_say_which_way_is_better(
     assert [h.split()[3] for h in headings] == ["ROUGE-L", "exact", "long_answers"]
     metric = content.arms[2].metrics[2]
     assert metric.gain is not None
-    assert f"{metric.value.value:.2f}" in out.split("long_answers")[1]
+    assert f"{metric.value.value:.3f}" in out.split("long_answers")[1]
     markdown = results(content.arms, content.unit)
     assert "| held-out answers | ROUGE-L, higher is better | 95% interval | gain" in markdown
     told = markdown.split("long_answers, higher is better")[1]
