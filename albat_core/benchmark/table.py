@@ -84,6 +84,8 @@ class Measured:
         found = {arm: [read(r) for r in rows] for arm, rows in self.by_arm.items()}
         self._totals = {arm: [totals for totals, _ in pairs] for arm, pairs in found.items()}
         self._units = [units for _, units in found[ADAPTATION_ONLY]]
+        first, *others = self._units
+        self._same_documents = all(np.array_equal(first, units) for units in others)
 
     def everything(self) -> Draw:
         """Return each seed once with all of its documents."""
@@ -96,9 +98,9 @@ class Measured:
         theirs alone does not become less by more seeds.
         """
         seeds = generator.integers(len(self.seeds), size=len(self.seeds))
-        first, *others = self._units
-        if all(np.array_equal(first, units) for units in others):
-            documents = generator.integers(len(first), size=len(first))
+        if self._same_documents:
+            count = len(self._units[0])
+            documents = generator.integers(count, size=count)
             return [(int(seed), documents) for seed in seeds]
         sizes = [len(self._units[seed]) for seed in seeds]
         return [

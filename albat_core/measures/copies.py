@@ -13,6 +13,8 @@ Mask = NDArray[np.bool_]
 Runs = frozenset[int]
 """Hashes of a text's runs of words."""
 
+SAME_COLOURS = 0.04
+"""Largest difference of a colour, of its range, of a picture that was saved again."""
 _RUN = 5  # words: few enough to survive an edit, too many to coincide by chance
 _SHORT = 4  # runs, of 8 words; a text with fewer is a copy only where it is all the same
 _HASHES = 64  # of a MinHash; what it finds is compared exactly, so that it need only find enough

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from albat_core.errors import InputError
 from albat_core.measures.copies import (
+    SAME_COLOURS,
     Mask,
     copies_of,
     first_pictures,
@@ -65,7 +66,7 @@ class DecontaminationConfig(StageConfig):
     as a whole or as a part, nearly another candidate, or nothing but held-out rows, in (0, 1];
     pictures have to be the same file, or see `pictures`. None: such copies stay, whatever
     `pictures` says."""
-    pictures: float | None = Field(0.04, ge=0, le=1)
+    pictures: float | None = Field(SAME_COLOURS, ge=0, le=1)
     """Largest difference of a colour, in any of 8 x 8 fields, up to which a picture nearly repeats
     a held-out one or another candidate, as a share of its range, in [0, 1]: a picture saved again,
     smaller or a little brighter is a copy, one with another skin tone or shape is none. None:

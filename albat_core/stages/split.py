@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from albat_core.errors import InputError
-from albat_core.measures.copies import first_pictures, same_documents
+from albat_core.measures.copies import SAME_COLOURS, first_pictures, same_documents
 from albat_core.pictures import picture_colours
 from albat_core.records.examples import (
     EXAMPLE_SCHEMA,
@@ -38,7 +38,6 @@ from albat_core.store.stage import Runtime, StageConfig
 
 STAGE_VERSION = 6
 _NEARLY = 0.8  # Jaccard similarity of runs of words from which on rows are the same
-_SAME_COLOURS = 0.04  # of a colour's range: a picture saved again, see DecontaminationConfig
 
 
 class SplitConfig(StageConfig):
@@ -228,7 +227,7 @@ def shown_contents(examples: Sequence[Example]) -> list[str]:
     pictures = [(n, e.image) for n, e in enumerate(examples) if e.image is not None]
     if pictures:
         colours = np.stack([picture_colours(png) for _, png in pictures])
-        for (place, _), first in zip(pictures, first_pictures(colours, _SAME_COLOURS), strict=True):
+        for (place, _), first in zip(pictures, first_pictures(colours, SAME_COLOURS), strict=True):
             contents[place] = contents[pictures[first][0]]
     return contents
 

@@ -416,14 +416,18 @@ def test_captions_of_pictures_are_not_compared(planted: Planted, runtime: Runtim
     assert ArtifactStore(runtime.root).manifest(out).facts["excluded"] > 0
 
 
+def drawn_faces(runtime: Runtime) -> ArtifactRef:
+    """An adaptation set of five pictures, which have one caption, after its split."""
+    faces = ("gold", "peru", "white", "black", "pink")
+    rows = [Example(f, f, "s", text="a figure", image=png(drawing(f))) for f in faces]
+    return split_adaptation([shards_of(rows, runtime)], [], SplitConfig(folds=2), 0, runtime)
+
+
 def test_a_near_copy_of_a_candidate_that_is_left_out_stays(
     planted: Planted, runtime: Runtime
 ) -> None:
     """Whether it copies a row that is trained on, the embeddings tell."""
-    faces = ("gold", "peru", "white", "black", "pink")
-    rows = [Example(f, f, "s", text="a figure", image=png(drawing(f))) for f in faces]
-    adaptation = split_adaptation([shards_of(rows, runtime)], [], SplitConfig(folds=2), 0, runtime)
-    store = ArtifactStore(runtime.root)
+    store, adaptation = ArtifactStore(runtime.root), drawn_faces(runtime)
     own = read_role(store, adaptation, TRAIN)[0]
     jpeg = png(encoded(drawing(own.document), "JPEG", quality=85))
     some = [replace(own, example_id="own"), replace(own, example_id="jpeg", image=jpeg)]
@@ -477,13 +481,8 @@ def test_a_picture_that_is_saved_again_is_of_one_document_with_the_first(
             assert row.document == row.example_id.partition("-")[0]
 
 
-def test_held_out_pictures_are_left_out_without_embeddings(
-    planted: Planted, runtime: Runtime
-) -> None:
-    faces = ("gold", "peru", "white", "black", "pink")
-    rows = [Example(f, f, "s", text="a figure", image=png(drawing(f))) for f in faces]
-    adaptation = split_adaptation([shards_of(rows, runtime)], [], SplitConfig(folds=2), 0, runtime)
-    store = ArtifactStore(runtime.root)
+def test_held_out_pictures_are_left_out_without_embeddings(runtime: Runtime) -> None:
+    store, adaptation = ArtifactStore(runtime.root), drawn_faces(runtime)
     held = [e for role in (TEST, VALIDATION) for e in read_role(store, adaptation, role)]
     jpeg = png(encoded(drawing(held[-1].document), "JPEG", quality=85))
     new = replace(held[0], example_id="new", image=png(drawing("green")))
