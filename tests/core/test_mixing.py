@@ -124,6 +124,7 @@ def test_documents_that_chose_rows_do_not_tell_what_these_are_worth(
 
     def listed(folds: Sequence[FoldGradients], *rest: Any, **named: Any) -> Estimate:
         heldout.update(str(name) for fold in folds for name in fold.documents)
+        assert all(len(fold.documents) for fold in folds)  # one without tells nothing
         return estimate_terms(folds, *rest, **named)
 
     monkeypatch.setattr(estimate_stage, "estimate_terms", listed)
