@@ -4,9 +4,10 @@
     python -m bench.language --llama8b /tmp/llama8b     # makes it first, of random weights: a GPU
 
 Embedding against the bare forward pass, scoring against the two that it needs, training against a
-loop of transformers, peft and AdamW, a step with the penalty against one without, gradients of rows
-against that of their sum: same rows, LoRA layers and precision, in turns within one process. Memory
-is of the peak, the weights included; of a GPU what tensors take there.
+loop of transformers, peft and AdamW, a step with the penalty against one without (of adaptation
+rows, and of a mixture with alpha 0.9), gradients of rows against that of their sum: same rows, LoRA
+layers and precision, in turns within one process. Memory is of the peak, the weights included; of a
+GPU what tensors take there.
 """
 
 import argparse
@@ -186,6 +187,17 @@ def table(config: BackboneConfig, batch_tokens: int, rounds: int) -> None:
             if noted:
                 careful.note_untouched()
             compare(name, sum(taken), rounds, partial(train, careful), train)
+        some, weights = rows[BATCH:], np.ones(len(rows) - BATCH)
+        mixture = Mixture(adaptation=rows[:BATCH], backbone=some, weights=weights, alpha=0.9)
+        free, careful = (
+            Trainer(backbone, mixture, [], settings, penalty, 0, keeping, 1e9)
+            for penalty in (0.0, 0.3)
+        )
+        careful.note_untouched()
+        steps = chain.from_iterable(free._batches.batch(step) for step in range(STEPS))
+        mixed = sum(e.length for part in steps for e in part)
+        ways = partial(train, careful), partial(train, free)
+        compare("a mixture with penalty", mixed, rounds, *ways)
         few, projection, noise = encoded[:BATCH], Projection(512), FixedNoise(1)
 
         def apart() -> None:

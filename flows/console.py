@@ -1,6 +1,7 @@
 """What a person sees in the terminal: progress, stages, results."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,14 +20,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from albat_core.benchmark.arms import ARMS
+from albat_core.benchmark.arms import ARMS, TASKS
 from albat_core.errors import AlbatError, Interrupted
 from albat_core.progress import Advance, Drawn, Now, Reporter, Silent
 from albat_core.redaction import redacted
-from albat_core.report.wording import (
-    pace,
-)
+from albat_core.report.wording import duration, pace, progress
 
+_FOUND = 5.0  # seconds within which a benchmark's task was found finished, not computed
 _CONTROLS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\t\n"} | {127: "\u2421"}
 _CONTROLS |= dict.fromkeys(range(0x80, 0xA0), "\ufffd")
 """What would move the cursor or colour the terminal, as the pictures Unicode has of it."""
@@ -150,10 +150,15 @@ class Held(Silent):
 
 
 class LineReporter(Silent):
-    """Prints a line for each arm of a benchmark that is finished, from processes side by side."""
+    """Prints lines of a benchmark, from processes side by side.
+
+    One for each arm and each task that is finished, and now and then one of what is under way.
+    """
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
+        self._now = Now()
+        self._task = ""
 
     def stop(self) -> None:
         """Let work under way end at its next step, without a word: processes would each say it."""
@@ -161,15 +166,28 @@ class LineReporter(Silent):
 
     @contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """Count arms, and nothing else."""
-        finished = 0
+        """Count; see ``albat_core.progress.Reporter``."""
+        finished, computed, began = 0, 0, time.monotonic()
+        said = began
+        if unit == ARMS:
+            self._task = f"{label}: "
 
         def advance(done: int) -> None:
-            nonlocal finished
+            nonlocal finished, computed, said
             _refuse_to_go_on(self._stopping)
             finished += done
-            if unit == ARMS:
-                console.print(f" [green]✓[/] {escape(label)}: {finished} of {total} {unit}")
+            now = time.monotonic()
+            if unit in (ARMS, TASKS):
+                computed += done * (now - said > _FOUND)
+                said = now
+                left = ""
+                if unit == TASKS and computed and finished < total:
+                    left = f", {duration((total - finished) * (now - began) / computed)} left"
+                words = progress(label, finished, total, unit)
+                console.print(f" [green]✓[/] {escape(words)}{left}", soft_wrap=True)
+            elif label and self._now.is_due():
+                words = pace(label, finished, total, unit, now - began)
+                console.print(f"   {escape(self._task + words)}", soft_wrap=True)
 
         yield advance
 

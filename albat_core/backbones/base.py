@@ -224,18 +224,20 @@ class Backbone(Embedder, Protocol):
         batch: Sequence[Encoded],
         fixed: FixedNoise | DrawnNoise | None = None,
         joined: Sequence[int] | None = None,
+        held: Sequence[bool] | None = None,
     ) -> tuple[Losses, Losses]:
         """Return each example's losses, and how far the adapter moves the outputs behind them.
 
         The divergence is >= 0, but for rounding, by the same units: KL(backbone || adapted) of a
         token, or the squared difference of both predictions at a noise level, weighted as the loss.
-        One pass with the adapter, one without, unless all examples are ``with_untouched``: that one
-        has no dropout and carries no gradient.
+        One pass with the adapter, one without, unless all those held are ``with_untouched``: that
+        one has no dropout and carries no gradient.
 
         Args:
             batch: examples as ``encode`` gave them.
             fixed: noise to be used in both passes, see ``losses``.
             joined: see ``losses``.
+            held: which examples are compared, one at least; None: all. That of others is 0.
 
         Raises:
             BackboneError: see ``losses``.

@@ -25,8 +25,8 @@ LABELS = {
     ALL_DATA: "all of the adaptation data",
 }
 
-ARMS = "arms"
-"""What progress is counted in."""
+ARMS, TASKS = "arms", "tasks and seeds"
+"""What progress is counted in: within a task with a seed, and of all of them."""
 
 
 class ArmResult(BaseModel):

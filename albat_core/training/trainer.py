@@ -46,6 +46,8 @@ _REMEDY = (
 
 
 Watch = Callable[[int], None]
+Penalties = Sequence[float | None]
+"""Weight of each example's penalty; None: it is not compared with the untouched backbone."""
 
 
 def watched_by_nobody(_step: int) -> None:
@@ -126,7 +128,7 @@ class Trainer:
         if state.step < end:
             state.passes += self.note_untouched(f"{label}, untouched") * (not state.step)
         if self._group.in_step and self._config.packing:  # all try at once whether it may be
-            self._pass_along(self._batches.batch(0)[0][:1] * 2, 0.0, [2])
+            self._pass_along(self._batches.batch(0)[0][:1] * 2, [None] * 2, [2])
         began = saved = time.monotonic()
         before, pause = state.seconds, self._checkpoint_seconds
         with track(label, end, "steps") as advance, self._kept_if_stopped(state):
@@ -185,9 +187,13 @@ class Trainer:
         """Take one optimizer step; return the batch's mean loss per unit."""
         step = state.step
         adaptation, corpus = self._batches.batch(step)
-        parts = [(adaptation + corpus, 0.0)]
-        if self._penalty:
-            parts = [(adaptation, self._penalty), (corpus, 0.0)]
+        batch = adaptation + corpus
+        untouched = bool(self._penalty) and any(e.untouched is None for e in adaptation)
+        state.passes += 3 * sum(e.length for e in batch)
+        state.passes += sum(e.length for e in adaptation) * untouched
+        # those who share a backbone pass through it together: then all examples are, or none
+        other = 0.0 if untouched and self._group.in_step else None
+        held = [self._penalty or None] * len(adaptation) + [other] * len(corpus)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._config, step) * group["times"]
         self._backbone.training(True)
@@ -195,25 +201,24 @@ class Trainer:
         found: list[float] = []
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self._seed, "dropout and noise", step))
-            shares = [self._share(batch) for batch, _ in parts]
+            mine, noise = self._share(batch)
             if not self._group.is_main:  # whose masks of dropout would be the main process' else
                 names = ("dropout and noise", step, self._group.rank)
                 torch.manual_seed(derive_seed(self._seed, *names))
-            for (batch, penalty), (share, noise) in zip(parts, shares, strict=True):
-                untouched = penalty and any(e.untouched is None for e in batch)
-                state.passes += (4 if untouched else 3) * sum(e.length for e in batch)
-                lengths = [e.length for e in share]
-                alone = [[n] for n in range(len(share))]
-                sequences = packed(lengths) if self._config.packing else alone
-                learn = partial(self._learn, share, noise, penalty, found, sequences)
-                lengths = [sum(lengths[n] for n in one) for one in sequences]
-                shapes = [share[first].shape for first, *_ in sequences]
-                self._each(lengths, shapes, learn, partial(self._pass_along, batch[:1], penalty))
+            share, penalties = [batch[n] for n in mine], [held[n] for n in mine]
+            lengths = [e.length for e in share]
+            alone = [[n] for n in range(len(share))]
+            sequences = packed(lengths) if self._config.packing else alone
+            learn = partial(self._learn, share, noise, penalties, found, sequences)
+            lengths = [sum(lengths[n] for n in one) for one in sequences]
+            shapes = [share[first].shape for first, *_ in sequences]
+            idle = partial(self._pass_along, batch[:1], [0.0 if untouched else None])
+            self._each(lengths, shapes, learn, idle)
         loss = self._group.sum_gradients(list(self._parameters.values()), sum(found))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"expected a finite loss, got {loss} at step {step}",
-                where="examples " + ", ".join(e.example_id for e in parts[0][0][:4]) + ", …",
+                where="examples " + ", ".join(e.example_id for e in batch[:4]) + ", …",
                 remedy=_REMEDY,
             )
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
@@ -233,26 +238,26 @@ class Trainer:
         else:
             self._budget = each_batch(lengths, self._budget, compute, shapes)
 
-    def _share(self, batch: Sequence[Encoded]) -> tuple[Sequence[Encoded], DrawnNoise | None]:
-        """Return which examples of a batch are this process', with their noise where it is known.
+    def _share(self, batch: Sequence[Encoded]) -> tuple[Sequence[int], DrawnNoise | None]:
+        """Return positions of this process' examples of a batch, and their noise where it is known.
 
         It is drawn for all of them, as one process alone would: the same noise for each example,
         however many processes there are. Alone, it is drawn when it is needed.
         """
         if self._group.size == 1:
-            return batch, None
+            return range(len(batch)), None
         batches = encoded_batches(batch, self._config.batch_tokens)
         mine = slice(self._group.rank, None, self._group.size)
         drawn = [self._backbone.draw_noise([batch[i] for i in positions]) for positions in batches]
         noise = join_noise([some for some in drawn if some is not None])
-        share = [batch[i] for positions in batches for i in positions][mine]
+        share = [i for positions in batches for i in positions][mine]
         return share, noise.take(mine) if noise is not None else None
 
     def _learn(
         self,
         batch: Sequence[Encoded],
         noise: DrawnNoise | None,
-        penalty: float,
+        penalties: Penalties,
         found: list[float],
         sequences: Sequence[Sequence[int]],
         chosen: Sequence[int],
@@ -261,8 +266,8 @@ class Trainer:
         positions = [n for place in chosen for n in sequences[place]]
         joined = [len(sequences[place]) for place in chosen]
         drawn = noise.take(positions) if noise is not None else None
-        some = [batch[i] for i in positions]
-        losses, objective = self._objective(some, drawn, penalty, joined)
+        some, held = [batch[i] for i in positions], [penalties[i] for i in positions]
+        losses, objective = self._objective(some, drawn, held, joined)
         parameters, size = list(self._parameters.values()), self._config.batch_size
         # all or nothing: where memory ends on the way, fewer examples are tried
         gradients = torch.autograd.grad(objective.sum() / size, parameters, allow_unused=True)
@@ -273,10 +278,10 @@ class Trainer:
         found.append(float(losses.detach().sum() / size))
 
     def _pass_along(
-        self, batch: Sequence[Encoded], penalty: float, joined: Sequence[int] = (1,)
+        self, batch: Sequence[Encoded], penalties: Penalties, joined: Sequence[int] = (1,)
     ) -> None:
         """Pass through a shared backbone for nothing, while others compute a batch."""
-        _, objective = self._objective(batch, None, penalty, joined)
+        _, objective = self._objective(batch, None, penalties, joined)
         parameters = list(self._parameters.values())
         torch.autograd.grad(objective.sum(), parameters, allow_unused=True)
 
@@ -284,15 +289,16 @@ class Trainer:
         self,
         batch: Sequence[Encoded],
         noise: DrawnNoise | None,
-        penalty: float,
+        penalties: Penalties,
         joined: Sequence[int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each example's mean loss, and what is minimized: the penalty added; both (n,)."""
-        if not penalty:
-            mean = self._backbone.losses(batch, noise, joined).mean
-            return mean, mean
-        losses, divergence = self._backbone.losses_with_divergence(batch, noise, joined)
-        return losses.mean, losses.mean + penalty * divergence.mean
+        held = [penalty is not None for penalty in penalties]
+        if not any(held):
+            return (self._backbone.losses(batch, noise, joined).mean,) * 2
+        losses, divergence = self._backbone.losses_with_divergence(batch, noise, joined, held)
+        weights = torch.tensor([penalty or 0.0 for penalty in penalties]).to(losses.mean)
+        return losses.mean, losses.mean + weights * divergence.mean
 
     def _evaluate(self, state: TrainingState) -> None:
         """Measure the validation loss, and keep the adapter if it is the best yet."""

@@ -600,6 +600,23 @@ def test_an_adapter_without_effect_has_no_divergence(backbone: DiffusionBackbone
     assert torch.equal(losses.each, backbone.losses(encoded).each)  # of the same noise
 
 
+@pytest.mark.parametrize("noise", [NOISE, None], ids=["fixed", "drawn"])
+def test_some_examples_are_compared_with_the_backbone_and_all_have_their_losses(
+    backbone: DiffusionBackbone, noise: FixedNoise | None
+) -> None:
+    encoded = backbone.encode(cut(backbone))
+    backbone.attach_adapter(AdapterConfig(rank=2), 0)
+    moved(backbone)
+    drawn = noise or backbone.draw_noise(encoded)
+    with torch.no_grad():
+        losses, expected = backbone.losses_with_divergence(encoded, drawn)
+        its, found = backbone.losses_with_divergence(encoded, drawn, None, [True, False, True])
+    assert torch.equal(its.each, losses.each)
+    assert expected.each.min() > 0
+    assert not found.each[1].any()
+    torch.testing.assert_close(found.each[[0, 2]], expected.each[[0, 2]])
+
+
 def test_divergence_teaches_the_adapter_and_leaves_the_mode_as_it_was(
     backbone: DiffusionBackbone,
 ) -> None:

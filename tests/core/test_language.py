@@ -796,6 +796,34 @@ def test_what_was_made_of_examples_untouched_need_not_be_made_again(
         assert float(its.total.detach().min()) > 0.01
 
 
+@pytest.mark.parametrize("joined", [None, [2, 1, 1]], ids=["padded", "joined"])
+@pytest.mark.parametrize("noted", [False, True], ids=["anew", "noted"])
+def test_some_examples_are_compared_with_the_backbone_and_all_have_their_losses(
+    backbone: LanguageBackbone, joined: list[int] | None, noted: bool
+) -> None:
+    encoded = backbone.encode([*texts(3), PROMPTED])
+    backbone.attach_adapter(ADAPTER, seed=0)
+    disturb(backbone)
+    losses, all_moved = backbone.losses_with_divergence(encoded)
+    held = [False, True, False, True]
+    if noted:
+        touched = backbone.with_untouched(encoded)
+        encoded = [encoded[0], touched[1], encoded[2], touched[3]]
+    its, moved = backbone.losses_with_divergence(encoded, None, joined, held)
+    torch.testing.assert_close(its.total, losses.total, rtol=1e-4, atol=1e-5)
+    expected = all_moved.total * torch.tensor(held)
+    assert float(expected.detach()[1]) > 0.01
+    assert float(expected.detach()[3]) > 0.01
+    torch.testing.assert_close(moved.total, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(moved.mask, its.mask)
+    parameters = list(backbone.adapter_parameters().values())
+    mine = torch.autograd.grad(moved.mean.sum(), parameters)
+    for one, other in zip(
+        mine, torch.autograd.grad(all_moved.mean[[1, 3]].sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_a_long_text_is_cut_by_stretches_as_it_is_whole(tmp_path: Path) -> None:
     config = BackboneConfig(path=str(save_backbone(tmp_path / "b")), max_length=16)
     encoder, whole = TextEncoder(config), TextEncoder(config)

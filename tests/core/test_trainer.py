@@ -329,6 +329,41 @@ def test_a_penalty_holds_what_is_said_of_adaptation_rows_to_the_backbone(
     assert max(losses[:2]) < losses[2]  # what it costs
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["noted", "anew"])
+def test_a_step_of_a_mixture_passes_once_and_holds_its_adaptation_rows_alone(
+    training: Training, tmp_path: Path, kept: bool
+) -> None:
+    mixture = read_mixture(training.store, training.mixture)
+    config = STEPS.model_copy(update={"batch_size": 8, "max_grad_norm": 1e9})
+    state = TrainingState()
+    with open_backbone(training.backbone, training.runtime) as backbone:
+        backbone.attach_adapter(config.adapter, 0)
+        its = Trainer(backbone, mixture, [], config, 0.7, 0, CheckpointFile(str(tmp_path / "c")), 9)
+        parameters = its._parameters
+        with torch.no_grad():
+            for n, parameter in enumerate(parameters.values()):
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(n))
+        own, other = its._batches.batch(0)
+        assert own
+        assert other
+        plain, held = backbone.losses(own + other), backbone.losses_with_divergence(own)[1]
+        objective = (plain.mean.sum() + 0.7 * held.mean.sum()) / config.batch_size
+        expected = torch.autograd.grad(objective, list(parameters.values()))
+        if kept:
+            assert its.note_untouched() > 0
+        passes: list[int] = []
+        backbone._model.get_input_embeddings().register_forward_pre_hook(
+            lambda *_: passes.append(1)
+        )
+        loss = its._step(state)
+        assert len(passes) == (1 if kept else 2)
+        assert loss == pytest.approx(float(plain.mean.detach().mean()), rel=1e-5)
+        read = [sum(row.length for row in rows) for rows in (own, other)]
+        assert state.passes == 3 * sum(read) + (0 if kept else read[0])
+        for parameter, gradient in zip(parameters.values(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_for_the_penalty_rows_are_read_once_without_the_adapter(
     training: Training, another: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:

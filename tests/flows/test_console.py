@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from albat_core.benchmark.arms import ARMS, TASKS
 from albat_core.progress import Now
 from albat_core.report.wording import pace
 from flows import console
@@ -30,6 +31,37 @@ def test_lines_stand_for_bars_where_there_is_no_terminal(
     assert [line.split(",")[0].strip() for line in lines] == [
         "embed [corpus]: 100 of 400 rows",
         "embed [corpus]: 200 of 400 rows",
+    ]
+
+
+def test_a_benchmark_tells_what_is_under_way_and_how_long_all_of_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = Console(file=io.StringIO(), width=200)
+    at = [0.0]
+    monkeypatch.setattr(console, "console", shown)
+    monkeypatch.setattr(console.time, "monotonic", lambda: at[0])
+    reporter = console.LineReporter()
+    with reporter.track("text", 4, TASKS) as task, reporter.track("near, seed 0", 2, ARMS) as arm:
+        with reporter.track("train", 100, "steps") as advance:
+            for seconds in (20, 40, 50, 80):  # said after 30 seconds, and 30 after that
+                at[0] = seconds
+                advance(10)
+        arm(1)
+        task(1)  # computed, in 80 seconds
+        task(1)  # found finished: says nothing of the pace
+        at[0] = 160
+        task(1)
+        at[0] = 200
+        task(1)
+    assert [line.strip() for line in shown.file.getvalue().splitlines()] == [
+        "near, seed 0: train: 20 of 100 steps, 0.500 a second, 2 min 40 s left",
+        "near, seed 0: train: 40 of 100 steps, 0.500 a second, 2 min 00 s left",
+        "✓ near, seed 0: 1 of 2 arms",
+        "✓ text: 1 of 4 tasks and seeds, 4 min 00 s left",
+        "✓ text: 2 of 4 tasks and seeds, 2 min 40 s left",
+        "✓ text: 3 of 4 tasks and seeds, 1 min 20 s left",
+        "✓ text: 4 of 4 tasks and seeds",
     ]
 
 

@@ -1,6 +1,7 @@
 """What a run is said to take beforehand, against what is there and what runs."""
 
 import json
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -196,9 +197,15 @@ def test_a_step_is_measured_as_it_will_be_with_the_penalty(
     passed: list[bool] = []
     losses = LanguageBackbone.losses_with_divergence
 
-    def noted(self: LanguageBackbone, batch: list[Encoded], *rest: object) -> object:
-        passed.extend(each.untouched is None for each in batch)
-        return losses(self, batch, *rest)
+    def noted(
+        self: LanguageBackbone,
+        batch: list[Encoded],
+        noise: None,
+        joined: list[int],
+        held: list[bool],
+    ) -> object:
+        passed.extend(each.untouched is None for each in compress(batch, held))
+        return losses(self, batch, noise, joined, held)
 
     monkeypatch.setattr(LanguageBackbone, "losses_with_divergence", noted)
     length = {"epochs": epochs, "penalty": 0.3}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from albat_core.backbones.diffusion.hooks import output_of
 from albat_core.backbones.diffusion.loading import load_pipeline
 from albat_core.backbones.diffusion.noise import (
     Noised,
+    by_level,
     drawn_levels,
     open_schedule,
     stratified_levels,
@@ -223,8 +225,8 @@ class DiffusionBackbone:
         """
         del joined
         latents, condition = self._latents(batch), self._condition(batch)
-        noised = self._noised(latents, fixed)
-        return _losses([n.difference(n.target, p) for n, p in self._predictions(noised, condition)])
+        said = self._predictions(self._noised(latents, fixed), condition)
+        return by_level([n.difference(n.target, p) for n, p in said])
 
     def with_untouched(self, batch: Sequence[Encoded]) -> list[Encoded]:
         """Return the examples: their noise is different each time."""
@@ -235,15 +237,19 @@ class DiffusionBackbone:
         batch: Sequence[Encoded],
         fixed: FixedNoise | DrawnNoise | None = None,
         joined: Sequence[int] | None = None,
+        held: Sequence[bool] | None = None,
     ) -> tuple[Losses, Losses]:
         """Return the losses, and the squared differences of both predictions, weighted alike."""
         del joined
         noised = self._noised(self._latents(batch), fixed)
+        which = torch.tensor(held or [True] * len(batch), device=self.device)
+        some = [*compress(batch, which.tolist())]
         with as_untouched(self, self._family.denoiser):
-            before = self._predictions(noised, self._condition(batch))
+            before = self._predictions([n.take(which) for n in noised], self._condition(some))
         after = self._predictions(noised, self._condition(batch))
-        moved = [n.difference(b, a) for (n, b), (_, a) in zip(before, after, strict=True)]
-        return _losses([n.difference(n.target, p) for n, p in after]), _losses(moved)
+        pairs = zip(before, after, strict=True)
+        moved = by_level([n.difference(b, a[which]) for (n, b), (_, a) in pairs], which)
+        return by_level([n.difference(n.target, p) for n, p in after]), moved
 
     def _noised(self, latents: torch.Tensor, fixed: FixedNoise | DrawnNoise | None) -> list[Noised]:
         """Return the latents with noise, one for each level."""
@@ -391,9 +397,3 @@ class DiffusionBackbone:
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass rather than keep them."""
         self._family.denoiser.enable_gradient_checkpointing()
-
-
-def _losses(columns: Sequence[torch.Tensor]) -> Losses:
-    """Return losses with a column (n,) for each noise level."""
-    each = torch.stack(list(columns), dim=1)
-    return Losses(each=each, mask=torch.ones_like(each, dtype=torch.bool))

@@ -4,11 +4,13 @@ Levels are quantiles u in (0, 1) of the noise levels that training draws: u = 0 
 u = 1 nearly all noise. Evenly spread u are a stratified sample of the training objective.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 
+from albat_core.backbones.base import Losses
 from albat_core.errors import BackboneError
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -30,9 +32,28 @@ class Noised:
     timestep: torch.Tensor
     weight: torch.Tensor
 
+    def take(self, which: torch.Tensor) -> "Noised":
+        """Return those of some examples, (n,) bool."""
+        parts = (self.latents, self.target, self.timestep, self.weight)
+        return Noised(*(part[which.to(part.device)] for part in parts))
+
     def difference(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Return the weighted mean squared difference of two (n, c, h, w), (n,)."""
         return (second - first).square().flatten(1).mean(dim=1) * self.weight
+
+
+def by_level(columns: Sequence[torch.Tensor], which: torch.Tensor | None = None) -> Losses:
+    """Return losses with a column for each noise level.
+
+    Args:
+        columns: (n,) of all examples, or of some.
+        which: the some, (m,) bool; the losses of others are 0.
+    """
+    each = torch.stack(list(columns), dim=1)
+    if which is not None:
+        place = which[:, None].expand(-1, each.shape[1])
+        each = torch.zeros_like(place, dtype=each.dtype).masked_scatter(place, each)
+    return Losses(each=each, mask=torch.ones_like(each, dtype=torch.bool))
 
 
 class Schedule(Protocol):

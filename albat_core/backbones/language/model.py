@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,7 @@ class LanguageBackbone:
         batch: Sequence[Encoded],
         fixed: FixedNoise | DrawnNoise | None = None,
         joined: Sequence[int] | None = None,
+        held: Sequence[bool] | None = None,
     ) -> tuple[Losses, Losses]:
         """Return the losses, and KL(backbone || adapted) of each token in nats.
 
@@ -224,17 +226,22 @@ class LanguageBackbone:
         """
         del fixed
         rows = self._rows(batch, joined)
-        known = [e.untouched for e in batch if e.untouched is not None]
-        before = (
-            torch.cat(known).to(self.device) if len(known) == len(batch) else self._before(rows)
-        )
+        some = list(compress(batch, held)) if held is not None else batch
+        known = [e.untouched for e in some if e.untouched is not None]
+        if len(known) == len(some):
+            before = torch.cat(known).to(self.device)
+        else:
+            before = self._before(rows if len(some) == len(batch) else self._rows(some))
         after = self._head.read(self._whole, rows)
+        at = np.repeat([True] * len(batch) if held is None else held, [e.loss_units for e in batch])
+        compared = torch.from_numpy(at).to(self.device)
         with self._precision():
             each = token_losses(self._head.logits, after, rows.targets)
-            log_partition = each + self._head.logit(after, rows.targets)
-            moved = divergence(before, after, log_partition)
+            read, targets = after[compared], rows.targets[compared]
+            log_partition = each[compared] + self._head.logit(read, targets)
+            moved = divergence(before, read, log_partition)
         mask = self._mask(rows, batch)
-        return _placed(each, mask), _placed(moved, mask)
+        return _placed(each, mask), _placed(moved, mask, compared)
 
     def _rows(self, batch: Sequence[Encoded], joined: Sequence[int] | None = None) -> TokenRows:
         """Return examples as the model reads them: each in a row, or several joined in one."""
@@ -361,7 +368,8 @@ class LanguageBackbone:
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _placed(each: torch.Tensor, mask: torch.Tensor) -> Losses:
-    """Return numbers (m,) of the m tokens that carry loss as losses of a batch."""
+def _placed(each: torch.Tensor, mask: torch.Tensor, which: torch.Tensor | None = None) -> Losses:
+    """Return numbers of the m tokens that carry loss, or of some (m,), as losses of a batch."""
+    place = mask if which is None else mask.masked_scatter(mask, which)
     whole = torch.zeros_like(mask, dtype=torch.float32)
-    return Losses(each=whole.masked_scatter(mask, each), mask=mask)
+    return Losses(each=whole.masked_scatter(place, each), mask=mask)
