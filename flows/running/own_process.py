@@ -29,6 +29,10 @@ _PREFECT_SETTINGS = {
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # else an event that is not taken fills a page
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
+_OWN_SETTINGS = {
+    # a command that is stopped amid a step leaves at once, and would be told of locks it left
+    "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+}
 PROCESS_SETTINGS = {
     # threads that spin for long while they wait are slow where cores are shared, those that never
     # do where they are not
@@ -44,7 +48,7 @@ PROCESS_SETTINGS = {
 
 def prepare_environment(verbose: bool = False) -> None:
     """Set what Prefect and the libraries read from the environment, where it is not set."""
-    settings = _PREFECT_SETTINGS | PROCESS_SETTINGS
+    settings = _PREFECT_SETTINGS | PROCESS_SETTINGS | _OWN_SETTINGS
     if verbose:
         settings["PREFECT_LOGGING_LEVEL"] = "INFO"
     for name, value in settings.items():

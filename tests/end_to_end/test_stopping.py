@@ -147,6 +147,7 @@ def test_a_benchmark_stops_with_all_its_processes_and_goes_on(
     assert code == (-number if number == signal.SIGKILL else 130), said
     assert all(now >= was for now, was in zip(steps(benchmark), reached, strict=True))
     assert "Traceback" not in said
+    assert "resource_tracker" not in said
     assert [line for line in said.splitlines() if "stop" in line] == (
         [] if number == signal.SIGKILL else [STOPPED]
     )
