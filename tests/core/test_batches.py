@@ -100,7 +100,8 @@ def test_all_that_is_computed_is_the_same_on_a_small_device(
     whole = measured(training)
     sizes = request.getfixturevalue("small_device")
     for there, here in zip(whole, measured(another), strict=True):
-        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
+        # Adam's steps where a gradient is near zero carry its rounding on
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)
     assert max(sizes) == 2
 
 
