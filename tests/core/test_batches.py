@@ -78,7 +78,8 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def measured(training: Training) -> list[np.ndarray]:
-    ref = training.run(STEPS.model_copy(update={"penalty": 0.3}))
+    # few steps: Adam carries on the rounding of gradients that are near zero
+    ref = training.run(STEPS.model_copy(update={"penalty": 0.3, "steps": 5}))
     with (
         open_backbone(training.backbone, training.runtime) as backbone,
         adapted(backbone, training.store.folder(ref)),
@@ -100,8 +101,7 @@ def test_all_that_is_computed_is_the_same_on_a_small_device(
     whole = measured(training)
     sizes = request.getfixturevalue("small_device")
     for there, here in zip(whole, measured(another), strict=True):
-        # Adam's steps where a gradient is near zero carry its rounding on
-        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
     assert max(sizes) == 2
 
 
