@@ -52,6 +52,8 @@ class Question:
             they share a token with it, what a chat template begins an answer with.
         end: special token that ends an answer beside the model's own; None: no other.
         stop: text that ends an answer where a chat template has no token for it, else "".
+        most: tokens of the answer where it is only a beginning, to which as many are compared;
+            None: it is whole.
     """
 
     ids: list[int]
@@ -60,6 +62,7 @@ class Question:
     lead: str = ""
     end: int | None = None
     stop: str = ""
+    most: int | None = None
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ def last_turn(example: Example) -> int | None:
 def prompt_and_answer(example: Example) -> tuple[str, str] | None:
     """Return a row's prompt and answer as they are written; None where it has not both.
 
-    Of a chat the answer is the last turn of the assistant, the prompt all that comes before it. An
-    answer that was cut is none to compare with.
+    Of a chat the answer is the last turn of the assistant, the prompt all that comes before it; of
+    an answer that was cut, what fits beside its prompt.
     """
     if example.messages is not None:
         turn = last_turn(example)
@@ -46,6 +46,6 @@ def prompt_and_answer(example: Example) -> tuple[str, str] | None:
             return None
         said = [f"{m['role']}: {message_text(m)}" for m in example.messages[:turn]]
         return "\n".join(said), message_text(example.messages[turn])
-    if not example.prompt or example.continues or example.image is not None:
+    if not example.prompt or example.image is not None:
         return None
     return example.prompt, (example.text or "")[len(example.prompt) :]

@@ -191,8 +191,10 @@ class Answers(_Part):
     """Held-out rows with prompt and answer."""
     bare: int
     """Held-out rows without."""
+    begun: int
+    """Of the rows answered, those whose answer is compared as far as it fits beside its prompt."""
     cut: tuple[int, ...]
-    """Answers that were cut at the most tokens, by arm."""
+    """Other answers that were cut at the most tokens, by arm."""
 
 
 class Fidelity(_Part):

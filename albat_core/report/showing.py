@@ -287,6 +287,7 @@ def answers(store: ArtifactStore, run: RunArtifacts) -> Answers | None:
         labels=tuple(label for label, _ in arms),
         shown=tuple(shown),
         rows=tables[0].num_rows,
+        begun=facts[0].get("begun", 0),  # runs of before asked for none of these
         cut=tuple(each["cut"] for each in facts),
         **{name: facts[0][name] for name in ("documents", "answerable", "bare")},
     )

@@ -20,7 +20,7 @@ from albat_core.seeding import derive_seed, numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, given
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def answer_prompts(
@@ -49,7 +49,8 @@ def answer_prompts(
 
     Returns:
         an artifact of answers in the order of the held-out rows. Its facts count the rows without
-        prompt and answer (``bare``) and the answers that were cut at the most tokens (``cut``).
+        prompt and answer (``bare``), the answers of which only the beginning is compared
+        (``begun``), and others that were cut at the most tokens (``cut``).
 
     Raises:
         BackboneError: the adapter was made for another backbone, or it writes no answers.
@@ -59,7 +60,7 @@ def answer_prompts(
 
     def build(folder: Path) -> Built:
         heldout = read_role(store, adaptation, TEST)
-        answerable = [row for row in heldout if prompt_and_answer(row) is not None]
+        answerable = asked_for(heldout)
         refuse_bare(len(answerable), len(heldout), str(adaptation))
         asked = drawn_by_document(answerable, rows, seed)
         seeds = [derive_seed(seed, STAGE, row.example_id) for row in asked]
@@ -95,7 +96,11 @@ def answer_prompts(
             "documents": len({row.document for row in asked}),
             "answerable": len(answerable),
             "bare": len(heldout) - len(answerable),
-            "cut": sum(not a.ended for a in answers),
+            "begun": sum(row.continues for row in asked),
+            "cut": sum(
+                not (answer.ended or row.continues)
+                for answer, row in zip(answers, asked, strict=True)
+            ),
         }
         return Built(rows=len(asked), facts=facts)
 
@@ -116,6 +121,17 @@ def answer_prompts(
         },
         build,
     )
+
+
+def asked_for(rows: Sequence[Example]) -> list[Example]:
+    """Return the rows with prompt and answer.
+
+    Those whose answer did not fit whole beside its prompt are among them where they are most: of
+    these the beginning is compared, and no more is written than it has tokens.
+    """
+    paired = [row for row in rows if prompt_and_answer(row) is not None]
+    whole = [row for row in paired if not row.continues]
+    return whole if 2 * len(whole) >= len(paired) else paired
 
 
 def drawn_by_document(rows: Sequence[Example], most: int, seed: int) -> list[Example]:
@@ -146,8 +162,8 @@ def refuse_bare(answerable: int, rows: int, where: str) -> None:
     if not answerable:
         raise InputError(
             f"expected held-out rows with prompt and answer for evaluation.metrics, got {rows:,} "
-            "of plain text, or whose answers were cut",
+            "of plain text",
             where=where,
-            remedy="give prompt_template and answer_template, or chats, raise backbone.max_length, "
-            "or leave evaluation.metrics out",
+            remedy="give prompt_template and answer_template, or chats, or leave "
+            "evaluation.metrics out",
         )

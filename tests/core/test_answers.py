@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from albat_core.records.answers import prompt_and_answer, read_answers
 from albat_core.records.examples import Example, examples_to_table
 from albat_core.records.splits import TEST
 from albat_core.records.tables import write_table
-from albat_core.stages.answer import answer_prompts, drawn_by_document
+from albat_core.stages.answer import answer_prompts, asked_for, drawn_by_document
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 from tests.pipelines import save_pipeline
@@ -277,11 +278,11 @@ def test_a_template_without_tokens_of_its_own_ends_a_turn_by_its_text(
 # Which rows are asked
 
 
-def test_rows_without_prompt_and_whole_answer_are_not_asked() -> None:
+def test_rows_without_prompt_and_answer_are_not_asked() -> None:
     assert prompt_and_answer(row(0, "Q: ", "leaf")) == ("Q: ", "leaf")
     assert prompt_and_answer(row(0, None, "leaf")) is None
     assert prompt_and_answer(row(0, "", "leaf")) is None
-    assert prompt_and_answer(row(0, "Q: ", "leaf", continues=True)) is None
+    assert prompt_and_answer(row(0, "Q: ", "leaf", continues=True)) == ("Q: ", "leaf")
     assert prompt_and_answer(row(0, "Q: ", "leaf", image=b"png")) is None
     told = ("user: leaf?", "seed")
     assert prompt_and_answer(chat("leaf?", "seed")) == told
@@ -290,6 +291,31 @@ def test_rows_without_prompt_and_whole_answer_are_not_asked() -> None:
     assert prompt_and_answer(chat("leaf?")) is None
     alone = Example("c", "d", "s", messages=({"role": "assistant", "content": "hello"},))
     assert prompt_and_answer(alone) is None
+
+
+def test_beginnings_of_answers_are_asked_for_where_they_are_most() -> None:
+    bare, whole = row(9, None, "leaf"), row(0, "Q: ", "leaf")
+    begun = [row(n, "Q: ", "leaf", continues=True) for n in (1, 2)]
+    assert asked_for([whole, bare, begun[0]]) == [whole]
+    assert asked_for([bare, begun[0], whole, begun[1]]) == [begun[0], whole, begun[1]]
+
+
+def test_of_a_beginning_as_many_tokens_are_written_as_it_has(
+    llama: BackboneConfig, runtime: Runtime
+) -> None:
+    store = ArtifactStore(runtime.root)
+    begun = [replace(each, continues=True) for each in ROWS]
+    ref = written(llama, begun, runtime)
+    table, whole = (read_answers(store, each) for each in (ref, written(llama, ROWS, runtime)))
+    with open_backbone(llama, runtime) as backbone:
+        for question, its in zip(backbone.questions(begun), table.to_pylist(), strict=True):
+            assert question.most == 3  # seed, stem and the point
+            tight = GREEDY.model_copy(update={"max_new_tokens": 3})
+            assert backbone.answer([question], tight, [0])[0].text == its["answer"]
+    both = zip(table["answer"].to_pylist(), whole["answer"].to_pylist(), strict=True)
+    assert all(long.startswith(short) and long != short for short, long in both)
+    facts = store.manifest(ref).facts
+    assert (facts["begun"], facts["cut"], facts["answerable"]) == (5, 0, 5)
 
 
 def test_rows_are_drawn_by_document_in_turns() -> None:

@@ -125,7 +125,8 @@ class TextEncoder:
             asked = ids[:first] or self._encoded(text[:start])[0]
             begun = ends[first - 1] if first else start
             prompt, reference = example.prompt or "", text[start:].strip()
-            return Question(asked, prompt, reference, lead=text[begun:start])
+            most = len(ids) - first if example.continues else None
+            return Question(asked, prompt, reference, lead=text[begun:start], most=most)
         spoken = self._chats.last_answer(example)
         assert spoken is not None  # rows without an answer are not asked
         whole, start = spoken.whole, spoken.start

@@ -96,7 +96,9 @@ def write_answers(
             **until,
         )
         for place, row in zip(places, rows, strict=True):
-            question, stop = questions[place], _end_of(row, ends)
+            question = questions[place]
+            row = row[: question.most]
+            stop = _end_of(row, ends)
             stopped = bool(question.stop) and question.stop in encoder.decoded(row)
             ended = stop is not None or stopped
             text = encoder.said(question, row[:stop])
