@@ -152,7 +152,8 @@ class Held(Silent):
 class LineReporter(Silent):
     """Prints lines of a benchmark, from processes side by side.
 
-    One for each arm and each task that is finished, and now and then one of what is under way.
+    One for each arm and each task that is finished, now and then one of what is under way, and one
+    where a task fails.
     """
 
     def __init__(self) -> None:
@@ -189,7 +190,13 @@ class LineReporter(Silent):
                 words = pace(label, finished, total, unit, now - began)
                 console.print(f"   {escape(self._task + words)}", soft_wrap=True)
 
-        yield advance
+        try:
+            yield advance
+        except AlbatError as error:
+            if unit == ARMS and not isinstance(error, Interrupted):
+                words = f"{label} failed, the others go on: {error.message}"
+                console.print(f" [red]✗[/] {escape(words)}", soft_wrap=True)
+            raise
 
 
 def show_error(error: AlbatError) -> None:

@@ -1,13 +1,15 @@
 """Benchmarks as flows: tasks and seeds in processes of their own, then the table."""
 
 from datetime import date
+from typing import Generic, TypeVar
 
 from albat_core.benchmark.arms import TASKS, ArmResult, measure_situation
-from albat_core.benchmark.calibration import calibrate, tabulate_cases
+from albat_core.benchmark.calibration import Case, calibrate, tabulate_cases
 from albat_core.benchmark.chart import CHART
 from albat_core.benchmark.config import CalibrationConfig, EfficacyConfig
 from albat_core.benchmark.table import TABLE, tabulate
-from albat_core.progress import track
+from albat_core.errors import AlbatError, Interrupted
+from albat_core.progress import Advance, track
 from albat_core.report.gathering import machine
 from albat_core.runs.goals import Outcome
 from albat_core.runs.steps import Pending
@@ -15,6 +17,8 @@ from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactStore
 from flows.running.lifting import as_flow
 from flows.running.runners import tasks_in_processes
+
+Made = TypeVar("Made")
 
 
 @as_flow
@@ -31,26 +35,24 @@ def efficacy(config: EfficacyConfig) -> Outcome:
         tasks_in_processes(config.parallel) as execute,
         track(config.name, count, TASKS) as advance,
     ):
-        counted: list[Pending[list[ArmResult]]] = []
-
-        def told(case: Pending[list[ArmResult]]) -> list[ArmResult]:
-            found = case.result()
-            if case not in counted:
-                counted.append(case)
-                advance(1)
-            return found
-
+        found = _Found[ArmResult](advance)
         first, *others = config.seeds
         tuned = [
             execute(measure_situation, situation=each, config=config, seed=first)
             for each in config.situations
         ]
-        cases = [
-            execute(measure_situation, situation=each, config=config, seed=seed, first=told(its))
-            for seed in others
-            for each, its in zip(config.situations, tuned, strict=True)
-        ]
-        results = [result for case in (*tuned, *cases) for result in told(case)]
+        further: list[Pending[list[ArmResult]]] = []
+        for each, its in zip(config.situations, tuned, strict=True):
+            if chosen := found.of(its):
+                further += [
+                    execute(
+                        measure_situation, situation=each, config=config, seed=seed, first=chosen
+                    )
+                    for seed in others
+                ]
+        for case in further:
+            found.of(case)
+        results = found.whole()
         table = execute(tabulate, results=results, seed=0, runtime=runtime).result()
     return Outcome(artifact=table, stages=())
 
@@ -74,12 +76,48 @@ def calibration(config: CalibrationConfig) -> Outcome:
             for seed in config.seeds
             for each in config.situations
         ]
-        cases = []
+        found = _Found[Case](advance)
         for its in measured:
-            cases += its.result()
-            advance(1)
+            found.of(its)
+        cases = found.whole()
         table = execute(tabulate_cases, cases=cases, runtime=runtime).result()
     return Outcome(artifact=table, stages=())
+
+
+class _Found(Generic[Made]):
+    """What tasks and seeds came to. Where one fails the others go on: they may take hours.
+
+    Args:
+        advance: counts those that ended well.
+    """
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._made: list[Made] = []
+        self._failures: list[AlbatError] = []
+
+    def of(self, case: Pending[list[Made]]) -> list[Made]:
+        """Wait for a task with a seed; of one that failed there is nothing."""
+        try:
+            made = case.result()
+        except Interrupted:
+            raise
+        except AlbatError as error:
+            self._failures.append(error)
+            return []
+        self._made += made
+        self._advance(1)
+        return made
+
+    def whole(self) -> list[Made]:
+        """Return what all of them came to.
+
+        Raises:
+            AlbatError: one failed; the first that did.
+        """
+        if self._failures:
+            raise self._failures[0]
+        return self._made
 
 
 def export_table(

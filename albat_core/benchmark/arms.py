@@ -79,9 +79,9 @@ def measure_situation(
 ) -> list[ArmResult]:
     """Train and evaluate every arm of a situation with one seed, or find them finished.
 
-    The surrogate is trained at the middle one of the learning rates, the others at the surrogate's,
-    and each at its neighbours for as long as the loss on validation documents falls; then those
-    without corpus without the penalty.
+    The surrogate is trained at the middle one of the learning rates, the others at that of an arm
+    like them, and each at its neighbours for as long as the loss on validation documents falls;
+    then those without corpus without the penalty.
 
     Args:
         situation: the task.
@@ -104,7 +104,8 @@ def measure_situation(
             if chosen and arm.name != UNTOUCHED:
                 best = with_settings(best, finetune=chosen[arm.name].training)
             elif arm.tuned:
-                best = _tuned(arm, config, store)
+                like = results[arm.like].learning_rate if arm.like else None
+                best = _tuned(arm, like or run.surrogate.learning_rate, config, store)
             results[arm.name] = _result(situation.name, arm.name, Chain(best), arm.role, store)
             advance(1)
     return list(results.values())
@@ -122,8 +123,15 @@ def _tuned_surrogate(run: RunConfig, rates: Sequence[float], store: ArtifactStor
     return at(lowest(sorted(rates), len(rates) // 2, loss)) if rates else run
 
 
-def _tuned(arm: "_Arm", config: EfficacyConfig, store: ArtifactStore) -> RunConfig:
-    """Return an arm's run with its best learning rate and, without corpus, the better penalty."""
+def _tuned(arm: "_Arm", start: float, config: EfficacyConfig, store: ArtifactStore) -> RunConfig:
+    """Return an arm's run with its best learning rate and, without corpus, the better penalty.
+
+    Args:
+        arm: that is trained.
+        start: the rate that is tried first.
+        config: of the benchmark.
+        store: of its artifacts.
+    """
 
     def loss(run: RunConfig) -> float:  # of an adapter that has not seen these documents
         adapter = Chain(run.model_copy(update={"refit": False})).arms.adapter(arm.role)
@@ -136,8 +144,7 @@ def _tuned(arm: "_Arm", config: EfficacyConfig, store: ArtifactStore) -> RunConf
     alone = arm.role == ADAPTATION_ONLY
     own = {"penalty": config.penalty} if alone else {}
     if rates := sorted(config.learning_rates):
-        start = rates.index(arm.run.surrogate.learning_rate)
-        rate = lowest(rates, start, lambda rate: loss(at(learning_rate=rate, **own)))
+        rate = lowest(rates, rates.index(start), lambda rate: loss(at(learning_rate=rate, **own)))
         own["learning_rate"] = rate
     best = at(**own)
     if alone:
@@ -174,6 +181,8 @@ class _Arm(NamedTuple):
     """Which of the run's arms it is."""
     tuned: bool = False
     """Whether validation documents choose the settings of its training."""
+    like: str = ""
+    """Arm at whose learning rate the search begins; none: at the surrogate's."""
 
 
 def _arms(
@@ -197,13 +206,15 @@ def _arms(
         settings = {section: dict(its) for section, its in scorer.published.items()}
         settings["scoring"] = {"scorer": scorer}
         settings["mixture"] = {"alpha": alpha, "fall_back": False}
-        yield _Arm(scorer.name, with_settings(run, **settings), ALBAT, True)
+        yield _Arm(scorer.name, with_settings(run, **settings), ALBAT, True, ALBAT)
     for each in config.alphas:
         at = with_settings(run, mixture={"alpha": each, "fall_back": False})
-        yield _Arm(f"alpha {each:g}", at, ALBAT, True)
+        yield _Arm(f"alpha {each:g}", at, ALBAT, True, ALBAT)
+    like = ADAPTATION_ONLY
     for share in config.shares:
         name = ALL_DATA if share == 1 else f"share {share:g}"
-        yield _Arm(name, with_settings(run, split={"use": share}), ADAPTATION_ONLY, True)
+        yield _Arm(name, with_settings(run, split={"use": share}), ADAPTATION_ONLY, True, like)
+        like = name
 
 
 def longer(training: FinetuneConfig, times: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from albat_core.benchmark.arms import ARMS, TASKS
+from albat_core.errors import InputError, Interrupted
 from albat_core.progress import Now
 from albat_core.report.wording import pace
 from flows import console
@@ -63,6 +64,23 @@ def test_a_benchmark_tells_what_is_under_way_and_how_long_all_of_it_takes(
         "✓ text: 3 of 4 tasks and seeds, 1 min 20 s left",
         "✓ text: 4 of 4 tasks and seeds",
     ]
+
+
+def test_a_benchmark_tells_of_a_task_that_fails_while_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(console, "console", shown)
+    reporter = console.LineReporter()
+    for error in (InputError("expected rows, got none"), Interrupted("stopped")):
+        with (
+            pytest.raises(type(error)),
+            reporter.track("near, seed 0", 2, ARMS),
+            reporter.track("train", 100, "steps"),
+        ):
+            raise error
+    said = "✗ near, seed 0 failed, the others go on: expected rows, got none"
+    assert shown.file.getvalue().split("\n") == [f" {said}", ""]
 
 
 def test_it_is_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

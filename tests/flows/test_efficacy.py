@@ -1,6 +1,10 @@
 """The efficacy benchmark on toys: every arm, the table, and what is found again."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import unwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,17 +29,20 @@ from albat_core.benchmark.table import (
     table,
     tabulate,
 )
-from albat_core.errors import ConfigError
+from albat_core.errors import ConfigError, InputError
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, UNTOUCHED
 from albat_core.records.splits import ROLES, TEST, TRAIN, UNUSED, read_role
 from albat_core.report.content import Interval
 from albat_core.runs.chain import Chain
+from albat_core.runs.steps import Pending
 from albat_core.seeding import numpy_generator
 from albat_core.store.artifacts import ArtifactStore
 from albat_core.training.config import FinetuneConfig
 from bench.development import losses
 from flows.checks import check_file
 from flows.config import load_efficacy
+from flows.efficacy import efficacy
+from flows.running.runners import Execute
 from tests.toys import write_run
 
 
@@ -368,3 +375,33 @@ def test_development_documents_are_neither_trained_on_nor_held_out(
     assert not of_role[UNUSED] & (of_role[TEST] | of_role[TRAIN])
     (before, _), (after, _) = found[UNTOUCHED], found[ALBAT]
     assert np.abs(before - after).min() > 0
+
+
+def test_where_a_task_fails_the_others_go_on(
+    config: EfficacyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[str, int]] = []
+
+    @contextmanager
+    def one_by_one(_count: int) -> Iterator[Execute]:
+        yield call
+
+    def call(stage: Callable[..., Any], **settings: Any) -> Pending[Any]:
+        if stage is not measure_situation:
+            raise AssertionError(f"{stage} of a benchmark that is not whole")
+        measured.append((settings["situation"].name, settings["seed"]))
+        return Ended(measured[-1])
+
+    class Ended:
+        def __init__(self, case: tuple[str, int]) -> None:
+            self.case = case
+
+        def result(self) -> list[tuple[str, int]]:
+            if self.case == ("plants", 0):
+                raise InputError("expected leaves, got none", where=str(self.case))
+            return [self.case]
+
+    monkeypatch.setattr("flows.efficacy.tasks_in_processes", one_by_one)
+    with pytest.raises(InputError, match="expected leaves"):
+        unwrap(efficacy.fn)(config)
+    assert measured == [("plants", 0), ("gentle", 0), ("gentle", 1)]

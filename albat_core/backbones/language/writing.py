@@ -95,9 +95,9 @@ def write_answers(
             num_beams=1,
             **until,
         )
-        for place, row in zip(places, rows, strict=True):
+        for place, whole in zip(places, rows, strict=True):
             question = questions[place]
-            row = row[: question.most]
+            row = whole[: question.most]
             stop = _end_of(row, ends)
             stopped = bool(question.stop) and question.stop in encoder.decoded(row)
             ended = stop is not None or stopped
