@@ -7,7 +7,9 @@ sets it back to what prefect.yaml says.
 import asyncio
 import runpy
 import sys
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
@@ -18,18 +20,27 @@ from prefect.exceptions import PrefectHTTPStatusError
 from flows.local import deploying
 
 
-async def before() -> list[DeploymentResponse]:
+class Kept(NamedTuple):
+    """A deployment as it was before all was deployed again."""
+
+    deployment: DeploymentResponse
+    disabled: Collection[str]
+    """Names of its triggers that were disabled; Prefect makes all of them anew."""
+
+
+async def before() -> list[Kept]:
     """Make the automation, and return the deployments that are there."""
     ours = DeploymentFilter.model_validate({"tags": {"all_": [deploying.TAG]}})
     async with get_client() as client:
         await deploying.automate(client)
-        return await client.read_deployments(deployment_filter=ours)
+        there = await client.read_deployments(deployment_filter=ours)
+        return [Kept(each, await _triggers(client, each, enabled=False)) for each in there]
 
 
-async def put_back(kept: list[DeploymentResponse]) -> None:
+async def put_back(kept: list[Kept]) -> None:
     """Set what a person can set on the pages as it was before all was deployed."""
     async with get_client() as client:
-        for deployment in kept:
+        for deployment, disabled in kept:
             now = await client.read_deployment(deployment.id)
             if (wanted := _schedules(deployment)) != _schedules(now):
                 for schedule in now.schedules:
@@ -40,6 +51,17 @@ async def put_back(kept: list[DeploymentResponse]) -> None:
                 await client.update_deployment(now.id, DeploymentUpdate(**settings))
             if deployment.parameters != now.parameters:
                 await _put_parameters_back(client, deployment)
+            enabled = await _triggers(client, deployment, enabled=True)
+            for name in enabled.keys() & disabled:
+                await client.pause_automation(enabled[name])
+
+
+async def _triggers(
+    client: PrefectClient, deployment: DeploymentResponse, *, enabled: bool
+) -> dict[str, UUID]:
+    """Return a deployment's enabled or disabled automations by name."""
+    related = await client.read_resource_related_automations(f"prefect.deployment.{deployment.id}")
+    return {each.name: each.id for each in related if each.enabled == enabled}
 
 
 def _schedules(deployment: DeploymentResponse) -> list[DeploymentScheduleCreate]:

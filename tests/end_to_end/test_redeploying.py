@@ -12,11 +12,14 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentU
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.events import DeploymentEventTrigger
 from prefect.schedules import Interval
 
 from flows.local import deploying, redeploying
 
 pytestmark = pytest.mark.end_to_end
+
+TRIGGER = "a leaf has grown"
 
 
 @flow
@@ -33,6 +36,7 @@ async def deploy() -> DeploymentResponse:
         schedules=[Interval(timedelta(minutes=10), slug="looks")],
         concurrency_limit=ConcurrencyLimitConfig(limit=1),
         work_pool_name=deploying.POOL,
+        triggers=[DeploymentEventTrigger(name=TRIGGER, expect={"leaf.grown"})],
     )
     made._path = str(Path(__file__).parent)
     await made.apply()
@@ -40,12 +44,15 @@ async def deploy() -> DeploymentResponse:
         return await client.read_deployment_by_name("form/kept")
 
 
-def told(deployment: DeploymentResponse) -> dict[str, Any]:
+async def told(deployment: DeploymentResponse) -> dict[str, Any]:
     """Return what a person can set of a deployment."""
+    async with get_client() as client:
+        [trigger] = await client.read_automations_by_name(TRIGGER)
     limit = deployment.global_concurrency_limit
     schedules = deployment.schedules
     return {
         "paused": deployment.paused,
+        "trigger": trigger.enabled,
         "parameters": deployment.parameters,
         "limit": limit and limit.limit,
         "schedules": {(str(each.schedule), each.active, each.slug) for each in schedules},
@@ -61,6 +68,8 @@ async def set_on_the_pages() -> DeploymentResponse:
             await client.update_deployment_schedule(there.id, schedule.id, False, rarely)
         nightly = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 2 * * *"))
         await client.create_deployment_schedules(there.id, [nightly])
+        [trigger] = await client.read_automations_by_name(TRIGGER)
+        await client.pause_automation(trigger.id)
         chosen = DeploymentUpdate(paused=True, parameters={"rows": 5}, concurrency_limit=3)
         await client.update_deployment(there.id, chosen)
         return await client.read_deployment(there.id)
@@ -71,23 +80,23 @@ def test_what_a_person_has_set_is_kept_when_all_is_deployed_again(
 ) -> None:
     async def tried() -> None:
         await deploying.prepare(prefect_server, own=True)
-        first = told(await deploy())
-        chosen = told(await set_on_the_pages())
+        first = await told(await deploy())
+        chosen = await told(await set_on_the_pages())
         assert all(first[name] != value for name, value in chosen.items())
-        alone = told(await deploy())
+        alone = await told(await deploy())
         assert all(alone[name] != value for name, value in chosen.items())
-        chosen = told(await set_on_the_pages())
+        chosen = await told(await set_on_the_pages())
         for _ in range(2):
             kept = await redeploying.before()
             await deploy()
             await redeploying.put_back(kept)
             async with get_client() as client:
-                assert told(await client.read_deployment_by_name("form/kept")) == chosen
-        [form_of] = [each for each in kept if each.name == "kept"]
+                assert await told(await client.read_deployment_by_name("form/kept")) == chosen
+        [form_of] = [each.deployment for each in kept if each.deployment.name == "kept"]
         form_of.parameters = {"rows": "of an older version"}
         await redeploying.put_back(kept)
         assert "kept: the form no longer takes its parameters" in capsys.readouterr().out
         async with get_client() as client:
-            assert told(await client.read_deployment_by_name("form/kept")) == chosen
+            assert await told(await client.read_deployment_by_name("form/kept")) == chosen
 
     asyncio.run(tried())
