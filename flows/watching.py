@@ -10,11 +10,13 @@ from typing import cast
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.events.filters import EventFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 from prefect.variables import Variable
 
 from albat_core.errors import AlbatError, TransientError
@@ -46,6 +48,8 @@ def watch_adaptation(root: str | None = None, config: RunConfig | None = None) -
         config: a run to watch from now on; none: only look at those that are watched.
     """
     logger = get_run_logger()
+    if root is None and config is None:
+        _stand_for_those_due()
     if config:
         root = config.runtime.root
         Watches(root).add(config)
@@ -66,6 +70,29 @@ def watch_adaptation(root: str | None = None, config: RunConfig | None = None) -
     if failed:
         raise AlbatError("\n".join(failed))
     return started
+
+
+def _stand_for_those_due() -> None:
+    """Cancel the other looks at everything that are due: this one sees what they would see.
+
+    They come together where long trainings leave a pool no place for a look.
+    """
+    context = FlowRunContext.get()
+    own = context.flow_run if context else None
+    if own is None or own.deployment_id is None:
+        return
+    due = FlowRunFilter.model_validate(
+        {
+            "deployment_id": {"any_": [own.deployment_id]},
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "expected_start_time": {"before_": datetime.now(UTC)},
+        }
+    )
+    message = f"The look {own.name} began after this one was due, and stands for it."
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=due):
+            if run.id != own.id and not any(run.parameters.values()):
+                client.set_flow_run_state(run.id, Cancelled(message=message))
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
+from prefect.deployments.runner import RunnerDeployment
+from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled, State
 
 from albat_core.errors import AlbatError, TransientError
@@ -126,6 +128,38 @@ def test_too_small_a_change_is_selected_and_not_trained(
     assert acted.trained is not None
     assert acted.trained.mixture != acted.selected.mixture
     assert reselect(run).stages == ()
+
+
+def test_a_look_stands_for_those_that_were_due_before_it_began(prefect_server: str) -> None:
+    made = watch_adaptation.to_deployment("late")
+    assert isinstance(made, RunnerDeployment)
+    made._path = str(Path(__file__).parent)
+    deployment = made.apply()
+    now = datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+
+        def look(minutes: int, **parameters: str) -> FlowRun:
+            due = Scheduled(scheduled_time=now + timedelta(minutes=minutes))
+            run = client.create_flow_run_from_deployment(
+                deployment, state=due, parameters=parameters
+            )
+            return client.read_flow_run(run.id)
+
+        late = [look(-20), look(-10)]
+        others = [look(10), look(-10, root="elsewhere")]
+        own = look(-30)
+        client.set_flow_run_state(own.id, Pending(), force=True)
+        run_flow(watch_adaptation, flow_run=own)
+
+        def state(run: FlowRun) -> State:
+            found = client.read_flow_run(run.id).state
+            assert found is not None
+            return found
+
+        assert state(own).is_completed()
+        assert all(state(run).is_cancelled() for run in late)
+        assert own.name in str(state(late[0]).message)
+        assert all(state(run).is_scheduled() for run in others)
 
 
 def test_where_nothing_is_trained_the_new_mixture_is_put_in_place(
