@@ -21,6 +21,7 @@ from albat_core.records import (
 from albat_core.records.runs import StageRun
 from albat_core.records.vectors import EmbeddedPart
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
+from albat_core.store.claims import HeldError, passing_by
 from albat_core.store.manifests import Manifest
 
 NOTES: dict[str, Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]] = {
@@ -74,14 +75,29 @@ class _Failed:
         raise self.error
 
 
+@dataclass(frozen=True)
+class _Later(Generic[Made]):
+    call: Callable[[], Made]
+
+    def result(self) -> Made:
+        return self.call()
+
+
 def call_here(
     stage: Callable[Given, Made], /, *args: Given.args, **kwargs: Given.kwargs
 ) -> Pending[Made]:
-    """Call a stage at once, in this thread; damage is told to whoever waits for it."""
+    """Call a stage at once, in this thread; damage is told to whoever waits for it.
+
+    What another run makes is left to it, and waited for once it is asked for: the two share what
+    both need.
+    """
     try:
-        return _Done(stage(*args, **kwargs))
+        with passing_by():
+            return _Done(stage(*args, **kwargs))
     except DamagedError as error:
         return _Failed(error)
+    except HeldError:
+        return _Later(partial(stage, *args, **kwargs))
 
 
 class Step(Generic[Made]):

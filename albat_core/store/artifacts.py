@@ -125,6 +125,7 @@ class ArtifactStore:
         Raises:
             StorageFullError: there is no room for it.
             UnfinishedError: there is none, and none is to be made, see ``finding``.
+            HeldError: another makes it, and is passed by, see ``claims``.
         """
         settings = _as_settings(settings)
         ref = artifact_ref(stage, stage_version, settings, inputs)

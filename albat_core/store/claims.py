@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,21 @@ _RENEWED = 15.0  # seconds between renewals
 _LAPSES = 60.0  # seconds without one, on the clock of who waits: others' may be minutes off
 _OLD = 3600.0  # seconds from now of a time that no clock is off by
 _LOOK = 0.5  # seconds between looks at another's claim
+_PASSING = ContextVar("passing_by", default=False)
+
+
+class HeldError(ArtifactError):
+    """Another makes an artifact, where nobody is waited for."""
+
+
+@contextmanager
+def passing_by(yes: bool = True) -> Iterator[None]:
+    """Wait for no claim in this context: who would have to gets ``HeldError``."""
+    token = _PASSING.set(yes)
+    try:
+        yield
+    finally:
+        _PASSING.reset(token)
 
 
 class _Claim(BaseModel):
@@ -69,7 +85,20 @@ def claimed(uri: str, what: str, find: Callable[[], Found | None]) -> Iterator[F
 
     Raises:
         ArtifactError: there is a folder in the claim's place.
+        HeldError: another may hold it, and is passed by.
     """
+    if _PASSING.get() and may_be_held(uri):
+        raise HeldError(
+            "expected what nobody else makes, another run does",
+            where=what,
+            remedy="wait for that run",
+        )
+    with passing_by(yes=False):  # what is made in it may have to wait for more
+        yield from _held(uri, what, find)
+
+
+def _held(uri: str, what: str, find: Callable[[], Found | None]) -> Iterator[Found | None]:
+    """Hold a claim for as long as this stands still, see ``claimed``."""
     found, holder = None, uuid.uuid4().hex
     while found is None and not _take(uri, holder):
         others = _Watched(uri)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from albat_core.stages.evaluate import evaluate
 from albat_core.stages.finetune import finetune
 from albat_core.store import storage
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
+from albat_core.store.claims import claimed
 from flows.config import load_config
 from tests.toys import topic_rows, write_jsonl, write_run
 
@@ -44,6 +46,35 @@ def test_the_same_stage_with_the_same_arguments_is_one_step(tmp_path: Path) -> N
     assert not steps.stages  # nothing was waited for yet
     first.result()
     assert [(stage.label, stage.refs) for stage in steps.stages] == [("add", (ref_of(3),))]
+
+
+def test_what_another_run_makes_is_waited_for_last(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    made: list[int] = []
+    released = threading.Event()
+
+    def stage(number: int) -> ArtifactRef:
+        def build(_folder: Path) -> Built:
+            made.append(number)
+            if number == 2:
+                released.set()
+            return Built(rows=number)
+
+        return store.produce("any", 1, {}, {"number": number}, build)
+
+    def another() -> None:
+        with claimed(store.claim(artifact_ref("any", 1, {}, {"number": 1})), "1", lambda: None):
+            held.set()
+            released.wait(10)
+
+    held = threading.Event()
+    thread = threading.Thread(target=another)
+    thread.start()
+    held.wait(10)
+    found = Steps(call_here, store).each("any", [partial(stage, n) for n in range(4)], list)
+    thread.join()
+    assert made == [0, 2, 3, 1]
+    assert [store.manifest(ref).rows for ref in found] == [0, 1, 2, 3]
 
 
 class Later:
