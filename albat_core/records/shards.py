@@ -30,6 +30,7 @@ _NOTES = {
     "uncaptioned_rows": "with a picture but no caption, skipped",
     "damaged_rows": "whose picture cannot be read, skipped",
     "split_rows": "longer than the backbone takes, cut",
+    "truncated_rows": "longer than the backbone takes, of which the beginning is kept",
     "printed_rows": "with a number as text, taken as it is printed",
     "unfit_rows": "with no answer to learn or no room for one, skipped",
     "prefiltered_rows": "whose words are less like the adaptation data's, passed over",

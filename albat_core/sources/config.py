@@ -89,8 +89,9 @@ class SourceConfig(StageConfig):
     `gopher_quality`, `gopher_repetition`, `c4` and `fineweb`, each alone or with its own
     parameters, as in `{name: gopher_quality, min_doc_words: 20}`. They look at whole rows, before
     they are cut: the rules are for documents. Needs `albat[filters]`."""
-    overlong: Literal["split", "refuse"] = "split"
-    """What to do with rows over the backbone's max_length: cut into pieces, or raise an error."""
+    overlong: Literal["split", "truncate", "refuse"] = "split"
+    """What to do with rows over the backbone's max_length: cut into pieces, keep the first of these
+    alone, or raise an error."""
     on_null: Literal["skip", "refuse"] = "skip"
     """What to do with rows whose text or picture is null or blank, of templates all columns: skip
     and count, or raise an error."""

@@ -34,6 +34,7 @@ STAGE_VERSION = 9  # bump when equal inputs would give different output
 IDS_VERSION = 1  # the same, of hashes of ids
 
 _SKIPPED = ("null", "uncaptioned", "damaged", "filtered", "unfit")  # reasons
+_TAKEN = ("left_out", "split", "truncated", "printed")
 _IDS_KEPT = 5  # ids of skipped rows that the manifest names
 _PART_BYTES = 64 << 20  # of pictures in a part file
 _AT_ONCE = 256  # texts that are looked at together
@@ -56,8 +57,8 @@ def make_shards(
     ``damaged_rows`` a picture that cannot be read, ``left_out_rows`` were not in the share and
     ``unfit_rows`` could not be cut; ``filtered_rows`` were left out whole by filters, counted in
     ``filtered_reasons``; ``blank_columns``, for want of which rows were skipped;
-    ``split_rows`` were cut, ``printed_rows`` had a number as text; ``documents`` and examples by
-    ``sources`` in ``parts``.
+    ``split_rows`` were cut, ``truncated_rows`` to their beginning, ``printed_rows`` had a number as
+    text; ``documents`` and examples by ``sources`` in ``parts``.
 
     Raises:
         InputError: the file or a row cannot be used, or an id occurs twice.
@@ -204,16 +205,17 @@ def _cut(
             if not pieces:
                 skip("unfit", placed.example)
                 continue
-            counts["split"] += not whole
+            cut = "truncated" if file.config.overlong == "truncate" else "split"
+            counts[cut] += not whole
             counts["printed"] += placed.printed
             documents.add(document_hash(placed.example.document))
-            for piece in pieces:
+            for piece in pieces[:1] if cut == "truncated" else pieces:
                 shards.add(piece)
     return {
         "files": list(file.uris),
         "rows": counts["rows"],
         "documents": documents.distinct(),
-        **{f"{name}_rows": counts[name] for name in (*_SKIPPED, "left_out", "split", "printed")},
+        **{f"{name}_rows": counts[name] for name in (*_SKIPPED, *_TAKEN)},
         **{f"{name}_ids": first for name, first in ids.items()},
         "blank_columns": dict(sorted(blank.items())),
         "filtered_reasons": dict(sorted(reasons.items())),
@@ -235,7 +237,7 @@ def overlong(row: PlacedRow, limit: RowLimit) -> InputError:
     return InputError(
         f"expected a row that fits whole in {limit.amount}, it does not",
         where=row.place,
-        remedy=f"{limit.remedy}, or set overlong to split",
+        remedy=f"{limit.remedy}, or set overlong to split or truncate",
     )
 
 

@@ -17,6 +17,7 @@ from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import AlbatError
 from albat_core.records import hashes
 from albat_core.records.examples import EXAMPLE_SCHEMA, Example, table_to_examples
+from albat_core.records.shards import row_notes
 from albat_core.records.tables import read_table
 from albat_core.sources.checks import check_source
 from albat_core.sources.config import SourceConfig
@@ -141,6 +142,7 @@ def test_shards_hold_every_row_cut_to_size(tmp_path: Path, shard: Sharder) -> No
         "filtered_reasons": {},
         "blank_columns": {"text": 2},
         "split_rows": 1,
+        "truncated_rows": 0,
         "printed_rows": 0,
         "parts": [
             {"name": "part-00000.parquet", "rows": 2},
@@ -199,6 +201,21 @@ def test_many_small_parts_hold_one_part_in_memory(
     assert [e.text for e in examples] == [f"t{i}" for i in range(1000)]
     assert len(manifest.facts["parts"]) == 100
     assert ahead == [10] * 100  # each part is written before the next one's rows are read
+
+
+def test_of_rows_that_are_truncated_the_beginning_stays(tmp_path: Path, shard: Sharder) -> None:
+    rows = [{"q": "x", "a": "b"}, {"q": "y", "a": "c " * 30}]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    fields = {"prompt_template": "{q} ", "answer_template": "{a}"}
+    _, pieces = shard(path, **fields)
+    manifest, examples = shard(path, overlong="truncate", **fields)
+    assert examples == pieces[:2]
+    assert [(e.prompt, e.continues) for e in examples] == [("x ", False), ("y ", True)]
+    assert len(pieces) > 3
+    assert (manifest.facts["split_rows"], manifest.facts["truncated_rows"]) == (0, 1)
+    assert row_notes([manifest.facts]) == (
+        "1 row longer than the backbone takes, of which the beginning is kept",
+    )
 
 
 def test_refusals_name_file_and_row(tmp_path: Path, shard: Sharder) -> None:

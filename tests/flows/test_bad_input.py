@@ -259,7 +259,10 @@ CASES = {
     "overlong refused": Case(
         as_corpus("rows.jsonl", lines({"text": "leaf " * 500}), overlong="refuse"),
         InputError,
-        ("rows.jsonl:0: expected a row that fits whole in 64 tokens", "set overlong to split"),
+        (
+            "rows.jsonl:0: expected a row that fits whole in 64 tokens",
+            "set overlong to split or truncate",
+        ),
     ),
     "id twice in a file": Case(
         as_corpus(
