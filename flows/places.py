@@ -24,7 +24,7 @@ def anchored(config: RunConfig, path: str) -> RunConfig:
         folder = str(Path(storage.absolute(path)).parent)
 
     def anchor(name: str, below: str = folder) -> str:
-        if "://" in name or Path(name).expanduser().is_absolute():
+        if "://" in name or Path(os.path.expanduser(name)).is_absolute():  # noqa: PTH111 - raises not
             return name
         return _remote(below, name) if storage.is_remote(path) else str(Path(below, name))
 

@@ -3,17 +3,22 @@
 import socket
 import sys
 from collections.abc import AsyncIterator, Container, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
 from prefect.client.schemas.filters import FlowRunFilter, WorkerFilter, WorkPoolFilter
 from prefect.events.schemas.automations import AutomationCore
 from prefect.events.schemas.events import Event, Resource
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
@@ -80,21 +85,27 @@ async def prepare(api: str, own: bool) -> None:
                 where=f"work pool {POOL!r}",
                 remedy="its runs start elsewhere: deploy with `prefect --no-prompt deploy --all`",
             )
-        if pool is None or own:
-            template = _template(pool.base_job_template if pool is not None else {})
+        if pool is None:
+            template = _template({}, own)
             made = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-            await client.create_work_pool(made, overwrite=True)
+            await client.create_work_pool(made)
+        elif own:  # a person may have paused or limited it
+            template = _template(pool.base_job_template, own)
+            await client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
 
 
-def _template(before: dict[str, Any]) -> dict[str, Any]:
+def _template(before: dict[str, Any], own: bool) -> dict[str, Any]:
     """Return how a run is started: as Prefect does, but see ``flows.local.launching``.
 
     Args:
         before: the pool's template so far; what a person gave the runs' environment is kept.
+        own: whether the pool has workers of this installation alone; else each starts runs with the
+            Python that it finds first.
     """
+    python = f'"{sys.executable}"' if own else "python"
     template = ProcessWorker.get_default_base_job_template()
     fields = template["variables"]["properties"]
-    fields["command"]["default"] = f'"{sys.executable}" -P -m flows.local.launching prefect.engine'
+    fields["command"]["default"] = f"{python} -P -m flows.local.launching prefect.engine"
     fields["working_dir"]["default"] = "."
     environment = before.get("variables", {}).get("properties", {}).get("env", {}).get("default")
     if environment:
@@ -150,9 +161,18 @@ async def watch(api: str, config: "RunConfig") -> str:
                 where=api,
                 remedy="run `albat up`, or `prefect --no-prompt deploy --all` for another server",
             ) from error
-        run = await client.create_flow_run_from_deployment(
-            deployed.id, parameters={"config": config.model_dump(mode="json")}
-        )
+        parameters = {"config": config.model_dump(mode="json")}
+        try:
+            run = await client.create_flow_run_from_deployment(deployed.id, parameters=parameters)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != HTTPStatus.CONFLICT:
+                raise
+            raise ConfigError(
+                f"expected a deployment that takes this configuration: {error.response.text}",
+                where=f"{WATCH} on {api}",
+                remedy="it may be of another version: `albat down`, then `albat up`, or deploy "
+                "again on another server",
+            ) from error
     return run.name
 
 
@@ -181,6 +201,20 @@ async def cancel(api: str, runs: Iterable[str]) -> list[str]:
                 await client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
                 stopped.append(run.name)
     return stopped
+
+
+async def free_devices(api: str) -> None:
+    """Give back what runs held of GPUs when their server ended: it forgets who, not how many.
+
+    Args:
+        api: address of a server that has just been started.
+    """
+    from tasks.stages import GPU
+
+    none = GlobalConcurrencyLimitUpdate(active_slots=0)
+    async with client_of(api) as client:
+        with suppress(ObjectNotFound):
+            await client.update_global_concurrency_limit(f"tag:{GPU}", none)
 
 
 async def crash_lost(api: str, alive: Container[str]) -> list[str]:

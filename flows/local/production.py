@@ -3,13 +3,14 @@
 import asyncio
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
+import httpx
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -166,6 +167,7 @@ def _start(folder: Path, wanted: Up, port: int) -> Up:
         _refuse_silent(wanted.api)
     asyncio.run(deploying.prepare(wanted.api, wanted.own_server))
     if wanted.own_server:
+        asyncio.run(deploying.free_devices(wanted.api))
         _crash_lost(wanted.api)
     log, name = log_of(folder, "worker"), deploying.worker_name(wanted.mark)
     pool = ["--pool", deploying.POOL, "--name", name, "--install-policy", "never"]
@@ -223,6 +225,8 @@ def _environment(folder: Path, wanted: Up) -> dict[str, str]:
     for name, value in PROCESS_SETTINGS.items():
         environment.setdefault(name, value)
     spare_loopback(environment)
+    first = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([first, *filter(None, [environment.get("PATH")])])
     if wanted.own_server:
         environment["PREFECT_HOME"] = str(folder / "prefect")
         environment[showing.SETTING] = str(folder / "pages")
@@ -251,9 +255,21 @@ def _server_settings(folder: Path, address: str) -> dict[str, str]:
 
 
 def _api(server: str) -> str:
-    """Return the address of a server's API, whether it was given with its /api or without."""
+    """Return the address of a server's API, whether it was given with its /api or without.
+
+    Raises:
+        ConfigError: it is none.
+    """
     address = server.rstrip("/")
-    return address if "api" in urlsplit(address).path.split("/") else f"{address}/api"
+    try:
+        path = httpx.URL(address).path
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ConfigError(
+            f"expected an address such as http://host:4200, got none ({error})",
+            where=server,
+            remedy="name the server as its pages are reached",
+        ) from error
+    return address if "api" in path.split("/") else f"{address}/api"
 
 
 def _lives(found: Up) -> bool:

@@ -49,6 +49,8 @@ async def put_back(kept: list[Kept]) -> None:
                     await client.create_deployment_schedules(now.id, wanted)
             if (settings := _settings(deployment)) != _settings(now):
                 await client.update_deployment(now.id, DeploymentUpdate(**settings))
+            if more := _more(deployment, now):
+                await client.update_deployment(now.id, DeploymentUpdate(**more))
             if deployment.parameters != now.parameters:
                 await _put_parameters_back(client, deployment)
             enabled = await _triggers(client, deployment, enabled=True)
@@ -80,6 +82,20 @@ def _settings(deployment: DeploymentResponse) -> dict[str, Any]:
         "concurrency_limit": limit.limit if limit is not None else None,
         "concurrency_options": deployment.concurrency_options,
     }
+
+
+def _more(before: DeploymentResponse, now: DeploymentResponse) -> dict[str, Any]:
+    """Return tags and job variables with those that only the deployment of before has."""
+    more: dict[str, Any] = {}
+    if tags := [tag for tag in before.tags if tag not in now.tags]:
+        more["tags"] = [*now.tags, *tags]
+    was, new = before.job_variables or {}, now.job_variables or {}
+    wanted = was | new
+    if "env" in was or "env" in new:
+        wanted["env"] = (was.get("env") or {}) | (new.get("env") or {})
+    if wanted != new:
+        more["job_variables"] = wanted
+    return more
 
 
 async def _put_parameters_back(client: PrefectClient, deployment: DeploymentResponse) -> None:

@@ -17,6 +17,7 @@ from albat_core.errors import AlbatError, ConfigError, Interrupted
 
 STOPPED = "stopped: what was finished is kept; run the same command again to go on"
 AT_ONCE = "stopped at once; what was finished is kept: run the same command again to go on"
+_SHOW_CURSOR = "\x1b[?25h"
 STOPS_WITHIN = 8.0
 """Seconds for a command that trains nothing here: nothing is lost by ending amid a step."""
 
@@ -264,6 +265,8 @@ def stop_on_ctrl_c(reporter: Any, within: float | None = None) -> Iterator[None]
 
     def end(said: str) -> None:
         # no thread can be made to end, so the process does; files are whole or not there
+        if sys.stdout.isatty():
+            print(_SHOW_CURSOR, end="", flush=True)  # a bar hides it, and will not end
         if stop_is_unsaid():
             print(said, file=sys.stderr, flush=True)
         os._exit(130)

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from importlib import import_module
@@ -21,13 +22,13 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from prefect.utilities.callables import get_call_parameters
 
 from albat_core.devices import gpu_count
-from albat_core.errors import AlbatError, ConfigError, Interrupted
+from albat_core.errors import AlbatError, ConfigError, Interrupted, ProcessError
 from albat_core.progress import track
 from albat_core.runs.steps import Execute, Given, Made, Pending
 from albat_core.store.stage import Runtime
 from flows.running import own_process
 from tasks.progress import report_to_run
-from tasks.stages import GPU, task_for
+from tasks.stages import GPU, TASKS, task_for
 
 OnGpu = Callable[[], AbstractContextManager[Any]]
 """Entered where a task that takes a GPU is submitted."""
@@ -94,13 +95,14 @@ def tasks_on(runtime: Runtime) -> Iterator[Execute]:
             yield execute
         return
     if runtime.runner == "threads":
-        with _executing(ThreadPoolTaskRunner(max_workers=runtime.workers)) as execute:
+        limited = own_process.named_server() is not None
+        with _executing(ThreadPoolTaskRunner(max_workers=runtime.workers), limited) as execute:
             yield execute
         return
     runner, on_gpu = {"dask": _dask, "ray": _ray}[runtime.runner](runtime)
-    with _server_named(), ExitStack() as stack:
+    with _server_named() as limited, ExitStack() as stack:
         with _answering(runtime):
-            execute = stack.enter_context(_executing(runner, on_gpu))
+            execute = stack.enter_context(_executing(runner, limited, on_gpu))
             getattr(runner, "client", None)  # Dask connects when it is first asked for
         yield execute
 
@@ -111,7 +113,7 @@ def tasks_in_processes(count: int) -> Iterator[Execute]:
 
     They end with this one, however it ends.
     """
-    with _server_named(), _executing(_Processes(count)) as execute:
+    with _server_named() as limited, _executing(_Processes(count), limited) as execute:
         yield execute
 
 
@@ -156,8 +158,17 @@ def _kill_children() -> None:
 
 
 @contextmanager
-def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator[Execute]:
-    """Start a task runner; gives how a stage is called on its items."""
+def _executing(
+    runner: TaskRunner[Any], limited: bool, on_gpu: OnGpu = nullcontext
+) -> Iterator[Execute]:
+    """Start a task runner; gives how a stage is called on its items.
+
+    Args:
+        runner: of Prefect's.
+        limited: whether tasks on GPUs are held to one a device by their server, which has others
+            beside this run. On a server for this run alone locks of the machine do.
+        on_gpu: context of their submission.
+    """
     report_to_run()
     hold_to_one_a_device = cache(_hold_to_one_a_device)
 
@@ -168,7 +179,10 @@ def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator
         task = task_for(stage, parameters)
         if GPU not in task.tags:
             return _Submitted(runner.submit(task, parameters))
-        hold_to_one_a_device()
+        if limited:
+            hold_to_one_a_device()
+        else:
+            task = TASKS[stage]
         with on_gpu():
             return _Submitted(runner.submit(task, parameters))
 
@@ -178,8 +192,6 @@ def _executing(runner: TaskRunner[Any], on_gpu: OnGpu = nullcontext) -> Iterator
 
 def _hold_to_one_a_device() -> None:
     """Limit tasks on GPUs to one for each that this machine has, unless a person has set it."""
-    if not PREFECT_API_URL.value():
-        return  # a server for this run alone, whose threads the core lets compute in turn
     with get_client(sync_client=True) as client:
         try:
             client.read_concurrency_limit_by_tag(GPU)
@@ -209,17 +221,28 @@ class _Submitted:
                         raise
                 else:
                     break
+        if isinstance(found, BrokenExecutor):
+            raise ProcessError(
+                "expected a process to end its task, it is gone",
+                where="runtime.devices, or a benchmark's parallel",
+                remedy="run the same command again: what was finished is found; where memory was "
+                "short, take fewer of them",
+            ) from found
         if isinstance(found, BaseException):  # as it is, so no task's TimeoutError is waited for
             raise found
         return found
 
 
 @contextmanager
-def _server_named() -> Iterator[None]:
-    """Tell other processes which Prefect server is used, also where this command started it."""
+def _server_named() -> Iterator[bool]:
+    """Tell other processes which Prefect server is used; gives whether it was configured.
+
+    Else it is one that this command started.
+    """
+    configured = own_process.named_server() is not None
     url = str(get_client(sync_client=True).api_url).rstrip("/")
     with temporary_settings({PREFECT_API_URL: url}):
-        yield
+        yield configured
 
 
 def _dask(runtime: Runtime) -> tuple[TaskRunner[Any], OnGpu]:

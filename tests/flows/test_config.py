@@ -320,6 +320,11 @@ def test_a_file_named_from_home_or_by_an_address_has_its_inputs_beside_it(
         assert load_config(name).corpus[0].path == str(tmp_path / "c")
 
 
+def test_a_name_that_begins_with_a_tilde_and_no_user_is_a_file(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, LEAST | {"corpus": {"path": "~$lock/c"}}))
+    assert config.corpus[0].path == str(tmp_path / "~$lock" / "c")
+
+
 def test_addresses_and_hub_ids_are_left_as_they_are(tmp_path: Path) -> None:
     content = {"backbone": {"path": "owner/name"}, "corpus": {"path": f"file://{tmp_path}/c"}}
     config = load_config(write(tmp_path, LEAST | content))

@@ -147,6 +147,9 @@ def test_an_api_is_below_its_server_however_that_is_called(address: str) -> None
         assert production._api(given) == f"{address}/api"
     cloud = "https://api.prefect.cloud/api/accounts/1/workspaces/2"
     assert production._api(cloud) == cloud
+    for none in ("http://host:abc", "http://[::1"):
+        with pytest.raises(ConfigError, match="expected an address such as"):
+            production._api(none)
 
 
 class Locked(BaseHTTPRequestHandler):

@@ -1,13 +1,20 @@
-"""Mistakes in where tasks are to run, found before anything is computed."""
+"""Where tasks run: mistakes found beforehand, GPUs, and processes that are gone."""
+
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
+from prefect import Task
 from prefect.settings import PREFECT_API_URL
 from prefect.settings.context import temporary_settings
 
-from albat_core.errors import ConfigError
+from albat_core.errors import ConfigError, ProcessError
+from albat_core.stages.embed import embed_part
 from albat_core.store.stage import Runtime
 from flows.running import runners
 from flows.running.runners import check_runner
+from tasks.stages import GPU
 
 
 def refused(runtime: Runtime) -> str:
@@ -47,3 +54,43 @@ def test_devices_are_of_this_run_s_own_processes(monkeypatch: pytest.MonkeyPatch
     check_runner(Runtime(devices=2))
     for runner in ("dask", "ray"):
         assert "runtime.workers" in refused(Runtime(runner=runner, devices=2))
+
+
+class Runner(nullcontext[None]):
+    """Notes what is submitted, and gives a result for it."""
+
+    def __init__(self, found: Any = None) -> None:
+        super().__init__()
+        self.tags: list[set[str]] = []
+        self._found = found
+
+    def submit(self, task: Task[..., Any], _parameters: dict[str, Any]) -> Any:
+        self.tags.append(task.tags)
+        return self
+
+    def result(self, **_how: Any) -> Any:
+        return self._found
+
+
+def submitted(runner: Any, limited: bool) -> Any:
+    given = ("part", "label", None, "backbone", "config", Runtime())
+    with runners._executing(runner, limited) as execute:
+        return execute(embed_part, *given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_only_a_server_that_others_use_holds_tasks_to_one_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, limited: bool
+) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(runners, "_hold_to_one_a_device", lambda: limits.append(1))
+    monkeypatch.setattr("tasks.stages._takes_gpu", lambda _runtime: True)
+    runner = Runner()
+    submitted(runner, limited)
+    assert (runner.tags, limits) == (([{GPU}], [1]) if limited else ([set()], []))
+
+
+def test_a_process_that_was_killed_is_told_with_a_remedy() -> None:
+    with pytest.raises(ProcessError, match="expected a process to end its task") as raised:
+        submitted(Runner(BrokenProcessPool("terminated abruptly")), limited=False).result()
+    assert "memory" in raised.value.remedy
