@@ -21,7 +21,7 @@ _NAMES = (
 _PARAMETER = re.compile(rf"(?<=[?#&;])((?:{'|'.join(_NAMES)})=)[^&;#\s'\"<>]+", re.IGNORECASE)
 _OURS = frozenset({"albat_core", "tasks", "flows"})
 """Packages whose log lines have no secrets."""
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\n]+", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:

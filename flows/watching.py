@@ -20,10 +20,12 @@ from prefect.states import Cancelled, Crashed
 from prefect.variables import Variable
 
 from albat_core.errors import AlbatError, TransientError
+from albat_core.records.selections import Selected
 from albat_core.redaction import redacted
 from albat_core.runs.config import RunConfig
 from albat_core.runs.goals import Outcome
 from albat_core.runs.reselection import Acted, Watches, basis, data_fingerprint, note_finished
+from albat_core.store.artifacts import ArtifactStore
 from albat_core.store.stage import canonical_json
 from flows.albat import chain_of
 from flows.pages import publish_changes, publish_run, publish_selection
@@ -216,7 +218,8 @@ def reselect(config: RunConfig) -> Outcome:
     if acted and acted.fingerprint == state:
         return Outcome(artifact=acted.selected.mixture, stages=())
     goes_on = acted is not None and acted.basis == basis(config)
-    previous, trained = (acted.selected, acted.trained) if acted else (None, None)
+    before = (acted.selected, acted.trained) if acted else (None, None)
+    previous, trained = (_whole(each, config) for each in before)
     with chain_of(config, previous if goes_on else None, trained) as chain:
         selected, worth, places = chain.selected, True, {}
         artifact = selected.mixture
@@ -234,3 +237,15 @@ def reselect(config: RunConfig) -> Outcome:
             publish_selection(chain, worth=True)
         note_finished(config, state, selected, trained)
     return Outcome(artifact=artifact, places=places, stages=tuple(chain.stages))
+
+
+def _whole(selected: Selected | None, config: RunConfig) -> Selected | None:
+    """Return a selection that can be gone on from, None where artifacts of it are lost."""
+    if selected is None:
+        return None
+    found = ArtifactStore(config.runtime.root).find_all(selected.refs)
+    lost = [str(ref) for ref in selected.refs if ref not in found]
+    if not lost:
+        return selected
+    get_run_logger().warning("%s: lost is %s: not gone on from", config.name, ", ".join(lost))
+    return None

@@ -21,6 +21,7 @@ from albat_core.backbones.folder import (
     folder_fingerprint,
     hub_id,
     model_folder,
+    quantization_of,
 )
 from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.backbones.language.kind import LanguageKind
@@ -327,11 +328,12 @@ def check_sharing(config: BackboneConfig, adapter: AdapterConfig, runtime: Runti
             where="runtime.shard_backbone",
             remedy="raise runtime.training_devices, or leave shard_backbone out",
         )
-    if config.quantization:
+    if config.quantization or quantization_of(backbone_folder(config)):
         raise BackboneError(
-            f"expected weights that can be cut in parts, got {config.quantization} ones",
+            f"expected weights that can be cut in parts, got {config.quantization or 'quantized'} "
+            "ones",
             where="runtime.shard_backbone",
-            remedy="leave it out, or backbone.quantization",
+            remedy="leave it out, or take the backbone in full precision",
         )
     if not adapter.by_layer:
         raise BackboneError(

@@ -53,3 +53,11 @@ class Selected(BaseModel):
     folds: tuple[tuple[ArtifactRef, ArtifactRef], ...] = ()
     """What alpha was computed at: splits of the adaptation set, or of what it was once, each with a
     surrogate."""
+
+    @property
+    def refs(self) -> list[ArtifactRef]:
+        """All artifacts that it names."""
+        perhaps = (self.surrogate, self.smaller, self.scores, self.estimate)
+        folds = [ref for fold in self.folds for ref in fold]
+        named = (self.adaptation, *self.prefiltered, self.mixture, *folds)
+        return [*named, *(ref for ref in perhaps if ref is not None)]

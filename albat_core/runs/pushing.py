@@ -43,7 +43,8 @@ def write_folder(store: ArtifactStore, entry: Entry, folder: Path) -> None:
             remedy="name another, or remove it",
         )
     its = store.folder(entry.adapter)
-    shutil.copytree(its, folder, ignore=shutil.ignore_patterns(_KEPT), dirs_exist_ok=True)
+    left = shutil.ignore_patterns(_KEPT, ".*")  # by a fetch that was killed, for one
+    shutil.copytree(its, folder, ignore=left, dirs_exist_ok=True)
     content = read_results(store, entry.report) if entry.report else None
     before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
     parts = [before.rstrip(), _data(entry.config), _mixture(store, entry), _worth(entry, content)]

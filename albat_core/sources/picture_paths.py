@@ -145,7 +145,7 @@ def paths_fingerprint(values: Iterable[Any], uri: str, config: SourceConfig) -> 
         config: of its source.
 
     Returns:
-        None where the first rows have no paths: the pictures are in the table.
+        None where the first pictures have no paths: they are in the table.
     """
     rows = _paths(values, uri, config)
     first = list(islice(rows, _ROWS_LOOKED_AT))
@@ -158,7 +158,8 @@ def paths_fingerprint(values: Iterable[Any], uri: str, config: SourceConfig) -> 
 
 
 def _paths(values: Iterable[Any], uri: str, config: SourceConfig) -> Iterator[str | None]:
-    """Yield the address of each picture that is not in the table."""
+    """Yield the address of each picture, None of one that is in the table; rows may have none."""
     for row, value in enumerate(values):
         picture = picture_of(value, uri, f"{uri}:{row}", config)
-        yield picture if isinstance(picture, str) else None
+        if picture is not None:
+            yield picture if isinstance(picture, str) else None

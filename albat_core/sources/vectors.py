@@ -132,8 +132,13 @@ def _listed(paths: Sequence[str]) -> list[str]:
             listed = storage.list_files(path)
         if not listed:
             raise InputError("expected files, found none", where=path, remedy="check the path")
-        found |= dict.fromkeys(listed)
+        found |= dict.fromkeys(sorted(listed, key=_by_number))
     return list(found)
+
+
+def _by_number(uri: str) -> list[str | int]:
+    """Return what sorts names with numbers by these: part_2 and part_2_ids before part_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", uri)]
 
 
 def count_vectors(file: VectorFile) -> int:

@@ -21,7 +21,7 @@ from albat_core.sources.dreambooth import Kind, evaluation_prompts
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 _BLOCK = 16  # prompts given to the backbone at once; their places seed what is drawn
 
 

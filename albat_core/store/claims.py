@@ -247,7 +247,9 @@ def _content(holder: str) -> bytes:
 def here() -> str:
     """Return what tells this machine from others, and a container from others of the machine."""
     space = Path("/proc/self/ns/pid")  # whose process numbers mean the same
-    name = f"{socket.gethostname()} {space.readlink() if space.is_symlink() else ''}"
+    boot = Path("/proc/sys/kernel/random/boot_id")  # machines may share a name
+    host = boot.read_text("utf-8") if boot.is_file() else str(uuid.getnode())
+    name = f"{socket.gethostname()} {host} {space.readlink() if space.is_symlink() else ''}"
     return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 

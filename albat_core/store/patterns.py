@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+HIDDEN = re.compile(r"(^|/)(\.|_[^/]*/|_[^/.]*$)")
+"""What readers of data sets pass over: names with a dot in front, and with an underscore those of
+folders and of files without an ending, such as `_SUCCESS`."""
 _BRACES = re.compile(r"(?<!\[)\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
 
 

@@ -22,7 +22,7 @@ from fsspec.utils import glob_translate, infer_compression
 from albat_core.errors import AlbatError, InputError, StorageFullError, TransientError
 from albat_core.progress import track_long
 from albat_core.store import missing
-from albat_core.store.patterns import braced, globbed, is_pattern, walked
+from albat_core.store.patterns import HIDDEN, braced, globbed, is_pattern, walked
 
 _BLOCK = 4 << 20
 _TAKES_SECONDS = 1 << 30  # bytes whose digest a person waits for
@@ -312,8 +312,9 @@ def _sync_folder(folder: Path) -> None:
 def list_files(uri: str) -> list[str]:
     """Return the files that ``uri`` names, sorted: itself, a folder's (recursively) or a glob's.
 
-    Links to folders are followed. In folders, names that start with a dot or an underscore are
-    passed over, as readers of data sets do; a glob, also with `{a,b}` or `{00..12}`, says itself.
+    Links to folders are followed. In folders, names that start with a dot are passed over, and
+    folders and names without an ending that start with an underscore (`_SUCCESS`, `_metadata`), as
+    readers of data sets do; a glob, also with `{a,b}` or `{00..12}`, says itself.
     """
     fs, path = filesystem(uri)
     scheme = uri.split("://", 1)[0] + "://" if is_remote(uri) else ""
@@ -329,12 +330,11 @@ def list_files(uri: str) -> list[str]:
             return [uri]
         else:
             found = fs.find(path) if scheme else walked(path)
-        hidden, base = (".", "_"), len(path.rstrip("/"))
+        base = len(path.rstrip("/"))
         return sorted(
             scheme + str(name).removeprefix(scheme)
             for name in found
-            if pattern
-            or not any(part.startswith(hidden) for part in str(name)[base:].split("/") if part)
+            if pattern or not HIDDEN.search(str(name)[base:])
         )
 
 

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.adapters import AdapterConfig
-from albat_core.backbones.base import Question
+from albat_core.backbones.base import Answer, Question
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
+from albat_core.backbones.language import writing
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.backbones.language.writing import write_answers
@@ -316,6 +317,30 @@ def test_of_a_beginning_as_many_tokens_are_written_as_it_has(
     assert all(long.startswith(short) and long != short for short, long in both)
     facts = store.manifest(ref).facts
     assert (facts["begun"], facts["cut"], facts["answerable"]) == (5, 0, 5)
+
+
+def test_a_question_without_room_for_an_answer_has_none(
+    llama: BackboneConfig, runtime: Runtime
+) -> None:
+    tight = llama.model_copy(update={"max_length": 12})
+    with open_backbone(tight, runtime) as backbone:
+        full = Question([0] * 12, "full", "seed")
+        asked = [full, *backbone.questions([ROWS[0]])]
+        none, some = backbone.answer(asked, GREEDY, [0, 0])
+        assert backbone.answer(asked[1:], GREEDY, [0]) == [some]
+    assert none == Answer("", ended=False)
+
+
+def test_what_is_written_begins_with_its_space_whatever_the_decoder() -> None:
+    words = {3: " leaf", 4: " root", 5: " seed", 6: " stem"}
+
+    class Encoder:  # as that of a sentencepiece model
+        def decoded(self, ids: list[int]) -> str:
+            return "".join(words[n] for n in ids).removeprefix(" ")
+
+    encoder: Any = Encoder()
+    made = writing._example(encoder, 0, "leaf root", [3, 4], [5, 6, 9, 9], {9})
+    assert (made.text, made.prompt, made.continues) == ("leaf root seed stem", "leaf root", False)
 
 
 def test_rows_are_drawn_by_document_in_turns() -> None:

@@ -630,6 +630,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path, runtime: R
     assert "the tokenizer has 400 tokens but the model embeds 300" in refusal(config, runtime)
 
 
+def test_added_tokens_that_no_text_has_need_no_embedding(tmp_path: Path, runtime: Runtime) -> None:
+    folder = save_backbone(tmp_path / "pictures too")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    config = BackboneConfig(path=str(folder), max_length=64, dtype="float32")
+    with open_backbone(config, runtime) as backbone:
+        example = Example("e", "d", "s", text="leaf root")
+        assert backbone.losses(backbone.encode([example])).each.isfinite().all()
+        with pytest.raises(InputError, match="400"):
+            backbone.encode([Example("e", "d", "s", text="leaf <image>")])
+
+
 def test_a_length_beyond_the_model_s_is_refused(copied: BackboneConfig, runtime: Runtime) -> None:
     longer = copied.model_copy(update={"max_length": 129})
     assert "the model takes 128 tokens" in refusal(longer, runtime)

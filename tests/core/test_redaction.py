@@ -23,6 +23,7 @@ ADDRESSES = [
     SIGNED,
     f"https://host/a?sv=1&sig={SECRET}%3D&se=2026",
     f"https://host/a?token={SECRET}",
+    f"https://host/c/my rows.jsonl?sp=r&sig={SECRET}",
     f"https://host/a?api_key={SECRET}#part",
     f"https://host/a#access_token={SECRET}",
     f"https://host/a?code={SECRET}&jwt={SECRET}",

@@ -472,3 +472,10 @@ def test_a_listing_says_when_files_changed(root: str) -> None:
     [(path, state)] = file_states(root).items()
     assert (path, state.bytes) == ("deep/a", 3)
     assert abs(state.changed - time.time()) < 60
+
+
+def test_pictures_of_cameras_that_begin_with_an_underscore_are_read(tmp_path: Path) -> None:
+    root = str(tmp_path / "photos")
+    write_tree(root, "_DSC0001.jpg", "a/_MG_1.jpg", "_SUCCESS", "_committed_1", "_tmp/b.jpg")
+    names = [Path(uri).relative_to(root).as_posix() for uri in storage.list_files(root)]
+    assert names == ["_DSC0001.jpg", "a/_MG_1.jpg"]

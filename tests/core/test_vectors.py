@@ -17,7 +17,7 @@ from albat_core.records.shards import Part
 from albat_core.records.tables import write_table
 from albat_core.records.vectors import load_vectors
 from albat_core.sources.vector_checks import check_vectors
-from albat_core.sources.vectors import VectorSource, find_vectors, read_vectors
+from albat_core.sources.vectors import VectorSource, find_vectors, locate_vectors, read_vectors
 from albat_core.stages.adopt import adopt_part, find_adopted, keep_vectors, match_vectors
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
@@ -144,6 +144,15 @@ def test_several_arrays_are_paired_with_ids_by_order_of_name(tmp_path: Path) -> 
     assert np.array_equal([*found.values()], vectors)
     (tmp_path / "v1.txt").unlink()
     assert "a file of ids for each of 2 .npy files, got 1" in refused(lambda: read(source))
+
+
+def test_numbers_in_names_of_arrays_and_ids_are_sorted_by_size(tmp_path: Path) -> None:
+    for number in (1, 2, 10, 11):
+        np.save(tmp_path / f"part_{number}.npy", np.full((1, 2), number, np.float32))
+        (tmp_path / f"part_{number}_ids.txt").write_text(f"{number}\n")
+    source = VectorSource(path=f"{tmp_path}/*.npy", ids=f"{tmp_path}/*_ids.txt")
+    pairs = [(Path(f.uri).stem, Path(str(f.ids)).stem) for f in locate_vectors(source)]
+    assert pairs == [(f"part_{n}", f"part_{n}_ids") for n in (1, 2, 10, 11)]
 
 
 def test_what_nemo_curator_writes_is_read_as_it_is(tmp_path: Path) -> None:

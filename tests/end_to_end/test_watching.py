@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -128,6 +129,22 @@ def test_too_small_a_change_is_selected_and_not_trained(
     assert acted.trained is not None
     assert acted.trained.mixture != acted.selected.mixture
     assert reselect(run).stages == ()
+
+
+def test_what_was_lost_of_the_last_selection_is_selected_anew(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    run = watched(tmp_path, threshold=0.01)
+    store = ArtifactStore(run.runtime.root)
+    assert watch_adaptation(config=run) == ["toy"]
+    acted = Watches(run.runtime.root).acted("toy")
+    assert acted is not None
+    assert acted.selected.scores is not None
+    shutil.rmtree(store.folder(acted.selected.scores).parent)
+    write_rows(run, 4)
+    assert watch_adaptation(run.runtime.root) == ["toy"]
+    assert watch_adaptation(run.runtime.root) == []
+    assert len(Registry(store).entries("toy")) == 2
 
 
 def test_a_look_stands_for_those_that_were_due_before_it_began(prefect_server: str) -> None:

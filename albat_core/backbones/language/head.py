@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+_BOUNDS = ("final_logit_softcapping", "logits_soft_cap")
+"""Settings of models that bound their logits, which the small ones that are tried do not show."""
+
 
 @dataclass(frozen=True)
 class TokenRows:
@@ -67,7 +70,9 @@ class Head:
         if not dtype.is_floating_point or dtype.itemsize < 2:  # quantized, maybe with a scale apart
             return False
         if self._is_plain is None:
-            self._is_plain = self._tried()
+            text = self._model.config.get_text_config()
+            bound = any(getattr(text, name, None) for name in _BOUNDS)
+            self._is_plain = not bound and self._tried()
         return self._is_plain
 
     def logits(self, read: torch.Tensor) -> torch.Tensor:

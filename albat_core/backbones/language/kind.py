@@ -104,7 +104,8 @@ model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
         encoder = TextEncoder(config)
         text_config = described(config).get_text_config()
         vocabulary = text_config.vocab_size
-        tokens = max(encoder.tokenizer.get_vocab().values()) + 1
+        added = encoder.tokenizer.added_tokens_decoder  # of pictures for one, which no text has
+        tokens = max(set(encoder.tokenizer.get_vocab().values()) - added.keys(), default=-1) + 1
         if tokens > vocabulary:
             raise BackboneError(
                 f"the tokenizer has {tokens} tokens but the model embeds {vocabulary}",

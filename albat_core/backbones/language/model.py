@@ -119,9 +119,10 @@ class LanguageBackbone:
         """Return token ids ``input_ids``, (t,) int32, and ``loss_mask``, (t,) bool.
 
         Raises:
-            InputError: an example is longer than ``max_length`` or carries no loss.
+            InputError: an example is longer than ``max_length``, carries no loss, or has a token
+                that the model does not embed.
         """
-        encoded = []
+        encoded, embedded = [], self._model.get_input_embeddings().weight.shape[0]
         for example in examples:
             ids, mask = self._encoder.tokens(example)
             if len(ids) > self._encoder.max_length or not any(mask):
@@ -130,6 +131,12 @@ class LanguageBackbone:
                     f"learn from, got {len(ids)} with {sum(mask)}",
                     where=f"example {example.example_id}",
                     remedy="cut rows with this backbone's own tokenizer and max_length",
+                )
+            if max(ids) >= embedded:
+                raise InputError(
+                    f"expected tokens below {embedded:,}, which the model embeds, got {max(ids):,}",
+                    where=f"example {example.example_id}",
+                    remedy="leave this token out of the text, or train with the model that has it",
                 )
             inputs = {"input_ids": np.array(ids, np.int32), "loss_mask": np.array(mask)}
             encoded.append(Encoded(example.example_id, inputs, len(ids), sum(mask)))

@@ -51,7 +51,7 @@ def write_texts(
             temperature = config.temperature
             rows = _written(model, [starts[p] for p in some], count, temperature, seeds, ends)
             for place, row in zip(some, rows, strict=True):
-                made[place] = _example(encoder, place, prompts[place], row, ends)
+                made[place] = _example(encoder, place, prompts[place], starts[place], row, ends)
     return [made[place] for place in range(len(prompts))]
 
 
@@ -65,7 +65,8 @@ def write_answers(
     """Write an answer to each question, up to the end of the model's text or the chat's turn.
 
     Questions are padded on the left, where causal attention is told not to look; only those for
-    which ``max_length`` leaves less room than the others have are written to apart.
+    which ``max_length`` leaves less room than the others have are written to apart; where it leaves
+    none, the answer is empty and has not ended.
 
     Args:
         model: of transformers, a causal language model.
@@ -83,6 +84,9 @@ def write_answers(
         alike[min(config.max_new_tokens, encoder.max_length - len(question.ids))].append(place)
     made: dict[int, Answer] = {}
     for count, places in alike.items():
+        if count <= 0:  # a question that fills max_length
+            made |= dict.fromkeys(places, Answer("", ended=False))
+            continue
         stops = sorted({questions[p].stop for p in places} - {""})
         until = {"stop_strings": stops, "tokenizer": encoder.tokenizer} if stops else {}
         rows = _written(
@@ -159,11 +163,17 @@ def _end_of(row: Sequence[int], ends: set[int]) -> int | None:
 
 
 def _example(
-    encoder: TextEncoder, place: int, prompt: str, row: list[int], ends: set[int]
+    encoder: TextEncoder,
+    place: int,
+    prompt: str,
+    start: list[int],
+    row: list[int],
+    ends: set[int],
 ) -> Example:
     """Return a prompt and the tokens behind it, up to the first that ends a text, as an example."""
     stop = _end_of(row, ends)
-    text = encoder.decoded(row[:stop])
+    # alone, what follows would lose the space that it begins with to some decoders
+    text = encoder.decoded(start + row[:stop])[len(encoder.decoded(start)) :]
     if stop is None:
         text = text.rstrip("\ufffd")  # a character of which the last bytes are missing
     name = f"generated/{place}"

@@ -50,7 +50,7 @@ class CsvTable(FileFormat):
             delimiter = _delimiter(top)
         reader = csv.reader(itertools.chain(top, lines), delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
+            header = next(filter(None, reader), [])  # empty lines before it are none
             if columns is None:
                 columns = dict.fromkeys(header, "")
             if header:
