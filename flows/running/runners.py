@@ -217,17 +217,17 @@ class _Submitted:
                     found: Any = self._future.result(timeout=_LOOK, raise_on_failure=False)
                 except BaseException as error:
                     advance(0)  # what a stop broke is no failure of its own
+                    if isinstance(error, BrokenExecutor):
+                        raise ProcessError(
+                            "expected a process to end its task, it is gone",
+                            where="runtime.devices, or a benchmark's parallel",
+                            remedy="run the same command again: what was finished is found; where "
+                            "memory was short, take fewer of them",
+                        ) from error
                     if not isinstance(error, TimeoutError):
                         raise
                 else:
                     break
-        if isinstance(found, BrokenExecutor):
-            raise ProcessError(
-                "expected a process to end its task, it is gone",
-                where="runtime.devices, or a benchmark's parallel",
-                remedy="run the same command again: what was finished is found; where memory was "
-                "short, take fewer of them",
-            ) from found
         if isinstance(found, BaseException):  # as it is, so no task's TimeoutError is waited for
             raise found
         return found

@@ -69,7 +69,8 @@ class Runner(nullcontext[None]):
         return self
 
     def result(self, **_how: Any) -> Any:
-        return self._found
+        if self._found is not None:
+            raise self._found  # as Prefect does where it is no task's own
 
 
 def submitted(runner: Any, limited: bool) -> Any:
