@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -10,15 +11,21 @@ from numpy.typing import NDArray
 from albat_core.records.words import words_of
 
 Mask = NDArray[np.bool_]
-Runs = frozenset[int]
-"""Hashes of a text's runs of words."""
+Runs = NDArray[np.uint64]
+"""Hashes of a text's distinct runs of words, in their order."""
 
 SAME_COLOURS = 0.04
 """Largest difference of a colour, of its range, of a picture that was saved again."""
+COMMON = 10
+"""Texts; a run of words in more of them is a template's."""
 _RUN = 5  # words: few enough to survive an edit, too many to coincide by chance
 _SHORT = 4  # runs, of 8 words; a text with fewer is a copy only where it is all the same
+_OWN = 8  # runs, one after another: more than an edit of three words leaves
+_OWN_ROW = 6  # of one word; beside a long instruction a question may be as short
 _HASHES = 64  # of a MinHash; what it finds is compared exactly, so that it need only find enough
 _SLACK = 0.2  # so much less similar may a MinHash find them
+_AT_ONCE = 2**22  # hashes sorted
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd; 2^64 divided by the golden ratio
 
 
 def word_runs(text: str) -> Runs:
@@ -26,103 +33,155 @@ def word_runs(text: str) -> Runs:
 
     See ``words_of``: what differs in typography or punctuation alone is the same.
     """
-    words = words_of(text)
-    runs = [words[start : start + _RUN] for start in range(max(len(words) - _RUN + 1, 1))]
-    return frozenset(_hash(" ".join(run)) for run in runs if run)
+    words = np.array([_hash(word) for word in words_of(text)], dtype=np.uint64)
+    count = max(len(words) - _RUN + 1, min(len(words), 1))
+    found = np.zeros(count, dtype=np.uint64)
+    for offset in range(min(len(words), _RUN)):  # a polynomial, which overflows as it should
+        found = (found + words[offset : offset + count]) * _FACTOR
+        found ^= found >> np.uint64(29)
+    return found[np.sort(np.unique(found, return_index=True)[1])]
 
 
-def _hash(run: str) -> int:
-    return int.from_bytes(blake2b(run.encode(), digest_size=8).digest())
+@lru_cache(2**18)
+def _hash(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest())
 
 
-def copies_of(texts: Sequence[str], originals: Sequence[str], share: float) -> Mask:
+def telling_runs(runs: Sequence[Runs], common: int = COMMON, least: int = _OWN) -> list[Runs]:
+    """Return the runs that tell whether texts are copies: those of templates are none.
+
+    An instruction that many rows begin with does not make them copies of one another. A text that
+    says nothing else, or hardly anything, is told by all that it says.
+
+    Args:
+        runs: (n,) of texts, see ``word_runs``.
+        common: a run in more texts than this, equal ones counted once, is a template's.
+        least: runs in succession that are of no template, of a text that says something else.
+    """
+    distinct = {blake2b(its.tobytes(), digest_size=16).digest(): its for its in runs}
+    frequent = _in_more(list(distinct.values()), common)
+    found = []
+    for its in runs:
+        own = _places(its, frequent) < 0
+        found.append(its[own] if _longest(own) >= least and not own.all() else its)
+    return found
+
+
+def _in_more(runs: Sequence[Runs], count: int) -> Runs:
+    """Return the runs that more than ``count`` texts have, ascending."""
+    parts = -(-sum(map(len, runs)) // _AT_ONCE)
+    found = [np.zeros(0, np.uint64)]
+    for part in range(parts):  # sorted by part, so that they are not held twice
+        its = runs if parts == 1 else [r[r % np.uint64(parts) == part] for r in runs]
+        values, counts = np.unique(np.concatenate(its), return_counts=True)
+        found.append(values[counts > count])
+    return np.sort(np.concatenate(found))
+
+
+def _places(runs: Runs, among: Runs) -> NDArray[np.int64]:
+    """Return where runs are among ascending ones, -1 where they are not."""
+    if not len(among):
+        return np.full(len(runs), -1)
+    places = np.minimum(np.searchsorted(among, runs), len(among) - 1)
+    return np.where(among[places] == runs, places, -1)
+
+
+def _longest(mask: Mask) -> int:
+    """Return how many values one after another are true at most."""
+    ends = np.flatnonzero(~np.concatenate([[False], mask, [False]]))
+    return int(np.diff(ends).max()) - 1
+
+
+def copies_of(texts: Sequence[Runs], originals: Sequence[Runs], share: float) -> Mask:
     """Tell which texts repeat one of the originals, or are a part of it, or have it as a part.
 
     A text is a copy where the shorter of both has so large a share of its runs of words in common
     with the longer one.
 
     Args:
-        texts: (n,).
+        texts: (n,) runs.
         originals: what is sought; some thousands.
         share: least share, in (0, 1].
 
     Returns:
         (n,) bool.
     """
-    sought = [word_runs(text) for text in originals]
     holders: dict[int, list[int]] = defaultdict(list)
-    for number, runs in enumerate(sought):
-        for run in runs:
+    for number, runs in enumerate(originals):
+        for run in runs.tolist():
             holders[run].append(number)
 
     def repeats(runs: Runs) -> bool:
-        common = Counter(number for run in runs for number in holders.get(run, ()))
+        common = Counter(number for run in runs.tolist() for number in holders.get(run, ()))
         for number, count in common.items():
-            shorter = min(len(runs), len(sought[number]))
+            shorter = min(len(runs), len(originals[number]))
             if shorter < _SHORT:
-                if runs == sought[number]:
+                if np.array_equal(runs, originals[number]):
                     return True
             elif count >= share * shorter:
                 return True
         return False
 
-    return np.array([repeats(word_runs(text)) for text in texts], dtype=np.bool_)
+    return np.array([repeats(runs) for runs in texts], dtype=np.bool_)
 
 
-def said_in(texts: Sequence[str], originals: Sequence[str], share: float) -> Mask:
+def said_in(texts: Sequence[Runs], originals: Sequence[Runs], share: float) -> Mask:
     """Tell which texts say for the most part what originals say, one or several together.
 
     What only has an original as a part is none: it may be boilerplate, and the rest is new.
 
     Args:
-        texts: (n,); one without words is none.
+        texts: (n,) runs; one without words is none.
         originals: what is sought; some thousands.
         share: least share of a text's runs of words, in (0, 1].
 
     Returns:
         (n,) bool.
     """
-    sought = [word_runs(text) for text in originals]
-    known, short = frozenset[int]().union(*sought), {runs for runs in sought if len(runs) < _SHORT}
+    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *originals]))
+    short = {runs.tobytes() for runs in originals if len(runs) < _SHORT}
 
     def is_said(runs: Runs) -> bool:
         if len(runs) < _SHORT:
-            return bool(runs) and runs in short
-        return len(runs & known) >= share * len(runs)
+            return len(runs) > 0 and runs.tobytes() in short
+        return bool((_places(runs, known) >= 0).sum() >= share * len(runs))
 
-    return np.array([is_said(word_runs(text)) for text in texts], dtype=np.bool_)
+    return np.array([is_said(runs) for runs in texts], dtype=np.bool_)
 
 
-def repeats_before(texts: Sequence[str], share: float) -> Mask:
+def repeats_before(texts: Sequence[Runs], share: float) -> Mask:
     """Tell which texts say for the most part what texts before them say, one or several together.
 
     A text repeats others where ``share`` or more of its runs of words are in texts before it that
     repeat none. So a page of boilerplate, cut at another place in each document, is kept once.
 
     Args:
-        texts: (n,); one without words repeats none.
+        texts: (n,) runs; one without words repeats none.
         share: least share, in (0, 1].
 
     Returns:
         (n,) bool.
     """
-    seen: set[int] = set()
-    short: set[Runs] = set()
+    several = _in_more(texts, 1)  # the others are said once
+    seen = np.zeros(len(several), dtype=np.bool_)
+    short: set[bytes] = set()
 
     def repeats(runs: Runs) -> bool:
         if len(runs) < _SHORT:
-            known = runs in short
-            short.add(runs)
-            return known and bool(runs)
-        if sum(run in seen for run in runs) >= share * len(runs):
+            known = runs.tobytes() in short
+            short.add(runs.tobytes())
+            return known and len(runs) > 0
+        places = _places(runs, several)
+        places = places[places >= 0]
+        if seen[places].sum() >= share * len(runs):
             return True
-        seen.update(runs)
+        seen[places] = True
         return False
 
-    return np.array([repeats(word_runs(text)) for text in texts], dtype=np.bool_)
+    return np.array([repeats(runs) for runs in texts], dtype=np.bool_)
 
 
-def first_copies(texts: Sequence[str], share: float) -> NDArray[np.int64]:
+def first_copies(texts: Sequence[Runs], share: float) -> NDArray[np.int64]:
     """Return for each text the first one that it nearly repeats, itself where there is none.
 
     Two texts nearly repeat each other where their runs of words have a Jaccard similarity of
@@ -130,7 +189,7 @@ def first_copies(texts: Sequence[str], share: float) -> NDArray[np.int64]:
     exactly. A text without words repeats none.
 
     Args:
-        texts: (n,).
+        texts: (n,) runs.
         share: least similarity, in (0, 1].
 
     Returns:
@@ -140,24 +199,21 @@ def first_copies(texts: Sequence[str], share: float) -> NDArray[np.int64]:
 
     found = np.arange(len(texts))
     near = MinHashLSH(threshold=max(share - _SLACK, 0.1), num_perm=_HASHES)
-    exact: dict[Runs, int] = {}
-    firsts: dict[int, Runs] = {}
-    for place, text in enumerate(texts):
-        runs = word_runs(text)
-        if not runs:
+    exact: dict[bytes, int] = {}
+    for place, runs in enumerate(texts):
+        if not len(runs):
             continue
-        if (same := exact.setdefault(runs, place)) != place:
+        if (same := exact.setdefault(runs.tobytes(), place)) != place:
             found[place] = found[same]
             continue
         if len(runs) < _SHORT:
             continue
         sketch = MinHash(num_perm=_HASHES, seed=1, hashfunc=_low_bits)
-        sketch.update_batch(list(runs))
+        sketch.update_batch(runs.tolist())
         others = (int(other) for other in near.query(sketch))
-        first = next((o for o in sorted(others) if _jaccard(runs, firsts[o]) >= share), None)
+        first = next((o for o in sorted(others) if _jaccard(runs, texts[o]) >= share), None)
         if first is None:
             near.insert(place, sketch)
-            firsts[place] = runs
         else:
             found[place] = first
     return found
@@ -220,7 +276,8 @@ def same_documents(documents: Sequence[str], texts: Sequence[str], share: float)
         texts: (n,) of the rows.
         share: least similarity of rows, see ``first_copies``.
     """
-    first = first_copies(texts, share)
+    runs = telling_runs([word_runs(text) for text in texts], least=_OWN_ROW)
+    first = first_copies(runs, share)
     sizes = [len(words_of(text)) for text in texts]
     words: Counter[str] = Counter()
     for document, size in zip(documents, sizes, strict=True):
@@ -250,4 +307,5 @@ def _low_bits(run: int) -> int:
 
 
 def _jaccard(one: Runs, other: Runs) -> float:
-    return len(one & other) / len(one | other)
+    common = len(np.intersect1d(one, other, assume_unique=True))
+    return common / (len(one) + len(other) - common)

@@ -121,8 +121,8 @@ class Inputs:
     @property
     def new_share(self) -> float:
         """Share of the adaptation set's rows that the earlier selection did not have."""
-        split = self._store.manifest(self.adaptation)
-        return float(split.facts.get("new_rows", 0) / max(split.rows, 1))
+        facts = self._store.manifest(self.adaptation).facts
+        return float(facts["new_rows"] / facts["own_rows"]) if "new_rows" in facts else 0.0
 
     @cached_property
     def kept(self) -> list[ArtifactRef]:

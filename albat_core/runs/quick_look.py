@@ -18,15 +18,18 @@ def quick_look(config: RunConfig) -> RunConfig:
 
     How long that takes, and how often it is right, is in docs/calibration.md. It searches a tenth
     of each corpus source for a tenth of the rows, the nearest ones, and looks at gradients of the
-    untouched backbone. Rows count as what they stand for.
+    untouched backbone. Rows count as what they stand for. Where there is no tenth, as of rows that
+    the backbone makes, it selects as many as the run.
 
     Raises:
         InputError: a file of the corpus, or one of its rows, cannot be used.
     """
-    rows = max(round(config.selection.rows * PART), 16)
+    corpus, rows = tuple(map(_part, config.corpus)), config.selection.rows
+    if corpus != config.corpus:
+        rows = min(max(round(rows * PART), 16), rows)
     return config.model_copy(
         update={
-            "corpus": tuple(map(_part, config.corpus)),
+            "corpus": corpus,
             # its index of a part is none for the run to go on from
             "index": config.index.model_copy(update={"grow": False}),
             "decontamination": config.decontamination.model_copy(update={"similarity": None}),
@@ -41,7 +44,7 @@ def quick_look(config: RunConfig) -> RunConfig:
                 update={
                     "at": "start",
                     "rows": min(config.estimate.rows, rows),
-                    "stands_for": 1 / PART,
+                    "stands_for": config.selection.rows / rows,
                 }
             ),
         }

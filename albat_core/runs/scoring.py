@@ -160,7 +160,8 @@ class Scoring:
         c, inputs = self._config, self._inputs
         encodings = [*inputs.own_encodings, *inputs.corpus_encodings]
         parts: list[ArtifactRef] = []
-        if surrogate and c.scoring.scorer.by_row and not earlier:
+        # of an earlier selection the losses are taken over, one by one
+        if surrogate and c.scoring.scorer.by_row and not (earlier and c.scoring.scorer.by_losses):
             given = (candidates, surrogate, inputs.adaptation, encodings)
             parts = score_by_block(self._steps, c, backbone, *given)
         return self._steps.run(

@@ -13,11 +13,14 @@ from albat_core.errors import InputError
 from albat_core.measures.copies import (
     SAME_COLOURS,
     Mask,
+    Runs,
     copies_of,
     first_pictures,
     pictures_of,
     repeats_before,
     said_in,
+    telling_runs,
+    word_runs,
 )
 from albat_core.pictures import picture_colours
 from albat_core.progress import track
@@ -38,7 +41,7 @@ from albat_core.search.index import VectorIndex
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 _HELD_OUT = (TEST, VALIDATION)
 _SHORTEST = 8  # words; GPT-3 looked for no shorter run, they coincide by chance
 _FIRST_SEARCH = 32  # neighbours of a held-out row
@@ -57,7 +60,8 @@ class DecontaminationConfig(StageConfig):
     Captions of pictures are not compared. A candidate that says nothing but what held-out rows say
     is a copy anyway: see `copies` and `pictures`."""
     common: int = Field(10, ge=1)
-    """Consecutive words that more documents of the candidates contain are boilerplate, no copy."""
+    """Consecutive words that more documents of the candidates contain are boilerplate, no copy; for
+    `copies`, more rows that are not the same: a template's, unless a row says nothing else."""
     similarity: float | None = Field(0.95, gt=0, le=1)
     """Cosine of whitened embeddings from which on a candidate is a copy of a held-out row, and a
     picture of one that is trained on, in (0, 1]; none: embeddings are not compared."""
@@ -73,44 +77,45 @@ class DecontaminationConfig(StageConfig):
     pictures have to be the same file."""
 
 
-def shared_ngram_rows(
-    candidate_texts: Sequence[str],
-    candidate_documents: Sequence[str],
-    heldout_texts: Sequence[str],
-    n: int,
-    common: int,
-) -> Mask:
-    """Tell which candidates share a run of n words with a held-out text (arXiv 2005.14165, C).
+class SharedRuns:
+    """Which rows share a run of n words with a held-out text (arXiv 2005.14165, appendix C).
 
     Words are those of ``words_of``. Of a held-out text of 8 to n - 1 words all must occur
     in a row; a shorter one is not looked for.
 
     Args:
-        candidate_texts: (n_candidates,) texts.
-        candidate_documents: (n_candidates,) what each is a part of.
-        heldout_texts: texts that no candidate may repeat.
+        heldout: texts that no row may repeat.
         n: words of a run.
-        common: a run in more documents of the candidates than this is boilerplate and ignored.
-
-    Returns:
-        (n_candidates,) bool.
+        common: a run in more documents of the rows than this is boilerplate and ignored.
     """
-    heldout = {run for text in heldout_texts for run in _sought_runs(words_of(text), n)}
-    anchor = min(n, _SHORTEST)
-    lengths: dict[str, set[int]] = defaultdict(set)  # of the runs that begin with these words
-    for run in heldout:
-        words = run.split()
-        lengths[" ".join(words[:anchor])].add(len(words))
-    shared = [
-        {run for run in _runs_from(words_of(text), anchor, lengths) if run in heldout}
-        for text in candidate_texts
-    ]
-    documents: dict[str, set[str]] = defaultdict(set)
-    for runs, document in zip(shared, candidate_documents, strict=True):
-        for run in runs:
-            documents[run].add(document)
-    telling = {run for run, names in documents.items() if len(names) <= common}
-    return np.array([not runs.isdisjoint(telling) for runs in shared], dtype=np.bool_)
+
+    def __init__(self, heldout: Sequence[str], n: int, common: int) -> None:
+        self._sought = {run for text in heldout for run in _sought_runs(words_of(text), n)}
+        self._anchor, self._common = min(n, _SHORTEST), common
+        self._lengths: dict[str, set[int]] = defaultdict(set)  # of the runs that begin so
+        for run in self._sought:
+            words = run.split()
+            self._lengths[" ".join(words[: self._anchor])].add(len(words))
+        self._found: list[frozenset[str]] = []
+        self._documents: dict[str, set[str]] = defaultdict(set)
+
+    def look(self, text: str, document: str) -> None:
+        """Look at the next row.
+
+        Args:
+            text: of the row.
+            document: what it is a part of.
+        """
+        runs = _runs_from(words_of(text), self._anchor, self._lengths)
+        found = self._sought.intersection(runs) if self._sought else frozenset[str]()
+        for run in found:
+            self._documents[run].add(document)
+        self._found.append(frozenset(found))
+
+    def mask(self) -> Mask:
+        """Return which of the rows that were looked at share one, (n,) bool."""
+        telling = {run for run, names in self._documents.items() if len(names) <= self._common}
+        return np.array([not runs.isdisjoint(telling) for runs in self._found], dtype=np.bool_)
 
 
 def _sought_runs(words: Sequence[str], n: int) -> Iterator[str]:
@@ -196,25 +201,19 @@ def decontaminate(
         trained = read_role(store, adaptation, TRAIN)
         pictures = any(example.image is not None for example in trained)
         sought = [_compared_text(row) for row in heldout]
-        texts: list[str] = []
-        contents: list[str] = []
-        documents: list[str] = []
-        colours: dict[int, NDArray[np.uint8]] = {}  # of pictures, by place
+        shared = SharedRuns(sought, config.ngram, config.common)
+        contents, colours = list[Runs](), dict[int, NDArray[np.uint8]]()
         if any(sought) or config.copies is not None:  # else the files of pictures are not read
-            with track("read candidates", table.num_rows, "rows") as advance:
-                for block in pool.blocks():
-                    colours |= _colours(block, config, start=len(texts))
-                    texts += [_compared_text(row) for row in block]
-                    contents += [example_content(row) for row in block]
-                    documents += [row.document for row in block]
-                    advance(len(block))
-                    del block  # before the next is read
+            contents, colours = _look(pool, table.num_rows, shared, config)
         repeated, similar, own, again = np.zeros((4, table.num_rows), dtype=np.bool_)
         if any(sought):
-            repeated = shared_ngram_rows(texts, documents, sought, config.ngram, config.common)
+            repeated = shared.mask()
         if config.copies is not None:
+            own_runs, heldout_runs = _runs_of(trained), _runs_of(heldout)
+            telling = telling_runs([*own_runs, *contents], config.common)
+            own_runs, contents = telling[: len(own_runs)], telling[len(own_runs) :]
             # what counts as boilerplate is a copy still where a row says nothing else
-            repeated |= said_in(contents, [example_content(row) for row in heldout], config.copies)
+            repeated |= said_in(contents, heldout_runs, config.copies)
             repeated[[*colours]] |= _seen_in(colours, _colours(heldout, config), config)
         if config.similarity is not None and index is not None:
             # on the CPU: on a GPU, FAISS finds no more than 2048 neighbours
@@ -230,7 +229,7 @@ def decontaminate(
             if queries is not None and pictures:
                 own = alike(queries, config.similarity)
         if config.copies is not None:
-            own |= copies_of(contents, [example_content(row) for row in trained], config.copies)
+            own |= copies_of(contents, own_runs, config.copies)
             left = np.flatnonzero(~(repeated | similar | own))
             again[left] = repeats_before([contents[place] for place in left], config.copies)
             seen = [place for place in left.tolist() if place in colours]
@@ -281,6 +280,27 @@ def decontaminate(
 def _compared_text(example: Example) -> str:
     """Return an example's text; none of a picture, since captions are often the same."""
     return example_text(example) if example.image is None else ""
+
+
+def _look(
+    pool: Candidates, rows: int, shared: SharedRuns, config: DecontaminationConfig
+) -> tuple[list[Runs], dict[int, NDArray[np.uint8]]]:
+    """Look at candidates, a block at a time; return all runs and colours, by place."""
+    contents, colours = list[Runs](), dict[int, NDArray[np.uint8]]()
+    with track("read candidates", rows, "rows") as advance:
+        for block in pool.blocks():
+            colours |= _colours(block, config, start=len(contents))
+            for row in block:
+                shared.look(_compared_text(row), row.document)
+            contents += _runs_of(block)
+            advance(len(block))
+            del block  # before the next is read
+    return contents, colours
+
+
+def _runs_of(examples: Sequence[Example]) -> list[Runs]:
+    """Return the runs of words of examples' contents."""
+    return [word_runs(example_content(example)) for example in examples]
 
 
 def _colours(

@@ -22,7 +22,13 @@ from albat_core.records.encodings import Encodings
 from albat_core.records.examples import Example
 from albat_core.records.selections import read_selection
 from albat_core.records.shards import read_examples
-from albat_core.records.splits import TRAIN, VALIDATION, read_role, role_digest
+from albat_core.records.splits import (
+    TRAIN,
+    VALIDATION,
+    carried_roles,
+    read_role,
+    role_digest,
+)
 from albat_core.records.tables import read_table, write_table
 from albat_core.seeding import derive_seed, numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from albat_core.measures.gradients import AdapterGradients
 
 STAGE = "estimate"
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 DOUBT = {"surrogates": 0.8, "start": 1.2}
 """Standard deviation of log V_T / (V_w + B) about what was measured: docs/calibration.md."""
 LEAST = 0.02
@@ -319,8 +325,11 @@ def _beside(
     rows: Sequence[Example],
     gradients: Callable[[Sequence[Example]], Floats],
 ) -> FoldGradients:
-    """Return gradients at an adapter, beside which the documents not trained on are held out."""
-    seen = {example.document for example in trained}
+    """Return gradients at an adapter, beside which the documents not trained on are held out.
+
+    What it was trained on is known by what it says: it may have had another name then.
+    """
+    seen = carried_roles(((TRAIN, example) for example in trained), own)
     heldout = [example for example in own if example.document not in seen]
     found = gradients([*heldout, *rows])
     documents = np.array([e.document for e in heldout])

@@ -206,7 +206,7 @@ def score_part(
     """
     del label
     store, scorer = ArtifactStore(runtime.root), config.scorer
-    settings = config.settings(without={"discount"}, seed=seed, number=number)
+    settings = config.settings(without={"discount", "smaller"}, seed=seed, number=number)
 
     def build(folder: Path) -> Built:
         table = read_candidates(store, candidates)

@@ -2,9 +2,8 @@
 
 import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,15 @@ from albat_core.records.splits import (
     TRAIN,
     UNUSED,
     VALIDATION,
+    carried_roles,
+    rank_of,
     read_role,
 )
 from albat_core.records.tables import read_table, write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 _NEARLY = 0.8  # Jaccard similarity of runs of words from which on rows are the same
 
 
@@ -72,8 +73,9 @@ def assign_roles(
         fold: which part of the documents that are not held out validates, from 0; None: none does,
             all are trained on.
         known: roles that documents have already in fold 0 and keep there; new ones come after them
-            in the order. What is held out in fold 0 is held out in all. Where no document is left
-            that validated, one does that is new, or had been trained on.
+            in the order, and what was not used after these: it is where ``config.use`` wants more.
+            What is held out in fold 0 is held out in all. Where no document is left that validated,
+            one does that is new, or had been trained on.
 
     Raises:
         InputError: there are fewer documents than the split needs.
@@ -89,8 +91,8 @@ def assign_roles(
     tests = max(tests - list(kept.values()).count(TEST), 0)
     rest = ranked[tests:]
     before = sum(role in (TRAIN, VALIDATION) for role in kept.values())
-    unused = list(kept.values()).count(UNUSED)
-    wanted = max(round(config.use * (before + unused + len(rest))), 1)
+    rest += sorted((name for name, role in kept.items() if role == UNUSED), key=order)
+    wanted = max(round(config.use * (before + len(rest))), 1)
     used = rest[: max(wanted - before, 0)]
     if before + len(used) < config.folds:
         raise InputError(
@@ -161,7 +163,7 @@ def split_adaptation(
         earlier = _earlier_rows(store, previous) if previous else []
         known = carried_roles(earlier, own_examples) if earlier else {}
         # who joins another document takes its name: what has a role keeps it
-        ranks = [-1] * test_only.num_rows + [_rank(known.get(e.document)) for e in own_examples]
+        ranks = [-1] * test_only.num_rows + [rank_of(known.get(e.document)) for e in own_examples]
         order = sorted(range(len(examples)), key=ranks.__getitem__)
         ordered = [examples[n] for n in order]
         same = same_contents([e.document for e in ordered], shown_contents(ordered))
@@ -181,6 +183,7 @@ def split_adaptation(
         if previous:
             seen = {row.digest() for _, row in earlier}
             facts["new_rows"] = sum(row.digest() not in seen for row in own_examples)
+            facts["own_rows"] = len(own_examples)
         for role in ROLES:
             rows = table.filter(pc.equal(role_column, role))
             if role == TEST:
@@ -242,49 +245,6 @@ def _renamed(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:
 def _earlier_rows(store: ArtifactStore, split: ArtifactRef) -> list[tuple[str, Example]]:
     """Return the rows of a split, each with its role."""
     return [(role, row) for role in ROLES for row in read_role(store, split, role)]
-
-
-def carried_roles(
-    earlier: Iterable[tuple[str, Example]], rows: Iterable[Example]
-) -> dict[str, str]:
-    """Return the roles that documents have already, by what their rows say.
-
-    A document is the one of its name if it has a row in common with it, or else those that have
-    half of its rows or more, or else the one of its name if nothing of that is anywhere else: where
-    documents are named by place, one that goes moves all after it.
-
-    Args:
-        earlier: roles and rows of an earlier split.
-        rows: of now, with documents by the names that they are given with.
-    """
-    before: dict[str, tuple[str, set[str]]] = {}
-    roles: dict[str, set[str]] = defaultdict(set)
-    for there, row in earlier:
-        before.setdefault(row.document, (there, set()))[1].add(row.digest())
-        roles[row.digest()].add(there)
-    present: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        present[row.document].append(row.digest())
-    everywhere = set(chain.from_iterable(present.values()))
-    found: dict[str, str] = {}
-    role: str | None
-    for name, contents in present.items():
-        role, its = before.get(name, (None, set[str]()))
-        if role is None or not its.intersection(contents):
-            # what several roles have in common is boilerplate, and tells nothing
-            told = [*chain.from_iterable(roles[c] for c in contents if len(roles[c]) == 1)]
-            if told and 2 * len(told) >= len(contents):
-                role = min(told, key=lambda one: (-told.count(one), _rank(one)))
-            elif its & everywhere:
-                role = None
-        if role is not None:
-            found[name] = role
-    return found
-
-
-def _rank(role: str | None) -> int:
-    """Return which document's role is that of those that are the same: the lowest one's."""
-    return (TEST, VALIDATION, TRAIN, UNUSED, None).index(role)
 
 
 def _read(store: ArtifactStore, parts: Sequence[Part]) -> pa.Table:

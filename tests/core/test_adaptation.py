@@ -310,6 +310,27 @@ def test_an_earlier_split_is_kept_and_new_rows_are_counted(cut: Cut, runtime: Ru
     assert later != split_adaptation(shards, [], config, 0, runtime)
 
 
+def test_the_share_of_new_rows_is_of_the_adaptation_set_alone(cut: Cut, runtime: Runtime) -> None:
+    store, config = ArtifactStore(runtime.root), SplitConfig(folds=3)
+    heldout = [cut("heldout", topic_rows("ships", 60, seed=3))]
+    first = split_adaptation([cut("first", topic_rows("plants", 40))], heldout, config, 0, runtime)
+    others = [cut("second", topic_rows("ships", 40))]
+    facts = store.manifest(split_adaptation(others, heldout, config, 0, runtime, 0, first)).facts
+    assert facts["new_rows"] == facts["own_rows"] == 40
+
+
+def test_all_of_the_data_has_what_an_earlier_selection_left_unused() -> None:
+    known = assign_roles(NAMES[:60], SplitConfig(use=0.3), 0)
+    assert named(known, UNUSED)
+    whole = assign_roles(NAMES[:64], SplitConfig(use=1.0), 0, 0, known)
+    assert not named(whole, UNUSED)
+    for role in (TRAIN, VALIDATION, TEST):
+        assert named(known, role) <= named(whole, role)
+    # new documents come first where not all are wanted
+    some = assign_roles(NAMES[:64], SplitConfig(use=0.35), 0, 0, known)
+    assert named(some, TRAIN) | named(some, VALIDATION) > set(NAMES[60:64]) - named(some, TEST)
+
+
 def test_folds_are_written_beside_the_run_s_own_split(cut: Cut, runtime: Runtime) -> None:
     store, config = ArtifactStore(runtime.root), SplitConfig(folds=3)
     rows = topic_rows("plants", 40)

@@ -13,7 +13,9 @@ from albat_core.measures.copies import (
     first_copies,
     first_pictures,
     repeats_before,
+    said_in,
     same_documents,
+    telling_runs,
     word_runs,
 )
 from albat_core.pictures import PictureConfig, picture_colours, prepare_picture
@@ -21,6 +23,10 @@ from albat_core.records.examples import Example, example_content
 from tests.core.picture_files import drawing, encoded
 
 WORDS = [f"word{n}" for n in range(400)]
+
+
+def runs(*texts: str) -> list[NDArray[np.uint64]]:
+    return [word_runs(text) for text in texts]
 
 
 def text(seed: int, words: int = 60) -> str:
@@ -43,11 +49,11 @@ def jaccard(one: str, other: str) -> float:
 
 
 def test_typography_case_and_punctuation_do_not_count() -> None:
-    assert word_runs("The “ﬁrst” Leaf, of\u00a0all: ROOTS!") == word_runs(
-        "the first leaf of all roots"
-    )
-    assert word_runs("leaf root stem bark seed") != word_runs("root leaf stem bark seed")
-    assert not word_runs(" … ")
+    one, other = runs("The “ﬁrst” Leaf, of\u00a0all: ROOTS!", "the first leaf of all roots")
+    assert one.tolist() == other.tolist()
+    one, other = runs("leaf root stem bark seed", "root leaf stem bark seed")
+    assert one.tolist() != other.tolist()
+    assert not len(word_runs(" … "))
     assert word_runs("bệnh tim mạch") == word_runs("bệnh tim mạch")  # NFD
 
 
@@ -56,7 +62,7 @@ def test_scripts_without_spaces_are_compared_by_characters() -> None:
     thai = "ใบไม้เติบโตบนกิ่งและรากดูดน้ำ"
     for said, other in ((chinese, "船在海上航行,水手升起了帆。"), (thai, "เรือแล่นในทะเลและลูกเรือ")):
         assert len(word_runs(said)) > 8
-        assert copies_of([f"前 {said} 後", other], [said], 0.8).tolist() == [True, False]
+        assert copies_of(runs(f"前 {said} 後", other), runs(said), 0.8).tolist() == [True, False]
 
 
 def test_a_part_of_an_original_is_a_copy_and_a_new_text_is_none() -> None:
@@ -64,20 +70,22 @@ def test_a_part_of_an_original_is_a_copy_and_a_new_text_is_none() -> None:
     middle = " ".join(original.split()[50:120])
     longer = f"{text(2, 30)} {original} {text(3, 30)}"
     texts = [original, middle, longer, edited(original, 60), edited(original, 8), text(4, 200)]
-    assert copies_of(texts, [text(5), original], 0.8).tolist() == [True] * 4 + [False] * 2
+    assert (
+        copies_of(runs(*texts), runs(text(5), original), 0.8).tolist() == [True] * 4 + [False] * 2
+    )
 
 
 def test_a_short_text_is_a_copy_only_of_the_same() -> None:
     original = f"{text(6, 50)} the cause is not known {text(7, 50)}"
-    assert not copies_of(["the cause is not known"], [original], 0.8).any()
-    assert copies_of(["The cause is not known."], ["the cause is not known"], 0.8).all()
+    assert not copies_of(runs("the cause is not known"), runs(original), 0.8).any()
+    assert copies_of(runs("The cause is not known."), runs("the cause is not known"), 0.8).all()
 
 
 @pytest.mark.parametrize("every", [4, 12, 30, 60, 100])
 def test_near_copies_are_those_of_the_exact_similarity(every: int) -> None:
     originals = [text(n, 100) for n in range(20)]
     changed = [edited(one, every) for one in originals]
-    first = first_copies([*originals, *changed], 0.7)
+    first = first_copies(runs(*originals, *changed), 0.7)
     assert first[:20].tolist() == list(range(20))
     for n, one in enumerate(originals):
         assert (first[20 + n] == n) == (jaccard(one, changed[n]) >= 0.7)
@@ -85,7 +93,7 @@ def test_near_copies_are_those_of_the_exact_similarity(every: int) -> None:
 
 def test_a_line_that_stands_there_a_hundred_times_is_one() -> None:
     lines = ["seed stem"] * 100 + [text(1)] * 3 + ["", "", text(2)]
-    assert sorted(set(first_copies(lines, 0.8).tolist())) == [0, 100, 103, 104, 105]
+    assert sorted(set(first_copies(runs(*lines), 0.8).tolist())) == [0, 100, 103, 104, 105]
 
 
 def test_boilerplate_cut_at_other_places_is_kept_once() -> None:
@@ -93,20 +101,20 @@ def test_boilerplate_cut_at_other_places_is_kept_once() -> None:
     starts = (0, 50, 100, 140, 20, 70, 120, 30)
     pieces = [" ".join(page[start : start + 60]) for start in starts]
     own = [f"{text(n, 30)} {' '.join(page[:30])}" for n in range(2, 6)]  # half of it is new
-    found = repeats_before([*pieces, *own, text(9)], 0.8)
+    found = repeats_before(runs(*pieces, *own, text(9)), 0.8)
     assert found.tolist() == [False] * 4 + [True] * 4 + [False] * 5
     # compared with one text alone, none is a copy
-    assert first_copies(pieces, 0.8).tolist() == list(range(len(pieces)))
+    assert first_copies(runs(*pieces), 0.8).tolist() == list(range(len(pieces)))
 
 
 def test_what_nearly_repeats_one_text_repeats_those_before() -> None:
     originals = [text(n, 100) for n in range(20)]
     texts = [*originals, *(edited(one, 12 * (n % 5 + 1)) for n, one in enumerate(originals))]
-    near = first_copies(texts, 0.7) != np.arange(len(texts))
+    near = first_copies(runs(*texts), 0.7) != np.arange(len(texts))
     assert near.any()
-    assert not (near & ~repeats_before(texts, 0.7)).any()
+    assert not (near & ~repeats_before(runs(*texts), 0.7)).any()
     lines = ["seed stem"] * 100 + [text(1)] * 3 + ["", "", text(2)]
-    assert np.flatnonzero(~repeats_before(lines, 0.8)).tolist() == [0, 100, 103, 104, 105]
+    assert np.flatnonzero(~repeats_before(runs(*lines), 0.8)).tolist() == [0, 100, 103, 104, 105]
 
 
 def test_documents_are_the_same_by_most_of_their_words() -> None:
@@ -115,6 +123,45 @@ def test_documents_are_the_same_by_most_of_their_words() -> None:
     texts = [text(1), boiler, text(2), boiler, text(1), edited(text(2), 60), text(3)]
     same = same_documents(documents, texts, 0.8)
     assert same == {"a": "a", "b": "b", "c": "a", "d": "b", "e": "e"}
+
+
+def templated(seed: int, words: int = 6, before: int = 150) -> str:
+    """An instruction that all rows have, with words of their own."""
+    return f"{text(1000, before)} {text(seed, words)} answer in one word"
+
+
+def test_an_instruction_that_many_rows_have_does_not_make_them_copies() -> None:
+    names = [f"d{n}" for n in range(41)]
+    for words in (3, 6):
+        rows = [templated(seed, words) for seed in range(40)]
+        again = templated(3, words).upper()
+        assert same_documents(names, [*rows, again], 0.8) == {n: n for n in names} | {"d40": "d3"}
+        # few rows have it: it may as well be a page that was edited
+        assert len({*same_documents(names[:10], rows[:10], 0.8).values()}) == 1
+
+    telling = telling_runs(runs(*rows, again))
+    assert not repeats_before(telling[:40], 0.8).any()
+    assert np.flatnonzero(copies_of(telling, telling[3:4], 0.8)).tolist() == [3, 40]
+    assert np.flatnonzero(said_in(telling, runs(rows[3], rows[5]), 0.8)).tolist() == [3, 5, 40]
+
+
+def test_who_says_nothing_but_what_many_say_is_told_by_all_of_it() -> None:
+    page = text(1, 100)
+    edits = [edited(page, every) for every in range(30, 60)]  # hardly a word each
+    telling = telling_runs(runs(*edits, page))
+    assert [len(its) for its in telling] == [len(its) for its in runs(*edits, page)]
+    assert repeats_before(telling, 0.8).sum() > 25
+    # what is said a hundred times is one text, and no template
+    same = [text(2)] * 100 + [f"{text(2)} {text(3, 10)}"]
+    assert repeats_before(telling_runs(runs(*same)), 0.8).sum() == 100
+
+
+def test_runs_are_counted_by_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = runs(*(templated(seed, 20) for seed in range(20)), *map(text, range(20)))
+    whole = [its.tolist() for its in telling_runs(rows)]
+    assert max(map(len, whole[:20])) < 30
+    monkeypatch.setattr("albat_core.measures.copies._AT_ONCE", 500)
+    assert [its.tolist() for its in telling_runs(rows)] == whole
 
 
 def test_a_picture_is_its_file_whatever_its_caption() -> None:

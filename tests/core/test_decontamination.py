@@ -37,8 +37,8 @@ from albat_core.runs.chain import Chain
 from albat_core.search.index import VectorIndex
 from albat_core.stages.decontaminate import (
     DecontaminationConfig,
+    SharedRuns,
     decontaminate,
-    shared_ngram_rows,
     similar_positions,
 )
 from albat_core.stages.embed import embed_examples
@@ -68,7 +68,10 @@ def flagged(
     documents: Sequence[str] | None = None,
 ) -> list[bool]:
     names = documents or [f"d{i}" for i in range(len(texts))]
-    found: list[bool] = shared_ngram_rows(texts, names, heldout, n, common).tolist()
+    shared = SharedRuns(heldout, n, common)
+    for text, name in zip(texts, names, strict=True):
+        shared.look(text, name)
+    found: list[bool] = shared.mask().tolist()
     return found
 
 

@@ -13,6 +13,7 @@ from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.language.model import LanguageBackbone
+from albat_core.benchmark.arms import with_settings
 from albat_core.measures.gradients import AdapterGradients
 from albat_core.measures.theory import Estimate, FoldGradients, Terms, estimate_terms
 from albat_core.records.examples import Example
@@ -261,6 +262,19 @@ def test_a_quick_look_takes_all_of_a_source_of_few_documents(
     few, many = quick_look(computed.config.model_copy(update={"corpus": both})).corpus
     assert few == novels
     assert many.share == pytest.approx(both[1].share / 10)
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(4000, 400), (50, 16), (8, 8)])
+def test_a_quick_look_stands_for_as_many_rows_as_the_run_selects(
+    computed: Chain, rows: int, taken: int
+) -> None:
+    config = with_settings(computed.config, selection={"rows": rows})
+    quick = quick_look(config)
+    assert quick.selection.rows == quick.retrieval.candidates == taken
+    assert quick.estimate.stands_for * taken == rows
+    # of rows that the backbone makes there is no tenth
+    alone = quick_look(config.model_copy(update={"corpus": ()}))
+    assert (alone.selection.rows, alone.estimate.stands_for) == (rows, 1)
 
 
 def test_a_quick_look_leaves_a_run_the_index_that_it_grows(

@@ -9,11 +9,12 @@ import pytest
 
 from albat_core.errors import ConfigError, InputError
 from albat_core.measures.theory import Estimate
+from albat_core.records.examples import Example
 from albat_core.records.mixtures import moved_weight, read_mixture, weighted_rows
 from albat_core.records.runs import ALBAT
-from albat_core.records.scores import SCORES
+from albat_core.records.scores import PART_STAGE, SCORES
 from albat_core.records.selections import Selected, read_selection
-from albat_core.records.splits import TRAIN
+from albat_core.records.splits import TRAIN, VALIDATION
 from albat_core.records.tables import read_table
 from albat_core.report.showing import read_changes
 from albat_core.report.wording import told
@@ -262,6 +263,47 @@ def test_gradients_that_are_known_are_as_good_as_new_ones(
     assert told[0]["passes"] < told[1]["passes"]
 
 
+@pytest.mark.parametrize("moved", ["in front", "another name"])
+def test_what_surrogates_were_trained_on_is_known_where_names_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
+    """Where no column names documents, they are named by file and row."""
+    texts = [{"text": row["text"]} for row in topic_rows("plants", 40, seed=1)]
+
+    def chain(name: str, rows: list[dict[str, str]], earlier: Selected | None = None) -> Chain:
+        its = write_run(tmp_path, mixture={"alpha": "auto"}, adaptation=[{"path": name}])
+        write_jsonl(tmp_path / name, rows)
+        return Chain(load_config(str(its)), previous=earlier)
+
+    selected = chain("own.jsonl", texts).selected
+    compared: list[int] = []
+    true = estimate_stage._beside
+
+    def noted(trained: list[Example], own: Any, rows: list[Example], gradients: Any) -> Any:
+        seen = {example.digest() for example in trained}
+
+        def of(examples: list[Example]) -> Any:
+            heldout = examples[: len(examples) - len(rows)]
+            assert not [example for example in heldout if example.digest() in seen]
+            compared.append(len(heldout))
+            return gradients(examples)
+
+        return true(trained, own, rows, of)
+
+    monkeypatch.setattr(estimate_stage, "_beside", noted)
+    new = [{"text": row["text"]} for row in topic_rows("ships", 5, seed=7)]
+    name = "own.jsonl" if moved == "in front" else "other.jsonl"
+    later = chain(name, new + texts, selected)
+    assert later.folds == list(selected.folds)
+    _ = later.estimate
+    # those that validated, and of the new ones those that are not held out
+    facts = [later.facts(split) for split, _ in selected.folds]
+    now, then = later.facts(later.inputs.adaptation), facts[0]
+    more = sum(now[role]["rows"] - then[role]["rows"] for role in (TRAIN, VALIDATION))
+    assert more > 0
+    assert compared[: len(facts)] == [its[VALIDATION]["rows"] + more for its in facts]
+
+
 @pytest.mark.parametrize("alike", [True, False])
 def test_scores_are_kept_where_both_surrogates_rank_alike(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch, alike: bool
@@ -310,6 +352,21 @@ def test_scores_are_kept_where_both_surrogates_rank_alike(
     assert np.median(changes) == pytest.approx(changes[~by_mean].mean(), abs=1e-5)
     losses = [tables[1][name].to_numpy() for name in ("loss_backbone", "loss_surrogate")]
     np.testing.assert_allclose(np.subtract(*losses), scores, atol=1e-5)
+
+
+def test_blocks_are_scored_side_by_side_again_where_no_score_is_kept(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("albat_core.records.candidates._BLOCK", 20)
+    scoring = {"scorer": {"name": "gradient", "dimension": 64, "checkpoints": 2}}
+    run = run.model_copy(update={"scoring": ScoringConfig.model_validate(scoring)})
+    selected = Chain(run).selected
+    store = ArtifactStore(run.runtime.root)
+    first = [ref for ref in store.all_refs() if ref.stage == PART_STAGE]
+    add_rows(run)
+    rows = store.manifest(Chain(run, previous=selected).scores).rows
+    made = {ref for ref in store.all_refs() if ref.stage == PART_STAGE} - {*first}
+    assert len(made) == -(-rows // 20) > 1
 
 
 def test_scores_found_in_another_way_are_not_kept(run: RunConfig) -> None:

@@ -17,7 +17,7 @@ from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.scorers import SCORERS
 from albat_core.stages.retrieve import RetrievalConfig
-from albat_core.stages.score import ScoringConfig, score_candidates
+from albat_core.stages.score import ScoringConfig, score_candidates, score_part
 from albat_core.stages.split import split_adaptation
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.store.stage import Runtime
@@ -80,6 +80,29 @@ def test_blocks_scored_side_by_side_have_the_scores_of_all_at_once(
     made = [ref for ref in ArtifactStore(str(tmp_path)).all_refs() if ref.stage == PART_STAGE]
     assert len(made) == (0 if scorer == "matching" else -(-table.num_rows // 20))
     assert parts.scores.key == whole.scores.key
+
+
+def test_what_a_block_measured_is_known_whatever_would_score_beside(
+    chain: Chain, run_config: RunConfig
+) -> None:
+    """A smaller backbone that was not trusted leaves the same work to do."""
+    smaller = {"path": "another"}
+    alone, beside = (
+        score_part(
+            chain.candidates,
+            0,
+            chain.surrogate,
+            chain.inputs.adaptation,
+            [],
+            run_config.backbone,
+            config,
+            0,
+            run_config.runtime,
+            "block 1",
+        )
+        for config in (ScoringConfig(), ScoringConfig.model_validate({"smaller": smaller}))
+    )
+    assert alone == beside
 
 
 def test_nearest_scores_by_similarity(
