@@ -231,8 +231,6 @@ def test_a_call_that_does_not_fit_its_stage_is_a_mistake_of_types(tmp_path: Path
             "mypy",
             "--config-file",
             str(root / "pyproject.toml"),
-            "--cache-dir",
-            str(tmp_path / "cache"),
             str(wrong),
         ],
         cwd=root,

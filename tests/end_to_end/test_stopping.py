@@ -120,9 +120,7 @@ def stopped(number: signal.Signals, whom: str, command: Command) -> tuple[int, s
     ("number", "whom"),
     [
         (signal.SIGINT, "group"),
-        (signal.SIGINT, "parent"),
         (signal.SIGTERM, "parent"),
-        (signal.SIGTERM, "group"),
         (signal.SIGKILL, "parent"),
     ],
 )
