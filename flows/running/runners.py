@@ -211,6 +211,7 @@ class _Submitted:
 
     def result(self) -> Any:
         """Wait for it; a person who asks to stop is heard, wherever the task runs."""
+        missed = False
         with track("", 1, "") as advance:
             while True:
                 try:
@@ -224,7 +225,9 @@ class _Submitted:
                             remedy="run the same command again: what was finished is found; where "
                             "memory was short, take fewer of them",
                         ) from error
-                    if not isinstance(error, TimeoutError):
+                    if isinstance(error, UnboundLocalError) and not missed:
+                        missed = True  # in Dask, where the end of a task meets that of the wait
+                    elif not isinstance(error, TimeoutError):
                         raise
                 else:
                     break

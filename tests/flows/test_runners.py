@@ -59,18 +59,19 @@ def test_devices_are_of_this_run_s_own_processes(monkeypatch: pytest.MonkeyPatch
 class Runner(nullcontext[None]):
     """Notes what is submitted, and gives a result for it."""
 
-    def __init__(self, found: Any = None) -> None:
+    def __init__(self, *raised: BaseException) -> None:
         super().__init__()
         self.tags: list[set[str]] = []
-        self._found = found
+        self._raised = list(raised)
 
     def submit(self, task: Task[..., Any], _parameters: dict[str, Any]) -> Any:
         self.tags.append(task.tags)
         return self
 
     def result(self, **_how: Any) -> Any:
-        if self._found is not None:
-            raise self._found  # as Prefect does where it is no task's own
+        if self._raised:
+            raise self._raised.pop(0)  # as Prefect does where it is no task's own
+        return "its result"
 
 
 def submitted(runner: Any, limited: bool) -> Any:
@@ -95,3 +96,12 @@ def test_a_process_that_was_killed_is_told_with_a_remedy() -> None:
     with pytest.raises(ProcessError, match="expected a process to end its task") as raised:
         submitted(Runner(BrokenProcessPool("terminated abruptly")), limited=False).result()
     assert "memory" in raised.value.remedy
+
+
+def test_a_wait_that_ends_with_its_task_is_asked_again_once() -> None:
+    """distributed reads a variable that it has not set yet."""
+    lost = UnboundLocalError("result")
+    waits = (TimeoutError(), lost, TimeoutError())
+    assert submitted(Runner(*waits), limited=False).result() == "its result"
+    with pytest.raises(UnboundLocalError):
+        submitted(Runner(lost, lost), limited=False).result()
