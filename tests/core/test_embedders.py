@@ -48,6 +48,14 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "mixtral": lambda: transformers.MixtralConfig(
         **WIDTH, **HEADS, num_key_value_heads=2, num_local_experts=3
     ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **WIDTH,
+        **HEADS,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size_mlp=32,
+        num_local_experts=2,
+    ),
     "mamba": lambda: transformers.MambaConfig(**WIDTH),
     "modernbert": lambda: transformers.ModernBertDecoderConfig(
         **WIDTH, **HEADS, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1
@@ -99,6 +107,8 @@ def test_layers_that_do_not_follow_one_another_are_refused() -> None:
         @property
         def base_model(self) -> torch.nn.Module:
             return self
+
+        model = base_model
 
     for layers in (1, 2):
         with pytest.raises(BackboneError, match="computed one after another"):

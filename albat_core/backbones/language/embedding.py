@@ -28,7 +28,7 @@ def hidden_states(model: Any, ids: torch.Tensor, layers: int | None = None) -> t
     Raises:
         BackboneError: the model has fewer layers, or they give something else.
     """
-    decoder = model.base_model
+    decoder = _decoder(model)
     if layers is None or layers == len(found := decoder_layers(model, layers)):
         whole: torch.Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state
         return whole
@@ -52,6 +52,13 @@ def hidden_states(model: Any, ids: torch.Tensor, layers: int | None = None) -> t
     )
 
 
+def _decoder(model: Any) -> Any:
+    """Return a causal language model without its head."""
+    if model.base_model is not model:
+        return model.base_model
+    return model.model  # text models cut out of larger ones (Llama 4, Mllama) name another
+
+
 def decoder_layers(model: Any, least: int = 1) -> torch.nn.ModuleList:
     """Return a model's decoder layers: of its lists of modules the one that has most weights.
 
@@ -62,7 +69,7 @@ def decoder_layers(model: Any, least: int = 1) -> torch.nn.ModuleList:
     Raises:
         BackboneError: there are fewer.
     """
-    lists = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList)]
+    lists = [m for m in _decoder(model).modules() if isinstance(m, torch.nn.ModuleList)]
     found = max(lists, key=_weights, default=torch.nn.ModuleList())
     if len(found) < least:
         raise BackboneError(
