@@ -11,7 +11,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from albat_core.backbones import open_backbone
 from albat_core.backbones.adapters import AdapterConfig
@@ -168,6 +174,24 @@ def test_answers_are_those_of_transformers_token_by_token(
     first, second = said.values()
     assert first != second  # the adapter has a say
     assert len({*first, *second}) > 4
+
+
+def test_questions_to_a_model_whose_state_takes_padding_in_are_not_padded(
+    tmp_path: Path, runtime: Runtime
+) -> None:
+    save_backbone(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}
+        RwkvForCausalLM(RwkvConfig(**size, bos_token_id=0, eos_token_id=1)).save_pretrained(
+            tmp_path
+        )
+    config = BackboneConfig(path=str(tmp_path), max_length=64, dtype="float32")
+    with open_backbone(config, runtime) as backbone:
+        questions = backbone.questions(ROWS)
+        together = backbone.answer(questions, GREEDY, [0] * len(questions))
+        assert together == [backbone.answer([q], GREEDY, [0])[0] for q in questions]
+    assert len({answer.text for answer in together}) > 1
 
 
 def test_an_answer_begins_where_the_loss_begins(llama: BackboneConfig) -> None:

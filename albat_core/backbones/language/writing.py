@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -65,8 +66,9 @@ def write_answers(
     """Write an answer to each question, up to the end of the model's text or the chat's turn.
 
     Questions are padded on the left, where causal attention is told not to look; only those for
-    which ``max_length`` leaves less room than the others have are written to apart; where it leaves
-    none, the answer is empty and has not ended.
+    which ``max_length`` leaves less room than the others have are written to apart, and of models
+    whose state takes padding in (RWKV, xLSTM) those of another length; where there is no room, the
+    answer is empty and has not ended.
 
     Args:
         model: of transformers, a causal language model.
@@ -79,11 +81,14 @@ def write_answers(
         an answer for each, in order.
     """
     ends = _ends(model, encoder) | {q.end for q in questions if q.end is not None}
-    alike: dict[int, list[int]] = defaultdict(list)
+    sees_padding = model._is_stateful and "position_ids" not in signature(model.forward).parameters
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, question in enumerate(questions):
-        alike[min(config.max_new_tokens, encoder.max_length - len(question.ids))].append(place)
+        length = len(question.ids)
+        count = min(config.max_new_tokens, encoder.max_length - length)
+        alike[count, length if sees_padding else 0].append(place)
     made: dict[int, Answer] = {}
-    for count, places in alike.items():
+    for (count, _), places in alike.items():
         if count <= 0:  # a question that fills max_length
             made |= dict.fromkeys(places, Answer("", ended=False))
             continue
