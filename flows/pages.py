@@ -47,7 +47,7 @@ def publish_run(chain: Chain, places: Mapping[str, str]) -> None:
     """
     config = chain.config
     content = read_results(ArtifactStore(config.runtime.root), chain.report)
-    outcome = [content.headline, caution(content.arms), content.verdict]
+    outcome = [content.headline, caution(content.arms, content.pixel_errors), content.verdict]
     compared = results(content.arms, content.unit)
     if content.pixel_errors:
         compared += f"\n\n{pixel_table(content.pixel_errors)}"

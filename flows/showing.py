@@ -60,7 +60,7 @@ def show_results(results: ReportContent) -> None:
     if results.pixel_errors:
         _show_pixel_errors(results.pixel_errors)
     console.print(Panel(escape(results.headline), border_style="cyan", expand=False))
-    if few := caution(results.arms):
+    if few := caution(results.arms, results.pixel_errors):
         console.print(f"[yellow]{escape(few)}[/]")
 
 

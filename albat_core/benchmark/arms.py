@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from albat_core.benchmark.config import EfficacyConfig, Situation
 from albat_core.progress import track
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA, UNTOUCHED
+from albat_core.records.scores import PART_STAGE
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.scorers import SCORERS
 from albat_core.scorers.random import Random
+from albat_core.stages.estimate import GRADIENTS_STAGE
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore
 from albat_core.training.config import FinetuneConfig, penalty_weight
 
@@ -24,6 +26,8 @@ LABELS = {
     ALBAT: "ALBAT",
     ALL_DATA: "all of the adaptation data",
 }
+
+_PARTS = (PART_STAGE, GRADIENTS_STAGE)  # what joins them counts their passes as its own
 
 ARMS, TASKS = "arms", "tasks and seeds"
 """What progress is counted in: within a task with a seed, and of all of them."""
@@ -224,18 +228,21 @@ def longer(training: FinetuneConfig, times: float) -> dict[str, float]:
     return {"epochs": training.epochs * times}
 
 
-def compute_of(chain: Chain, store: ArtifactStore) -> tuple[int, float]:
-    """Return the passes and the seconds of all that a chain has asked for."""
-    manifests = [store.manifest(ref) for stage in chain.stages for ref in stage.refs]
+def compute_of(store: ArtifactStore, *chains: Chain) -> tuple[int, float]:
+    """Return the passes and the seconds of all that chains have asked for, each thing once."""
+    refs = dict.fromkeys(ref for chain in chains for stage in chain.stages for ref in stage.refs)
+    manifests = {ref: store.manifest(ref) for ref in refs}
     return (
-        sum(int(m.facts.get("passes", 0)) for m in manifests),
-        sum(m.seconds for m in manifests),
+        sum(
+            int(m.facts.get("passes", 0)) for ref, m in manifests.items() if ref.stage not in _PARTS
+        ),
+        sum(m.seconds for m in manifests.values()),
     )
 
 
 def _result(situation: str, arm: str, chain: Chain, role: str, store: ArtifactStore) -> ArmResult:
     adapter = chain.arms.adapter(role)
-    passes, seconds = compute_of(chain, store)
+    passes, seconds = compute_of(store, chain)
     facts = store.manifest(adapter).facts if adapter else {}
     training = chain.config.finetune
     return ArmResult(

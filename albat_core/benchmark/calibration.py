@@ -102,12 +102,12 @@ def calibrate(situation: Situation, sizes: Sequence[float], seed: int) -> list[C
 
     Args:
         situation: the task.
-        sizes: over the task's own ``split.use``.
+        sizes: over the task's own ``split.use``; it is below 1 with each.
         seed: that replaces the run's.
     """
     task = situation.run
     store = ArtifactStore(task.runtime.root)
-    uses = sorted({min(task.split.use * size, 1.0) for size in sizes})
+    uses = sorted({task.split.use * size for size in sizes})
     further = [uses[-1] * 2**n for n in range(1, _FURTHER + 1)]
     curve = [*uses, *(use for use in further if use < 1)]
     if curve[-1] < 1 <= further[-1]:
@@ -158,7 +158,7 @@ def _case(
         measured=drawn_interval(np.array(worth)),
         most=float(shares[-1] / shares[0]),
         gain=drawn_interval(losses[0] - losses[1]),
-        seconds=compute_of(ran, store)[1],
+        seconds=compute_of(store, ran, tried)[1],
     )
 
 
@@ -172,7 +172,7 @@ def _said(chain: Chain, store: ArtifactStore) -> Said:
         multiplier_interval=tuple(facts["multiplier_interval"]),
         ended_early=facts["ended_early"],
         ratio=facts["target_variance"] / max(against, 1e-12),
-        seconds=compute_of(chain, store)[1],
+        seconds=compute_of(store, chain)[1],
     )
 
 

@@ -1,8 +1,8 @@
 """What the efficacy benchmark compares, on which tasks."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from albat_core.runs.config import RunConfig
 from albat_core.scorers import AnyScorer
@@ -57,6 +57,17 @@ class EfficacyConfig(StageConfig):
             raise ValueError(f"each scorer once, and random is there anyway: {', '.join(again)}")
         return value
 
+    @model_validator(mode="after")
+    def _more_than_is_used(self) -> Self:
+        for task in self.situations:
+            if self.shares and min(self.shares) <= (use := task.run.split.use):
+                raise ValueError(
+                    f"shares: expected shares above split.use, got {min(self.shares):g} where "
+                    f"{task.name} has {use:g}: the curve begins with what the arms have; set "
+                    "split.use below it, to 0.1 for instance"
+                )
+        return self
+
 
 class CalibrationConfig(StageConfig):
     """On which tasks, seeds and sizes what is said beforehand is held against what it was worth."""
@@ -71,3 +82,15 @@ class CalibrationConfig(StageConfig):
     """Sizes of the adaptation set, over the task's own `split.use`."""
     parallel: int = Field(2, ge=1)
     """Tasks and seeds that run at once, each in a process of its own."""
+
+    @model_validator(mode="after")
+    def _more_is_left(self) -> Self:
+        for task in self.situations:
+            if (used := max(self.sizes) * task.run.split.use) >= 1:
+                raise ValueError(
+                    f"sizes: expected sizes that leave documents to compare with, got "
+                    f"{max(self.sizes):g} where {task.name} has split.use "
+                    f"{task.run.split.use:g}, {used:g} in all; set split.use lower, to 0.1 for "
+                    "instance"
+                )
+        return self

@@ -15,6 +15,7 @@ from albat_core.backbones.base import (
 )
 from albat_core.backbones.batches import each_encoded
 from albat_core.errors import BackboneError
+from albat_core.measures.losses import refuse_not_finite
 from albat_core.progress import track
 from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
@@ -130,7 +131,11 @@ class AdapterGradients:
     def of(
         self, examples: Sequence[Example], label: str = "", transform: Transform | None = None
     ) -> Gradients:
-        """Return the gradients of examples, (n, k) float32, see ``example_gradients``."""
+        """Return the gradients of examples, (n, k) float32, see ``example_gradients``.
+
+        Raises:
+            BackboneError: one is not finite, or a layer's are not known.
+        """
         return self.of_encoded(self._backbone.encode(examples), label, transform)
 
     def of_encoded(
@@ -138,7 +143,7 @@ class AdapterGradients:
     ) -> Gradients:
         """Return the same of examples as the backbone encodes them."""
         self.passes += 3 * forward_units(self._backbone, encoded, self._noise)
-        return example_gradients(
+        found = example_gradients(
             self._backbone,
             encoded,
             self._batch_tokens,
@@ -147,6 +152,10 @@ class AdapterGradients:
             transform,
             label,
         )
+        names = [one.example_id for one in encoded]
+        remedy = "lower surrogate.learning_rate, or set backbone.dtype to float32"
+        refuse_not_finite(found.sum(axis=1, dtype=np.float64), names, remedy, "gradients")
+        return found
 
 
 @contextmanager

@@ -71,18 +71,21 @@ def is_worse(totals: ArrayLike, best: ArrayLike, units: ArrayLike) -> bool:
     return bool(difference > 2 * error)
 
 
-def refuse_not_finite(losses: Floats, names: Sequence[str], remedy: str) -> None:
+def refuse_not_finite(
+    losses: Floats, names: Sequence[str], remedy: str, what: str = "losses"
+) -> None:
     """Raise a BackboneError that names the first example whose loss is NaN or infinite.
 
     Args:
         losses: (n,).
         names: of the examples.
         remedy: what to do about it.
+        what: they are.
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         raise BackboneError(
-            "expected finite losses, got NaN or infinity",
+            f"expected finite {what}, got NaN or infinity",
             where=f"example {names[int(bad[0])]}",
             remedy=remedy,
         )

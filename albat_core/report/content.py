@@ -32,6 +32,8 @@ class Metric(_Part):
     """This arm's mean less adaptation-only's, paired by document; > 0 is better."""
     task: str | None = None
     """Of lm-eval, whose rows are its documents; None: of held-out prompts."""
+    documents: int | None = None
+    """Held-out documents, or rows of the task, that were answered; None: not told."""
 
 
 class Arm(_Part):
@@ -222,6 +224,8 @@ class PixelError(_Part):
     """Error with random corpus rows minus this arm's, paired by document; > 0 is better."""
     pictures: int
     """Held-out pictures that were drawn."""
+    documents: int | None = None
+    """That they are of; None: not told."""
 
 
 class Selection(_Part):

@@ -208,7 +208,16 @@ def _metrics(
                 pair = [totals, sums[ADAPTATION_ONLY][0]]
                 gain = _interval(bootstrap_interval(pair, answered, seed))
             title = metric_title(name)
-            found[arm].append(Metric(name=name, title=title, value=value, gain=gain, task=task))
+            found[arm].append(
+                Metric(
+                    name=name,
+                    title=title,
+                    value=value,
+                    gain=gain,
+                    task=task,
+                    documents=int((answered > 0).sum()),
+                )
+            )
     return {arm: tuple(its) for arm, its in found.items()}
 
 
@@ -236,6 +245,7 @@ def pixel_errors(store: ArtifactStore, runs: Sequence[ArmRun], seed: int) -> lis
                 gain=gains.get(ADAPTATION_ONLY),
                 over_random=gains.get(RANDOM),
                 pictures=store.manifest(drawn[arm.name]).rows,
+                documents=len(units),
             )
         )
     return found

@@ -44,6 +44,9 @@ def verdict(facts: Mapping[str, Any]) -> str:
         )
     worth = f"{_times(multiplier)} times your data (95% interval {_times(least)} to {_times(most)})"
     mixed = f"with alpha = {alpha:.2f} (95% interval {low:.2f} to {high:.2f})"
+    if facts["alpha_estimate"] > alpha:
+        best = f"the best is {facts['alpha_estimate']:.2f}, 95% interval {low:.2f} to {high:.2f}"
+        mixed = f"with alpha = {alpha:.2f}, the most that is mixed ({best})"
     if said == "likely":
         return f"Likely to pay: worth {worth}, mixed {mixed}."
     if facts["ended_early"]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from albat_core.report.content import NATS, Arm, Changes, Interval
+from albat_core.report.content import NATS, Arm, Changes, Interval, PixelError
 
 NOTHING = "–"
 
@@ -89,7 +89,7 @@ def rounded(value: float | None) -> str:
     if abs(value) >= 1e7:
         power = math.floor(math.log10(abs(value)))
         return f"{fixed(value / 10.0**power, 1)}e{power}"
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return fixed(value, 0)
     return f"{value:#.3g}".rstrip(".").replace("-", "−")  # 12.0, not 12
 
@@ -159,11 +159,16 @@ def pace(label: str, done: int, total: int, unit: str, seconds: float) -> str:
     return f"{words}, {rounded(done / seconds)} a second, {left} left"
 
 
-def caution(arms: Sequence[Arm]) -> str | None:
-    """Return a warning where too few documents are held out for intervals to be relied on."""
+def caution(arms: Sequence[Arm], drawn: Sequence[PixelError] = ()) -> str | None:
+    """Return a warning where too few documents are held out for intervals to be relied on.
+
+    Args:
+        arms: what is shown of them.
+        drawn: their errors in held-out pictures.
+    """
     documents = min((arm.documents for arm in arms), default=_FEW_DOCUMENTS)
     if documents >= _FEW_DOCUMENTS:
-        return None
+        return _caution_of_few(arms, drawn)
     if documents == 1:
         held_out = "1 document is held out, so no interval can say how sure these numbers are"
     else:
@@ -175,6 +180,23 @@ def caution(arms: Sequence[Arm]) -> str | None:
         f"Caution: {held_out}. Hold out {_FEW_DOCUMENTS} or more (split.test, heldout) before "
         "relying on a difference."
     )
+
+
+def _caution_of_few(arms: Sequence[Arm], drawn: Sequence[PixelError]) -> str | None:
+    """Return the same where only answers or drawings are of few of the held-out documents."""
+    answered = [m.documents for arm in arms for m in arm.metrics if m.documents is not None]
+    shown = [each.documents for each in drawn if each.documents is not None]
+    for what, counts, remedy in (
+        ("answers", answered, "prompts in them, evaluation.answers, evaluation.task_limit"),
+        ("drawings", shown, "samples.heldout"),
+    ):
+        if counts and (least := min(counts)) < _FEW_DOCUMENTS:
+            documents = "1 held-out document" if least == 1 else f"{least} held-out documents"
+            return (
+                f"Caution: {what} are of {documents} only, and their intervals are mostly too "
+                f"narrow. Have {_FEW_DOCUMENTS} or more ({remedy}) before relying on a difference."
+            )
+    return None
 
 
 def decision(changes: Changes) -> str:

@@ -161,6 +161,7 @@ class Chain:
         folds = self.folds if c.estimate.at == "surrogates" else []
         known = earlier.estimate if earlier and folds and folds == list(earlier.folds) else None
         chose = self._chose
+        looked_at = [surrogate for _, surrogate in folds[:1]] if chose else []
         folds = folds[1:] if chose else folds  # what the run's own surrogate has not seen chose
         rows = (self.selection, inputs.trained_on())
         encodings = [*inputs.own_encodings, *inputs.corpus_encodings]
@@ -179,6 +180,7 @@ class Chain:
             earlier=known,
             gradients=gradients_by_fold(self._steps, c, *rows, folds, encodings, known, chose),
             chose=chose,
+            looked_at=looked_at,
         )
 
     @property

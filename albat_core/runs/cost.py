@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from albat_core.backbones import open_backbone, open_splitter, precomputes
+from albat_core.backbones import kind_of, open_backbone, open_splitter, precomputes
 from albat_core.backbones.base import FixedNoise
 from albat_core.records.examples import Example
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA
 from albat_core.runs.config import RunConfig
 from albat_core.runs.probe import Probe, Rate
 from albat_core.sources.counting import Extent, extent_of
-from albat_core.training.config import FinetuneConfig, in_steps
+from albat_core.training.config import FinetuneConfig, in_steps, penalty_weight
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ def _surrogates(
 ) -> StageCost:
     its = in_steps(config.surrogate, round(rows.own))
     step = probe.step(its, alpha=0.0, rows=rows.own)
-    seconds = count * its.steps * step.seconds + _looks(its, rows, config, probe, forward)
+    seconds = count * its.steps * step.seconds
+    seconds += _looks(its, its.steps, rows.own, config, probe, forward)
     return StageCost(name, f"{count} times {its.steps} steps", seconds, step.bytes)
 
 
@@ -179,9 +180,13 @@ def _scores(
     """Return the costs of scoring candidates, where a model does that."""
     scorer = config.scoring.scorer
     if scorer.by_losses:
-        seconds = 2 * candidates * rows.corpus_units * forward.seconds
-        seconds *= probe.levels(FixedNoise())
-        return [StageCost(name, _counted(candidates, "candidates"), seconds, forward.bytes)]
+        wanted = config.scoring.noise_levels
+        levels = probe.levels(FixedNoise() if wanted == "auto" else FixedNoise(wanted))
+        seconds = 2 * candidates * rows.corpus_units * forward.seconds * levels
+        told = _counted(candidates, "candidates")
+        if levels > 1:  # so many where `auto` has to find out
+            told += f", {levels} noise levels"
+        return [StageCost(name, told, seconds, forward.bytes)]
     if scorer.by_gradients:
         times = max(scorer.surrogate_checkpoints, 1)
         units = candidates * rows.corpus_units + rows.own * rows.own_units
@@ -196,7 +201,10 @@ def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
     probe.attach(training)
     forward = probe.forward(config.evaluation.batch_tokens)
     length = in_steps(training, round(rows.own))
-    alone, mixed = (probe.step(length, alpha=alpha, rows=rows.own) for alpha in (0.0, 0.5))
+    alpha = config.mixture.alpha
+    most = kind_of(config.backbone).highest_alpha if alpha == "auto" else alpha
+    alone, mixed = (probe.step(length, alpha=each, rows=rows.own) for each in (0.0, most))
+    mixed = max(alone, mixed, key=lambda rate: rate.seconds)  # whichever rows are longer
     arms = {*config.baselines, ALBAT}
     if training.stretch > 1 or config.mixture.fall_back:
         arms.add(ADAPTATION_ONLY)
@@ -209,7 +217,10 @@ def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
         if arm not in (ADAPTATION_ONLY, ALL_DATA):
             longest, rate = its.steps * training.stretch, mixed
         steps += trainings * longest
-        seconds += trainings * longest * rate.seconds + _looks(its, rows, config, probe, forward)
+        seconds += trainings * longest * rate.seconds
+        seconds += _looks(its, longest, free, config, probe, forward)
+        if penalty_weight(its, config.backbone):  # adaptation rows, once without the adapter
+            seconds += trainings * free * rows.own_units * forward.seconds
     told = f"{trainings * len(arms)} trainings, {_counted(steps, 'steps')}"
     memory = max(alone.bytes, mixed.bytes)
     names = 1 + len({*config.baselines, ALBAT})
@@ -227,12 +238,27 @@ def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
 
 
 def _looks(
-    training: FinetuneConfig, rows: _Rows, config: RunConfig, probe: Probe, forward: Rate
+    training: FinetuneConfig,
+    steps: float,
+    own: float,
+    config: RunConfig,
+    probe: Probe,
+    forward: Rate,
 ) -> float:
-    """Return the seconds that a training spends on validation rows."""
-    looks = training.steps / training.evaluate_every + 1
+    """Return the seconds that a training spends on validation rows.
+
+    Args:
+        training: its settings.
+        steps: that it takes.
+        own: rows that it trains and validates on.
+        config: of the run.
+        probe: of its backbone.
+        forward: what a unit's loss takes.
+    """
+    looks = steps / training.evaluate_every + 1
     levels = probe.levels(FixedNoise(training.noise_levels))
-    return looks * rows.own / config.split.folds * rows.own_units * levels * forward.seconds
+    rows = own / config.split.folds
+    return looks * rows * probe.mean_units(probe.own) * levels * forward.seconds
 
 
 def _counted(count: float, what: str) -> str:

@@ -151,7 +151,7 @@ def _worth(entry: Entry, content: ReportContent | None) -> str:
     """Return verdict and results, where it was evaluated."""
     if content is None:
         return "## Results\n\nNot evaluated."
-    said = [content.headline, caution(content.arms), content.verdict]
+    said = [content.headline, caution(content.arms, content.pixel_errors), content.verdict]
     made = f"Made on {entry.created[:10]} by [albat]({_PAPER}), as `{entry.name}`."
     table = results(content.arms, content.unit)
     return "\n\n".join(["## Results", *filter(None, said), table, made])

@@ -15,6 +15,7 @@ from albat_core.backbones import backbone_identity, kind_of, open_backbone
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig
+from albat_core.measures.known_gradients import LABEL, KnownGradients
 from albat_core.measures.theory import Estimate, Floats, FoldGradients, estimate_terms
 from albat_core.measures.weights import effective_sample_size
 from albat_core.records.adapters import ended_early
@@ -29,7 +30,6 @@ from albat_core.records.splits import (
     read_role,
     role_digest,
 )
-from albat_core.records.tables import read_table, write_table
 from albat_core.seeding import derive_seed, numpy_generator
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
@@ -46,10 +46,7 @@ LEAST = 0.02
 _PARTS = 8  # of the documents, where gradients are those of a new adapter
 _LABEL = "gradients"
 GRADIENTS_STAGE = "gradients"
-GRADIENTS = "gradients.parquet"
-
-Gradient = NDArray[np.float32]
-"""Of one example, (k,)."""
+_TAKEN = {"at", "dimension", "noise_levels"}  # settings by which gradients are taken
 
 
 class EstimateConfig(StageConfig):
@@ -96,6 +93,7 @@ def estimate_worth(
     earlier: ArtifactRef | None = None,
     gradients: Sequence[ArtifactRef] = (),
     chose: ArtifactRef | None = None,
+    looked_at: Sequence[ArtifactRef] = (),
 ) -> ArtifactRef:
     """Compute alpha* and what the selection is worth, from gradients.
 
@@ -115,6 +113,7 @@ def estimate_worth(
         gradients: what ``take_gradients`` found at each fold; none: they are taken here.
         chose: a split whose validation documents the rows were selected by: what these say of them
             is no news, and they are not held out. None: there are none.
+        looked_at: surrogates whose trainings were looked at too, and tell whether steps suffice.
     """
     from albat_core.measures.gradients import AdapterGradients
 
@@ -129,7 +128,8 @@ def estimate_worth(
         passes = sum(store.manifest(ref).facts["passes"] for ref in gradients)
         trained = [read_role(store, split, TRAIN) for split, _ in folds]
         if folds:
-            known = KnownGradients(store, gradients or ([earlier] if earlier else []), config)
+            how = config.model_dump(include=_TAKEN)
+            known = KnownGradients(store, gradients or ([earlier] if earlier else []), how)
             will_train = store.manifest(adaptation).facts[TRAIN]["rows"]
             more_rows = will_train / np.mean([len(seen) for seen in trained])
         if gradients:
@@ -162,7 +162,8 @@ def estimate_worth(
             highest=highest,
             doubt=DOUBT[config.at],
         )
-        early = [ended_early(store.manifest(surrogate).facts) for _, surrogate in folds]
+        surrogates = [*looked_at, *(surrogate for _, surrogate in folds)]
+        early = [ended_early(store.manifest(surrogate).facts) for surrogate in surrogates]
         facts = _facts(estimate, highest) | {"ended_early": any(early)}
         return Built(rows=len(rows), facts=facts | {"passes": passes})
 
@@ -178,6 +179,7 @@ def estimate_worth(
             "backbone": backbone_identity(backbone_config, runtime),
         }
         | ({"earlier": earlier.key} if earlier else {})
+        | ({"looked_at": [ref.key for ref in looked_at]} if looked_at else {})
         | ({"chose": role_digest(store, chose, VALIDATION)} if chose else {}),
         build,
     )
@@ -219,7 +221,9 @@ def take_gradients(
     def build(folder: Path) -> Built:
         table = read_selection(store, selection)
         rows = _drawn_rows(store, table, table["weight"].to_numpy(), config.rows, seed)
-        known = KnownGradients(store, [earlier] if earlier else [], config)
+        known = KnownGradients(
+            store, [earlier] if earlier else [], config.model_dump(include=_TAKEN)
+        )
         with (
             open_backbone(backbone_config, runtime, Encodings(store, encodings)) as backbone,
             adapted(backbone, store.folder(surrogate)),
@@ -246,68 +250,6 @@ def take_gradients(
         | ({"chose": role_digest(store, chose, VALIDATION)} if chose else {}),
         build,
     )
-
-
-class KnownGradients:
-    """Gradients by adapter and example, those of earlier artifacts to begin with.
-
-    Args:
-        store: where those are.
-        earlier: estimates, or gradients at folds.
-        config: of the new estimate; gradients taken otherwise are not of use.
-    """
-
-    def __init__(
-        self, store: ArtifactStore, earlier: Sequence[ArtifactRef], config: EstimateConfig
-    ) -> None:
-        self._dimension = config.dimension
-        self._earlier: dict[tuple[str, str], Gradient] = {}
-        self._used: dict[tuple[str, str], Gradient] = {}
-        for ref in earlier:
-            taken = store.manifest(ref).config
-            if any(
-                taken[name] != getattr(config, name) for name in ("at", "dimension", "noise_levels")
-            ):
-                continue
-            table = read_table(store.folder(ref) / GRADIENTS)
-            values = table["gradient"].combine_chunks().flatten().to_numpy()
-            names = zip(table["adapter"].to_pylist(), table["example"].to_pylist(), strict=True)
-            self._earlier |= dict(zip(names, values.reshape(-1, self._dimension), strict=True))
-
-    def at(
-        self, adapter: str, gradients: AdapterGradients | None = None
-    ) -> Callable[[Sequence[Example]], Floats]:
-        """Return what gives the gradients of examples, (n, k), at an adapter.
-
-        Args:
-            adapter: its key.
-            gradients: takes those that are not known, at the adapter that is attached; None: all
-                are known.
-        """
-
-        def of(examples: Sequence[Example]) -> Floats:
-            names = [(adapter, example.digest()) for example in examples]
-            there = self._earlier | self._used
-            new = {n: e for n, e in zip(names, examples, strict=True) if n not in there}
-            if new:
-                assert gradients is not None  # all are known, where there is nothing to take them
-                there |= dict(zip(new, gradients.of(list(new.values()), _LABEL), strict=True))
-            self._used |= {name: there[name] for name in names}
-            return np.array([there[name] for name in names], dtype=np.float64)
-
-        return of
-
-    def write(self, folder: Path) -> None:
-        """Write those that were asked for."""
-        values = np.concatenate([np.zeros(0, np.float32), *self._used.values()])
-        table = pa.table(
-            {
-                "adapter": [adapter for adapter, _ in self._used],
-                "example": [example for _, example in self._used],
-                "gradient": pa.FixedSizeListArray.from_arrays(values, self._dimension),
-            }
-        )
-        write_table(table, folder / GRADIENTS)
 
 
 def _own_rows(
@@ -340,7 +282,7 @@ def _at_start(
     gradients: AdapterGradients, own: Sequence[Example], rows: Sequence[Example], seed: int
 ) -> list[FoldGradients]:
     """Return gradients at the attached adapter, with each part of the documents held out."""
-    found = gradients.of([*own, *rows], _LABEL).astype(np.float64)
+    found = gradients.of([*own, *rows], LABEL).astype(np.float64)
     target, corpus = found[: len(own)], found[len(own) :]
     documents = np.array([e.document for e in own])
     names = numpy_generator(seed, "folds").permutation(np.unique(documents))

@@ -17,7 +17,7 @@ from albat_core.trackers import Tracking, followed_by
 from albat_core.trackers.base import Results, Row
 
 STAGE = "report"
-STAGE_VERSION = 9
+STAGE_VERSION = 10
 PAGE, RESULTS = "report.html", "results.json"
 EARLIER = "reports"
 """Folder of the output in which the report of each adapter stays: its day, and its key's start."""

@@ -220,6 +220,11 @@ def test_the_verdict_in_words() -> None:
         "ended, so more steps come first. For a training that is done: worth 3.1 times your data "
         "(95% interval 2.2 to over 100), mixed with alpha = 0.52 (95% interval 0.41 to 0.60)."
     )
+    most = FACTS | {"alpha": 0.9, "alpha_estimate": 0.97, "alpha_interval": [0.94, 1.0]}
+    assert verdict(most) == (
+        "Likely to pay: worth 3.1 times your data (95% interval 2.2 to over 100), mixed with "
+        "alpha = 0.90, the most that is mixed (the best is 0.97, 95% interval 0.94 to 1.00)."
+    )
     nothing = FACTS | {"alpha": 0.0, "alpha_estimate": 0.02, "alpha_interval": [0.0, 0.08]}
     assert verdict(nothing) == (
         "Unlikely to pay, do not mix: the best alpha is 0.02 (95% interval 0.00 to 0.08)."

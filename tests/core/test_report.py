@@ -30,7 +30,9 @@ from albat_core.report.content import (
     CurvePoint,
     InputCount,
     Interval,
+    Metric,
     NoiseLevels,
+    PixelError,
     RankAgreement,
     ReportContent,
     Sample,
@@ -788,6 +790,21 @@ def test_few_held_out_documents_are_cautioned_about(
     assert (f"Caution: {told}" in words) if told else ("Caution" not in words)
 
 
+@pytest.mark.parametrize(("documents", "told"), [(1, "1 held-out document"), (9, "9"), (10, "")])
+def test_few_that_were_answered_or_drawn_are_cautioned_about(documents: int, told: str) -> None:
+    even = Interval(value=0.4, low=0.4, high=0.4)
+    metric = Metric(name="rouge_l", title="ROUGE-L", value=even, documents=documents)
+    drawn = PixelError(name="albat", label="ALBAT", error=even, pictures=40, documents=documents)
+    arms = tuple(arm.model_copy(update={"metrics": (metric,)}) for arm in sample().arms)
+    for what, words in (
+        ("answers are of", wording.caution(arms)),
+        ("drawings are of", wording.caution(sample().arms, [drawn])),
+    ):
+        assert (f"{what} {told}" in words) if words else not told
+    shown = text_of(page.render(sample(pixel_errors=(drawn,))))
+    assert ("drawings are of" in shown) == bool(told)
+
+
 def test_arms_are_compared_with_random_rows_by_document(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path))
     units = [10, 30, 20]
@@ -881,6 +898,7 @@ def test_numbers_in_words() -> None:
         wording.rounded: {
             12.4286: "12.4",
             12.02: "12.0",
+            999.7: "1,000",
             500.2: "500",
             1234.6: "1,235",
             3.2e9: "3.2e9",

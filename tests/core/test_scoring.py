@@ -105,6 +105,16 @@ def test_what_a_block_measured_is_known_whatever_would_score_beside(
     assert alone == beside
 
 
+def test_steps_that_did_not_suffice_are_told_where_validation_rows_choose(
+    run_config: RunConfig,
+) -> None:
+    """The run's own surrogate is no fold there: what it has not seen chose the rows."""
+    auto = run_config.mixture.model_copy(update={"alpha": "auto"})
+    chain = scored_by(run_config, "gradient", mixture=auto)
+    assert chain.facts(chain.surrogate)["best_step"] == chain.config.surrogate.steps
+    assert chain.facts(chain.estimate)["ended_early"]
+
+
 def test_nearest_scores_by_similarity(
     chain: Chain, store: ArtifactStore, run_config: RunConfig
 ) -> None:

@@ -14,6 +14,7 @@ from albat_core.errors import ConfigError
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT
 from albat_core.report.content import Interval
 from albat_core.runs.chain import Chain
+from albat_core.runs.config import RunConfig
 from albat_core.store.artifacts import ArtifactStore
 from flows.config import load_calibration
 from tests.toys import write_run
@@ -29,6 +30,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CalibrationConfig:
     path.write_text(yaml.safe_dump(run, sort_keys=False))
     settings = {"seeds": [0], "sizes": [0.5, 1.0], "parallel": 1}
     return load_calibration([str(path)], settings)
+
+
+def trained(store: ArtifactStore, run: RunConfig, use: float, alpha: float) -> float:
+    """The seconds of both of a run's arms."""
+    chain = Chain(with_settings(run, split={"use": use}, mixture={"alpha": alpha}))
+    adapters = (chain.arms.adapter(arm) for arm in (ADAPTATION_ONLY, ALBAT))
+    return sum(store.manifest(ref).seconds for ref in adapters if ref is not None)
 
 
 @pytest.mark.slow
@@ -56,6 +64,7 @@ def test_a_case_holds_what_was_said_against_what_was_measured(config: Calibratio
         assert case.alpha == (case.computed.alpha or 0.25)
         assert case.beforehand.seconds > 0
         assert case.seconds > case.computed.seconds > 0
+        assert case.seconds > trained(store, run, shares[place], case.alpha)
     chain = Chain(with_settings(run, split={"use": 0.3}))
     facts = store.manifest(chain.estimate).facts
     assert cases[0].computed.multiplier == facts["multiplier"]
@@ -115,12 +124,22 @@ def test_what_held_is_counted() -> None:
     assert "over that of the run: 0.25" in told
 
 
-def test_tasks_have_names_of_their_own(tmp_path: Path) -> None:
+def test_sizes_leave_documents_to_compare_with(tmp_path: Path) -> None:
+    """Where all are used, the curve would be one point, and any loss worth once the data."""
     path = str(write_run(tmp_path))
+    with pytest.raises(ConfigError, match=r"got 2 where toy has split.use 1, 2 in all"):
+        load_calibration([path], {})
+    with pytest.raises(ConfigError, match=r"got 1 where toy"):
+        load_calibration([path], {"sizes": [0.5, 1.0]})
+
+
+def test_tasks_have_names_of_their_own(tmp_path: Path) -> None:
+    path, half = str(write_run(tmp_path)), {"sizes": [0.5]}
     with pytest.raises(ConfigError, match="several times"):
-        load_calibration([path, path], {})
+        load_calibration([path, path], half)
     with pytest.raises(ConfigError, match=r"names of tasks \(toy\), got other"):
-        load_calibration([path], {}, None, ["other"])
-    assert [each.name for each in load_calibration([path], {}, None, ["toy"]).situations] == ["toy"]
+        load_calibration([path], half, None, ["other"])
+    found = load_calibration([path], half, None, ["toy"])
+    assert [each.name for each in found.situations] == ["toy"]
     with pytest.raises(ConfigError, match="sizes"):
         load_calibration([path], {"sizes": [0]})

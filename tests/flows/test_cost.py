@@ -88,6 +88,7 @@ def test_the_stages_of_a_run_are_counted_as_they_will_be(tmp_path: Path, kind: s
     assert costs["train surrogates"].of == f"{folds} times {config.surrogate.steps} steps"
     assert ("compute inputs" in costs) == (kind == "pictures")
     assert ("score" in costs) == config.scoring.scorer.by_losses
+    assert costs["score"].of.endswith("8 noise levels" if kind == "pictures" else "candidates")
     *others, total = costs.values()
     assert total.name == "in all"
     assert total.seconds == pytest.approx(sum(each.seconds or 0 for each in others))
@@ -159,6 +160,53 @@ def test_more_rows_and_steps_cost_more(tmp_path: Path) -> None:
     assert before["fine-tune"] == "6 trainings, 72 steps"
     assert after["fine-tune"] == "1 trainings, 120 steps"
     assert after["embed"] == before["embed"]
+
+
+class Second:
+    """A probe that finds that all takes a second: a step, and a loss of a row."""
+
+    own: tuple[()] = ()
+
+    def attach(self, _training: object) -> None:
+        pass
+
+    def forward(self, _budget: int) -> probe.Rate:
+        return probe.Rate(1.0, 1)
+
+    def step(self, _training: object, **_mixture: float) -> probe.Rate:
+        return probe.Rate(1.0, 1)
+
+    def mean_units(self, _rows: object) -> float:
+        return 1.0
+
+    def levels(self, _noise: object) -> int:
+        return 1
+
+
+def test_longer_arms_their_looks_and_the_penalty_are_counted(tmp_path: Path) -> None:
+    training = {"steps": 40, "evaluate_every": 10, "stretch": 3, "penalty": 0.1}
+    path = write_run(
+        tmp_path, finetune=training, baselines=["all_data"], split={"folds": 5, "use": 0.5}
+    )
+    rows = cost._Rows(0, own=100, all_own=1000, heldout=10, corpus_units=1, own_units=1)
+    told, *_ = cost._arms(load_config(str(path)), rows, Second())  # type: ignore[arg-type]
+    looks, noted = 100 / 5, 100  # of a look, and of the untouched backbone
+    alone = 2 * 40 + (4 + 1) * looks + 2 * noted
+    mixed = 2 * 120 + (12 + 1) * looks + 2 * noted
+    everything = 2 * 40 + (4 + 1) * 10 * looks + 2 * 10 * noted
+    assert told.seconds == pytest.approx(alone + mixed + everything)
+
+
+def test_noise_levels_are_counted_as_configured(tmp_path: Path) -> None:
+    def seconds(name: str, **changes: object) -> float:
+        config = load_config(str(rewrite(path, changes)))
+        return next(
+            each.seconds or 0.0 for each in cost.expected_costs(config) if each.name == name
+        )
+
+    path = write_image_run(tmp_path)
+    few, many = (seconds("score", scoring={"noise_levels": levels}) for levels in (1, 64))
+    assert many > 20 * few
 
 
 def test_what_is_passed_over_by_its_words_is_not_embedded(tmp_path: Path) -> None:

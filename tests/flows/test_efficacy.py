@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import unwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from albat_core.benchmark.arms import (
     LABELS,
     ArmResult,
+    compute_of,
     longer,
     lowest,
     measure_situation,
@@ -31,12 +34,13 @@ from albat_core.benchmark.table import (
 )
 from albat_core.errors import ConfigError, InputError
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, UNTOUCHED
+from albat_core.records.scores import PART_STAGE
 from albat_core.records.splits import ROLES, TEST, TRAIN, UNUSED, read_role
 from albat_core.report.content import Interval
 from albat_core.runs.chain import Chain
 from albat_core.runs.steps import Pending
 from albat_core.seeding import numpy_generator
-from albat_core.store.artifacts import ArtifactStore
+from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.training.config import FinetuneConfig
 from bench.development import losses
 from flows.checks import check_file
@@ -153,6 +157,29 @@ def test_of_equal_losses_the_lower_rate_is_taken() -> None:
 def results(config: EfficacyConfig) -> list:
     first = measure_situation(config.situations[0], config, config.seeds[0])
     return first + measure_situation(config.situations[0], config, config.seeds[1], first)
+
+
+def test_compute_counts_each_thing_once(store: ArtifactStore) -> None:
+    def made(stage: str, passes: int, number: int = 0) -> ArtifactRef:
+        built = Built(rows=1, facts={"passes": passes})
+        return store.produce(stage, 1, {"number": number}, {}, lambda _folder: built)
+
+    parts = [made(PART_STAGE, 30, number) for number in (1, 2)]
+    surrogate, scores = made("adapter", 100), made("scores", 60)
+    gradients, estimate = made("gradients", 7), made("estimate", 7)
+    stages = [[surrogate], parts, [scores], [gradients], [estimate], [surrogate]]
+    chain: Any = SimpleNamespace(stages=[SimpleNamespace(refs=refs) for refs in stages])
+    passes, seconds = compute_of(store, chain, chain)
+    assert passes == 100 + 60 + 7
+    every = {*parts, surrogate, scores, gradients, estimate}
+    assert seconds == pytest.approx(sum(store.manifest(ref).seconds for ref in every))
+
+
+def test_the_curve_begins_with_what_the_arms_have(config: EfficacyConfig) -> None:
+    settings = config.model_dump(mode="json")
+    with pytest.raises(ValidationError, match=r"above split.use, got 0.5 where plants has 0.5"):
+        EfficacyConfig.model_validate(settings | {"shares": [0.5, 1.0]})
+    assert EfficacyConfig.model_validate(settings | {"shares": []}).shares == ()
 
 
 @pytest.mark.slow
