@@ -41,8 +41,8 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "gentle": {"adaptation": adaptation, "finetune": gentle, "surrogate": gentle},
     }
     path = folder / "benchmark.yaml"
-    benchmark = {"seeds": [0], "parallel": PARALLEL, "run": run, "situations": situations}
-    path.write_text(yaml.safe_dump(benchmark, sort_keys=False))
+    benchmark = {"seeds": [0], "shares": [], "parallel": PARALLEL, "run": run}
+    path.write_text(yaml.safe_dump(benchmark | {"situations": situations}, sort_keys=False))
     return path
 
 
