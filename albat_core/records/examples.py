@@ -98,13 +98,18 @@ def example_content(example: Example) -> str:
     return hashlib.sha256(example.image).hexdigest()
 
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which messages have what was thought."""
+
+
 def message_text(message: dict[str, Any]) -> str:
     """Return what a turn of a chat says: its reasoning, its content, its calls as JSON."""
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "".join(part["text"] for part in content)
     calls = message.get("tool_calls")
-    said = [message.get("reasoning_content"), content, calls and json.dumps(calls)]
+    thought = next((message[key] for key in REASONING if message.get(key)), None)
+    said = [thought, content, calls and json.dumps(calls)]
     return "\n".join(text for text in said if isinstance(text, str) and text)
 
 

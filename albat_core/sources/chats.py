@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from albat_core.errors import InputError
+from albat_core.records.examples import REASONING
 from albat_core.sources.formats.base import is_blank
 
 Message = dict[str, Any]
@@ -12,7 +13,7 @@ Message = dict[str, Any]
 ANSWERS = "assistant"
 """The role of what is learnt."""
 
-_SAYING = frozenset({"content", "tool_calls", "reasoning_content", "reasoning", "thinking"})
+_SAYING = frozenset({"content", "tool_calls", *REASONING})
 
 _UNLEARNT = {"loss": False, "train": False, "training": False, "masked": True}
 """What other programs' data says of answers that are not to be learnt: ms-swift's, axolotl's by its

@@ -90,6 +90,8 @@ class Look:
             said.append(f"of {looked}, some have an empty field: {_by_column(self.empty)}")
         if c["printed"]:
             said.append(f"of {looked}, {c['printed']} have a number as text")
+        if [*self.roles] == [ANSWERS]:
+            said.append(f"chats have turns of role {ANSWERS!r} alone: no question is read")
         return said + _named(self.names)
 
 

@@ -7,7 +7,7 @@ they had when they were looked for.
 import logging
 import tempfile
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from albat_core.errors import InputError, MissingDependencyError, TransientError
 
@@ -38,6 +38,8 @@ def data_files(path: str, subset: str | None, split: str | None) -> dict[str, st
             remedy="pip install 'albat[hub]', or name the files",
         ) from error
     name, _, revision = path.removeprefix(PREFIX).partition("@")
+    if Path(path).is_dir():  # whatever it is called
+        name, revision = str(Path(path).absolute()), ""
     before = get_verbosity()
     set_verbosity(logging.ERROR)
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from numbers import Number
+from uuid import UUID
 
 from albat_core.errors import InputError
 from albat_core.records.examples import Example
@@ -259,6 +260,8 @@ def label_of(row: Row, column: str, field: str, where: str) -> str:
         InputError: it is neither text nor a number, blank, or a rounded number.
     """
     value = row[column]
+    if isinstance(value, UUID):
+        value = str(value)
     if not isinstance(value, str | Number) or isinstance(value, bool) or says_nothing(value):
         found = "a blank" if isinstance(value, str) else "null" if value is None else repr(value)
         raise InputError(

@@ -19,7 +19,7 @@ from albat_core.records.tables import write_table
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 _OF_ANSWERS = {"metrics", "answers", "max_new_tokens", "temperature"}
 _OF_TASKS = {"tasks", "task_limit", "task_batch", "fewshot", "trust_remote_code"}
 """Settings that change no loss."""

@@ -33,7 +33,7 @@ from albat_core.trackers import UNTRACKED, Tracking, followed_by
 from albat_core.trackers.base import Log, Picture, log_looks, to_nobody
 from albat_core.training.config import FinetuneConfig, learning_rate, penalty_weight
 
-STAGE_VERSION = 9
+STAGE_VERSION = 10
 
 
 def finetune(

@@ -297,17 +297,30 @@ The rows keep the licence of where they come from.
 
 def _recipe(layouts: Sequence[str]) -> str:
     """Return how TRL trains on the mixture by its weights."""
+    learnt = 'lambda row: all(m.get("weight") != 0 for m in row["messages"])'
+    about = left = ""
+    plain = "args=SFTConfig(assistant_only_loss=True), " if layouts[0] == CHATS else ""
+    if CHATS in layouts:
+        about = """
+Of chats TRL learns what the assistant says where the chat template marks it with
+`{% generation %}`, or is one that TRL knows: others it refuses, until `processing_class` is a
+tokenizer whose `chat_template` has such marks. Rows with turns of `weight` 0 are left out below,
+as TRL would learn those turns.
+"""
     if len(layouts) == 1:
         only = ", assistant_only_loss=True" if CHATS in layouts else ""
         opened, imported = "folder", "load_dataset"
-        load = f"""rows = load_dataset(folder, split="train")
+        left = f"\nrows = rows.filter({learnt})" if CHATS in layouts else ""
+        load = f"""rows = load_dataset(folder, split="train"){left}
 args = SFTConfig(**settings{only})
 rows = SFTTrainer(model, args, train_dataset=rows).train_dataset"""
     else:
         opened, imported = f'folder, "{layouts[0]}"', "concatenate_datasets, load_dataset"
+        if CHATS in layouts:
+            left = f'\n    if name == "{CHATS}":\n        rows = rows.filter({learnt})'
         load = f'''parts = []
 for name in {json.dumps(layouts)}:  # rows of different columns: tokenized apart, trained together
-    rows = load_dataset(folder, name, split="train")
+    rows = load_dataset(folder, name, split="train"){left}
     args = SFTConfig(**settings, assistant_only_loss=name == "{CHATS}")
     parts.append(SFTTrainer(model, args, train_dataset=rows).train_dataset)
 rows = concatenate_datasets(
@@ -315,9 +328,9 @@ rows = concatenate_datasets(
 )'''
     return f"""
 It trains in [TRL](https://huggingface.co/docs/trl) as it is, without the weights:
-`SFTTrainer(model, train_dataset=load_dataset({opened}, split="train"))`. With them, rows are
-drawn as often as their weight says, and each counts by its mean loss:
-
+`SFTTrainer(model, {plain}train_dataset=load_dataset({opened}, split="train"))`. With them, rows
+are drawn as often as their weight says, and each counts by its mean loss:
+{about}
 ```python
 import numpy as np
 import torch

@@ -30,7 +30,7 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifa
 from albat_core.store.stage import Runtime, StageConfig
 
 STAGE = "shards"
-STAGE_VERSION = 9  # bump when equal inputs would give different output
+STAGE_VERSION = 10  # bump when equal inputs would give different output
 IDS_VERSION = 1  # the same, of hashes of ids
 
 _SKIPPED = ("null", "uncaptioned", "damaged", "filtered", "unfit")  # reasons

@@ -192,6 +192,16 @@ def test_a_split_is_what_datasets_says(dataset: Path) -> None:
     assert left_out(asked, files) == []
 
 
+def test_a_local_dataset_is_the_same_however_its_folder_is_written(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = dataset.rename(dataset.with_name("user@host"))
+    monkeypatch.chdir(named.parent)
+    for path in (str(named), "user@host"):
+        files = find_files(source(path, subset="plants", split="train"))
+        assert [file.names[0] for file in files] == ["data/plants-0.jsonl", "data/plants-1.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("asked", "said", "remedy"),
     [

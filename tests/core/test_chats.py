@@ -219,6 +219,66 @@ def test_loss_falls_where_trl_lets_it_fall(name: str, chat: str) -> None:
             assert found == (ids, mask)
 
 
+def called(number: int) -> list[dict[str, Any]]:
+    arguments = {"city": f"ARGUMENT{number}"}
+    return [CALL | {"function": {"name": "weather", "arguments": arguments}}]
+
+
+def told(number: int) -> dict[str, Any]:
+    return {"role": "tool", "name": "weather", "tool_call_id": "1", "content": f"TOLD{number}"}
+
+
+WITH_TOOLS: dict[str, Messages] = {
+    "words beside a call": [
+        user("ASKED1"),
+        answer("ANSWER1", tool_calls=called(1)),
+        told(1),
+        answer("ANSWER2"),
+    ],
+    "calls one after the other": [
+        user("ASKED1"),
+        answer("", tool_calls=called(1)),
+        told(1),
+        answer("ANSWER1", tool_calls=called(2)),
+        told(2),
+        answer("ANSWER2"),
+        user("ASKED2"),
+        answer("ANSWER3"),
+    ],
+    "thoughts that are dropped": [
+        user("ASKED1"),
+        answer("", reasoning_content="ANSWER1", tool_calls=called(1)),
+        told(1),
+        answer("ANSWER2", reasoning_content="ANSWER3"),
+        user("ASKED2"),
+        answer("ANSWER4", reasoning_content="ANSWER5"),
+    ],
+}
+
+
+@pytest.mark.usefixtures("fixed_day")
+@pytest.mark.parametrize("chat", WITH_TOOLS)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_of_chats_with_tools_all_that_the_assistant_says_is_learnt_and_no_more(
+    name: str, chat: str
+) -> None:
+    tokenizer = tokenizer_of((TEMPLATES / f"{name}.jinja").read_text())
+    try:
+        ids, mask = spoken(tokenizer, shaped(name, WITH_TOOLS[chat]))
+    except (InputError, KeyError):  # the template takes no tools
+        return
+    whole, learnt = (
+        re.findall(r"[A-Z]{4,8}\d", text)
+        for text in (
+            tokenizer.decode(ids),
+            tokenizer.decode([n for n, m in zip(ids, mask, strict=True) if m]),
+        )
+    )
+    said = [word for word in whole if word.startswith(("ANSWER", "ARGUMENT"))]
+    assert learnt == said
+    assert len(said) >= 2  # some templates leave words beside a call out
+
+
 @pytest.mark.usefixtures("fixed_day")
 @pytest.mark.parametrize("name", SHIPPED)
 def test_an_answer_is_trl_s_completion(name: str) -> None:
@@ -266,6 +326,22 @@ def test_the_last_answer_is_asked_for_as_it_is_learnt(name: str, chat: str, tmp_
 
 def qwen3() -> Any:
     return tokenizer_of((TEMPLATES / "qwen3.jinja").read_text())
+
+
+def test_a_chat_is_cut_to_its_longest_beginning_that_fits(tmp_path: Path) -> None:
+    """It gets shorter where a thought is left out behind the next question."""
+    encoder = TextEncoder(BackboneConfig(path=str(save_backbone(tmp_path)), max_length=300))
+    encoder.tokenizer = tokenizer_of((TEMPLATES / "qwen3.jinja").read_text())
+    encoder._chats = ChatRenderer(encoder.tokenizer, "tokenizer", DAY)
+    turns = [(f"q{n}", answer(f"a{n}", reasoning_content="w" * n)) for n in (400, 401, 1, 402)]
+    messages = tuple(each for asked, said in turns for each in (user(asked), said))
+    lengths = [
+        len(encoder.tokens(Example("e", "d", "s", messages=messages[:count]))[0])
+        for count in (2, 4, 6, 8)
+    ]
+    assert [length <= 300 for length in lengths] == [False, False, True, False]
+    (piece,) = encoder.pieces(Example("e", "d", "s", messages=messages))
+    assert piece.messages == messages[:6]
 
 
 def test_a_template_that_rewrites_earlier_turns_keeps_its_own_text() -> None:

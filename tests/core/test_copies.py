@@ -171,6 +171,12 @@ def test_a_picture_is_its_file_whatever_its_caption() -> None:
     assert example_content(replace(dog, image=None)) == "a dog"
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_what_was_thought_is_compared_too(key: str) -> None:
+    said = ({"role": "assistant", "content": "4", key: "two and two"},)
+    assert "two and two" in example_content(Example("a", "a", "s", messages=said))
+
+
 def colours(*files: bytes) -> NDArray[np.uint8]:
     config = PictureConfig(resolution=64)
     return np.stack([picture_colours(prepare_picture(file, config, "")[0]) for file in files])

@@ -41,6 +41,15 @@ def test_it_says_what_is_one_document(tmp_path: Path) -> None:
     assert note.endswith("2 (a.txt, b.md)")
 
 
+def test_it_says_where_chats_have_no_question(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": [{"role": "assistant", "content": "a"}]}]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    look = look_at(SourceConfig(path=str(path), messages_column="completion"))
+    assert look.notes() == ["chats have turns of role 'assistant' alone: no question is read"]
+    write_jsonl(path, [{"completion": [{"role": "user", "content": "q"}, *rows[0]["completion"]]}])
+    assert look_at(SourceConfig(path=str(path), messages_column="completion")).notes() == []
+
+
 def test_it_finds_ids_that_repeat_across_files(tmp_path: Path) -> None:
     for name in "ab":
         write_jsonl(tmp_path / f"{name}.jsonl", [{"id": 0, "text": name}])

@@ -232,3 +232,18 @@ def test_the_card_s_recipe_trains_by_the_weights(
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, batch)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-4, atol=1e-4)
+
+
+def test_the_recipe_leaves_out_what_trl_would_learn_against_its_weight(
+    made: tuple[Made, Any], tmp_path: Path
+) -> None:
+    mixture, _ = made
+    filters = re.findall(r"rows\.filter\((lambda .*)\)$", mixture.card, re.MULTILINE)
+    opened = (mixture.opened(config, tmp_path / "cache") for config in mixture.configs)
+    chats = any("messages" in each.column_names for each in opened)
+    assert len(filters) == chats == ("{% generation %}" in mixture.card)
+    for each in filters:
+        keeps = eval(each)
+        said = {"role": "assistant", "content": "seed"}
+        assert keeps({"messages": [said, said | {"weight": 1}, said | {"weight": None}]})
+        assert not keeps({"messages": [said | {"weight": 0}, said]})

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import unicodedata
+import uuid
 from decimal import Decimal
 from pathlib import Path
 
@@ -96,17 +97,61 @@ def test_classes_are_printed_by_their_names(tmp_path: Path, form: str) -> None:
     datasets = pytest.importorskip("datasets")
     feature = datasets.ClassLabel(names=["oak", "gull"])
     features = datasets.Features(
-        {"text": datasets.Value("string"), "label": feature, "n": datasets.Value("int64")}
+        {
+            "text": datasets.Value("string"),
+            "label": feature,
+            "n": datasets.Value("int64"),
+            "inner": {"label": feature},
+        }
     )
     labels = [1, 0, None, -1]
     columns = {"text": ["a", "b", "c", "d"], "label": labels, "n": [5, 6, 7, 8]}
+    columns["inner"] = [{"label": label} for label in labels]
     made = datasets.Dataset.from_dict(columns, features=features)
     path = tmp_path / ("a.parquet" if form == "parquet" else "a")
     made.to_parquet(path) if form == "parquet" else made.save_to_disk(path)
     rows = rows_of(path, prompt_template="{text}{n} ", answer_template="{label}")
     expected = [f"a5 {feature.int2str(1)}", f"b6 {feature.int2str(0)}", None, None]
     assert [row.text for row in rows] == expected
+    rows = rows_of(path, prompt_template="{text}{n} ", answer_template="{inner.label}")
+    assert [row.text for row in rows] == expected
     assert [row.document for row in rows_of(path, document_column="n")] == ["5", "6", "7", "8"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_values_of_several_types_are_what_they_say(tmp_path: Path, form: str) -> None:
+    """`datasets` stores them as JSON."""
+    datasets = pytest.importorskip("datasets")
+    call = {"type": "function", "function": {"name": "w", "arguments": {"n": 3}}}
+    chats = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": "b", "tool_calls": [call]},
+        ],
+    ]
+    columns = {
+        "answer": [3, 'He said "hi"\nthen left', None],
+        "chat": [*chats, None],
+        "deep": [{"inner": value} for value in ("x", 1, None)],
+    }
+    json_ = datasets.Json()
+    features = {"answer": json_, "chat": datasets.List(json_), "deep": {"inner": json_}}
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    path = tmp_path / ("a.parquet" if form == "parquet" else "a")
+    made.to_parquet(path) if form == "parquet" else made.save_to_disk(path)
+    rows = rows_of(path, template="{answer}")
+    assert [row.text for row in rows] == ["3", columns["answer"][1], None]
+    said = [row.messages for row in rows_of(path, messages_column="chat")]
+    assert said == [*map(tuple, chats), None]
+    assert rows_of(path, template="{deep.inner}")[0].text == "x"
+
+
+def test_ids_that_are_uuids_are_their_text(tmp_path: Path) -> None:
+    one = uuid.UUID(int=5)
+    table = pa.table({"text": ["a"], "key": pa.array([one.bytes], pa.uuid())})
+    path = saved(table, tmp_path / "a.arrow")
+    assert rows_of(path, id_column="key")[0].example_id == str(one)
 
 
 def test_what_cannot_be_seen_is_blank(tmp_path: Path) -> None:

@@ -379,7 +379,9 @@ def test_sections_of_another_shape_are_told(tmp_path: Path, content: str, said: 
 
 
 def test_an_empty_runtime_is_its_defaults(tmp_path: Path) -> None:
-    run = "{backbone: {path: b}, corpus: c, adaptation: a, split: {use: 0.1}, runtime: {workers: 3}}"
+    run = (
+        "{backbone: {path: b}, corpus: c, adaptation: a, split: {use: 0.1}, runtime: {workers: 3}}"
+    )
     path = tmp_path / "b.yaml"
     path.write_text(f"run: {run}\nsituations: {{a: {{runtime: }}}}\n")
     (situation,) = load_efficacy(str(path), {"device": "cpu"}).situations

@@ -14,29 +14,23 @@ from itertools import takewhile
 from typing import Any
 
 from albat_core.backbones.language.probing import (
-    PROBE,
     REFUSALS,
     Messages,
     Render,
-    alike,
-    changes,
-    differs,
     shows,
     tried,
 )
 from albat_core.backbones.language.shapes import (
     around_user,
-    content_of,
-    has_parts,
     refuse_lost_calls,
     shapes,
     writes_contents,
 )
+from albat_core.backbones.language.spans import Spans
 from albat_core.errors import BackboneError, InputError
-from albat_core.records.examples import Example
+from albat_core.records.examples import REASONING, Example
 
 _DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
-_REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
 _MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -113,8 +107,7 @@ class ChatRenderer:
         self._day = day
         special = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
         self._special = frozenset(special)
-        self._unit = re.compile("|".join([*map(re.escape, special), "."]), re.DOTALL)
-        self._headers: dict[bool, tuple[str, bool]] = {}
+        self._spans = Spans(special)
         self._written: dict[bool, bool] = {}
 
     def spoken(self, example: Example) -> Spoken:
@@ -156,7 +149,7 @@ class ChatRenderer:
             shown = shows(whole, messages, len(messages) - 1, written.render)
             closing = "" if shown is None else whole[shown:end].strip()
         content = None
-        if not _REASONING & messages[-1].keys():  # which the answer says too
+        if not messages[-1].keys() & {*REASONING}:  # which the answer says too
             content = shows(whole, messages, len(messages) - 1, written.render, first=True)
         content = start if content is None else min(max(content, start), end)
         return LastAnswer(whole, start, content, end, closing)
@@ -175,18 +168,31 @@ class ChatRenderer:
                 remedy="give generated.prompts",
             )
         front, behind = around[0].rstrip(" "), around[1].strip()  # a space is the first word's
-        first = "".join(self._units(behind)[:1])
+        first = "".join(self._spans.units(behind)[:1])
         return front, first if first in self._special else behind
+
+    def length(self, example: Example) -> int:
+        """Return how many tokens a chat has up to the last answer that carries loss.
+
+        Raises:
+            BackboneError: see ``spoken``.
+            InputError: see ``spoken``.
+        """
+        messages = _up_to_learnt(example)[0]
+        if not messages:
+            return 0
+        render = self._rendering(_tools(example))[2]
+        whole = self._whole(messages, render, example.example_id)[1]
+        return len(self._tokenizer(whole, add_special_tokens=False)["input_ids"])
 
     def _write(self, example: Example) -> _Written | None:
         """Return a chat up to the last answer that carries loss; None where there is none."""
-        messages = list(example.messages or ())
         template, apply, render = self._rendering(_tools(example))
-        turns = [n for n, message in enumerate(messages) if _learnt(message)]
+        messages, turns = _up_to_learnt(example)
         if not turns:
             return None
-        messages, whole = self._whole(messages[: turns[-1] + 1], render, example.example_id)
-        spans = [self._span(whole, messages, turn, render) for turn in turns]
+        messages, whole = self._whole(messages, render, example.example_id)
+        spans = [s for turn in turns for s in self._spans.of(whole, messages, turn, render)]
         return _Written(messages, whole, spans, template, apply, render)
 
     def _rendering(self, tools: list[Any] | None) -> tuple[str, Callable[..., Any], Render]:
@@ -237,92 +243,6 @@ class ChatRenderer:
             self._written[parts] = writes_contents(render, parts)
         return self._written[parts]
 
-    def _span(self, whole: str, messages: Messages, turn: int, render: Render) -> tuple[int, int]:
-        """Return where in the whole text the assistant speaks in a turn, from and to."""
-        header, asks = self._header(messages, render)
-        before = tried(render, messages[:turn], prompt=asks)
-        before = before if before is None or asks else before + header
-        said = tried(render, messages[: turn + 1])
-        if before and said and said.startswith(before) and whole.startswith(said):
-            start, end = len(before), len(said)
-        else:
-            start = self._start(whole, messages, turn, render, before, header, asks)
-            end = max(start, self._end(whole, messages, turn, render, said))
-        if header.strip() and whole.startswith(
-            header, start, end
-        ):  # not asked for behind a tool's answer
-            start += len(header)
-        spoken = whole[start:end].rstrip(" ")  # a space behind an end token is the next turn's
-        return start, start + len(spoken) if spoken.endswith(tuple(self._special)) else end
-
-    def _start(
-        self,
-        whole: str,
-        messages: Messages,
-        turn: int,
-        render: Render,
-        before: str | None,
-        header: str,
-        asks: bool,
-    ) -> int:
-        """Return where the header ends that the template writes to have the turn answered."""
-        content = shows(whole, messages, turn, render, first=True)
-        if content is None:  # dropped with the reasoning that it begins with
-            content = shows(whole, messages, turn, render)
-        content = len(whole) if content is None else content
-        earlier, after = self._last_shown(whole, messages, turn, render)
-        place = whole.find(header, after, content + len(header)) if header.strip() else -1
-        if place >= 0:
-            return place + len(header)
-        if before is not None and earlier is not None:  # a part of the header was rewritten
-            asked = (tried(render, m, prompt=asks) for m in changes(messages[:turn], earlier))
-            ending = differs(before, asked)
-            if ending is not None:
-                same = self._common(whole[after:], before[ending:])
-                end = after + len(same)
-                return end if same == before[ending:] else min(end, content)
-        units = self._units(header)
-        for count in range(len(units), 0, -1):
-            part = "".join(units[:count])
-            place = whole.rfind(part, after, content)
-            if place >= 0:
-                return place + len(part)
-        return len(whole[:content].rstrip(" "))
-
-    @staticmethod
-    def _last_shown(
-        whole: str, messages: Messages, turn: int, render: Render
-    ) -> tuple[int | None, int]:
-        """Return the last message before a turn that shows in the text, and where it ends."""
-        for earlier in range(turn - 1, -1, -1):
-            shown = shows(whole, messages, earlier, render)
-            if shown is not None:
-                return earlier, shown
-        return None, 0
-
-    def _end(
-        self, whole: str, messages: Messages, turn: int, render: Render, said: str | None
-    ) -> int:
-        """Return where the turn's end of turn ends, with the line break that belongs to it."""
-        shown = shows(whole, messages, turn, render)
-        if shown is None:
-            return 0
-        if said is None:
-            rest = self._units(whole[shown:])
-            quiet = list(takewhile(lambda unit: unit not in self._special, rest))
-            if len(quiet) == len(rest):
-                return len(whole)
-            after = rest[len(quiet) :]
-            broken = len(after) > 1 and after[1] == "\n"
-            return shown + len("".join(quiet)) + len(after[0]) + broken
-        alone = shows(said, messages[: turn + 1], turn, render)
-        tail = said[len(said) if alone is None else alone :]
-        same = self._common(whole[shown:], tail)
-        if tail.strip() and not same.strip():  # a last turn is ended by another token
-            following = self._units(whole[shown : shown + 200])[:1]
-            same = following[0] if following and following[0] in self._special else same
-        return shown + len(same)
-
     def _ended(self, whole: str, messages: Messages, render: Render) -> bool:
         """Tell whether the template wrote anything behind the last answer."""
         if whole.rstrip().endswith(tuple(self._special)):
@@ -330,34 +250,12 @@ class ChatRenderer:
         shown = shows(whole, messages, len(messages) - 1, render)
         return shown is None or bool(whole[shown:].strip())
 
-    def _header(self, messages: Messages, render: Render) -> tuple[str, bool]:
-        """Return what stands before an answer, and whether the template writes it when asked."""
-        parts = has_parts(messages)
-        if parts not in self._headers:
-            asking = [{"role": "user", "content": content_of("a", parts)}]
-            answer = {"role": "assistant", "content": content_of(PROBE, parts)}
-            plain, asked = tried(render, asking), tried(render, asking, prompt=True)
-            header = (asked or "")[len(self._common(asked or "", plain or "")) :]
-            asks = bool(header)
-            if not asks:
-                answered = tried(render, [*asking, answer]) or ""
-                header = answered[len(self._common(answered, plain or "")) :]
-                header = header.partition(PROBE)[0].rstrip(" ")
-            self._headers[parts] = header, asks
-        return self._headers[parts]
 
-    def _units(self, text: str) -> list[str]:
-        """Return a text as special tokens and characters."""
-        return self._unit.findall(text)
-
-    def _common(self, one: str, other: str) -> str:
-        """Return how two texts begin alike, no special token cut in two."""
-        same = alike(one, other)
-        for text in (one, other):
-            for cut in self._unit.finditer(text, max(0, same - 100), same + 100):
-                if cut.start() < same < cut.end():
-                    same = cut.start()
-        return one[:same]
+def _up_to_learnt(example: Example) -> tuple[Messages, list[int]]:
+    """Return messages up to the last answer that carries loss, and which of them carry it."""
+    messages = list(example.messages or ())
+    turns = [n for n, message in enumerate(messages) if _learnt(message)]
+    return messages[: turns[-1] + 1] if turns else [], turns
 
 
 def _learnt(message: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Where a message shows in the text that a chat template makes: where a change of it does."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,7 +51,10 @@ def alike(one: str, other: str) -> int:
 
 
 def changes(messages: Messages, turn: int, *, first: bool = False) -> Iterator[Messages]:
-    """Yield chats with one message changed: its content, or else its last call's name."""
+    """Yield chats with one message changed: its content, or else its last call.
+
+    That is changed at the end of its arguments, or else of its name; ``first``: at the beginning.
+    """
     message = messages[turn]
     others = messages[:turn], messages[turn + 1 :]
     content = message.get("content") or ""
@@ -66,9 +70,27 @@ def changes(messages: Messages, turn: int, *, first: bool = False) -> Iterator[M
         call = calls[-1]
         inner = call.get("function")
         owner = inner if isinstance(inner, dict) else call
-        owner = {**owner, "name": _joined(str(owner.get("name", "")), first)}
-        call = {**call, "function": owner} if isinstance(inner, dict) else owner
-        yield [*others[0], {**message, "tool_calls": [*calls[:-1], call]}, *others[1]]
+        changed = {**owner, "name": _joined(str(owner.get("name", "")), first)}
+        arguments = owner.get("arguments")
+        both = [changed] if first else [*_with_argument(owner, arguments), changed]
+        for each in both:
+            one = {**call, "function": each} if isinstance(inner, dict) else each
+            yield [*others[0], {**message, "tool_calls": [*calls[:-1], one]}, *others[1]]
+
+
+def _with_argument(owner: dict[str, Any], arguments: Any) -> Iterator[dict[str, Any]]:
+    """Yield a call whose last argument ends otherwise, if it has any."""
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return
+        for each in _with_argument(owner, arguments):
+            yield {**owner, "arguments": json.dumps(each["arguments"], ensure_ascii=False)}
+    elif isinstance(arguments, dict) and arguments:
+        name, value = [*arguments.items()][-1]
+        changed = _joined(value if isinstance(value, str) else json.dumps(value), first=False)
+        yield {**owner, "arguments": arguments | {name: changed}}
 
 
 def _joined(text: str, first: bool) -> str:

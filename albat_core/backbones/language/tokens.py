@@ -1,6 +1,5 @@
 """Texts, prompts with answers and chats as tokens, and cut to what a language model takes."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -343,6 +342,8 @@ class TextEncoder:
             return spans
         both = text[start:end]
         offsets = self._offsets(both)
+        if not offsets:  # letters of several tokens, in a row of few tokens
+            return spans
         answer = sum(start + begin < prompt for begin, _ in offsets)  # its first token
         first = answer + _SHORTEST_ANSWER if answer else 0
         middle = min(max(len(offsets) // 2, first), len(offsets) - 1)
@@ -386,9 +387,10 @@ class TextEncoder:
             return replace(example, example_id=name, messages=messages[:count])
 
         counts = [n for n in range(1, len(messages)) if messages[n - 1]["role"] == "assistant"]
-        # chats grow with their messages: few of the beginnings need to be looked at
-        fitting = bisect_left(
-            counts, True, key=lambda count: len(self.tokens(first(count))[0]) > self.max_length
-        )
-        shorter = [first(count) for count in counts[:fitting][-1:]]
-        return [row for row in shorter if any(self.tokens(row)[1])]
+        # not by bisection: a thought that is left out behind the next question makes chats shorter
+        for row in map(first, reversed(counts)):
+            if self._chats.length(row) <= self.max_length:
+                ids, mask = self.tokens(row)
+                if len(ids) <= self.max_length:
+                    return [row] if any(mask) else []
+        return []

@@ -106,13 +106,18 @@ def _classes(schema: Any) -> dict[str, list[str]]:
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = about.get("info", {}).get("features", {})
-        return {
-            name: feature["names"]
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
+        return dict(_classes_in(features))
     except (ValueError, AttributeError, KeyError, TypeError):
         return {}  # written by another
+
+
+def _classes_in(features: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield the columns that hold classes, behind dots those that lie in others, with names."""
+    for name, feature in features.items():
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            yield above + name, feature["names"]
+        elif isinstance(feature, dict) and "_type" not in feature:
+            yield from _classes_in(feature, f"{above}{name}.")
 
 
 def _named(names: list[str]) -> Callable[[int], Any]:
@@ -137,8 +142,35 @@ def batch_rows(batch: Any, uri: str, printed: Printed) -> list[Row]:
         rows: list[Row] = batch.to_pylist()
     except UnicodeDecodeError as error:
         raise not_utf8(uri, f"byte {error.start} of a text in it", error) from error
+    for field in batch.schema:
+        if (parsed := _parser(field.type)) is not None:
+            for row in rows:
+                row[field.name] = parsed(row[field.name])
     for name, written in printed.items():
         for row in rows:
             value = row[name]
             row[name] = None if value is None or value != value else written(value)  # noqa: PLR0124 - NaN
     return rows
+
+
+def _parser(kind: Any) -> Callable[[Any], Any] | None:
+    """Return what makes a column's values of JSON texts in it; None where it has none.
+
+    So `datasets` stores values of several types: numbers and texts, contents of messages as text or
+    as parts.
+    """
+    import pyarrow as pa
+
+    if isinstance(kind, pa.JsonType):
+        return lambda value: None if value is None else json.loads(value)
+    if pa.types.is_struct(kind):
+        inner = {f.name: parser for f in kind if (parser := _parser(f.type)) is not None}
+        if inner:
+            return lambda value: (
+                value and value | {name: parse(value[name]) for name, parse in inner.items()}
+            )
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        each = _parser(kind.value_type)
+        if each is not None:
+            return lambda value: value and [each(one) for one in value]
+    return None
