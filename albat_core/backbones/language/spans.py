@@ -16,6 +16,9 @@ from albat_core.backbones.language.probing import (
 )
 from albat_core.backbones.language.shapes import content_of, has_parts
 
+_OTHERS = frozenset({"assistant", "user", "system", "developer"})
+"""Roles that have turns of their own: what a tool says may stand in the turn that called it."""
+
 
 class Spans:
     """Finds what the assistant says in a turn.
@@ -43,24 +46,32 @@ class Spans:
         start, end = self._span(whole, messages, turn, render)
         spans = [(start, end)]
         for other in range(turn + 1, len(messages)):
-            if messages[other]["role"] == "assistant":
+            if messages[other]["role"] in _OTHERS:
                 break
-            answered = self._answered(whole, messages, turn, other, render)
-            if answered is None or not start <= answered[0] <= answered[1] <= spans[-1][1]:
+            first = shows(whole, messages, other, render, first=True)
+            if first is None or not start <= first < spans[-1][1]:
                 break  # it stands behind the turn, as usual
+            answered = self._answered(whole, messages, turn, other, render, first)
+            if answered is None or answered[1] > spans[-1][1]:
+                break
             spans[-1:] = [(spans[-1][0], answered[0]), (answered[1], spans[-1][1])]
         return [(a, b) for a, b in spans if a < b] or [(start, end)]
 
     def _answered(
-        self, whole: str, messages: Messages, turn: int, other: int, render: Render
+        self,
+        whole: str,
+        messages: Messages,
+        turn: int,
+        other: int,
+        render: Render,
+        first: int,
     ) -> tuple[int, int] | None:
         """Return where another's message stands in the text, with what is written around it.
 
         That is what is gone where it is left out, but for what the turn's own message says.
         """
-        first = shows(whole, messages, other, render, first=True)
         last = shows(whole, messages, other, render)
-        if first is None or last is None:
+        if last is None:
             return None
         without = tried(render, [*messages[:other], *messages[other + 1 :]])
         if without is None:
@@ -144,11 +155,11 @@ class Spans:
         self, whole: str, messages: Messages, turn: int, render: Render, said: str | None
     ) -> int:
         """Return where the turn's end of turn ends, with the line break that belongs to it."""
+        if said is not None and (ends := self._ends(whole, messages, turn, render, said)):
+            return max(ends)
         shown = shows(whole, messages, turn, render)
         if shown is None:
             return 0
-        if said is not None and (ends := self._ends(whole, messages, turn, render, said)):
-            return max(ends)
         if said is None:
             rest = self.units(whole[shown:])
             quiet = list(takewhile(lambda unit: unit not in self._special, rest))
