@@ -12,7 +12,7 @@ from albat_core.backbones import (
     check_prompts,
     check_sharing,
     check_smaller,
-    encoder_identity,
+    kind_of,
     open_splitter,
     weights_of,
 )
@@ -210,6 +210,8 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
             "generated.freely: the backbone has a chat template, without which an instruct model "
             "writes little of what it was trained on: `freely: chat` begins by it"
         )
+    if (told := kind_of(config.backbone).ill_suited(config.backbone)) is not None:
+        yield told
     copies = config.decontamination
     compared = copies.enabled and copies.similarity is not None
     if compared and not config.embeds_corpus and not {"retrieval", "decontamination"} & {*unsound}:
@@ -264,10 +266,12 @@ def _embedder_problems(
         problems = _caught(check_embedder, config.backbone, config.embedding)
         named = config.embedding.encoder is not None  # else an error names the setting itself
         found += [_in_role("embedding.encoder", e) for e in problems] if named else problems
+    from albat_core.backbones.vision import check_encoder
+
     compared = {"dino": config.samples.dino, "clip": config.samples.clip}
     for name, encoder in compared.items():
         if encoder is not None and "samples" not in unsound:
-            problems = _caught(encoder_identity, encoder)
+            problems = _caught(check_encoder, encoder, both=name == "clip")
             found += [_in_role(f"samples.{name}", error) for error in problems]
     return found
 

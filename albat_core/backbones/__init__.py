@@ -70,6 +70,14 @@ def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any
     return {"content": content, "dtype": dtype, **kind_of(config).identity(config)}
 
 
+def reading_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:
+    """Return what identifies a backbone in the key of a result that no loss is taken for."""
+    whole = backbone_identity(config, runtime)
+    return {name: whole[name] for name in ("content", "dtype")} | kind_of(config).reading_identity(
+        config
+    )
+
+
 def input_fingerprint(config: BackboneConfig) -> str:
     """Return a digest of what decides how rows are cut and encoded."""
     content = folder_fingerprint(backbone_folder(config), weights=False)
@@ -214,7 +222,7 @@ def embedder_identity(
 ) -> dict[str, Any]:
     """Return what identifies what embeds, beside its settings, in the key of a result."""
     if embedder.encoder is None:
-        return backbone_identity(config, runtime)
+        return reading_identity(config, runtime)
     dtype = _dtype_name(config, runtime)
     return encoder_identity(embedder.encoder) | kind_of(config).encoder_identity(dtype)
 

@@ -76,9 +76,18 @@ class Kind(Protocol):
         """Return the settings that change what the backbone computes."""
         ...
 
+    def reading_identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """Return the settings that change costly inputs, embeddings and what is made of prompts."""
+        return self.identity(config)
+
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
         """Return the settings that change how rows are cut and encoded."""
         ...
+
+    def ill_suited(self, config: BackboneConfig) -> str | None:
+        """Return what is told of settings that the backbone takes, but was not trained by."""
+        del config
+        return None
 
     def loading(self, config: BackboneConfig, path: str) -> str:
         """Return the Python lines that load an adapter, for its card.

@@ -22,6 +22,43 @@ _PROCESSOR = "processor_config.json"  # of pictures and texts: newer versions wr
 _BILINEAR = 2  # Pillow's number for it; for the others bicubic stands in
 
 
+def check_encoder(path: str, *, both: bool = False) -> None:
+    """Check that an image encoder's pictures can be prepared for it.
+
+    Args:
+        path: folder or hub id.
+        both: whether it has to read texts too.
+
+    Raises:
+        BackboneError: they cannot, or it reads none.
+    """
+    folder = model_folder(path)
+    Preprocessing.read(folder)
+    if both:
+        _refuse_wordless(folder)
+
+
+def _refuse_wordless(folder: Path) -> None:
+    """Raise where an encoder reads no texts, by its description.
+
+    Raises:
+        BackboneError: it does not, or has no tokenizer.
+    """
+    described = json.loads((folder / "config.json").read_text("utf-8"))
+    if "text_config" not in described:
+        raise BackboneError(
+            "expected an encoder of pictures and texts, this one reads pictures only",
+            where=str(folder),
+            remedy="name a CLIP or SigLIP model, or set samples.dino",
+        )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise BackboneError(
+            "expected the encoder's tokenizer, found none",
+            where=str(folder),
+            remedy="save it beside the weights: processor.save_pretrained",
+        )
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What an encoder's image processor does to a picture before the encoder sees it.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones import open_backbone, reading_identity
 from albat_core.backbones.config import BackboneConfig
 from albat_core.errors import BackboneError
 from albat_core.progress import track
@@ -55,7 +55,7 @@ def encode_part(
             np.save(folder / f"{name}.npy", np.concatenate(blocks))
         return Built(rows=len(digests), facts={"inputs": sorted(columns)})
 
-    identity = backbone_identity(backbone_config, runtime)
+    identity = reading_identity(backbone_config, runtime)
     return store.produce(STAGE, STAGE_VERSION, {}, _inputs_of(part, identity), build)
 
 
@@ -63,7 +63,7 @@ def find_encoded(
     parts: Sequence[Part], backbone_config: BackboneConfig, runtime: Runtime
 ) -> list[ArtifactRef | None]:
     """Return what ``encode_part`` would find finished of each part, else None; all at once."""
-    identity = backbone_identity(backbone_config, runtime)
+    identity = reading_identity(backbone_config, runtime)
     refs = [artifact_ref(STAGE, STAGE_VERSION, {}, _inputs_of(p, identity)) for p in parts]
     return ArtifactStore(runtime.root).reused(refs)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from albat_core.backbones import backbone_identity, kind_of, open_backbone
+from albat_core.backbones import kind_of, open_backbone, reading_identity
 from albat_core.backbones.base import Backbone, Question
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.errors import BackboneError
@@ -114,7 +114,7 @@ def generate_rows(
         STAGE,
         STAGE_VERSION,
         {"generated": config.settings(), "seed": seed},
-        {"backbone": backbone_identity(backbone_config, runtime)},
+        {"backbone": reading_identity(backbone_config, runtime)},
         build,
     )
 

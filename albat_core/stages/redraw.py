@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones import open_backbone, reading_identity
 from albat_core.backbones.base import adapted
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.errors import InputError
@@ -108,7 +108,7 @@ def redraw_heldout(
         {
             "adapter": adapter.key if adapter else None,
             "heldout": role_digest(store, adaptation, TEST),
-            "backbone": backbone_identity(backbone_config, runtime),
+            "backbone": reading_identity(backbone_config, runtime),
         },
         build,
     )

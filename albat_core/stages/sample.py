@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from albat_core.backbones import backbone_identity, open_backbone
+from albat_core.backbones import open_backbone, reading_identity
 from albat_core.backbones.base import adapted
 from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.progress import track
@@ -128,7 +128,7 @@ def draw_samples(
         {
             "prompts": list(prompts),
             "adapter": adapter.key if adapter else None,
-            "backbone": backbone_identity(backbone_config, runtime),
+            "backbone": reading_identity(backbone_config, runtime),
         },
         build,
     )

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import torch
 from diffusers import DiffusionPipeline
 
 from albat_core.backbones import (
+    backbone_identity,
     check_adapter,
     check_backbone,
     check_prompts,
+    kind_of,
     loss_unit,
     open_backbone,
     open_splitter,
     precomputes,
+    reading_identity,
 )
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Encoded, FixedNoise
@@ -32,7 +36,7 @@ from albat_core.backbones.diffusion.noise import Noised
 from albat_core.errors import AlbatError, BackboneError, InputError
 from albat_core.measures.discounts import standard_errors
 from albat_core.measures.losses import advantages
-from albat_core.pictures import picture_pixels
+from albat_core.pictures import PictureConfig, picture_pixels
 from albat_core.records.examples import Example
 from albat_core.seeding import torch_generator
 from albat_core.store.stage import Runtime
@@ -164,6 +168,66 @@ def test_captions_matter_to_losses_and_not_to_embeddings(backbone: DiffusionBack
     assert torch.allclose(vectors[0], vectors[1], atol=1e-6)
     assert vectors.shape[1] >= 16
     assert not torch.allclose(*means(backbone, [one, other]), rtol=0, atol=1e-7)
+
+
+def test_the_size_of_a_file_matters_to_losses_and_not_to_embeddings(
+    folders: dict[str, Path],
+) -> None:
+    with open_backbone(config_of(folders["sdxl"]), CPU) as backbone:
+        (row,) = backbone.encode(cut(backbone, 1))  # type: ignore[arg-type]
+        frame = (400, 300, 0, 0, *row.inputs["frame"][4:])
+        large = replace(row, inputs=row.inputs | {"frame": frame})
+        assert torch.equal(backbone.embed([row]), backbone.embed([large]))
+        noise = FixedNoise(levels=2)
+        one, other = (backbone.losses([each], noise).mean for each in (row, large))
+        assert not torch.equal(one, other)
+
+
+def test_only_what_is_read_decides_which_latents_and_embeddings_are_known(
+    sd: BackboneConfig,
+) -> None:
+    def keys(**settings: object) -> tuple[object, object]:
+        config = sd.model_copy(update={"diffusion": sd.diffusion.model_copy(update=settings)})
+        return reading_identity(config, CPU), backbone_identity(config, CPU)
+
+    usual = keys()
+    for settings in ({"snr_gamma": 5.0}, {"noise_offset": 0.1}):
+        assert keys(**settings)[0] == usual[0]
+        assert keys(**settings)[1] != usual[1]
+    assert keys(guidance=4.0)[0] != usual[0]
+    assert keys(picture=PictureConfig(resolution=32))[0] != usual[0]
+
+
+def changed(folder: Path, part: str, **settings: object) -> None:
+    (path,) = (folder / part).glob("*config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "said"),
+    [
+        ("unet", {"in_channels": 9}, "its UNet reads 9 channels, the autoencoder writes 4"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny, not AutoencoderKL"),
+        ("scheduler", {"prediction_type": "flow"}, "a scheduler with known noise levels"),
+        ("scheduler", {"_class_name": "NoSuchScheduler"}, "scheduler"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_it_is_loaded(
+    copied: Path, part: str, settings: dict[str, object], said: str
+) -> None:
+    changed(copied, part, **settings)
+    with pytest.raises(BackboneError, match=said):
+        check_backbone(config_of(copied), CPU)
+
+
+def test_a_pipeline_of_one_variant_alone_is_loaded(copied: Path) -> None:
+    with open_backbone(config_of(copied), CPU) as backbone:
+        expected = means(backbone, cut(backbone, 2))  # type: ignore[arg-type]
+    for path in copied.glob("*/*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    check_backbone(config_of(copied), CPU)
+    with open_backbone(config_of(copied), CPU) as backbone:
+        assert torch.equal(means(backbone, cut(backbone, 2)), expected)  # type: ignore[arg-type]
 
 
 def test_pictures_differ_in_their_embeddings(backbone: DiffusionBackbone) -> None:
@@ -436,6 +500,14 @@ def refusal(config: BackboneConfig) -> str:
     with pytest.raises(AlbatError) as raised:
         check_backbone(config, CPU)
     return str(raised.value)
+
+
+def test_a_size_far_from_the_one_that_is_drawn_by_default_is_told(folders: dict[str, Path]) -> None:
+    for side, told in ((16, False), (20, False), (32, True), (8, True)):
+        config = config_of(folders["sdxl"], picture={"resolution": side})
+        said = kind_of(config).ill_suited(config)
+        assert (said is not None) == told
+        assert not told or "the backbone draws 16 x 16" in str(said)
 
 
 def test_a_size_that_cannot_be_encoded_is_refused(folders: dict[str, Path]) -> None:

@@ -1,6 +1,7 @@
 """Fidelity equals what plain transformers gives, by DreamBooth's definitions."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from albat_core.backbones.vision import check_encoder
 from albat_core.errors import BackboneError, InputError
 from albat_core.pictures import png_file
 from albat_core.records.examples import Example, examples_to_table
@@ -72,6 +74,19 @@ def embedded(folder: Path, rows: list[Example]) -> torch.Tensor:
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("encoders")
     return {"dino": str(save_dino(home / "dino")), "clip": str(save_clip(home / "clip"))}
+
+
+def test_encoders_are_looked_at_beforehand(encoders: dict[str, str], tmp_path: Path) -> None:
+    for path in encoders.values():
+        check_encoder(path)
+    check_encoder(encoders["clip"], both=True)
+    with pytest.raises(BackboneError, match="this one reads pictures only"):
+        check_encoder(encoders["dino"], both=True)
+    wordless = Path(shutil.copytree(encoders["clip"], tmp_path / "clip"))
+    for path in wordless.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(BackboneError, match="expected the encoder's tokenizer"):
+        check_encoder(str(wordless), both=True)
 
 
 def test_measures_are_those_of_the_paper(encoders: dict[str, str], runtime: Runtime) -> None:

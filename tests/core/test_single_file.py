@@ -80,6 +80,38 @@ def test_halves_are_kept_as_numbers(original: Path, file: Path, tmp_path: Path) 
     torch.testing.assert_close(losses(tmp_path / "model"), losses(original), rtol=0.01, atol=0)
 
 
+def test_weights_that_others_scale_are_refused(original: Path, file: Path, tmp_path: Path) -> None:
+    tensors = load_file(file)
+    scaled = {"model.diffusion_model.out.2.scale_weight": torch.tensor(0.5)}
+    save_file(tensors | scaled, tmp_path / "scaled.safetensors")
+    with pytest.raises(BackboneError, match=r"found model.diffusion_model.out.2.scale_weight"):
+        convert_file(tmp_path / "scaled.safetensors", tmp_path / "model", config=original)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("added", "about", "expected"),
+    [
+        ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, {}, ("v_prediction", True)),
+        ({}, {"modelspec.prediction_type": "v"}, ("v_prediction", False)),
+        ({}, {"modelspec.prediction_type": "epsilon"}, ("epsilon", False)),
+    ],
+)
+def test_what_a_model_predicts_is_read_from_its_file(
+    original: Path,
+    file: Path,
+    tmp_path: Path,
+    added: dict[str, torch.Tensor],
+    about: dict[str, str],
+    expected: tuple[str, bool],
+) -> None:
+    save_file(load_file(file) | added, tmp_path / "made.safetensors", about | {"format": "pt"})
+    convert_file(tmp_path / "made.safetensors", tmp_path / "model", config=original)
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    found = json.loads(path.read_text())
+    assert (found["prediction_type"], found.get("rescale_betas_zero_snr", False)) == expected
+
+
 def test_an_autoencoder_that_lacks_is_the_described_pipeline_s(
     original: Path, other: Path, tmp_path: Path
 ) -> None:

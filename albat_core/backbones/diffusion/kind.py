@@ -36,9 +36,29 @@ class DiffusionKind(Kind):
         """See ``Kind``."""
         return {"settings": config.diffusion.settings().named}
 
+    def reading_identity(self, config: BackboneConfig) -> dict[str, Any]:
+        """See ``Kind``: no loss is taken, so what weighs errors and adds noise does not matter."""
+        of_losses = {"snr_gamma", "noise_offset"}
+        settings = config.diffusion.settings(without=of_losses).named
+        return {"settings": settings, "frames": "none"}  # which embeddings had once
+
     def input_identity(self, config: BackboneConfig) -> dict[str, Any]:
         """See ``Kind``."""
         return {"picture": config.diffusion.picture.settings().named}
+
+    def ill_suited(self, config: BackboneConfig) -> str | None:
+        """See ``Kind``: a size of pictures that is far from the one it draws by default."""
+        from albat_core.backbones.diffusion.families import find_family, usual_side
+
+        folder = backbone_folder(config)
+        usual = usual_side(find_family(folder), folder)
+        height, width = config.diffusion.picture.size
+        if usual is None or usual / 1.5 < (height * width) ** 0.5 < usual * 1.5:
+            return None
+        return (
+            f"backbone.diffusion.picture.resolution: {height} x {width}, the backbone draws "
+            f"{usual} x {usual}: far from that it knows little of how pictures look"
+        )
 
     def loading(self, config: BackboneConfig, path: str) -> str:
         """See ``Kind``; diffusers wants to be told of what a pipeline was saved without."""
@@ -87,6 +107,7 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
     def check(self, config: BackboneConfig) -> None:
         """See ``Kind``: files are whole, the family known, and pictures have a size that fits."""
         from albat_core.backbones.diffusion.families import find_family, refuse_size
+        from albat_core.backbones.diffusion.loading import check_schedule
 
         if config.quantization:
             raise BackboneError(
@@ -104,6 +125,7 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
         folder = backbone_folder(config)
         refuse_incomplete(folder)
         refuse_size(find_family(folder), folder, config.diffusion.picture, config.path)
+        check_schedule(config)
         _captions(config)
 
     def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:

@@ -1,5 +1,8 @@
 """Text-to-image pipelines loaded from their folders by diffusers."""
 
+import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +12,11 @@ from safetensors import SafetensorError
 from albat_core.backbones.config import BackboneConfig
 from albat_core.backbones.diffusion.families import find_family
 from albat_core.backbones.diffusion.families.base import Family, left_out, read_config
+from albat_core.backbones.diffusion.noise import open_schedule
 from albat_core.backbones.folder import backbone_folder, unreadable
 from albat_core.processes.sharding import sharded
 
+_VARIANT = re.compile(r"\.(fp16|bf16)(?:-\d+-of-\d+)?\.safetensors$")
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")  # no part in training
 
 
@@ -41,6 +46,7 @@ def load_pipeline(
             dtype={"default": weights, "vae": torch.float32},  # SDXL's overflows in half
             use_safetensors=True,
             local_files_only=True,
+            variant=_variant(folder),
             **parts_without_part(loader),
             **dict.fromkeys(left_out(folder, family)),
         )
@@ -54,6 +60,32 @@ def load_pipeline(
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(requires_grad=False)
     return family(pipeline, config.diffusion)
+
+
+def check_schedule(config: BackboneConfig) -> None:
+    """Check that noise levels and targets are known of a pipeline's scheduler.
+
+    Raises:
+        BackboneError: they are not, or the scheduler cannot be read.
+    """
+    import diffusers
+
+    folder = backbone_folder(config)
+    try:
+        described = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+        scheduler = getattr(diffusers, described["_class_name"]).from_config(described)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable("scheduler", folder, error, library="diffusers") from error
+    open_schedule(scheduler, config.diffusion.snr_gamma, str(folder / "scheduler"))
+
+
+def _variant(folder: Path) -> str | None:
+    """Return what all weights of a component have in their files' names, None where none does."""
+    for part in {path.parent for path in folder.glob("*/*.safetensors")}:
+        kinds = {_VARIANT.search(path.name) for path in part.glob("*.safetensors")}
+        if None not in kinds:
+            return next(found[1] for found in kinds if found)
+    return None
 
 
 def parts_without_part(loader: Any) -> dict[str, None]:

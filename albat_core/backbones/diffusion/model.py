@@ -163,17 +163,18 @@ class DiffusionBackbone:
         return replace(encoded, inputs=encoded.inputs | {"caption": ""})
 
     def _latents(self, batch: Sequence[Encoded]) -> torch.Tensor:
-        latents = np.stack([e.inputs["latents"] for e in batch])
         # rows that a VAE left channels last would stay so, and be computed with otherwise
-        stacked = torch.from_numpy(np.ascontiguousarray(latents))
-        return stacked.to(self.device, torch.float32)
+        latents = np.ascontiguousarray(np.stack([e.inputs["latents"] for e in batch]))
+        return torch.from_numpy(latents).to(self.device, torch.float32)
 
     def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
 
-    def _condition(self, batch: Sequence[Encoded], *, captioned: bool = True) -> Condition:
-        captions = [e.inputs["caption"] if captioned else "" for e in batch]
-        frames = torch.tensor([e.inputs["frame"] for e in batch], dtype=torch.float32)
+    def _condition(self, batch: Sequence[Encoded], *, told: bool = True) -> Condition:
+        captions = [e.inputs["caption"] if told else "" for e in batch]
+        sizes = [e.inputs["frame"] for e in batch]  # or as of files of what is shown
+        sizes = sizes if told else [(*its[4:], 0, 0, *its[4:]) for its in sizes]
+        frames = torch.tensor(sizes, dtype=torch.float32)
         return Condition(self._encode_texts(captions), frames.to(self.device))
 
     def _encode_texts(self, captions: Sequence[str]) -> Text:
@@ -195,14 +196,14 @@ class DiffusionBackbone:
 
     @torch.inference_mode()
     def embed(self, batch: Sequence[Encoded]) -> torch.Tensor:
-        """Return the mean over positions of the denoiser's middle, without a caption.
+        """Return the mean over positions of the denoiser's middle, without caption and frame.
 
-        The picture has the same little noise each time; (n, d) float32 on the CPU.
+        SDXL would find files of one size alike. Its noise is fixed; (n, d) float32 on the CPU.
         """
         latents = self._latents(batch)
         level = torch.full((len(batch),), _EMBEDDING_LEVEL)
         noised = self._schedule.noise(latents, self._fixed(latents, 0, 0), level)
-        condition = self._condition(batch, captioned=False)
+        condition = self._condition(batch, told=False)
         # what comes behind the middle need not be computed
         with output_of(self._family.pooled_module) as found, self._precision():
             self._family.predict(noised.latents, noised.timestep, condition)

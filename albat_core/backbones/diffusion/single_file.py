@@ -21,6 +21,9 @@ _PARTS = {
 }
 """How names begin of what files may lack, such as those of Stable Diffusion 3.5 and Flux."""
 
+_SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale", "scaled_fp8")
+"""How names end of what fp8 weights are scaled by."""
+
 
 def convert_single_file(
     file: Path,
@@ -47,7 +50,8 @@ def convert_single_file(
 
     refuse_pickled(str(file))
     with converted_folder(file, folder) as draft:
-        names, types = _tensors(file)
+        names, types, about = _tensors(file)
+        _refuse_scaled(names, file)
         family = _family_of(names, file) if config is None else _same_family(names, file, config)
         loader = getattr(diffusers, family.pipeline_class)
         given: dict[str, Any] = parts_without_part(loader)
@@ -64,6 +68,7 @@ def convert_single_file(
             *(SafetensorError, SingleFileComponentError),
         ) as error:
             raise _unreadable(file, config, f"{type(error).__name__}: {error}") from error
+        pipeline.register_modules(scheduler=_as_trained(pipeline.scheduler, names, about))
         modules = {n: m for n, m in pipeline.components.items() if isinstance(m, torch.nn.Module)}
         for name, module in modules.items():
             if missing := [n for n, p in module.named_parameters() if p.is_meta]:
@@ -95,8 +100,28 @@ def _lacking(
     return {part: getattr(pipeline, part) for part in lacking}
 
 
-def _tensors(file: Path) -> tuple[list[str], dict[str, int]]:
-    """Return the names of a file's tensors, and how many of them are of each type."""
+def _refuse_scaled(names: list[str], file: Path) -> None:
+    """Raise where weights are to be multiplied by others, which diffusers leaves out."""
+    if scaled := next((n for n in names if n.endswith(_SCALES)), None):
+        raise BackboneError(
+            f"expected weights as they are used, found {scaled}, by which others are scaled",
+            where=str(file),
+            remedy="take the model in 16 bits, or in plain 8 bits",
+        )
+
+
+def _as_trained(scheduler: Any, names: list[str], about: dict[str, str]) -> Any:
+    """Return a scheduler that predicts what the file says that its model does."""
+    velocity = "v_pred" in names or about.get("modelspec.prediction_type", "").startswith("v")
+    told: dict[str, Any] = {"prediction_type": "v_prediction"} if velocity else {}
+    if "ztsnr" in names:
+        told |= {"rescale_betas_zero_snr": True}
+    known = {name: value for name, value in told.items() if name in scheduler.config}
+    return type(scheduler).from_config(scheduler.config, **known) if known else scheduler
+
+
+def _tensors(file: Path) -> tuple[list[str], dict[str, int], dict[str, str]]:
+    """Return the names of a file's tensors, how many are of each type, and what it says of them."""
     if file.suffix != ".safetensors":  # by which diffusers tells them from pickled ones
         raise BackboneError(
             f"expected FILE.gguf or FILE.safetensors, got {file.name}",
@@ -106,7 +131,8 @@ def _tensors(file: Path) -> tuple[list[str], dict[str, int]]:
     with open_weights(file) as opened:
         names = list(opened.keys())
         kept = [opened.get_slice(name).get_dtype() for name in names]
-    return names, {kind: kept.count(kind) for kind in sorted(set(kept))}
+        about = opened.metadata() or {}
+    return names, {kind: kept.count(kind) for kind in sorted(set(kept))}, about
 
 
 def _is_of(family: type[Family], names: list[str]) -> bool:

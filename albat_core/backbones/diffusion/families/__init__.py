@@ -58,13 +58,24 @@ def _fits(family: type[Family], folder: Path) -> bool:
         return False
 
 
+def _scale(folder: Path) -> int:
+    """Return the pixels of a latent's side."""
+    return int(2 ** (len(read_config(folder, "vae").get("block_out_channels", [0])) - 1))
+
+
+def usual_side(family: type[Family], folder: Path) -> int | None:
+    """Return the side of pictures that a pipeline draws by default, in pixels; None: untold."""
+    side = read_config(folder, family.denoiser_name).get("sample_size")
+    return side * _scale(folder) if isinstance(side, int) else None
+
+
 def refuse_size(family: type[Family], folder: Path, picture: PictureConfig, where: str) -> None:
     """Check that pictures of the configured height and width, or of all buckets, can be encoded.
 
     Raises:
         BackboneError: a side is no multiple of what the backbone needs, or longer than it takes.
     """
-    scale = 2 ** (len(read_config(folder, "vae").get("block_out_channels", [0])) - 1)
+    scale = _scale(folder)
     step, size, buckets = scale * family.patch, picture.size, picture.buckets
     if buckets is not None and buckets % step:
         raise BackboneError(

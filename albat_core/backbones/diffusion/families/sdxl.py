@@ -6,7 +6,10 @@ from pathlib import Path
 import torch
 
 from albat_core.backbones.diffusion.families.base import Condition, read_config, text_width
-from albat_core.backbones.diffusion.families.stable_diffusion import StableDiffusion
+from albat_core.backbones.diffusion.families.stable_diffusion import (
+    StableDiffusion,
+    other_latents,
+)
 from albat_core.backbones.diffusion.kohya import Layers, renamed_layers, unet_modules
 
 
@@ -50,7 +53,7 @@ class SDXL(StableDiffusion):
         width = unet.get("cross_attention_dim")
         if width != written:
             return f"its UNet reads text of width {width}, the text encoders write {written}"
-        return None
+        return other_latents(unet, read_config(folder, "vae"))
 
     @classmethod
     def kohya_layers(cls, components: Mapping[str, Layers], lora_alpha: float) -> Layers:

@@ -10,6 +10,16 @@ from albat_core.backbones.diffusion.families.base import Condition, Family, read
 from albat_core.backbones.diffusion.kohya import Layers, renamed_layers, unet_modules
 
 
+def other_latents(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> str | None:
+    """Return why a UNet does not read what an autoencoder writes, None where it does."""
+    if (kind := vae.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        return f"its autoencoder is {kind}, not AutoencoderKL"
+    reads, written = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if reads != written:
+        return f"its UNet reads {reads} channels, the autoencoder writes {written} (inpainting?)"
+    return None
+
+
 class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x: a UNet that reads one CLIP text encoder."""
 
@@ -55,7 +65,7 @@ class StableDiffusion(Family):
         width, written = unet.get("cross_attention_dim"), text_width(folder, "text_encoder")
         if width != written:
             return f"its UNet reads text of width {width}, the text encoder writes {written}"
-        return None
+        return other_latents(unet, read_config(folder, "vae"))
 
     @classmethod
     def kohya_layers(cls, components: Mapping[str, Layers], lora_alpha: float) -> Layers:
