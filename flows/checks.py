@@ -29,7 +29,15 @@ from albat_core.store.stage import Runtime
 from albat_core.trackers import check_tracker
 from albat_core.training.config import FinetuneConfig, check_optimizer
 from flows.config import load_config, load_sound_part
-from flows.row_checks import Tell, check_asked, check_common, check_cut, check_split, try_metric
+from flows.row_checks import (
+    Tell,
+    check_asked,
+    check_common,
+    check_cut,
+    check_split,
+    check_twice,
+    try_metric,
+)
 
 Given = ParamSpec("Given")
 _MILLIONS = 100  # of a backbone's weights, above which the default learning rate is high
@@ -138,13 +146,15 @@ def find_mistakes(
                 teller(f"{role} ({', '.join(source.paths)}): {note}")
     if not spoilt and config.decontamination.enabled and config.decontamination.copies:
         found += _caught(check_common, uris["corpus"], uris["adaptation"] | uris["heldout"], warn)
+    twice = _caught(check_twice, uris["adaptation"], uris["heldout"])
+    found += twice
     given = {} if "embedding" in unsound else config.embedding.vectors.given
     found += check_vectors(given, named)
     if not no_backbone and not {"backbone", "scoring", "surrogate"} & set(unsound):
         found += _smaller_problems(config, sound, warn)
     found += _metric_problems(config, spoilt, asked)
     found += [] if "evaluation" in unsound else _task_problems(config)
-    if not spoilt & {"adaptation", "heldout", "split", "seed"}:
+    if not twice and not spoilt & {"adaptation", "heldout", "split", "seed"}:
         found += _caught(check_split, config)
     return found
 

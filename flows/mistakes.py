@@ -65,6 +65,17 @@ def repeated_keys(node: yaml.Node, above: str = "") -> dict[Place, str]:
     return found
 
 
+_LONG = 200  # letters of a value that are no more shown
+_SAID = {
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+    "model_type": "expected settings of its own, below it",
+    "model_attributes_type": "expected settings of its own, below it",
+    "string_pattern_mismatch": "expected other letters",
+}
+"""Mistakes in other words than pydantic's."""
+
+
 def explained(node: yaml.Node, error: ValidationError) -> dict[Place, str]:
     """Return what pydantic found, without what follows from other mistakes.
 
@@ -96,7 +107,9 @@ def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
         text = f"{field!r} is missing; {_description(location)}"
     else:
         got, said = error["input"], error["msg"].removeprefix("Value error, ")
-        shown = f", got {got!r}" if isinstance(got, str | int | float | bool | None) else ""
+        said = _SAID.get(error["type"], said)
+        plain = isinstance(got, str | int | float | bool | None | list) and len(str(got)) < _LONG
+        shown = f", got {got!r}" if plain and "got" not in said else ""
         text = f"{field!r}: {said[0].lower()}{said[1:]}{shown}{_hint(error)}"
     return (line, field), text
 
@@ -104,6 +117,10 @@ def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
 def _hint(error: Any) -> str:
     """Return what to write where YAML reads something else than was meant."""
     got = error["input"]
+    if error["type"] in ("tuple_type", "list_type") and isinstance(got, str | int | float):
+        return f"; write [{got}]"
+    if error["type"] == "string_pattern_mismatch":
+        return f" (they match {error['ctx']['pattern']})"
     if error["type"] == "string_type" and not isinstance(got, list | dict | None):
         return "; write it in quotes, without which YAML reads no text"
     if isinstance(got, str) and error["type"].startswith(("model_", "dict_")) and ":" in got:

@@ -101,6 +101,17 @@ def check_common(corpus: Collection[str], own: Collection[str], warn: Tell) -> N
     warn(f"corpus ({common[0]}): files of the adaptation set, left out as copies: {len(common)}")
 
 
+def check_twice(own: Collection[str], heldout: Collection[str]) -> None:
+    """Look for files that are adaptation set and held out at once."""
+    if common := sorted(set(own) & set(heldout)):
+        raise InputError(
+            f"expected held-out documents that are not adapted to, {len(common)} of "
+            f"{len(heldout)} files are in both",
+            where=f"heldout: {common[0]}",
+            remedy="leave heldout out: split.test holds documents of the adaptation set out",
+        )
+
+
 def check_split(config: RunConfig) -> None:
     """Divide the adaptation documents as the run will."""
     own, other = (

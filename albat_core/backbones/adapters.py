@@ -33,8 +33,9 @@ class AdapterConfig(StageConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training, in [0, 1)."""
     target_modules: str | tuple[str, ...] = "auto"
-    """Names of the modules adapted; `all-linear`; or `auto`: all linear layers of a language model,
-    the attention projections of a diffusion model."""
+    """Names of the modules adapted, as `[q_proj, v_proj]`; a regular expression that whole names
+    match; `all-linear`; or `auto`: all linear layers of a language model, the attention projections
+    of a diffusion model."""
     text_encoder: bool = False
     """Adapt the attention of a diffusion model's text encoders too."""
 
@@ -53,6 +54,16 @@ class AdapterConfig(StageConfig):
                 "on which it is loaded"
             )
         return value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _one_name(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        # peft takes a text as a pattern of whole names, which a bare name is of none
+        return (
+            (value,)
+            if isinstance(value, str) and value.isidentifier() and value != "auto"
+            else value
+        )
 
     @field_validator("kind")
     @classmethod

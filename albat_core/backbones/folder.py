@@ -114,6 +114,12 @@ def _refuse_single_file(path: str) -> None:
         (".safetensors", "a checkpoint in one file", " --config PIPELINE"),
     ):
         if path.lower().endswith(ending):
+            if Path(path).with_name(MODEL_CONFIG).is_file():
+                raise BackboneError(
+                    f"expected a model folder, got {what} of it",
+                    where=path,
+                    remedy=f"name the folder: {Path(path).parent}",
+                )
             raise BackboneError(
                 f"expected a model folder, got {what}",
                 where=path,

@@ -294,6 +294,18 @@ class RunConfig(StageConfig):
 
     @field_validator("samples")
     @classmethod
+    def _pictures_to_measure(cls, value: SampleConfig, others: ValidationInfo) -> SampleConfig:
+        backbone = others.data.get("backbone")
+        asked = [name for name in ("heldout", "dino", "clip") if getattr(value, name)]
+        if asked and backbone is not None and not kind_of(backbone).draws_pictures:
+            raise ValueError(
+                f"expected no {' and '.join(asked)}: pictures are looked at, and this kind of "
+                "backbone draws none; evaluation.metrics compare texts"
+            )
+        return value
+
+    @field_validator("samples")
+    @classmethod
     def _prompts_on_the_way(cls, value: SampleConfig, others: ValidationInfo) -> SampleConfig:
         for section in ("surrogate", "finetune"):
             training = others.data.get(section)

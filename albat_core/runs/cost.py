@@ -53,7 +53,7 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
     A stage computes one full batch of the run's own rows, on the run's device, and the rest is
     counted. Trainings are counted to their last step, where most end earlier, a smaller backbone
     as one that is trusted. Not counted: a prefilter, building and searching the index,
-    decontamination, samples, answers and tasks of lm-eval.
+    decontamination, samples, answers and tasks of lm-eval, rows that the backbone makes, the proxy.
 
     Args:
         config: of a run whose inputs can be read.

@@ -4,6 +4,7 @@ The table is here: a run's settings name a scorer, with settings of its own wher
 their defaults, as in ``scorer: nearest`` or ``scorer: {name: gradient, checkpoints: 8}``.
 """
 
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError, WithJsonSchema
@@ -32,7 +33,9 @@ def chosen_scorer(value: Any) -> Scorer:
     settings = dict(value) if isinstance(value, dict) else {"name": value}
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in SCORERS:
-        raise ValueError(f"expected one of {', '.join(SCORERS)}, got {name!r}")
+        near = get_close_matches(str(name), SCORERS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"expected one of {', '.join(SCORERS)}, got {name!r}{meant}")
     try:
         return SCORERS[name].model_validate(settings)
     except ValidationError as error:

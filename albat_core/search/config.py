@@ -22,7 +22,7 @@ class IndexConfig(StageConfig):
     exact_rows: int = Field(200_000, ge=1)
     """Up to so many rows `auto` searches exactly."""
     cells: int | None = Field(None, ge=1)
-    """Cells of ivf and ivfpq; none: 4 sqrt(rows)."""
+    """Cells of ivf and ivfpq; none: 4 sqrt(rows), at most one for 39 rows."""
     probes: int | None = Field(None, ge=1)
     """Cells looked into per query; none: so many that `least_recall` is surely reached."""
     least_recall: float = Field(0.95, gt=0, le=1)

@@ -216,6 +216,8 @@ def _missing(root: str) -> InputError:
             if near
             else f"{path.parent} is there, but has no {path.name!r}"
         )
+        if not Path(root).suffix:
+            remedy += "; if owner/name of the Hub is meant, give its split"
     return InputError("expected a file or a folder, found none", where=root, remedy=remedy)
 
 

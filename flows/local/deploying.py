@@ -83,7 +83,7 @@ async def prepare(api: str, own: bool) -> None:
             raise ConfigError(
                 f"expected a work pool of type {ProcessWorker.type}, got {pool.type}",
                 where=f"work pool {POOL!r}",
-                remedy="its runs start elsewhere: deploy with `prefect --no-prompt deploy --all`",
+                remedy="its runs start elsewhere: deploy by `python -m flows.local.redeploying`",
             )
         if pool is None:
             template = _template({}, own)
@@ -159,7 +159,7 @@ async def watch(api: str, config: "RunConfig") -> str:
             raise ConfigError(
                 f"expected the deployment {WATCH}, got none",
                 where=api,
-                remedy="run `albat up`, or `prefect --no-prompt deploy --all` for another server",
+                remedy="run `albat up`, or `python -m flows.local.redeploying` for another server",
             ) from error
         parameters = {"config": config.model_dump(mode="json")}
         try:

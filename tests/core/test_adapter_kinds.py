@@ -1,6 +1,7 @@
 """Kinds of adapters beside plain LoRA: as peft has them, and where they do not fit, refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,3 +179,15 @@ def test_lora_plus_has_the_groups_of_peft(
         ).param_groups
     by_rate = {g["lr"]: len(g["params"]) for g in theirs if g["params"]}
     assert by_rate == {1.0: len(low["params"]), 16.0: len(high["params"])}
+
+
+def test_a_bare_name_of_a_module_is_a_list_of_one() -> None:
+    def taken(value: Any) -> Any:
+        return AdapterConfig(target_modules=value).target_modules
+
+    assert taken("q_proj") == ("q_proj",)
+    assert [taken(value) for value in ("auto", "all-linear", ".*_proj")] == [
+        "auto",
+        "all-linear",
+        ".*_proj",
+    ]

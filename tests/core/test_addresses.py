@@ -226,3 +226,12 @@ def test_a_configuration_names_datasets_by_folder_or_by_name(dataset: Path) -> N
         (found,) = load_config(str(rewrite(config, {"corpus": corpus}))).corpus
         assert found.paths == (read,)
     assert json.loads(found.model_dump_json())["split"] == "train"
+
+
+def test_a_file_that_is_asked_for_a_split_is_told(dataset: Path) -> None:
+    with pytest.raises(InputError, match="expected a dataset, got a file") as raised:
+        find_files(source(str(dataset / "data" / "ships.jsonl"), split="train"))
+    assert "leave split and subset out" in raised.value.remedy
+    with pytest.raises(InputError) as raised:
+        find_files(source(str(dataset.parent / "owner" / "name")))
+    assert "if owner/name of the Hub is meant, give its split" in raised.value.remedy

@@ -18,7 +18,7 @@ from transformers import (
 from albat_core.backbones import check_adapter, check_backbone
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.config import BackboneConfig
-from albat_core.backbones.folder import model_folder
+from albat_core.backbones.folder import backbone_folder, model_folder
 from albat_core.errors import BackboneError
 from albat_core.store import storage
 from albat_core.store.stage import Runtime
@@ -134,3 +134,11 @@ def test_damage_of_a_fetched_copy_is_mended_from_where_it_came(
     caplog.clear()
     assert model_folder(f"memory://{tmp_path}") == copy
     assert caplog.text == ""
+
+
+def test_a_file_of_weights_in_a_model_s_folder_is_told_with_the_folder(folder: Path) -> None:
+    (folder / "config.json").touch()
+    path = folder / "model.safetensors"
+    with pytest.raises(BackboneError, match="a checkpoint in one file of it") as raised:
+        backbone_folder(BackboneConfig(path=str(path)))
+    assert raised.value.remedy == f"name the folder: {folder}"

@@ -114,7 +114,7 @@ runtime: {device: tpu}
     text = "\n".join(said)
     for expected in (
         "line 1: 'adaptation' is missing; The few examples",
-        "line 1: 'name': string should match pattern",
+        "line 1: 'name': expected other letters",
         "line 2: 'seed': input should be greater than or equal to 0, got -1",
         "line 3: 'backbone.max_length': input should be a valid integer",
         "got 'long'",
@@ -134,10 +134,17 @@ runtime: {device: tpu}
         ({"corpus": {"path": 5}}, "'corpus.path': "),  # one mistake, not one for each branch
         ({"corpus": []}, "'corpus': "),
         ({"corpus": {"path": " "}}, "'corpus': path names nothing"),
-        ({"corpus": 3}, "'corpus': input should be a valid tuple, got 3"),
+        (
+            {"samples": {"heldout": 4}},
+            "'samples': expected no heldout: pictures are looked at, and this kind of",
+        ),
+        ({"baselines": "random"}, "'baselines': expected a list, got 'random'; write [random]"),
+        ({"seed": [1]}, "got [1]"),
+        ({"scoring": {"scorer": "nearset"}}, "got 'nearset'; did you mean 'nearest'?"),
+        ({"corpus": 3}, "'corpus': expected a list, got 3; write [3]"),
         ({"split": {"folds": 1}}, "'split.folds': input should be greater than or equal to 2"),
         ({"split": {"test": True, "folds": [3]}}, "'split.folds': input should be a valid integer"),
-        ({"finetune": 3}, "'finetune': input should be a valid dictionary"),
+        ({"finetune": 3}, "'finetune': expected settings of its own, below it, got 3"),
         ({"finetune": {"learning_rate": float("nan")}}, "'finetune.learning_rate': "),
         ({"finetune": {"learning_rate": float("inf")}}, "should be a finite number"),
         (
@@ -157,7 +164,7 @@ runtime: {device: tpu}
             "'selection': weigh proportional needs the scorer matching",
         ),
         ({"proxy": {"enabled": True}}, "'proxy': the corpus is compared with rows"),
-        ({"name": "../run"}, "'name': string should match pattern"),
+        ({"name": "../run"}, "'name': expected other letters, got '../run' (they match "),
         ({"backbone": {"path": ""}}, "'backbone.path': string should have at least 1 character"),
         ({"output": ""}, "'output': string should have at least 1 character"),
         ({1: 2}, "'1'"),
@@ -366,7 +373,7 @@ def test_overrides_replace_the_runtime_and_change_no_result(tmp_path: Path) -> N
     (said,) = mistakes(tmp_path, LEAST, device="tpu")
     assert said.startswith("line 1: 'runtime.device': input should be 'auto', 'cpu' or 'cuda'")
     (said,) = mistakes(tmp_path, LEAST | {"runtime": 5}, root="x")
-    assert "'runtime': input should be a valid dictionary" in said
+    assert "'runtime': expected settings of its own, below it" in said
 
 
 def uncommented(text: str) -> str:

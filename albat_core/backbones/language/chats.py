@@ -201,7 +201,8 @@ class ChatRenderer:
             raise BackboneError(
                 "expected a chat template for rows of messages, the tokenizer has none",
                 where=self._where,
-                remedy="use a chat model, or template / prompt_template columns instead",
+                remedy="use a chat model, or template / prompt_template columns instead; for "
+                "generated: `freely: true`, or prompts",
             )
         template = dated(self._tokenizer.get_chat_template(tools=tools), self._day)
 
