@@ -1,6 +1,7 @@
 """The configuration of a run as YAML: read with every mistake named, and a starter written."""
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -284,7 +285,7 @@ _STARTER_SECTIONS = (
 )
 
 
-def starter_config(values: Mapping[str, str] = _STARTER_VALUES) -> str:
+def starter_config(values: Mapping[str, str | float] = _STARTER_VALUES) -> str:
     """Return a commented YAML file: what must be set, and every default.
 
     Args:
@@ -304,14 +305,16 @@ def starter_config(values: Mapping[str, str] = _STARTER_VALUES) -> str:
         elif field.default == () and name not in _STARTER_SECTIONS:
             lines.append(f"#{_entry(name, field.default)}")
         else:
-            lines.append(f"{name}:" if name in _STARTER_SECTIONS else f"#{name}:")
+            inside = any(each.startswith(f"{name}.") for each in values)
+            written = inside or name in _STARTER_SECTIONS
+            lines.append(f"{name}:" if written else f"#{name}:")
             lines += _section(inner, field.default, name, "  ", values)
         lines.append("")
     return "\n".join(lines)
 
 
 def _section(
-    model: type[BaseModel], defaults: Any, path: str, indent: str, values: Mapping[str, str]
+    model: type[BaseModel], defaults: Any, path: str, indent: str, values: Mapping[str, str | float]
 ) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
@@ -319,7 +322,7 @@ def _section(
         inner, place = model_of(field.annotation), f"{path}.{name}"
         value = getattr(defaults, name, field.default)
         if place in values:
-            lines.append(f'{indent}{name}: "{values[place]}"')
+            lines.append(f"{indent}{name}: {json.dumps(values[place])}")
         elif inner is not None and inner.model_fields:
             lines.append(f"{indent}#{name}:")
             lines += _section(inner, value, place, f"{indent}  ", values)

@@ -46,11 +46,13 @@ surrogate: &training
   learning_rate: 0.0001 # the default suits small language models
 finetune: *training
 """
-_PICTURES = {
+_PICTURES: dict[str, str | float] = {
     "backbone.kind": "diffusion",
     "backbone.path": "path/to/pipeline",
     "corpus.path": "path/to/corpus/*.tar",
     "adaptation.path": "path/to/pictures/",
+    "surrogate.learning_rate": 0.0001,
+    "finetune.learning_rate": 0.0001,
 }
 
 _EXAMPLES = Path(__file__).parent.parent / "examples"
