@@ -32,9 +32,11 @@ class SourceConfig(StageConfig):
     read with all below them. Where `subset` or `split` is set: datasets of the Hugging Face Hub, as
     in `owner/name`, a revision behind `@`; or local folders laid out like one."""
     subset: str | None = Field(None, min_length=1)
-    """Configuration of a dataset of the Hub (`albat[hub]`). Default: the only one."""
+    """Configuration of a dataset of the Hub (`albat[hub]`). Default: the only one, where
+    `split` says that it is one."""
     split: str | None = Field(None, min_length=1)
-    """Split of a dataset of the Hub (`albat[hub]`). Default: the only one."""
+    """Split of a dataset of the Hub (`albat[hub]`). Default: the only one, where `subset`
+    says that it is one."""
     format: FormatName = "auto"
     """Format of the files; `auto` goes by their endings, compressed ones included. `images` are
     picture files, captions beside them in `.txt` or `.caption` of the same name or in
