@@ -65,6 +65,7 @@ def repeated_keys(node: yaml.Node, above: str = "") -> dict[Place, str]:
     return found
 
 
+_NAME = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")  # of a setting
 _LONG = 200  # letters of a value that are no more shown
 _SAID = {
     "tuple_type": "expected a list",
@@ -108,6 +109,7 @@ def _explain(node: yaml.Node, error: Any) -> tuple[Place, str]:
     else:
         got, said = error["input"], error["msg"].removeprefix("Value error, ")
         said = _SAID.get(error["type"], said)
+        line = _named_line(node, location, said) or line
         plain = isinstance(got, str | int | float | bool | None | list) and len(str(got)) < _LONG
         shown = f", got {got!r}" if plain and "got" not in said else ""
         text = f"{field!r}: {said[0].lower()}{said[1:]}{shown}{_hint(error)}"
@@ -179,6 +181,30 @@ def _located(node: yaml.Node, location: Sequence[str | int]) -> tuple[int, list[
             continue
         written.append(part)
     return line, written
+
+
+def _named_line(node: yaml.Node, location: Sequence[str | int], said: str) -> int | None:
+    """Return the line of the first setting that is named, where the mistake's own is not written.
+
+    None where it is written, or none that is named is.
+    """
+    if not location or _line_of(node, [str(location[0])]) is not None:
+        return None
+    lines = (_line_of(node, name.split(".")) for name in _NAME.findall(said))
+    return next((line for line in lines if line is not None), None)
+
+
+def _line_of(node: yaml.Node, path: Sequence[str]) -> int | None:
+    """Return the line of a setting, None where it is not written."""
+    line = None
+    for part in path:
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        pair = next(((k, v) for k, v in node.value if k.value == part), None)
+        if pair is None:
+            return None
+        line, node = pair[0].start_mark.line + 1, pair[1]
+    return line
 
 
 def model_of(annotation: Any) -> type[BaseModel] | None:

@@ -175,6 +175,14 @@ def test_wrong_types_and_bounds(tmp_path: Path, change: dict[str, Any], expected
     assert [expected in line for line in said].count(True) == 1
 
 
+def test_a_mistake_between_sections_is_told_where_one_is_written(tmp_path: Path) -> None:
+    content = yaml.safe_dump(LEAST, sort_keys=False) + "retrieval:\n  pool: corpus\n"
+    (said,) = mistakes(tmp_path, content)
+    assert said.startswith(
+        f"line {content.count(chr(10))}: 'selection': with retrieval.pool corpus"
+    )
+
+
 def test_mistakes_of_a_source_are_told_with_it(tmp_path: Path) -> None:
     source = {"path": "c", "format": "csv", "text_column": "t", "template": "no column"}
     (said,) = mistakes(tmp_path, LEAST | {"corpus": [{"path": "d"}, source]})
