@@ -212,6 +212,15 @@ def _demands(config: RunConfig, unsound: Collection[str], warn: Tell) -> list[Al
     return found
 
 
+def _odd_prompts(config: RunConfig) -> Iterator[str]:
+    """Yield what is told of prompts that hardly say what was meant."""
+    braced = [prompt for prompt in config.samples.prompts if "{" in prompt]
+    if braced:
+        yield f"samples.prompts: {braced[0]!r} reaches the backbone as it is: write the word itself"
+    if config.samples.subject is not None and not config.samples.dreambooth:
+        yield "samples.subject: it stands in the prompts of samples.dreambooth, which is not set"
+
+
 def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
     """Yield what is told of settings that a sound backbone takes, but does not go well with."""
     bare = "generated" not in unsound and config.generated.begins_bare
@@ -222,6 +231,8 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
         )
     if (told := kind_of(config.backbone).ill_suited(config.backbone)) is not None:
         yield told
+    if "samples" not in unsound and kind_of(config.backbone).draws_pictures:
+        yield from _odd_prompts(config)
     copies = config.decontamination
     compared = copies.enabled and copies.similarity is not None
     if compared and not config.embeds_corpus and not {"retrieval", "decontamination"} & {*unsound}:

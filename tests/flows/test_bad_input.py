@@ -45,6 +45,7 @@ from flows import checks
 from flows.albat import chain_of
 from flows.checks import find_mistakes
 from flows.config import load_config
+from tests.pictures import write_image_run
 from tests.toys import rewrite, save_backbone, topic_rows, write_jsonl, write_run
 
 Spoil = Callable[[Path], dict[str, Any] | None]
@@ -845,3 +846,14 @@ def test_few_photographs_are_told_the_split_that_takes_them(tmp_path: Path) -> N
     (mistake,) = find_mistakes(load_config(str(rewrite(path, changes))))
     assert "set split.folds to 2" in mistake.remedy
     assert find_mistakes(load_config(str(rewrite(path, {"split": {"folds": 2}})))) == []
+
+
+def test_prompts_that_hardly_say_what_was_meant_are_told(tmp_path: Path) -> None:
+    path = write_image_run(tmp_path)
+    samples = {"prompts": ["a photo of {token} dog"], "subject": "sks dog"}
+    rewrite(path, {"samples": samples})
+    braces, subject = checks._odd_prompts(load_config(str(path)))
+    assert "'a photo of {token} dog' reaches the backbone as it is" in braces
+    assert subject.startswith("samples.subject: it stands in the prompts of samples.dreambooth")
+    rewrite(path, {"samples": samples | {"prompts": ["a dog"], "dreambooth": "live"}})
+    assert list(checks._odd_prompts(load_config(str(path)))) == []
