@@ -106,9 +106,10 @@ def check_twice(own: Collection[str], heldout: Collection[str]) -> None:
     if common := sorted(set(own) & set(heldout)):
         raise InputError(
             f"expected held-out documents that are not adapted to, {len(common)} of "
-            f"{len(heldout)} files are in both",
+            f"{len(heldout)} files are in both sets",
             where=f"heldout: {common[0]}",
-            remedy="leave heldout out: split.test holds documents of the adaptation set out",
+            remedy="leave heldout out, held-out documents must not be trained on: split.test holds "
+            "some of the adaptation set out",
         )
 
 

@@ -177,7 +177,7 @@ def test_the_report_tells_of_metrics_and_shows_answers(
     assert first["reference"] in html
     saved = json.loads((kept.folder(asked.report) / RESULTS).read_text())
     albat = next(arm for arm in saved["arms"] if arm["name"] == "albat")
-    assert set(albat["metrics"][0]) == {"name", "title", "value", "gain", "task"}
+    assert set(albat["metrics"][0]) == {"name", "title", "value", "gain", "task", "documents"}
     assert set(albat["metrics"][0]["gain"]) == {"value", "low", "high"}
 
 
