@@ -140,7 +140,7 @@ runtime: {device: tpu}
         ),
         ({"baselines": "random"}, "'baselines': expected a list, got 'random'; write [random]"),
         ({"seed": [1]}, "got [1]"),
-        ({"scoring": {"scorer": "nearset"}}, "got 'nearset'; did you mean 'nearest'?"),
+        ({"scoring": {"scorer": "nearestt"}}, "got 'nearestt'; did you mean 'nearest'?"),
         ({"corpus": 3}, "'corpus': expected a list, got 3; write [3]"),
         ({"split": {"folds": 1}}, "'split.folds': input should be greater than or equal to 2"),
         ({"split": {"test": True, "folds": [3]}}, "'split.folds': input should be a valid integer"),
