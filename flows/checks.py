@@ -282,13 +282,13 @@ def _embedder_problems(
         unsound: its sections that are not to be looked at.
         sound: whether there is a backbone whose layers can be counted.
     """
+    from albat_core.backbones.vision import check_encoder
+
     found: list[AlbatError] = []
     if not {"backbone", "embedding"} & set(unsound) and (sound or not config.embedding.layers):
         problems = _caught(check_embedder, config.backbone, config.embedding)
         named = config.embedding.encoder is not None  # else an error names the setting itself
         found += [_in_role("embedding.encoder", e) for e in problems] if named else problems
-    from albat_core.backbones.vision import check_encoder
-
     compared = {"dino": config.samples.dino, "clip": config.samples.clip}
     for name, encoder in compared.items():
         if encoder is not None and "samples" not in unsound:

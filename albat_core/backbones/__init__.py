@@ -65,17 +65,18 @@ def _dtype_name(config: BackboneConfig, runtime: Runtime) -> str:
 
 def backbone_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:
     """Return what identifies a backbone in the key of a result that it computes."""
-    content = folder_fingerprint(backbone_folder(config), weights=True)
-    dtype = _dtype_name(config, runtime)
-    return {"content": content, "dtype": dtype, **kind_of(config).identity(config)}
+    return _identity(config, runtime, kind_of(config).identity(config))
 
 
 def reading_identity(config: BackboneConfig, runtime: Runtime) -> dict[str, Any]:
     """Return what identifies a backbone in the key of a result that no loss is taken for."""
-    whole = backbone_identity(config, runtime)
-    return {name: whole[name] for name in ("content", "dtype")} | kind_of(config).reading_identity(
-        config
-    )
+    return _identity(config, runtime, kind_of(config).reading_identity(config))
+
+
+def _identity(config: BackboneConfig, runtime: Runtime, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies a backbone's weights and precision, with settings."""
+    content = folder_fingerprint(backbone_folder(config), weights=True)
+    return {"content": content, "dtype": _dtype_name(config, runtime), **settings}
 
 
 def input_fingerprint(config: BackboneConfig) -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from albat_core.backbones.base import Encoded
-from albat_core.backbones.folder import model_folder, unreadable
+from albat_core.backbones.folder import MODEL_CONFIG, model_folder, unreadable
 from albat_core.errors import BackboneError, InputError
 from albat_core.pictures import picture_pixels
 from albat_core.records.examples import Example
@@ -44,19 +44,26 @@ def _refuse_wordless(folder: Path) -> None:
     Raises:
         BackboneError: it does not, or has no tokenizer.
     """
-    described = json.loads((folder / "config.json").read_text("utf-8"))
+    try:
+        described = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable("image encoder", folder, error) from error
     if "text_config" not in described:
-        raise BackboneError(
-            "expected an encoder of pictures and texts, this one reads pictures only",
-            where=str(folder),
-            remedy="name a CLIP or SigLIP model, or set samples.dino",
-        )
+        raise _wordless(str(folder))
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise BackboneError(
             "expected the encoder's tokenizer, found none",
             where=str(folder),
             remedy="save it beside the weights: processor.save_pretrained",
         )
+
+
+def _wordless(where: str) -> BackboneError:
+    return BackboneError(
+        "expected an encoder of pictures and texts, this one reads pictures only",
+        where=where,
+        remedy="name a CLIP or SigLIP model",
+    )
 
 
 @dataclass(frozen=True)
@@ -242,11 +249,7 @@ class VisionEncoder:
         from transformers import AutoTokenizer
 
         if not hasattr(self._model, "get_text_features"):
-            raise BackboneError(
-                "expected an encoder of pictures and texts, this one reads pictures only",
-                where=self._path,
-                remedy="name a CLIP or SigLIP model",
-            )
+            raise _wordless(self._path)
         if self._tokenizer is None:
             try:
                 self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)

@@ -164,7 +164,7 @@ def _surrogates(
     its = in_steps(config.surrogate, round(rows.own))
     step = probe.step(its, alpha=0.0, rows=rows.own)
     seconds = count * its.steps * step.seconds
-    seconds += _looks(its, its.steps, rows.own, config, probe, forward)
+    seconds += _looks(its, its.steps, rows.own * rows.own_units, config, probe, forward)
     return StageCost(name, f"{count} times {its.steps} steps", seconds, step.bytes)
 
 
@@ -218,7 +218,7 @@ def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
             longest, rate = its.steps * training.stretch, mixed
         steps += trainings * longest
         seconds += trainings * longest * rate.seconds
-        seconds += _looks(its, longest, free, config, probe, forward)
+        seconds += _looks(its, longest, free * rows.own_units, config, probe, forward)
         if penalty_weight(its, config.backbone):  # adaptation rows, once without the adapter
             seconds += trainings * free * rows.own_units * forward.seconds
     told = f"{trainings * len(arms)} trainings, {_counted(steps, 'steps')}"
@@ -240,7 +240,7 @@ def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
 def _looks(
     training: FinetuneConfig,
     steps: float,
-    own: float,
+    units: float,
     config: RunConfig,
     probe: Probe,
     forward: Rate,
@@ -250,15 +250,14 @@ def _looks(
     Args:
         training: its settings.
         steps: that it takes.
-        own: rows that it trains and validates on.
+        units: of the rows that it trains and validates on.
         config: of the run.
         probe: of its backbone.
         forward: what a unit's loss takes.
     """
     looks = steps / training.evaluate_every + 1
     levels = probe.levels(FixedNoise(training.noise_levels))
-    rows = own / config.split.folds
-    return looks * rows * probe.mean_units(probe.own) * levels * forward.seconds
+    return looks * units / config.split.folds * levels * forward.seconds
 
 
 def _counted(count: float, what: str) -> str:

@@ -106,11 +106,13 @@ class SharedRuns:
             text: of the row.
             document: what it is a part of.
         """
-        runs = _runs_from(words_of(text), self._anchor, self._lengths)
-        found = self._sought.intersection(runs) if self._sought else frozenset[str]()
+        found = frozenset[str]()
+        if self._sought:
+            runs = _runs_from(words_of(text), self._anchor, self._lengths)
+            found = frozenset(self._sought.intersection(runs))
         for run in found:
             self._documents[run].add(document)
-        self._found.append(frozenset(found))
+        self._found.append(found)
 
     def mask(self) -> Mask:
         """Return which of the rows that were looked at share one, (n,) bool."""
@@ -292,7 +294,8 @@ def _look(
             colours |= _colours(block, config, start=len(contents))
             for row in block:
                 shared.look(_compared_text(row), row.document)
-            contents += _runs_of(block)
+            if config.copies is not None:
+                contents += _runs_of(block)
             advance(len(block))
             del block  # before the next is read
     return contents, colours

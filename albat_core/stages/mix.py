@@ -297,8 +297,8 @@ The rows keep the licence of where they come from.
 
 def _recipe(layouts: Sequence[str]) -> str:
     """Return how TRL trains on the mixture by its weights."""
-    learnt = 'lambda row: all(m.get("weight") != 0 for m in row["messages"])'
-    about = left = ""
+    learnt = 'rows = rows.filter(lambda row: all(m.get("weight") != 0 for m in row["messages"]))'
+    about = left = only = ""
     plain = "args=SFTConfig(assistant_only_loss=True), " if layouts[0] == CHATS else ""
     if CHATS in layouts:
         about = """
@@ -308,16 +308,16 @@ tokenizer whose `chat_template` has such marks. Rows with turns of `weight` 0 ar
 as TRL would learn those turns.
 """
     if len(layouts) == 1:
-        only = ", assistant_only_loss=True" if CHATS in layouts else ""
+        if CHATS in layouts:
+            left, only = f"\n{learnt}", ", assistant_only_loss=True"
         opened, imported = "folder", "load_dataset"
-        left = f"\nrows = rows.filter({learnt})" if CHATS in layouts else ""
         load = f"""rows = load_dataset(folder, split="train"){left}
 args = SFTConfig(**settings{only})
 rows = SFTTrainer(model, args, train_dataset=rows).train_dataset"""
     else:
         opened, imported = f'folder, "{layouts[0]}"', "concatenate_datasets, load_dataset"
         if CHATS in layouts:
-            left = f'\n    if name == "{CHATS}":\n        rows = rows.filter({learnt})'
+            left = f'\n    if name == "{CHATS}":\n        {learnt}'
         load = f'''parts = []
 for name in {json.dumps(layouts)}:  # rows of different columns: tokenized apart, trained together
     rows = load_dataset(folder, name, split="train"){left}

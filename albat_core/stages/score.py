@@ -11,8 +11,8 @@ from pydantic import Field
 from albat_core.backbones import backbone_identity, open_backbone
 from albat_core.backbones.base import Backbone, FixedNoise, adapted
 from albat_core.backbones.config import BackboneConfig, SmallerBackbone
-from albat_core.errors import BackboneError
 from albat_core.measures.discounts import Discount, discounted
+from albat_core.measures.losses import refuse_not_finite
 from albat_core.records.candidates import Candidates, read_candidates
 from albat_core.records.encodings import Encodings
 from albat_core.records.scores import (
@@ -138,13 +138,8 @@ def score_candidates(
                         read_scores(store, known_before),
                         config.rank_agreement,
                     )
-        if not np.isfinite(columns["score"]).all():
-            worst = int(np.flatnonzero(~np.isfinite(columns["score"]))[0])
-            raise BackboneError(
-                "expected finite scores, got NaN or infinity",
-                where=f"example {table['example_id'][worst].as_py()}",
-                remedy="lower surrogate.learning_rate, or set backbone.dtype to float32",
-            )
+        remedy = "lower surrogate.learning_rate, or set backbone.dtype to float32"
+        refuse_not_finite(columns["score"], table["example_id"].to_pylist(), remedy, "scores")
         if "score_error" in columns:
             errors = columns["score_error"]
             columns["score"] = discounted(columns["score"], errors, config.discount)

@@ -147,6 +147,12 @@ def test_values_of_several_types_are_what_they_say(tmp_path: Path, form: str) ->
     assert rows_of(path, template="{deep.inner}")[0].text == "x"
 
 
+def test_json_that_is_none_is_told_with_its_column(tmp_path: Path) -> None:
+    broken = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": 1}', "{no"]))
+    path = saved(pa.table({"text": broken}), tmp_path / "a.parquet")
+    assert "expected JSON in column 'text', as its type says" in refused(lambda: rows_of(path))
+
+
 def test_ids_that_are_uuids_are_their_text(tmp_path: Path) -> None:
     one = uuid.UUID(int=5)
     table = pa.table({"text": ["a"], "key": pa.array([one.bytes], pa.uuid())})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from albat_core.backbones.adapters import AdapterConfig
 from albat_core.backbones.base import Backbone, Embedder
 from albat_core.backbones.config import BackboneConfig, EmbedderConfig
-from albat_core.backbones.folder import backbone_folder, model_folder, refuse_incomplete
+from albat_core.backbones.folder import backbone_folder, refuse_incomplete
 from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.errors import BackboneError
 from albat_core.records.examples import Example
@@ -130,10 +130,10 @@ pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for We
 
     def check_embedder(self, config: BackboneConfig, embedder: EmbedderConfig) -> None:
         """See ``Kind``."""
-        from albat_core.backbones.vision import Preprocessing
+        from albat_core.backbones.vision import check_encoder
 
         if embedder.encoder is not None:
-            Preprocessing.read(model_folder(embedder.encoder))
+            check_encoder(embedder.encoder)
         _refuse_part(embedder)
 
     def embedder(self, backbone: Backbone, embedder: EmbedderConfig) -> Embedder:

@@ -1,6 +1,5 @@
 """Text-to-image pipelines loaded from their folders by diffusers."""
 
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,15 +67,20 @@ def check_schedule(config: BackboneConfig) -> None:
     Raises:
         BackboneError: they are not, or the scheduler cannot be read.
     """
+    folder = backbone_folder(config)
+    scheduler = _described(folder, "scheduler", "scheduler_config.json")
+    open_schedule(scheduler, config.diffusion.snr_gamma, str(folder / "scheduler"))
+
+
+def _described(folder: Path, component: str, name: str = "config.json") -> Any:
+    """Return a component as its description has it, without weights."""
     import diffusers
 
-    folder = backbone_folder(config)
+    described = read_config(folder, component, name)
     try:
-        described = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
-        scheduler = getattr(diffusers, described["_class_name"]).from_config(described)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreadable("scheduler", folder, error, library="diffusers") from error
-    open_schedule(scheduler, config.diffusion.snr_gamma, str(folder / "scheduler"))
+        return getattr(diffusers, described["_class_name"]).from_config(described)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(component, folder, error, library="diffusers") from error
 
 
 def _variant(folder: Path) -> str | None:
@@ -100,15 +104,9 @@ def load_hollow(config: BackboneConfig) -> Family:
     Raises:
         BackboneError: it is of no known family, or its description cannot be read.
     """
-    import diffusers
-
     folder = backbone_folder(config)
     family = find_family(folder)
-    described = read_config(folder, family.denoiser_name)
-    try:
-        with torch.device("meta"):
-            denoiser = getattr(diffusers, described["_class_name"]).from_config(described)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise unreadable(family.denoiser_name, folder, error, library="diffusers") from error
+    with torch.device("meta"):
+        denoiser = _described(folder, family.denoiser_name)
     parts = dict.fromkeys(family.adaptable_encoders) | {family.denoiser_name: denoiser}
     return family(SimpleNamespace(**parts), config.diffusion)

@@ -142,10 +142,17 @@ def batch_rows(batch: Any, uri: str, printed: Printed) -> list[Row]:
         rows: list[Row] = batch.to_pylist()
     except UnicodeDecodeError as error:
         raise not_utf8(uri, f"byte {error.start} of a text in it", error) from error
-    for field in batch.schema:
-        if (parsed := _parser(field.type)) is not None:
+    parsers = {f.name: its for f in batch.schema if (its := _parser(f.type)) is not None}
+    for name, parsed in parsers.items():
+        try:
             for row in rows:
-                row[field.name] = parsed(row[field.name])
+                row[name] = parsed(row[name])
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"expected JSON in column {name!r}, as its type says, found other text ({error})",
+                where=uri,
+                remedy="write the column as text",
+            ) from error
     for name, written in printed.items():
         for row in rows:
             value = row[name]

@@ -138,13 +138,18 @@ def caption_limit(pipeline: Any) -> int:
     return int(min(max(longest), Family.caption_tokens))
 
 
-def read_config(folder: Path, component: str) -> dict[str, Any]:
+def read_config(folder: Path, component: str, name: str = "config.json") -> dict[str, Any]:
     """Return a component's description.
+
+    Args:
+        folder: of the pipeline.
+        component: its name.
+        name: of the file; a scheduler's has another.
 
     Raises:
         BackboneError: it is missing or not JSON.
     """
-    path = folder / component / "config.json"
+    path = folder / component / name
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
