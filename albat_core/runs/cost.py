@@ -164,7 +164,8 @@ def _surrogates(
     its = in_steps(config.surrogate, round(rows.own))
     step = probe.step(its, alpha=0.0, rows=rows.own)
     seconds = count * its.steps * step.seconds
-    seconds += _looks(its, its.steps, rows.own * rows.own_units, config, probe, forward)
+    own = rows.own * rows.own_units
+    seconds += _beside_steps(its, its.steps, count, own, config, probe, forward)
     return StageCost(name, f"{count} times {its.steps} steps", seconds, step.bytes)
 
 
@@ -218,9 +219,8 @@ def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
             longest, rate = its.steps * training.stretch, mixed
         steps += trainings * longest
         seconds += trainings * longest * rate.seconds
-        seconds += _looks(its, longest, free * rows.own_units, config, probe, forward)
-        if penalty_weight(its, config.backbone):  # adaptation rows, once without the adapter
-            seconds += trainings * free * rows.own_units * forward.seconds
+        own = free * rows.own_units
+        seconds += _beside_steps(its, longest, trainings, own, config, probe, forward)
     told = f"{trainings * len(arms)} trainings, {_counted(steps, 'steps')}"
     memory = max(alone.bytes, mixed.bytes)
     names = 1 + len({*config.baselines, ALBAT})
@@ -237,27 +237,35 @@ def _arms(config: RunConfig, rows: _Rows, probe: Probe) -> list[StageCost]:
     ]
 
 
-def _looks(
+def _beside_steps(
     training: FinetuneConfig,
     steps: float,
+    trainings: int,
     units: float,
     config: RunConfig,
     probe: Probe,
     forward: Rate,
 ) -> float:
-    """Return the seconds that a training spends on validation rows.
+    """Return the seconds that equal trainings spend beside their steps.
+
+    One looks at validation rows on its way; for a penalty, each passes over adaptation rows once
+    without the adapter.
 
     Args:
-        training: its settings.
-        steps: that it takes.
-        units: of the rows that it trains and validates on.
+        training: their settings.
+        steps: that each takes.
+        trainings: how many there are.
+        units: of the rows that they train and validate on.
         config: of the run.
         probe: of its backbone.
         forward: what a unit's loss takes.
     """
     looks = steps / training.evaluate_every + 1
     levels = probe.levels(FixedNoise(training.noise_levels))
-    return looks * units / config.split.folds * levels * forward.seconds
+    passed = looks * levels * units / config.split.folds
+    if penalty_weight(training, config.backbone):
+        passed += trainings * units
+    return passed * forward.seconds
 
 
 def _counted(count: float, what: str) -> str:

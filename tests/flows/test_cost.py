@@ -3,6 +3,7 @@
 import json
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -165,8 +166,6 @@ def test_more_rows_and_steps_cost_more(tmp_path: Path) -> None:
 class Second:
     """A probe that finds that all takes a second: a step, and a loss of a row."""
 
-    own: tuple[()] = ()
-
     def attach(self, _training: object) -> None:
         pass
 
@@ -175,9 +174,6 @@ class Second:
 
     def step(self, _training: object, **_mixture: float) -> probe.Rate:
         return probe.Rate(1.0, 1)
-
-    def mean_units(self, _rows: object) -> float:
-        return 1.0
 
     def levels(self, _noise: object) -> int:
         return 1
@@ -195,6 +191,11 @@ def test_longer_arms_their_looks_and_the_penalty_are_counted(tmp_path: Path) -> 
     mixed = 2 * 120 + (12 + 1) * looks + 2 * noted
     everything = 2 * 40 + (4 + 1) * 10 * looks + 2 * 10 * noted
     assert told.seconds == pytest.approx(alone + mixed + everything)
+    surrogate = {"steps": 30, "evaluate_every": 10, "penalty": 0.1}
+    config = load_config(str(rewrite(path, {"surrogate": surrogate})))
+    second: Any = Second()
+    told = cost._surrogates("train", 3, config, rows, second, second.forward(1))
+    assert told.seconds == pytest.approx(3 * 30 + (3 + 1) * looks + 3 * noted)
 
 
 def test_noise_levels_are_counted_as_configured(tmp_path: Path) -> None:
