@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from albat_core.benchmark.arms import LABELS, ArmResult
 from albat_core.benchmark.chart import CHART, Curve, learning_curves
+from albat_core.measures.bootstrap import interval_over_seeds
 from albat_core.measures.metrics import metric_title
 from albat_core.records.grades import document_grades, metrics_of
 from albat_core.records.losses import document_losses
@@ -20,13 +21,13 @@ from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime
 
 STAGE = "efficacy"
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 TABLE, RESULTS = "table.md", "results.json"
 _DRAWS = 2000
 
 Floats = NDArray[np.float64]
-Draw = list[tuple[int, NDArray[np.int64]]]
-"""Seeds and, for each, the held-out documents drawn."""
+Draw = list[NDArray[np.int64]]
+"""The held-out documents drawn, by seed."""
 
 
 class Row(BaseModel):
@@ -76,7 +77,6 @@ class Measured:
     def __init__(
         self, results: Sequence[ArmResult], read: Callable[[ArmResult], tuple[Floats, Floats]]
     ) -> None:
-        self.seeds = sorted({r.seed for r in results})
         self.by_arm = {
             arm: sorted((r for r in results if r.arm == arm), key=lambda r: r.seed)
             for arm in dict.fromkeys(r.arm for r in results)
@@ -86,40 +86,50 @@ class Measured:
         self._units = [units for _, units in found[ADAPTATION_ONLY]]
         first, *others = self._units
         self._same_documents = all(np.array_equal(first, units) for units in others)
-
-    def everything(self) -> Draw:
-        """Return each seed once with all of its documents."""
-        return [(n, np.arange(len(units))) for n, units in enumerate(self._units)]
-
-    def draw(self, generator: np.random.Generator) -> Draw:
-        """Draw seeds with replacement, and for each its documents with replacement.
-
-        Where all seeds hold out the same documents, these are drawn once for all of them: what is
-        theirs alone does not become less by more seeds.
-        """
-        seeds = generator.integers(len(self.seeds), size=len(self.seeds))
-        if self._same_documents:
-            count = len(self._units[0])
-            documents = generator.integers(count, size=count)
-            return [(int(seed), documents) for seed in seeds]
-        sizes = [len(self._units[seed]) for seed in seeds]
-        return [
-            (int(seed), generator.integers(size, size=size))
-            for seed, size in zip(seeds, sizes, strict=True)
-        ]
-
-    def mean(self, arm: str, draw: Draw) -> float:
-        """Return the mean per unit over the seeds of a draw."""
-        means = [
-            self._totals[arm][seed][documents].sum() / self._units[seed][documents].sum()
-            for seed, documents in draw
-        ]
-        return float(np.mean(means))
+        self._seeds = len(self._units)
+        self._documents = len(first) if self._same_documents else sum(map(len, self._units))
 
     def drawn(self, generator: np.random.Generator) -> dict[str, Floats]:
-        """Return each arm's mean over everything, and over draws of it, (1 + draws,)."""
-        draws = [self.everything(), *(self.draw(generator) for _ in range(_DRAWS))]
-        return {arm: np.array([self.mean(arm, d) for d in draws]) for arm in self.by_arm}
+        """Return each arm's mean over everything, of each seed, and over draws of documents.
+
+        Documents are drawn with replacement, each seed's by themselves; where all seeds hold out
+        the same, once for all of them: what is theirs alone does not become less by more seeds.
+
+        Returns:
+            by arm: (1 + n_seeds + draws,), for ``interval``.
+        """
+        everything = [np.arange(len(units)) for units in self._units]
+        draws = [everything, *(self._draw(generator) for _ in range(_DRAWS))]
+        found = {}
+        for arm in self.by_arm:
+            means = np.array([self._means(arm, draw) for draw in draws])
+            found[arm] = np.concatenate([means[:1].mean(axis=1), means[0], means[1:].mean(axis=1)])
+        return found
+
+    def interval(self, found: Floats) -> Interval:
+        """Return what was measured, with its 95% interval over seeds and documents.
+
+        Args:
+            found: as ``drawn`` gives it, or made of such arrays element by element.
+        """
+        value, (by_seed, drawn) = float(found[0]), np.split(found[1:], [self._seeds])
+        low, high = interval_over_seeds(
+            value, by_seed, drawn, self._documents, same_documents=self._same_documents
+        )
+        return Interval(value=value, low=low, high=high)
+
+    def _draw(self, generator: np.random.Generator) -> Draw:
+        sizes = [len(units) for units in self._units]
+        if self._same_documents:
+            return [generator.integers(sizes[0], size=sizes[0])] * len(sizes)
+        return [generator.integers(size, size=size) for size in sizes]
+
+    def _means(self, arm: str, draw: Draw) -> list[float]:
+        """Return the mean per unit of each seed."""
+        return [
+            float(totals[documents].sum() / units[documents].sum())
+            for totals, units, documents in zip(self._totals[arm], self._units, draw, strict=True)
+        ]
 
     @property
     def curve(self) -> tuple[Floats, list[str]]:
@@ -173,10 +183,10 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
             Row(
                 situation=its[0].situation,
                 arm=arm,
-                loss=drawn_interval(losses[arm]),
-                gain=drawn_interval(losses[ADAPTATION_ONLY] - losses[arm]),
-                behind=drawn_interval(losses[arm] - losses[ALBAT]),
-                multiplier=drawn_interval(np.array(worth)),
+                loss=measured.interval(losses[arm]),
+                gain=measured.interval(losses[ADAPTATION_ONLY] - losses[arm]),
+                behind=measured.interval(losses[arm] - losses[ALBAT]),
+                multiplier=_worth(measured, np.array(worth), shares),
                 most=None if arm in arms else float(shares[-1] / shares[0]),
                 share=its[0].share,
                 alphas=tuple(r.alpha for r in its),
@@ -191,6 +201,14 @@ def rows_of(store: ArtifactStore, results: Sequence[ArmResult], seed: int) -> li
     return rows
 
 
+def _worth(measured: Measured, multipliers: Floats, shares: Floats) -> Interval:
+    """Return a multiplier with its interval: one of ratios, within what the curve can tell."""
+    logs = measured.interval(np.log(multipliers))
+    most = float(shares[-1] / shares[0])
+    value, low, high = np.clip(np.exp([logs.value, logs.low, logs.high]), 1 / most, most)
+    return Interval(value=float(value), low=float(low), high=float(high))
+
+
 def _metrics(
     store: ArtifactStore, results: Sequence[ArmResult], seed: int
 ) -> dict[str, list[Metric]]:
@@ -200,8 +218,8 @@ def _metrics(
         measured = Measured(results, partial(_graded, store, place, name))
         means = measured.drawn(numpy_generator(seed, "efficacy", name))
         for arm, its in means.items():
-            gain = drawn_interval(its - means[ADAPTATION_ONLY])
-            value = drawn_interval(its)
+            gain = measured.interval(its - means[ADAPTATION_ONLY])
+            value = measured.interval(its)
             title = metric_title(name)
             found[arm].append(Metric(name=name, title=title, value=value, gain=gain, task=task))
     return found

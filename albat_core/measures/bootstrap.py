@@ -1,4 +1,4 @@
-"""Intervals by drawing documents with replacement."""
+"""Intervals by drawing documents with replacement, and over few seeds."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from albat_core.seeding import numpy_generator
 
 _DRAWN_AT_ONCE = 100  # bootstrap samples in memory
+_TAILS = (0.025, 0.975)
 
 
 Floats = NDArray[np.float64]
@@ -31,7 +32,7 @@ def bootstrap_interval(
     """
     difference = totals[0] - totals[1] if len(totals) == 2 else totals[0]
     samples = bootstrap_samples(difference, units, numpy_generator(seed, "bootstrap"), draws)
-    low, high = np.quantile(samples, [0.025, 0.975])
+    low, high = np.quantile(samples, _TAILS)
     return float(difference.sum() / units.sum()), float(low), float(high)
 
 
@@ -52,3 +53,40 @@ def bootstrap_samples(
         drawn = generator.integers(0, len(units), size=(len(block), len(units)))
         block[:] = totals[drawn].sum(axis=1) / units[drawn].sum(axis=1)
     return samples
+
+
+def interval_over_seeds(
+    value: float, by_seed: Floats, drawn: Floats, documents: int, *, same_documents: bool
+) -> tuple[float, float]:
+    """Return the 95% interval of a mean over few seeds, of which each has its held-out documents.
+
+    Bootstrapping three seeds never leaves their range. So documents alone are drawn, and that
+    interval is stretched to the variance ``V = V_documents + V_seeds``, by Student's t with the
+    degrees of freedom of Welch and Satterthwaite (Satterthwaite 1946): two where three seeds differ
+    by much more than their documents make them, as many as documents where by no more.
+
+    Args:
+        value: over all seeds and documents.
+        by_seed: (n_seeds,) the same of each seed alone; of one seed nothing is known of others.
+        drawn: (draws,) the same over all seeds, each with its documents drawn with replacement.
+        documents: held out in all, at least 2.
+        same_documents: whether all seeds hold out the same, which then explain no difference.
+    """
+    low, high = (float(end) for end in np.quantile(drawn, _TAILS))
+    seeds = len(by_seed)
+    if seeds == 1:
+        return low, high
+    of_documents = float(np.var(drawn))
+    of_seeds = float(np.var(by_seed, ddof=1)) / seeds - (0 if same_documents else of_documents)
+    if of_seeds <= 0:
+        return low, high
+    # heavy imports inside: most of what draws documents has no seeds
+    from scipy.stats import norm, t
+
+    total = of_documents + of_seeds
+    freedom = total**2 / (of_seeds**2 / (seeds - 1) + of_documents**2 / (documents - 1))
+    reach = float(t.ppf(_TAILS[1], freedom)) * total**0.5
+    usual = float(norm.ppf(_TAILS[1])) * of_documents**0.5
+    if usual < 1e-9 * reach:
+        return value - reach, value + reach
+    return value + (low - value) * reach / usual, value + (high - value) * reach / usual

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from albat_core.measures.bootstrap import bootstrap_interval
+from albat_core.measures.bootstrap import bootstrap_interval, interval_over_seeds
 from albat_core.records.losses import LOSS_SCHEMA, LOSSES, document_losses
 from albat_core.records.tables import read_table, write_table
 from albat_core.runs.chain import Chain
@@ -45,6 +45,39 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         _, low, high = bootstrap_interval([draw], np.ones(60), trial, draws=400)
         covered += low <= 1.0 <= high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("apart", [0.0, 1.0, 10.0])
+def test_three_seeds_cover_the_truth_about_as_often(apart: float, *, same: bool) -> None:
+    """Whether seeds differ by nothing, or by ten times as much as documents make them."""
+    covered, trials, documents = 0, 300, 40
+    for trial in range(trials):
+        generator = np.random.default_rng(trial)
+        noise = generator.normal(0, 1, (1 if same else 3, documents))
+        losses = noise + generator.normal(0, apart / documents**0.5, (3, 1))
+        drawn = generator.integers(documents, size=(300, 1 if same else 3, documents))
+        means = np.take_along_axis(losses[None], np.repeat(drawn, 3 // drawn.shape[1], 1), 2)
+        low, high = interval_over_seeds(
+            losses.mean(),
+            losses.mean(axis=1),
+            means.mean(axis=(1, 2)),
+            documents if same else 3 * documents,
+            same_documents=same,
+        )
+        covered += low <= 0 <= high
+    assert 0.88 <= covered / trials <= 0.99
+
+
+def test_one_seed_has_the_interval_of_its_documents() -> None:
+    drawn = np.linspace(0, 1, 1001)
+    one = interval_over_seeds(0.5, np.array([0.5]), drawn, 40, same_documents=True)
+    assert one == pytest.approx((0.025, 0.975))
+    seeds = np.array([0.4, 0.5, 0.6])
+    alike = interval_over_seeds(0.5, seeds, np.full(9, 0.5), 40, same_documents=True)
+    assert alike == pytest.approx(
+        (0.5 - 4.303 * 0.1 / 3**0.5, 0.5 + 4.303 * 0.1 / 3**0.5), rel=1e-3
+    )
 
 
 def test_documents_are_in_the_order_of_their_names(tmp_path: Path) -> None:

@@ -303,10 +303,10 @@ def test_seeds_with_the_same_held_out_documents_have_them_drawn_once() -> None:
         ]
         units = {seed: np.full(30, 1.0 + apart * seed) for seed in range(9)}
         measured = Measured(given, lambda r: (documents * units[r.seed], units[r.seed]))
-        drawn = measured.drawn(numpy_generator(0, "draws"))[ADAPTATION_ONLY]
-        return float(np.std(drawn[1:]))
+        loss = measured.interval(measured.drawn(numpy_generator(0, "draws"))[ADAPTATION_ONLY])
+        return loss.high - loss.low
 
-    assert width(apart=False) == pytest.approx(np.std(documents) / 30**0.5, rel=0.1)
+    assert width(apart=False) == pytest.approx(2 * 1.96 * np.std(documents) / 30**0.5, rel=0.1)
     assert width(apart=True) < 0.6 * width(apart=False)
 
 
