@@ -1,4 +1,4 @@
-"""What the site has beside docs/: the README, what is linked to, notebooks, the reference, the map.
+"""What the site has beside docs/: the README, what is linked to, notebooks, reference, map, list.
 
 Pages keep their place in the repository, so a link that works there works on the site as well.
 """
@@ -7,6 +7,7 @@ import ast
 import os
 import re
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -14,10 +15,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
+from flows.config import starter_config
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("albat_core", "tasks", "flows")
-HOUSE = "docs/house.md"
-MAP = "<!-- map -->"
+HOUSE, SETTINGS = "docs/house.md", "docs/settings.md"
+MAP, LISTED = "<!-- map -->", "<!-- settings -->"
 LINK = re.compile(r"\[([^\[\]]*)\]\(([\w./-]+)(#[\w.-]+)?\)")
 NOTEBOOK = ".ipynb"
 SHOWN_AS_THEY_ARE = {".md", ".png", ".jpg", ".svg"}
@@ -52,11 +55,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to modules into the reference, and draw the map."""
+    """Lead links to modules into the reference, draw the map, and list the settings."""
     path = ROOT / page.file.src_uri
     if page.file.src_uri == HOUSE:
         assert MAP in markdown, f"{HOUSE} does not say where the map goes"
         return markdown.replace(MAP, house(path, config))
+    if page.file.src_uri == SETTINGS:
+        assert LISTED in markdown, f"{SETTINGS} does not say where the settings go"
+        return markdown.replace(LISTED, settings())
     return LINK.sub(lambda found: led(found, path), markdown)
 
 
@@ -189,6 +195,26 @@ def room_lines(room: Path, page: Path, config: MkDocsConfig) -> list[str]:
     for inner in rooms(room, config):
         lines += room_lines(inner, page, config)
     return lines
+
+
+def settings() -> str:
+    """Return every setting with its default: a heading for each section of a configuration."""
+    _, *sections = starter_config().rstrip().split("\n\n")
+    parts = []
+    for section_ in sections:
+        says, _, keys = section_.removeprefix("# ").partition("\n")
+        name = keys.removeprefix("#").partition(":")[0]
+        listed = "\n".join(map(wrapped, keys.split("\n")))
+        parts.append(f"## {name}\n\n{says}\n\n```yaml\n{listed}\n```\n")
+    return "\n".join(parts)
+
+
+def wrapped(line: str) -> str:
+    """Return a line of YAML, a comment on as many lines as a page has room for."""
+    indent, mark, text = line.partition("# ")
+    if indent.strip() or not mark:
+        return line
+    return fill(text, 96, initial_indent=indent + mark, subsequent_indent=indent + mark)
 
 
 def first_line(module: Path) -> str:
