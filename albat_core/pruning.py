@@ -108,14 +108,15 @@ class Pruning:
         self._held = set(self._claims_held())
         manifests = {ref: self._manifest(ref) for ref, its in folders.items() if MANIFEST in its}
         gone = self._artifacts(folders, manifests)
-        found = [
+        # what tells of an artifact goes before it: nothing would find it later
+        found = list(self._records({ref.key: ref for ref in gone}, files))
+        found += [
             Unneeded("artifact", self._uri(str(ref)), _bytes(folders[ref].values()), ref)
             for ref in sorted(gone, key=str)
         ]
         for ref, its in folders.items():
             if ref not in gone:
                 found += self._attempts(ref, its, manifests.get(ref))
-        found += self._records({ref.key: ref for ref in gone}, files)
         found += [*self._left_files(files), *self._checkpoints(files)]
         return [*found, *self._drafts(), *self._copies()]
 
@@ -151,6 +152,11 @@ class Pruning:
                 continue
             needed.add(key)
             wanted |= _named(manifests[known[key]])
+        unread = sorted(str(known[key]) for key in needed if manifests[known[key]] is None)
+        if unread:
+            told = f"what {unread[0]} was made from is not known: artifacts stay"
+            self.notes.append(told)
+            return set()
         gone = {ref for ref, manifest in manifests.items() if manifest and ref.key not in needed}
         gone -= {ref for ref in self._newest_ids() & gone if _named(manifests[ref]) <= needed}
         if gone and self._held:

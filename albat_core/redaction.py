@@ -38,12 +38,16 @@ def redacted(text: str) -> str:
 def without_secrets(value: Any) -> Any:
     """Return JSON values whose strings, where they are addresses, have no secrets.
 
-    Other strings stay as they are: what a template or a row says may look like a secret.
+    Other strings stay as they are: what a template or a row says may look like a secret, also a
+    template that is an address.
     """
     if isinstance(value, str):
         return redacted(value) if _ADDRESS.fullmatch(value) else value
     if isinstance(value, dict):
-        return {name: without_secrets(each) for name, each in value.items()}
+        return {
+            name: each if name.endswith("template") else without_secrets(each)
+            for name, each in value.items()
+        }
     if isinstance(value, list | tuple):
         return type(value)(without_secrets(each) for each in value)
     return value

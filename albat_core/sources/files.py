@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,8 +15,10 @@ from albat_core.errors import AlbatError, InputError
 from albat_core.progress import track_long
 from albat_core.redaction import redacted
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.formats import COMPRESSED, FORMATS, base_name, ending_formats, format_of
+from albat_core.sources.endings import formats_of
+from albat_core.sources.formats import COMPRESSED, FORMATS, base_name, format_of
 from albat_core.sources.formats.arrow import Arrow
+from albat_core.sources.formats.base import Advance
 from albat_core.sources.formats.images import Images
 from albat_core.sources.formats.text import Text
 from albat_core.sources.hub import data_files
@@ -53,6 +55,8 @@ class InputFile(BaseModel):
     format: str
     label: str
     """Source of its rows where no column gives one."""
+    states: tuple[str, ...] = ()
+    """What changes when one of the files is written to, before its content was looked at."""
     beside: tuple[Beside, ...] = ()
     """What describes each picture of a folder."""
 
@@ -79,11 +83,48 @@ def find_files(source: SourceConfig) -> list[InputFile]:
         InputError: a path is missing, holds nothing to read or files of unknown format.
     """
     found = distinct([file for path in source.paths for file in locate(path, source)])
+    states = {file.uri: _state(file.uri) for file in found}
     prints = _fingerprints(found)
-    return [as_input(group, source, _digest(group, source, prints)) for group in grouped(found)]
+    states |= {uri: prints[uri] for uri in filter(_tells_by_tag, states)}
+    return [
+        as_input(group, source, _digest(group, source, prints), [states[f.uri] for f in group])
+        for group in grouped(found)
+    ]
 
 
-def as_input(group: Sequence[Found], source: SourceConfig, fingerprint: str = "") -> InputFile:
+def refuse_changed(file: InputFile) -> None:
+    """Raise InputError if a file was written to since it was found."""
+    now = {uri: _state(uri) for uri in file.uris}
+    now |= _contents(list(filter(_tells_by_tag, file.uris)))
+    for uri, before in zip(file.uris, file.states, strict=False):
+        if now[uri] != before:
+            raise InputError(
+                "expected a file that stays as it was found, it changed while the run was reading",
+                where=uri,
+                remedy="let nobody write to it meanwhile, and run the same command again",
+            )
+
+
+def _state(uri: str) -> str:
+    """Return what changes when a local file is written to, "" of a remote one."""
+    if storage.is_remote(uri):
+        return ""
+    with readable(uri), storage.explained(uri):
+        its = Path(storage.absolute(uri)).stat()
+    return f"{its.st_size} {its.st_mtime_ns}"
+
+
+def _tells_by_tag(uri: str) -> bool:
+    """Tell whether a listing says that a file has changed; of the web all may have to be read."""
+    return storage.is_remote(uri) and not uri.startswith("http")
+
+
+def as_input(
+    group: Sequence[Found],
+    source: SourceConfig,
+    fingerprint: str = "",
+    states: Sequence[str] = (),
+) -> InputFile:
     """Return files of one format and label as one thing to read."""
     prefix = f"{source.name}/" if source.name else ""
     form = group[0].format
@@ -97,6 +138,7 @@ def as_input(group: Sequence[Found], source: SourceConfig, fingerprint: str = ""
         config=source.model_copy(update=changes),
         format=form,
         label=group[0].label,
+        states=tuple(states),
         beside=tuple(file.beside for file in group) if form == Images.name else (),
     )
 
@@ -105,11 +147,15 @@ def _fingerprints(found: Sequence[Found]) -> dict[str, str]:
     """Return the fingerprint of each file and caption by its address."""
     captions = [file.beside.caption for file in found if file.beside.caption]
     uris = [file.uri for file in found] + captions
-    prints = {}
     with track_long("look at input files", len(uris), "files", _MANY) as advance:
-        for uri, content in zip(uris, fingerprints.fingerprints(uris), strict=True):
-            prints[uri] = content
-            advance(1)
+        return _contents(uris, advance)
+
+
+def _contents(uris: Sequence[str], advance: Advance = lambda _: None) -> dict[str, str]:
+    prints = {}
+    for uri, content in zip(uris, fingerprints.fingerprints(uris), strict=True):
+        prints[uri] = content
+        advance(1)
     for uri, content in prints.items():
         if not content:
             with readable(uri):
@@ -153,10 +199,10 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
     there = storage.exists(root)
     if not there and not is_pattern(root):
         raise _missing(root)
-    for each in () if there else braced(root):  # a file that is written out is not left out unsaid
-        if not is_pattern(each) and not storage.exists(each):
-            raise _missing(each)
-    uris = [u for u in storage.list_files(root) if not _LITTER.search(u)]
+    listed = storage.list_files(root)
+    if not there:
+        _refuse_unlisted(braced(root), set(listed))
+    uris = [u for u in listed if not _LITTER.search(u)]
     if not uris:
         raise InputError(
             "expected files, found none",
@@ -173,7 +219,7 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
         named = _without_sidecars(named, source, root)
     whole_folder = there and not alone
     named, beside = without_descriptions(named, source, uris if whole_folder else None)
-    formats = _formats(named, source, root, whole_folder=whole_folder)
+    formats = formats_of(named, source, root, whole_folder=whole_folder)
     folder = base.rpartition("/")[2]
     return [
         Found(
@@ -190,13 +236,25 @@ def locate(path: str, source: SourceConfig) -> list[Found]:
     ]
 
 
+def _refuse_unlisted(patterns: Iterable[str], listed: Collection[str]) -> None:
+    """Refuse a file that is written out and was not found: it is not left out without a word."""
+    for each in patterns:
+        if is_pattern(each) or each in listed:
+            continue
+        if not storage.exists(each):
+            raise _missing(each)
+        raise InputError(
+            "expected files, got a folder", where=each, remedy=f"name its files: {each}/*"
+        )
+
+
 def _of_dataset(path: str, source: SourceConfig) -> list[Found]:
     """Return the files of a dataset's split."""
     named = data_files(path, source.subset, source.split)
     label = source.name or path.partition("@")[0].rstrip("/").rpartition("/")[2]
     return [
         Found(uri=named[name], name=name, format=form, label=label, path=path)
-        for name, form in _formats(named, source, path, whole_folder=False).items()
+        for name, form in formats_of(named, source, path, whole_folder=False).items()
     ]
 
 
@@ -250,64 +308,6 @@ def _without_sidecars(named: dict[str, str], source: SourceConfig, root: str) ->
         if name.rpartition("/")[2] not in _SIDECARS
         and not name.rpartition("/")[2].startswith("cache-")  # results that `datasets` keeps
     }
-
-
-def _formats(
-    named: Iterable[str], source: SourceConfig, root: str, *, whole_folder: bool
-) -> dict[str, str]:
-    """Return the format of each file that is to be read."""
-    if source.format == "auto":
-        by_ending = {name: format_of(name) for name in named}
-        formats = {name: form for name, form in by_ending.items() if form}
-        if unknown := [name for name, form in by_ending.items() if not form]:
-            raise InputError(
-                f"expected endings that say the format ({', '.join(ending_formats())}; lines and "
-                f"text also with {', '.join(COMPRESSED)}), got {_some(unknown)}",
-                where=root,
-                remedy="set format, or give a glob that names only the files to read",
-            )
-        others = [name for name, form in formats.items() if form != Images.name]
-        if 0 < len(others) < len(formats):
-            raise InputError(
-                f"expected pictures or other files, found both ({len(formats) - len(others)} "
-                f"pictures, and {_some(others)})",
-                where=root,
-                remedy="set format to images, or give a glob that names only the files to read; "
-                "where a table names the pictures, set image_column to its column of paths",
-            )
-        texts = [name for name, form in formats.items() if form == Text.name]
-        if 0 < len(texts) < len(formats):
-            raise InputError(
-                f"expected rows or text documents, found both ({len(formats) - len(texts)} files "
-                f"of rows, and {_some(texts)})",
-                where=root,
-                remedy="set format, or give a glob that names only the files to read",
-            )
-    else:
-        form = source.format
-        formats = {name: form for name in named if not whole_folder or format_of(name) == form}
-        if not formats:
-            endings = sorted({base_name(name)[1] or name for name in named})
-            raise InputError(
-                f"expected {form} files in the folder, found only {_some(endings)}",
-                where=root,
-                remedy="set another format, or give a glob: its files are read as the format says",
-            )
-    for form in sorted(set(formats.values())):
-        if problems := source.misfits(form):
-            raise InputError("; ".join(problems), where=root, remedy="change it in the source")
-    given = [f for f in source.columns.values() if getattr(source, f) is not None]
-    if given and Text.name in formats.values():
-        raise InputError(
-            f"text files have no columns, but {' and '.join(dict.fromkeys(given))} is set",
-            where=root,
-            remedy="drop it, or set format to that of a table",
-        )
-    return formats
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def distinct(found: Iterable[Found]) -> list[Found]:

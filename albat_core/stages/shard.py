@@ -23,7 +23,7 @@ from albat_core.records.shards import Part, parts_of
 from albat_core.records.tables import read_table, write_table
 from albat_core.sources.checks import no_rows, null_row
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile, amount_of
+from albat_core.sources.files import InputFile, amount_of, refuse_changed
 from albat_core.sources.filters import judge, library_versions
 from albat_core.sources.rows import PlacedRow, document_hash, in_share, placed_rows, untold
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref
@@ -69,6 +69,7 @@ def make_shards(
         shards = _Shards(folder, config.rows)
         facts = _cut(file, open_splitter(backbone_config), backbone_config, shards)
         shards.close()
+        refuse_changed(file)
         if (repeated := shards.repeated_id()) is not None:
             raise _repeated_within(file, repeated)
         facts |= {"parts": shards.parts, "sources": dict(sorted(shards.sources.items()))}

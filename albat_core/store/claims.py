@@ -213,7 +213,7 @@ def _renew(uri: str, holder: str, ended: threading.Event) -> None:
                 logger.debug("the claim %s was taken over", uri)
                 return
             storage.write_bytes(uri, _content(holder), lasting=False)
-        except AlbatError as error:
+        except (AlbatError, OSError) as error:
             logger.debug("a claim is not renewed: %s", error)
 
 
@@ -221,7 +221,7 @@ def _give_up(uri: str, holder: str) -> None:
     try:
         if _is_own(uri, holder):
             _remove(uri)
-    except AlbatError as error:
+    except (AlbatError, OSError) as error:
         logger.debug("a claim is left to lapse: %s", error)
 
 

@@ -2,10 +2,11 @@
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from albat_core.errors import AlbatError, InputError, MissingDependencyError, TransientError
+from albat_core.store.patterns import is_pattern
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "hub"}
 """What is installed for the addresses of a scheme, where it does not come with albat."""
@@ -56,16 +57,36 @@ def not_found(uri: str) -> TransientError:
     )
 
 
-def matching(fs: Any, pattern: str, uri: str) -> list[str]:
-    """Return the names that a pattern stands for in a remote store.
+def matching(fs: Any, patterns: Iterable[str], uri: str) -> Iterator[str]:
+    """Yield the files that patterns stand for in a remote store.
+
+    A folder is listed once for all names in it that are written out.
 
     Raises:
         TransientError: a folder was listed, and could not be found.
     """
+    written_out: dict[str, list[str]] = {}
+    for pattern in patterns:
+        # web servers list nothing, and the Hub may list by another name
+        if is_pattern(pattern) or uri.startswith(("http", "hf:")):
+            try:
+                found = fs.glob(pattern, detail=True)
+            except FileNotFoundError as error:  # where nothing matches, fsspec says so by none
+                raise not_found(uri) from error
+            yield from (name for name, entry in found.items() if entry["type"] != "directory")
+        else:
+            written_out.setdefault(pattern.rpartition("/")[0], []).append(pattern)
+    for folder, names in written_out.items():
+        entries = _listed(fs, folder)
+        yield from (name for name in names if entries.get(name, "directory") != "directory")
+
+
+def _listed(fs: Any, folder: str) -> dict[str, str]:
+    """Return what a listing of a remote folder says that each name in it is; none: no folder."""
     try:
-        return list(fs.glob(pattern))
-    except FileNotFoundError as error:  # where nothing matches, fsspec says so with an empty list
-        raise not_found(uri) from error
+        return {str(entry["name"]): entry["type"] for entry in fs.ls(folder, detail=True)}
+    except FileNotFoundError:
+        return {}
 
 
 def refuse_undecoded(uris: Sequence[str]) -> None:

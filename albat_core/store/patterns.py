@@ -3,8 +3,10 @@
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from albat_core.errors import InputError
 
 HIDDEN = re.compile(r"(^|/)(\.|_[^/]*/|_[^/.]*$)")
 """What readers of data sets pass over: names with a dot in front, and with an underscore those of
@@ -46,23 +48,62 @@ def braced(pattern: str) -> list[str]:
     return [each for c in choices for each in braced(f"{before}{c}{after}")]
 
 
-def globbed(pattern: str, translate: Callable[[str], str]) -> Iterable[str]:
-    """Return what a glob of this machine names, links to folders followed.
+def globbed(patterns: Iterable[str], translate: Callable[[str], str]) -> Iterator[str]:
+    """Yield the files that globs of this machine name, links to folders followed.
 
     Args:
-        pattern: without braces.
+        patterns: without braces.
         translate: gives the regular expression that a glob with `**` means.
+
+    Raises:
+        InputError: a folder on the way cannot be listed.
     """
-    if "**" not in pattern:
-        return glob.iglob(pattern, include_hidden=True)  # noqa: PTH207 - keeps the path's spelling
-    return filter(re.compile(translate(pattern)).match, walked(above_glob(pattern) or "."))
+    for pattern in patterns:
+        found: Iterable[str]
+        if "**" in pattern:
+            meant = re.compile(translate(pattern))
+            found = filter(meant.match, walked(above_glob(pattern) or "."))
+        else:
+            _check_listed(pattern)
+            found = glob.iglob(pattern, include_hidden=True)  # noqa: PTH207 - keeps its spelling
+        yield from (name for name in found if not os.path.isdir(name))  # noqa: PTH112 - likewise
+
+
+def _check_listed(pattern: str) -> None:
+    """Look into the folders that a glob looks into: it would pass over what it cannot list."""
+    parts = pattern.split("/")
+    for number, part in enumerate(parts):
+        if number and glob.has_magic(part):
+            above = "/".join(parts[:number]) or "/"
+            for folder in glob.iglob(above, include_hidden=True):  # noqa: PTH207 - as above
+                if os.path.isdir(folder):  # noqa: PTH112 - keeps the path's spelling
+                    try:
+                        os.scandir(folder).close()
+                    except OSError as error:
+                        _refuse_unlisted(error)
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):  # removed meanwhile, or no folder
+        return
+    raise InputError(
+        f"expected a folder that can be listed ({error.strerror or type(error).__name__})",
+        where=str(error.filename),
+        remedy="check that you may read it, or give a glob that names only the files to read",
+    ) from error
 
 
 def walked(folder: str) -> list[str]:
-    """Return the files below a local folder; links are followed, and no folder is read twice."""
+    """Return the files below a local folder; links are followed, and no folder is read twice.
+
+    Raises:
+        InputError: a folder cannot be listed: what is in it would be left out without a word.
+    """
     found: list[str] = []
     known = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder.rstrip("/") or "/", followlinks=True):
+    for place, folders, names in os.walk(
+        folder.rstrip("/") or "/", onerror=_refuse_unlisted, followlinks=True
+    ):
         found += [f"{place}/{name}" for name in names]
         inner = {name: os.path.realpath(f"{place}/{name}") for name in folders}
         # folders that are here themselves come before links to them

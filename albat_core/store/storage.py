@@ -321,11 +321,9 @@ def list_files(uri: str) -> list[str]:
     with explained(uri):
         pattern = is_pattern(path) and not fs.exists(path)  # a name may have [ in it
         if pattern:
-            every = (
-                missing.matching(fs, p, uri) if scheme else globbed(p, glob_translate)
-                for p in braced(path)
-            )
-            found = list({name for names in every for name in names if not fs.isdir(name)})
+            names = braced(path)
+            its = missing.matching(fs, names, uri) if scheme else globbed(names, glob_translate)
+            found = list(set(its))
         elif fs.isfile(path):
             return [uri]
         else:
@@ -334,7 +332,8 @@ def list_files(uri: str) -> list[str]:
         return sorted(
             scheme + str(name).removeprefix(scheme)
             for name in found
-            if pattern or not HIDDEN.search(str(name)[base:])
+            if not name.endswith("/")  # what consoles write for a folder
+            and (pattern or not HIDDEN.search(str(name)[base:]))
         )
 
 
@@ -367,7 +366,8 @@ def file_states(uri: str) -> dict[str, FileState]:
     return {
         str(name)[base:]: FileState(int(entry["size"]), _changed(entry))
         for name, entry in found.items()
-        if entry["type"] != "directory"  # s3fs names the folder itself where a listing is stale
+        # s3fs names the folder itself where a listing is stale, and what consoles write for one
+        if entry["type"] != "directory" and not name.endswith("/")
     }
 
 

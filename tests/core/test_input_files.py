@@ -3,6 +3,7 @@
 import gzip
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -11,7 +12,8 @@ import pytest
 from albat_core.records.examples import Example
 from albat_core.sources import files as input_files
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile, find_files, find_problems
+from albat_core.sources.files import InputFile, find_files, find_problems, refuse_changed
+from albat_core.store import storage
 from tests.core.row_files import (
     ROWS,
     only,
@@ -80,6 +82,36 @@ def test_names_that_are_no_utf8_are_refused(tmp_path: Path, name: bytes) -> None
         assert "rename it" in said
     write_jsonl(tmp_path / "good.jsonl", ROWS[:1])
     assert len(rows_of(tmp_path / "g*.jsonl")) == 1
+
+
+def test_an_archive_of_files_is_not_read_as_its_first(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "rows.jsonl.zip", "w") as archive:
+        for name in ("one.jsonl", "two.jsonl"):
+            archive.writestr(name, '{"text": "t"}\n')
+    for form in ("auto", "jsonl"):
+        said = refused(lambda: rows_of(tmp_path / "rows.jsonl.zip", format=form))  # noqa: B023
+        assert "expected files, got an archive of them (rows.jsonl.zip)" in said
+
+
+def test_a_file_that_is_written_to_after_it_was_found_is_told(tmp_path: Path) -> None:
+    for root in (str(tmp_path), f"memory://{tmp_path}"):
+        uri = f"{root}/a.jsonl"
+        storage.write_bytes(uri, b'{"text": "t"}\n')
+        file = only(SourceConfig(path=uri))
+        refuse_changed(file)
+        storage.write_bytes(uri, b'{"text": "u", "more": 1}\n')
+        assert f"{uri}: expected a file that stays as it was found" in refused(
+            lambda: refuse_changed(file)  # noqa: B023
+        )
+
+
+def test_a_folder_that_is_written_out_among_files_is_told(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a", ROWS)
+    (tmp_path / "b").mkdir()
+    said = refused(lambda: rows_of(tmp_path / "{a,b}", format="jsonl"))
+    assert f"{tmp_path / 'b'}: expected files, got a folder" in said
+    said = refused(lambda: rows_of(tmp_path / "{a,c}", format="jsonl"))
+    assert f"{tmp_path / 'c'}: expected a file or a folder, found none" in said
 
 
 def test_text_files_have_no_columns(tmp_path: Path) -> None:

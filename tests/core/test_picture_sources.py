@@ -492,6 +492,17 @@ def test_webdataset_errors(tmp_path: Path) -> None:
     assert "did you mean 'licence'" in said
 
 
+def test_a_column_that_was_added_behind_makes_no_rows(tmp_path: Path) -> None:
+    members = {f"{n}.{end}": end.encode() for n in range(3) for end in ("jpg", "txt")}
+    late = {f"{n}.cls": b"7" for n in range(3)}
+    path = wds(tmp_path, {**members, **late})
+    assert [(e.example_id, e.text) for e in rows_of(path)] == [
+        (f"s.tar:{n}", "txt") for n in range(3)
+    ]
+    alone = rows_of(wds(tmp_path, {**members, "3.cls": b"7"}))
+    assert [e.text for e in alone] == ["txt"] * 3 + [None]  # a row that lacks what is wanted
+
+
 def test_members_of_a_row_that_lie_apart_are_told(tmp_path: Path) -> None:
     ends, keys = ("jpg", "txt"), [f"{n:03d}" for n in range(300)]
     apart = {f"{key}.{end}": end.encode() for end in ends for key in keys}

@@ -244,6 +244,26 @@ def test_a_manifest_that_cannot_be_read_is_named_and_its_folder_stays(store: Art
 
 
 @pytest.mark.usefixtures("later")
+def test_what_a_needed_artifact_was_made_from_stays_where_its_manifest_cannot_be_read(
+    store: ArtifactStore,
+) -> None:
+    refs = register(store, "run", 1)
+    write(store, f"{refs['mixture']}/manifest.json", "{")
+    gone, notes = prune(store)
+    assert gone == set()
+    assert f"what {refs['mixture']} was made from is not known: artifacts stay" in notes
+
+
+@pytest.mark.usefixtures("later")
+def test_an_entry_goes_before_its_adapter(store: ArtifactStore) -> None:
+    """A prune that is killed between the two would leave an entry that nothing finds."""
+    gone = register(store, "run", 1)["adapter"]
+    register(store, "run", 2)
+    kinds = [each.kind for each in Pruning(store, Keeping(last=1)).find() if each.ref == gone]
+    assert kinds == ["entry", "artifact"]
+
+
+@pytest.mark.usefixtures("later")
 def test_hints_at_what_goes_go_too(store: ArtifactStore) -> None:
     store.set_latest("family", make(store, "queries", number=1))
     assert "hint /latest/queries/family.json" in prune(store)[0]

@@ -56,6 +56,8 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_a_template_is_no_address() -> None:
     template = "See https://host/?token={token} for {question}"
     assert without_secrets({"template": template}) == {"template": template}
+    address = "https://host/?code={a}"
+    assert without_secrets({"prompt_template": address}) == {"prompt_template": address}
 
 
 def test_an_error_says_no_secret() -> None:

@@ -311,6 +311,65 @@ def test_download_fetches_only_what_is_not_there_whole(tmp_path: Path) -> None:
     assert read_tree(str(cache)) == {"a": b"A", "bb": b"bb"}
 
 
+def test_of_an_artifact_one_file_alone_is_fetched(tmp_path: Path) -> None:
+    root, cache = f"memory://{tmp_path}", tmp_path / "cache"
+    write_tree(root, "a", "b", "c")
+    transfer.download(root, cache, only=["b"])
+    assert set(read_tree(str(cache))) == {"b"}
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/*.jsonl", "/**/*.jsonl", "/deep/*.jsonl"])
+def test_a_folder_that_cannot_be_listed_is_told(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files would be left out without a word; root may list all, so the system is told no."""
+    write_tree(str(tmp_path), "deep/a.jsonl", "other/b.jsonl")
+    assert storage.list_files(f"{tmp_path}{pattern}")
+    scanned = os.scandir
+
+    def refusing(place: object = ".") -> object:
+        if os.fspath(place).endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
+        return scanned(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"deep: expected a folder that can be listed"):
+        storage.list_files(f"{tmp_path}{pattern}")
+
+
+def test_what_consoles_write_for_a_folder_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, _ = storage.filesystem("memory://data")
+    names = ["/data/", "/data/sub/", "/data/sub/a.jsonl"]
+    listed = {name: {"name": name, "size": 0, "type": "file"} for name in names}
+    monkeypatch.setattr(type(fs), "exists", lambda *_: True)
+    monkeypatch.setattr(type(fs), "find", lambda *_, **__: listed)
+    assert storage.list_files("memory://data") == ["memory:///data/sub/a.jsonl"]
+    assert list(storage.file_sizes("memory://data")) == ["sub/a.jsonl"]
+
+
+def test_a_remote_folder_is_listed_once_for_all_names_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = f"memory://{tmp_path}"
+    write_tree(root, *(f"part-{n:03d}" for n in range(50)))
+    fs, _ = storage.filesystem(root)
+    asked = []
+    for name in ("ls", "info", "exists", "isdir"):
+        true = getattr(type(fs), name)
+
+        def noted(self: object, *its: object, _true: Callable = true, **named: object) -> object:
+            asked.append(its[0])
+            return _true(self, *its, **named)
+
+        monkeypatch.setattr(type(fs), name, noted)
+    written_out = storage.list_files(f"{root}/part-{{000..059}}")
+    assert len(written_out) == 50
+    assert len(asked) <= 3
+    asked.clear()
+    assert storage.list_files(f"{root}/part-*") == written_out
+    assert len(asked) <= 5
+
+
 def test_remove_takes_a_tree_away(root: str) -> None:
     write_tree(root, "a/b", "a/c", "d")
     storage.remove(storage.join(root, "a"))
@@ -362,7 +421,7 @@ def test_a_folder_that_is_listed_and_not_found_is_told(monkeypatch: pytest.Monke
     """S3fs looks for what one listing has, in another that lacks it."""
     fs, _ = storage.filesystem("memory://data")
 
-    def lost(*_: object) -> list[str]:
+    def lost(*_: object, **__: object) -> list[str]:
         raise FileNotFoundError("data/corpus")
 
     monkeypatch.setattr(type(fs), "glob", lost)

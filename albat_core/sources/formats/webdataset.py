@@ -117,6 +117,7 @@ def _samples(
     members: dict[str, bytes] = {}
     there: dict[str, None] = {}
     first: dict[str, dict[str, None]] = {}  # rows of this archive by key, with their columns
+    known: set[int] = set()  # hashes of all keys: what is added to an archive behind them is no row
     number = done = end = 0
     with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
         for member in archive:
@@ -128,11 +129,12 @@ def _samples(
                 continue
             column = column.lower()
             if joined or folder + slash + stem != key:
-                if key is not None:
+                if key is not None and (members or hash(key) not in known):
                     yield f"{uri}:{number} ({key})", key, members, there
                     number += 1
+                    known.add(hash(key))
                 key, members, there = folder + slash + stem, {}, {}
-                first = {} if joined else first
+                first, known = ({}, set()) if joined else (first, known)
                 if column not in first.get(key, {column}) and _is_used(column, wanted):
                     raise _scattered(f"{uri}:{number} ({key})", member.name)
                 if number < HEAD:
@@ -152,7 +154,7 @@ def _samples(
                 opened = archive.extractfile(member)
                 assert opened is not None
                 members[column] = opened.read()
-        if key is not None:
+        if key is not None and (members or hash(key) not in known):
             yield f"{uri}:{number} ({key})", key, members, there
 
 
