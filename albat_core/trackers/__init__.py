@@ -98,15 +98,33 @@ class Followed:
             values: by the curve's name.
             step: >= the one before.
         """
-        self._tell(lambda tracker: tracker.log(values, step) if step >= tracker.last else None)
+
+        def log(tracker: Tracker) -> None:
+            last = tracker.last
+            new = {n: v for n, v in values.items() if step > last.get(n, tracker.before)}
+            if new:
+                tracker.log(new, step)
+                last |= dict.fromkeys(new, step)
+
+        self._tell(log)
 
     def show(self, pictures: Sequence[Picture], step: int) -> None:
         """Show pictures that were drawn at a step, >= the one before."""
-        self._tell(lambda its: its.show(pictures, step) if step >= its.last else None)
+
+        def show(tracker: Tracker) -> None:
+            if step >= max(tracker.last.values(), default=tracker.before):
+                tracker.show(pictures, step)
+
+        self._tell(show)
 
     def keep(self, results: Results) -> None:
-        """Keep what a run came to."""
-        self._tell(lambda tracker: tracker.keep(results))
+        """Keep what a run came to, where that is not kept yet."""
+
+        def keep(tracker: Tracker) -> None:
+            if tracker.before < 0 and not tracker.last.keys() & results.figures.keys():
+                tracker.keep(results)
+
+        self._tell(keep)
 
     def _tell(self, call: Callable[[Tracker], None]) -> None:
         for follower in self._followers:
@@ -123,11 +141,13 @@ def followed_by(tracking: Tracking, run: str, key: str) -> Iterator[Followed]:
         key: of the artifact that it makes: work of the same key goes on where it was.
     """
     followers = [_Follower(name, tracking, run, key) for name in tracking.to]
+    failed = True
     try:
         yield Followed(followers)
+        failed = False
     finally:
         for follower in followers:
-            follower.end()
+            follower.end(failed=failed)
 
 
 class _Follower:
@@ -136,6 +156,7 @@ class _Follower:
     def __init__(self, name: str, tracking: Tracking, run: str, key: str) -> None:
         self._name, self._of = name, (tracking.project, run, key, tracking.folder)
         self._calls: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._failed = False
         self._thread: threading.Thread | None = None
 
     def tell(self, call: Callable[[Tracker], None]) -> None:
@@ -145,9 +166,10 @@ class _Follower:
         if self._thread.is_alive():  # else it has failed
             self._calls.put(call)
 
-    def end(self) -> None:
+    def end(self, *, failed: bool) -> None:
         if self._thread is None:
             return
+        self._failed = failed
         self._calls.put(None)
         self._thread.join(_LESS if self._name in _told else _PATIENCE)
         if self._thread.is_alive():
@@ -158,7 +180,7 @@ class _Follower:
             tracker = TRACKERS[self._name](*self._of)
             while (call := self._calls.get()) is not None:
                 call(tracker)
-            tracker.finish()
+            tracker.finish(failed=self._failed)
         except Exception as error:  # whatever it is, the run goes on
             self._warn(f"{type(error).__name__}: {error}")
 

@@ -76,8 +76,10 @@ class Tracker(ABC):
     """As settings have it."""
     library: ClassVar[str]
     """The module that it needs."""
-    last: int = -1
-    """The last step that was logged before, by whoever began it; -1: none is known."""
+    last: dict[str, int]
+    """The last step of each curve that was logged before, by whoever began it."""
+    before: int = -1
+    """The same of a curve that ``last`` does not have, where they are not told apart."""
 
     @abstractmethod
     def __init__(self, project: str, run: str, key: str, folder: str) -> None: ...
@@ -104,5 +106,9 @@ class Tracker(ABC):
         """Keep what a run came to."""
 
     @abstractmethod
-    def finish(self) -> None:
-        """Send what is left, and end."""
+    def finish(self, *, failed: bool) -> None:
+        """Send what is left, and end.
+
+        Args:
+            failed: whether the work ended by an error, or was stopped.
+        """

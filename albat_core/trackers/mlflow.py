@@ -35,9 +35,10 @@ class Mlflow(Tracker):
                 else self._client.create_run(place, tags={_KEY: key}, run_name=run)
             )
         self._run = its.info.run_id
-        for name in its.data.metrics:
-            points = self._client.get_metric_history(self._run, name)
-            self.last = max(self.last, *(point.step for point in points))
+        self.last = {
+            name: max(point.step for point in self._client.get_metric_history(self._run, name))
+            for name in its.data.metrics
+        }
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See ``Tracker``."""
@@ -69,6 +70,6 @@ class Mlflow(Tracker):
             else:
                 self._client.log_artifact(self._run, str(path))
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         """See ``Tracker``."""
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, status="FAILED" if failed else "FINISHED")

@@ -21,7 +21,7 @@ class TensorBoard(Tracker):
 
         del project  # the folder is its own
         place = Path(folder, self.name, f"{re.sub('[^A-Za-z0-9]+', '-', run).strip('-')}-{key[:8]}")
-        self.last = _last_step(place)
+        self.last = _last_steps(place)
         self._its = SummaryWriter(str(place))
 
     @classmethod
@@ -54,16 +54,17 @@ class TensorBoard(Tracker):
         for name, text in {**results.texts, "files": where}.items():
             self._its.add_text(name, text, 0)
 
-    def finish(self) -> None:
-        """See ``Tracker``."""
+    def finish(self, *, failed: bool) -> None:
+        """See ``Tracker``; event files say nothing of how the work ended."""
+        del failed
         self._its.close()
 
 
-def _last_step(place: Path) -> int:
-    """Return the last step in a folder's event files, -1 where there are none."""
+def _last_steps(place: Path) -> dict[str, int]:
+    """Return the last step of each curve in a folder's event files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not place.is_dir():
-        return -1
+        return {}
     events = EventAccumulator(str(place)).Reload()
-    return max((events.Scalars(tag)[-1].step for tag in events.Tags()["scalars"]), default=-1)
+    return {tag: events.Scalars(tag)[-1].step for tag in events.Tags()["scalars"]}

@@ -24,7 +24,7 @@ class Trackio(Tracker):
             auto_log_cpu=False,
             auto_log_gpu=False,
         )
-        self.last = self._its._next_step - 1  # what it found of a run that it goes on with
+        self.last, self.before = {}, self._its._next_step - 1  # of a run that it goes on with
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See ``Tracker``."""
@@ -46,6 +46,7 @@ class Trackio(Tracker):
         for name, path in results.files.items():
             self._its.log_artifact(path, name=name, type=name)
 
-    def finish(self) -> None:
-        """See ``Tracker``."""
+    def finish(self, *, failed: bool) -> None:
+        """See ``Tracker``; it has no word for work that failed."""
+        del failed
         self._its.finish()

@@ -25,6 +25,7 @@ class WeightsAndBiases(Tracker):
         import wandb
 
         self.check(folder)
+        self.last = {}
         place = os.environ.get("WANDB_DIR")
         if not place and not storage.is_remote(folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,6 @@ class WeightsAndBiases(Tracker):
         for name, path in results.files.items():
             self._its.log_artifact(str(path), name=name, type=name)
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         """See ``Tracker``."""
-        self._its.finish()
+        self._its.finish(exit_code=int(failed))

@@ -9,7 +9,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def of_mlflow(_folder: Path) -> Curves:
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name(PROJECT).experiment_id])
     return {
-        name: sorted({(p.step, p.value) for p in client.get_metric_history(run.info.run_id, name)})
+        name: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, name))
         for name in run.data.metrics
     }
 
@@ -59,7 +59,7 @@ def of_tensorboard(folder: Path) -> Curves:
     (place,) = (folder / "tensorboard").iterdir()
     events = EventAccumulator(str(place)).Reload()
     return {
-        tag: sorted({(p.step, p.value) for p in events.Scalars(tag)})
+        tag: sorted((p.step, p.value) for p in events.Scalars(tag))
         for tag in events.Tags()["scalars"]
     }
 
@@ -68,11 +68,11 @@ def of_trackio(_folder: Path) -> Curves:
     from trackio.sqlite_storage import SQLiteStorage
 
     (run,) = SQLiteStorage.get_run_records(PROJECT)
-    found: dict[str, set[tuple[int, float]]] = {}
+    found: dict[str, list[tuple[int, float]]] = {}
     for row in SQLiteStorage.get_logs(PROJECT, run["name"]):
         for name, value in row.items():
             if "/" in name:
-                found.setdefault(name, set()).add((row["step"], value))
+                found.setdefault(name, []).append((row["step"], value))
     return {name: sorted(points) for name, points in found.items()}
 
 
@@ -107,7 +107,7 @@ def written(path: Path) -> Iterator[Any]:
 
 def of_wandb(folder: Path) -> Curves:
     found: dict[str, set[tuple[int, float]]] = {}
-    for path in (folder / "wandb").rglob("*.wandb"):
+    for path in (folder / "wandb").rglob("*.wandb"):  # of one run: its server joins them
         for record in records(path):
             for item in record.history.item:
                 name = item.key or "/".join(item.nested_key)
@@ -163,6 +163,38 @@ def test_curves_go_on_where_a_training_was_stopped(
             (n, pytest.approx(sum(losses[n - 5 : n]) / 5, rel=1e-5)) for n in (5, 10, 15, 20)
         ]
         assert training.run(tracking=tracking).reused
+
+
+class Noting(TensorBoard):
+    """A tracker that notes how work ended."""
+
+    name = "noting"
+    ends: ClassVar[list[bool]] = []
+
+    def finish(self, *, failed: bool) -> None:
+        super().finish(failed=failed)
+        self.ends.append(failed)
+
+
+def test_work_that_failed_or_was_stopped_is_not_shown_as_finished(
+    training: Training, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRACKERS, Noting.name, Noting)
+    monkeypatch.setattr(Noting, "ends", [])
+    tracking = Tracking(to=(Noting.name,), project=PROJECT, folder=str(places))
+    with reporting_to(StopsAt(3)), pytest.raises(Interrupted):
+        training.run(tracking=tracking)
+    training.run(tracking=tracking)
+    assert Noting.ends == [True, False]
+
+
+def test_a_run_that_failed_is_so_at_wandb(places: Path) -> None:
+    tracking = Tracking(to=("wandb",), project=PROJECT, folder=str(places))
+    with pytest.raises(ValueError, match="broken"), followed_by(tracking, "train", "0" * 32) as its:
+        its.log({"train/loss": 1.0}, 1)
+        raise ValueError("broken")
+    (path,) = (places / "wandb").rglob("*.wandb")
+    assert [r.exit.exit_code for r in records(path) if r.HasField("exit")] == [1]
 
 
 def kept_by_mlflow(folder: Path, project: str) -> tuple[dict[str, float], str, set[str]]:
@@ -239,6 +271,8 @@ def test_results_are_kept(
     tracking = Tracking(to=(name,), project=project, folder=str(places))
     track_run(chain.artifacts, chain.report, tracking, chain.config.runtime)
     assert not [each for each in caplog.records if each.name.startswith("albat_core")]
+    if name != "wandb":  # whose runs without network are joined by its server
+        track_run(chain.artifacts, chain.report, tracking, chain.config.runtime)  # adds nothing
     figures, table, files = KEPT[name](places, project)
     loss = store.manifest(chain.arms.evaluation(ALBAT)).facts["loss"]
     assert figures["heldout/loss/albat"] == pytest.approx(loss, rel=1e-6)
