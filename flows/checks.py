@@ -255,6 +255,13 @@ def _ill_suited(config: RunConfig, unsound: Collection[str]) -> Iterator[str]:
             f"{' and '.join(f'{name}.learning_rate' for name in finding)}: at the default "
             f"{usual:g}, of which prodigy makes a factor of the rate that it finds: 1 is usual"
         )
+    for name in sections:
+        its = getattr(config, name)
+        if its.epochs is None and its.steps <= its.warmup:
+            yield (
+                f"{name}.warmup: {its.warmup} of {its.steps} steps, so that the learning rate "
+                f"never stays at its {its.learning_rate:g}: lower it"
+            )
     drawing = [name for name in sections if getattr(config, name).sample_every]
     if drawing and config.runtime.training_devices > 1:
         yield f"{drawing[0]}.sample_every: nothing is drawn on the way by several training devices"

@@ -25,6 +25,7 @@ from albat_core.stages.split import (
 
 Tell = Callable[[str], object]
 _LETTERS_CUT = 200_000  # of a source, before anything is computed
+_UNFIT = 100  # rows of which none can be used: nor will others
 _GRADED = 3  # rows on which a metric is tried
 _COMPARED = 1000  # rows of an adaptation set whose repetitions may leave too few for the split
 
@@ -76,14 +77,24 @@ def check_cut(
         cut += bool(pieces) and not whole
         traps += [told for piece in pieces[:1] if (told := trap(piece))]
     if traps:
-        untold.append(f"of {tried} rows tried, in {len(traps)} {traps[0]}")
+        untold.append(f"of the first {tried} rows, in {len(traps)} {traps[0]}")
     limit = row_limit(config.backbone).amount if cut or unfit else ""
+    if unfit == tried and tried >= min(len(look.rows), _UNFIT) > 0:
+        raise InputError(
+            f"expected rows with an answer, and room for it in {limit}; of the first {tried} rows "
+            "none has that",
+            where=", ".join(source.paths),
+            remedy="raise backbone.max_length, or look whether prompts are followed by answers",
+        )
+    prompted, learnt = map(source.template_columns, ("prompt_template", "answer_template"))
+    if copied := sorted({*prompted} & {*learnt}):
+        untold.append(f"prompt and answer both have {copied[0]!r}: what is learnt is to copy it")
     if cut:
-        notes.append(f"of {tried} rows tried, {cut} cut: over {limit}")
+        notes.append(f"of the first {tried} rows, {cut} cut: over {limit}")
     if unfit:
         notes.append(
-            f"of {tried} rows tried, {unfit} skipped: no answer to learn, or no room for one in "
-            f"{limit}"
+            f"of the first {tried} rows, {unfit} skipped: no answer to learn, or no room for one "
+            f"in {limit}"
         )
 
 

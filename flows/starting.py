@@ -18,7 +18,8 @@ SCHEMA = "albat.schema.json"
 """Beside a configuration that was written: what its editor checks it by."""
 
 _LEAST = """\
-# The least that a run needs. All else has a default: `albat init` writes every key.
+# The least that a run needs. All else has a default: `albat init` writes every key. Paths of inputs
+# are relative to this file.
 name: run
 backbone:
   path: path/to/backbone # a transformers causal language model: folder or hub id
@@ -30,7 +31,7 @@ adaptation: # your few examples
 """
 _LEAST_PICTURES = """\
 # The least that a run on pictures needs. All else has a default: `albat init --image` writes
-# every key.
+# every key. Paths of inputs are relative to this file.
 name: run
 backbone:
   kind: diffusion

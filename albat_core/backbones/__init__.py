@@ -110,6 +110,7 @@ def adapter_card(config: BackboneConfig, facts: Mapping[str, Any]) -> str:
     kind = kind_of(config)
     published = hub_id(config.path)  # where there is none, a path would be of this machine alone
     path = published or f"path/to/{PurePath(config.path).name}"
+    revision = f", revision={config.revision!r}" if published and config.revision else ""
     base_model = f"base_model: {published}\n" if published else ""
     then = "\nThen trained anew for as many steps, on the validation rows too.\n"
     refit = then if facts["refit"] else ""
@@ -124,7 +125,7 @@ Trained by albat on {facts["adaptation_rows"]} adaptation rows{_beside(facts)}; 
 ({kind.loss_unit}).
 {refit}
 ```python
-{kind.loading(config, path)}
+{kind.loading(config, repr(path) + revision)}
 ```
 """
 

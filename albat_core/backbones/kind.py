@@ -89,12 +89,12 @@ class Kind(Protocol):
         del config
         return None
 
-    def loading(self, config: BackboneConfig, path: str) -> str:
+    def loading(self, config: BackboneConfig, name: str) -> str:
         """Return the Python lines that load an adapter, for its card.
 
         Args:
             config: of the backbone.
-            path: what stands for the backbone in them.
+            name: the arguments that name the backbone in them.
         """
         ...
 

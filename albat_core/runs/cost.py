@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from albat_core.backbones import kind_of, open_backbone, open_splitter, precomputes
 from albat_core.backbones.base import FixedNoise
+from albat_core.errors import InputError
 from albat_core.records.examples import Example
 from albat_core.records.runs import ADAPTATION_ONLY, ALBAT, ALL_DATA
 from albat_core.runs.config import RunConfig
@@ -65,6 +66,13 @@ def expected_costs(config: RunConfig) -> list[StageCost]:
     own = extent_of(config.adaptation, split)
     corpus = extent_of(config.corpus, split)
     heldout = extent_of(config.heldout, split)
+    for role, extent in (("adaptation", own), ("corpus", corpus if config.corpus else own)):
+        if not extent.sample:
+            raise InputError(
+                "expected rows that can be used, found none at the beginning of its files",
+                where=role,
+                remedy="`albat check` without --cost says what becomes of its rows",
+            )
     if not config.corpus:  # rows that the backbone makes: taken to be like one's own
         corpus = Extent(own.sample, config.generated.rows)
     with open_backbone(config.backbone, config.runtime) as backbone:

@@ -234,7 +234,7 @@ class Registry:
                 remedy=f"name it for example {PRODUCTION}",
             )
         entry = self.find(name)
-        self._store.manifest(entry.adapter)
+        self._store.folder(entry.adapter)
         content = _Alias(adapter=entry.adapter.key, promoted=now())
         place = storage.join(self._root, f"{entry.run}@{alias}.json")
         storage.write_bytes(place, sealed(content))

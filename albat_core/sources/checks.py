@@ -154,6 +154,9 @@ def no_rows(
     }
     said = [f"{counts[why]} of them {reason}" for why, reason in reasons.items() if counts[why]]
     expected, remedy = "rows with text", "check that path and columns are the right ones"
+    if counts["unfit"] > rows / 2:
+        expected = "rows with an answer, and room for it"
+        remedy = "raise backbone.max_length, or look whether prompts are followed by answers"
     if filtered:
         said.append(f"{sum(filtered.values())} of them left out by filters: {by_reason(filtered)}")
         expected = "rows that its filters keep"

@@ -95,8 +95,8 @@ class SourceConfig(StageConfig):
     """What to do with rows over the backbone's max_length: cut into pieces, keep the first of these
     alone, or raise an error."""
     on_null: Literal["skip", "refuse"] = "skip"
-    """What to do with rows whose text or picture is null or blank, of templates all columns: skip
-    and count, or raise an error."""
+    """What to do with rows whose text or picture is null or blank, of a template all columns (of
+    prompt and answer: either's): skip and count, or raise an error."""
     on_damaged: Literal["refuse", "skip"] = "refuse"
     """What to do with pictures that cannot be read: raise an error, or skip and count."""
 

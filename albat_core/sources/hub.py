@@ -38,14 +38,15 @@ def data_files(path: str, subset: str | None, split: str | None) -> dict[str, st
             remedy="pip install 'albat[hub]', or name the files",
         ) from error
     name, _, revision = path.removeprefix(PREFIX).partition("@")
-    if Path(path).is_file():
+    local = Path(path).expanduser()
+    if local.is_file():
         raise InputError(
             "expected a dataset, got a file",
             where=path,
             remedy="leave split and subset out: they are of datasets as the Hub has them",
         )
-    if Path(path).is_dir():  # whatever it is called
-        name, revision = str(Path(path).absolute()), ""
+    if local.is_dir():  # whatever it is called
+        name, revision = str(local.absolute()), ""
     before = get_verbosity()
     set_verbosity(logging.ERROR)
     try:

@@ -123,7 +123,7 @@ def _blank_columns(
         used: whether the row has a text.
     """
     if config.messages_column:
-        return () if used else (config.messages_column,)  # of which no answer says anything
+        return () if used else (f"{config.messages_column} (answers)",)
     found: dict[str, None] = {}
     for columns in fields:
         blank = [column for column in columns if says_nothing(row[column])]

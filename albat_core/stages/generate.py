@@ -19,7 +19,7 @@ from albat_core.seeding import derive_seed
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built
 from albat_core.store.stage import Runtime, StageConfig
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 _AT_ONCE = 64  # rows made between two looks at whether to stop
 
 

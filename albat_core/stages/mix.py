@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from albat_core.records.examples import Example, examples_to_table
+from albat_core.records.examples import GENERATED, Example, examples_to_table
 from albat_core.records.mixtures import (
     ADAPTATION,
     BACKBONE,
@@ -267,6 +268,12 @@ def _card(table: pa.Table, facts: dict[str, float], layouts: Sequence[str]) -> s
         f"- config_name: {name}\n  data_files:\n  - split: train\n    path: data/{folder}*.parquet"
         for name, folder in folders.items()
     )
+    made = sum(r["weight_count"] for r in rows if r["source"] == GENERATED)
+    beside = [(facts["backbone_rows"] - made, "rows selected from the backbone's corpus")]
+    beside += [(made, "rows that the backbone generated")]
+    counts = [(facts["adaptation_rows"], "adaptation rows"), *(each for each in beside if each[0])]
+    said = " and ".join(f"{count} {which}" for count, which in counts)
+    said = fill(f"Made by albat: {said}, alpha = {facts['alpha']:.3f}.", 100)
     shown = "\n".join(_LAYOUTS[name] for name in layouts)
     recipe, place = "", ""
     if _CAPTIONS not in layouts:
@@ -277,8 +284,7 @@ configs:
 ---
 # Weighted mixture
 
-Made by albat: {facts["adaptation_rows"]} adaptation rows and {facts["backbone_rows"]} rows selected
-from the backbone's corpus, alpha = {facts["alpha"]:.3f}.
+{said}
 
 | role | source | rows | weight |
 |---|---|---|---|
@@ -295,11 +301,13 @@ The rows keep the licence of where they come from.
 """
 
 
+_TRL = "[TRL](https://huggingface.co/docs/trl)"
+
+
 def _recipe(layouts: Sequence[str]) -> str:
     """Return how TRL trains on the mixture by its weights."""
     learnt = 'rows = rows.filter(lambda row: all(m.get("weight") != 0 for m in row["messages"]))'
     about = left = only = ""
-    plain = "args=SFTConfig(assistant_only_loss=True), " if layouts[0] == CHATS else ""
     if CHATS in layouts:
         about = """
 Of chats TRL learns what the assistant says where the chat template marks it with
@@ -308,14 +316,20 @@ tokenizer whose `chat_template` has such marks. Rows with turns of `weight` 0 ar
 as TRL would learn those turns.
 """
     if len(layouts) == 1:
+        plain = ""
         if CHATS in layouts:
             left, only = f"\n{learnt}", ", assistant_only_loss=True"
-        opened, imported = "folder", "load_dataset"
+            plain = "args=SFTConfig(assistant_only_loss=True), "
+        imported = "load_dataset"
+        begins = f"""It trains in {_TRL} as it is, without the weights:
+`SFTTrainer(model, {plain}train_dataset=load_dataset(folder, split="train"))`. With them, rows"""
         load = f"""rows = load_dataset(folder, split="train"){left}
 args = SFTConfig(**settings{only})
 rows = SFTTrainer(model, args, train_dataset=rows).train_dataset"""
     else:
-        opened, imported = f'folder, "{layouts[0]}"', "concatenate_datasets, load_dataset"
+        imported = "concatenate_datasets, load_dataset"
+        begins = f"""Rows of different columns lie in configurations of their own:
+{", ".join(layouts)}. `load_dataset(folder, "{layouts[0]}")` gives those of one. In {_TRL} rows"""
         if CHATS in layouts:
             left = f'\n    if name == "{CHATS}":\n        {learnt}'
         load = f'''parts = []
@@ -327,8 +341,7 @@ rows = concatenate_datasets(
     [part.select_columns(["input_ids", "labels", "weight"]) for part in parts]
 )'''
     return f"""
-It trains in [TRL](https://huggingface.co/docs/trl) as it is, without the weights:
-`SFTTrainer(model, {plain}train_dataset=load_dataset({opened}, split="train"))`. With them, rows
+{begins}
 are drawn as often as their weight says, and each counts by its mean loss:
 {about}
 ```python

@@ -358,7 +358,8 @@ def refuse_barren(store: ArtifactStore, source: SourceConfig, refs: Sequence[Art
             counts[name] += manifest.facts.get(f"{name}_rows", 0)
         blank.update(manifest.facts["blank_columns"])
         filtered.update(manifest.facts.get("filtered_reasons", {}))  # older shards have none
-    if not counts["examples"] and (filtered or not counts["left_out"]):
+    of_share = filtered or counts["unfit"] or counts["damaged"]  # these are looked at behind it
+    if not counts["examples"] and (of_share or not counts["left_out"]):
         raise no_rows(source, counts, blank, filtered)
 
 

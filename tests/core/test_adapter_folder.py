@@ -112,6 +112,13 @@ def test_the_card_says_which_rows_were_trained_on(rows: int, made: int, said: st
     assert said in adapter_card(config_of("somewhere/model"), facts)
 
 
+def test_the_card_loads_the_backbone_that_was_trained_on() -> None:
+    its = BackboneConfig(path="owner/name", revision="v2", trust_remote_code=True)
+    named = "from_pretrained('owner/name', revision='v2', trust_remote_code=True)"
+    assert named in adapter_card(its, FACTS)
+    assert "from_pretrained('owner/name')" in adapter_card(config_of("owner/name"), FACTS)
+
+
 def test_an_adapter_of_pictures_says_no_path_either(tmp_path: Path) -> None:
     pipeline = save_pipeline(tmp_path / "my-pipeline")
     card = adapter_card(BackboneConfig(kind="diffusion", path=str(pipeline)), FACTS)

@@ -265,6 +265,18 @@ def test_a_part_without_rows_is_no_obstacle(tmp_path: Path, shard: Sharder) -> N
     assert [shard.store.manifest(ref).rows for ref in refs] == [2, 0, 2]
 
 
+def test_rows_of_a_share_that_cannot_be_used_are_told(tmp_path: Path, shard: Sharder) -> None:
+    rows = [{"q": "leaf " * 200, "a": "root", "doc": f"{n}"} for n in range(40)]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    templates = {"prompt_template": "{q}", "answer_template": "{a}"}
+    source = SourceConfig(path=str(path), document_column="doc", share=0.3, **templates)
+    ref = shard.make(only(source))
+    counts = shard.store.manifest(ref).facts
+    assert counts["unfit_rows"] and counts["left_out_rows"]
+    said = refused(lambda: refuse_barren(shard.store, source, [ref]))
+    assert f"{counts['unfit_rows']} of them with no answer to learn, or no room for one" in said
+
+
 def test_a_number_behind_the_rows_looked_at_is_printed_and_counted(
     tmp_path: Path, shard: Sharder
 ) -> None:

@@ -225,9 +225,12 @@ def test_a_pipeline_of_one_variant_alone_is_loaded(copied: Path) -> None:
         expected = means(backbone, cut(backbone, 2))  # type: ignore[arg-type]
     for path in copied.glob("*/*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
-    check_backbone(config_of(copied), CPU)
-    with open_backbone(config_of(copied), CPU) as backbone:
+    config = config_of(copied)
+    check_backbone(config, CPU)
+    with open_backbone(config, CPU) as backbone:
         assert torch.equal(means(backbone, cut(backbone, 2)), expected)  # type: ignore[arg-type]
+    loading = kind_of(config).loading(config, repr(str(copied)))
+    exec(loading.partition("pipeline.load")[0])  # as a reader of the card does
 
 
 def test_pictures_differ_in_their_embeddings(backbone: DiffusionBackbone) -> None:

@@ -18,7 +18,7 @@ from albat_core.backbones.config import BackboneConfig, SamplingConfig
 from albat_core.backbones.language.model import LanguageBackbone
 from albat_core.backbones.language.tokens import TextEncoder
 from albat_core.errors import BackboneError
-from albat_core.records.examples import Example
+from albat_core.records.examples import GENERATED, Example
 from albat_core.records.shards import parts_of, read_examples
 from albat_core.stages.generate import GenerationConfig, generate_rows
 from albat_core.store.artifacts import ArtifactStore
@@ -225,7 +225,7 @@ def test_rows_are_written_freely_where_no_prompts_are_given(
     manifest = store.manifest(ref)
     assert len(rows) == manifest.rows == manifest.facts["rows"]
     assert [p["rows"] for p in manifest.facts["parts"]] == [64, 6]
-    assert [r.example_id for r in rows] == [f"generated/{n}" for n in range(70)]
+    assert [r.example_id for r in rows] == [f"{GENERATED}/{n}" for n in range(70)]
     assert {r.prompt for r in rows} == {None}
     assert len({r.text for r in rows}) == 70
     assert sum(r.continues for r in rows) > 50  # cut at twelve tokens

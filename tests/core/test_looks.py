@@ -86,7 +86,7 @@ def test_chats_without_an_assistant_are_told_the_roles_that_they_have(
     write_jsonl(path, [{"messages": each} for each in (chat, other, blank)])
     look = look_at(source)
     assert look.problems == []
-    said = "of 3 rows looked at, 1 skipped: 'messages' is null or blank in 1"
+    said = "of 3 rows looked at, 1 skipped: 'messages (answers)' is null or blank in 1"
     assert look.notes() == [said]
 
 

@@ -119,7 +119,7 @@ def test_without_t5_captions_are_clip_s_and_pictures_those_of_diffusers(folder: 
     with open_backbone(config, CPU) as backbone:
         made = backbone.generate(["a cat"], SamplingConfig(steps=2, guidance=2.0), seed=0)
     as_the_card_says: dict[str, Any] = {}
-    lines = kind_of(config).loading(config, str(folder)).splitlines()
+    lines = kind_of(config).loading(config, repr(str(folder))).splitlines()
     exec("\n".join(lines[:-1]), as_the_card_says)  # but for the adapter
     drawn = as_the_card_says["pipeline"](
         "a cat",

@@ -665,8 +665,42 @@ def test_a_check_tells_what_a_run_would_skip_and_cut(tmp_path: Path) -> None:
     assert find_mistakes(load_config(str(path)), tell=told.append) == []
     assert [note.removeprefix(f"corpus ({tmp_path}/corpus.jsonl): ") for note in told] == [
         "of 22 rows looked at, 1 skipped: 'text' is null or blank in 1",
-        "of 21 rows tried, 1 cut: over 64 tokens (backbone.max_length)",
+        "of the first 21 rows, 1 cut: over 64 tokens (backbone.max_length)",
     ]
+
+
+def test_rows_of_which_none_has_room_for_an_answer_are_a_mistake(tmp_path: Path) -> None:
+    asked = {"path": "long.jsonl", "prompt_template": "{q}", "answer_template": "{a}"}
+    path = write_run(tmp_path)
+    write_jsonl(tmp_path / "long.jsonl", [{"q": "leaf " * 200, "a": "root"}] * 20)
+    config = load_config(str(rewrite(path, {"corpus": [asked, "corpus/*.jsonl"]})))
+    (mistake,) = find_mistakes(config)
+    assert "of the first 20 rows none has that" in str(mistake)
+    assert "raise backbone.max_length" in str(mistake)
+
+
+def test_a_prompt_that_says_the_answer_is_told(tmp_path: Path) -> None:
+    rows = [{"q": f"leaf {n}?", "a": "root seed.", "id": f"{n}", "doc": f"{n}"} for n in range(20)]
+    columns = {"path": "asked.jsonl", "id_column": "id", "document_column": "doc"}
+    templates = {"prompt_template": "Q: {q} {a}\nA:", "answer_template": " {a}"}
+    path = write_run(tmp_path, adaptation=columns | templates)
+    write_jsonl(tmp_path / "asked.jsonl", rows)
+    told: list[str] = []
+    assert find_mistakes(load_config(str(path)), warn=told.append) == []
+    assert any("prompt and answer both have 'a'" in note for note in told)
+
+
+def test_a_warmup_as_long_as_the_training_is_told(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    told: dict[int, list[str]] = {}
+    for warmup in (2, 6):
+        told[warmup] = []
+        config = load_config(str(path))
+        short = config.finetune.model_copy(update={"steps": 6, "warmup": warmup})
+        config = config.model_copy(update={"finetune": short})
+        assert find_mistakes(config, warn=told[warmup].append) == []
+    assert not any("warmup" in note for note in told[2])
+    assert any(note.startswith("finetune.warmup: 6 of 6 steps") for note in told[6])
 
 
 def test_a_token_across_prompt_and_answer_is_told(tmp_path: Path) -> None:
@@ -682,7 +716,7 @@ def test_a_token_across_prompt_and_answer_is_told(tmp_path: Path) -> None:
         assert find_mistakes(load_config(str(path)), warn=told[name].append) == []
     assert told["between"] == []
     (note,) = told["inside"]
-    assert "of 20 rows tried, in 20 the end of the prompt, '" in note
+    assert "of the first 20 rows, in 20 the end of the prompt, '" in note
     assert "end prompts before the space, and begin answers with it" in note
 
 

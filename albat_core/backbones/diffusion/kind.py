@@ -60,16 +60,18 @@ class DiffusionKind(Kind):
             f"{usual} x {usual}: far from that it knows little of how pictures look"
         )
 
-    def loading(self, config: BackboneConfig, path: str) -> str:
-        """See ``Kind``; diffusers wants to be told of what a pipeline was saved without."""
+    def loading(self, config: BackboneConfig, name: str) -> str:
+        """See ``Kind``; diffusers is told the weights' variant, and what was saved without."""
         from albat_core.backbones.diffusion.families import find_family
         from albat_core.backbones.diffusion.families.base import left_out
+        from albat_core.backbones.diffusion.loading import variant_of
 
         folder = backbone_folder(config)
         absent = "".join(f", {name}=None" for name in left_out(folder, find_family(folder)))
+        variant = f", variant={its!r}" if (its := variant_of(folder)) else ""
         return f"""from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained({path!r}{absent})
+pipeline = DiffusionPipeline.from_pretrained({name}{variant}{absent})
 pipeline.load_lora_weights("path/to/this/folder")  # kohya.safetensors is for WebUI and ComfyUI"""
 
     def splitter(self, config: BackboneConfig) -> Splitter:

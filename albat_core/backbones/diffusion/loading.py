@@ -45,7 +45,7 @@ def load_pipeline(
             dtype={"default": weights, "vae": torch.float32},  # SDXL's overflows in half
             use_safetensors=True,
             local_files_only=True,
-            variant=_variant(folder),
+            variant=variant_of(folder),
             **parts_without_part(loader),
             **dict.fromkeys(left_out(folder, family)),
         )
@@ -83,7 +83,7 @@ def _described(folder: Path, component: str, name: str = "config.json") -> Any:
         raise unreadable(component, folder, error, library="diffusers") from error
 
 
-def _variant(folder: Path) -> str | None:
+def variant_of(folder: Path) -> str | None:
     """Return what all weights of a component have in their files' names, None where none does."""
     for part in {path.parent for path in folder.glob("*/*.safetensors")}:
         kinds = {_VARIANT.search(path.name) for path in part.glob("*.safetensors")}

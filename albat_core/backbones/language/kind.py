@@ -44,13 +44,13 @@ class LanguageKind(Kind):
         told = {} if day == usual else {"chat_date": day.isoformat()}
         return {"max_length": config.max_length, **told}
 
-    def loading(self, config: BackboneConfig, path: str) -> str:
+    def loading(self, config: BackboneConfig, name: str) -> str:
         """See ``Kind``."""
-        del config
+        code = ", trust_remote_code=True" if config.trust_remote_code else ""
         return f"""from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-backbone = AutoModelForCausalLM.from_pretrained({path!r})
+backbone = AutoModelForCausalLM.from_pretrained({name}{code})
 model = PeftModel.from_pretrained(backbone, "path/to/this/folder")"""
 
     def splitter(self, config: BackboneConfig) -> Splitter:
