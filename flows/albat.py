@@ -8,6 +8,7 @@ from prefect import Flow, get_run_logger
 from prefect.runtime import deployment
 
 from albat_core.records.selections import Selected
+from albat_core.redaction import redacted
 from albat_core.runs.chain import Chain
 from albat_core.runs.config import RunConfig
 from albat_core.runs.goals import Goal, Outcome, reach
@@ -35,7 +36,8 @@ def chain_of(
     """
     # a command has looked before it started this; a cluster's GPUs and libraries are not here
     if deployment.id and previous is None and not config.runtime.cluster:
-        refuse_mistakes(config, get_run_logger().warning, lasting=True)
+        logger = get_run_logger()  # Prefect's own, in which no secret is left out for us
+        refuse_mistakes(config, lambda note: logger.warning(redacted(note)), lasting=True)
     store = ArtifactStore(config.runtime.root)
     with store.in_use(), tasks_on(config.runtime) as execute:
         yield Chain(config, execute, previous, trained)

@@ -248,7 +248,7 @@ def see_crash(database: Database, client: Any, scratch: Path, worker: psutil.Pop
     """Kill a worker with two runs, put one back into the queue, and wait for the automation."""
     from prefect.states import AwaitingRetry
 
-    automation = yaml.safe_load(
+    automation, _ = yaml.safe_load_all(
         (ROOT / "flows" / "local" / "crashed-runs.yaml").read_text(encoding="utf-8")
     )
     within, log = automation["trigger"]["within"], LOGS / "worker.log"

@@ -24,6 +24,7 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
 from albat_core.errors import ConfigError
+from albat_core.redaction import redacted
 from flows.running.own_process import refusal_is_told, was_refused
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ UPDATED = "albat.adaptation.updated"
 """Tells that adaptation data may have changed; it only makes the next look sooner."""
 POOL = "albat"
 TAG = "albat"
+DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 CRASHED_RUNS = Path(__file__).with_name("crashed-runs.yaml")
 """The automation, in the form that `prefect automation create --from-file` takes, too."""
 
@@ -114,23 +116,24 @@ def _template(before: dict[str, Any], own: bool) -> dict[str, Any]:
 
 
 async def automate(client: PrefectClient) -> None:
-    """Make the automation, or bring the one that is there up to date; a person may have paused it.
+    """Make the automations, or bring those that are there up to date; a person may have paused one.
 
     One that does not differ is left alone, as it would forget whom it has heard of.
     """
-    wanted = crashed_runs()
-    there = await client.read_automations_by_name(wanted.name)
-    if not there:
-        await client.create_automation(wanted)
-        return
-    wanted = wanted.model_copy(update={"enabled": there[0].enabled})
-    if AutomationCore.model_validate(there[0].model_dump()) != wanted:
-        await client.update_automation(there[0].id, wanted)
+    for wanted in crashed_runs():
+        there = await client.read_automations_by_name(wanted.name)
+        if not there:
+            await client.create_automation(wanted)
+            continue
+        changed = wanted.model_copy(update={"enabled": there[0].enabled})
+        if AutomationCore.model_validate(there[0].model_dump()) != changed:
+            await client.update_automation(there[0].id, changed)
 
 
-def crashed_runs() -> AutomationCore:
-    """Return what mends runs whose worker or machine was killed: they would stay Running."""
-    return AutomationCore.model_validate(yaml.safe_load(CRASHED_RUNS.read_text("utf-8")))
+def crashed_runs() -> list[AutomationCore]:
+    """Return what mends runs whose worker or machine was killed, running and before they began."""
+    each = yaml.safe_load_all(CRASHED_RUNS.read_text("utf-8"))
+    return [AutomationCore.model_validate(automation) for automation in each]
 
 
 def worker_name(mark: str) -> str:
@@ -183,7 +186,8 @@ async def notify(api: str, uri: str) -> None:
         api: address.
         uri: of the data; events about one are acted on together.
     """
-    resource = {"prefect.resource.id": f"albat.adaptation.{uri}", "prefect.resource.name": uri}
+    shown = redacted(uri)
+    resource = {"prefect.resource.id": f"albat.adaptation.{shown}", "prefect.resource.name": shown}
     event = Event(event=UPDATED, resource=Resource(resource))
     async with client_of(api) as client:
         told = await client.request("POST", "/events", json=[event.model_dump(mode="json")])
@@ -195,7 +199,10 @@ async def cancel(api: str, runs: Iterable[str]) -> list[str]:
     stopped = []
     async with client_of(api) as client:
         for run_id in runs:
-            run = await client.read_flow_run(run_id)  # type: ignore[arg-type]
+            try:
+                run = await client.read_flow_run(run_id)  # type: ignore[arg-type]
+            except ObjectNotFound:  # deleted on the page
+                continue
             if run.state is None or not run.state.is_final():
                 message = "Stopped by `albat down`. Run it again: what was finished is found."
                 await client.set_flow_run_state(run.id, Cancelled(message=message), force=True)

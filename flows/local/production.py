@@ -30,7 +30,6 @@ from flows.local.processes import (
 )
 from flows.running.own_process import PROCESS_SETTINGS, spare_loopback
 
-DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 PORT = 4200
 _SERVER_SECONDS = 180.0
 _DEPLOY_SECONDS = 300.0
@@ -197,8 +196,9 @@ def _wait(
 
 def _deploy(folder: Path, wanted: Up, environment: dict[str, str]) -> None:
     log = log_of(folder, "deploy")
-    what = ["flows.local.redeploying", "--prefect-file", str(DEPLOYMENTS)]
-    deploying = start(["flows.local.launching", *what], wanted.mark, environment, folder, log)
+    deploying = start(
+        ["flows.local.launching", "flows.local.redeploying"], wanted.mark, environment, folder, log
+    )
     try:
         code = deploying.wait(_DEPLOY_SECONDS)
     except psutil.TimeoutExpired:

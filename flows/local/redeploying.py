@@ -1,7 +1,8 @@
-"""Tells the server in ``PREFECT_API_URL`` the automation and all deployments, as `albat up` does.
+"""Tells the server in ``PREFECT_API_URL`` the automations and all deployments, as `albat up` does.
 
-What this is given goes to `prefect deploy --all`. What a person has set on the pages stays: Prefect
-sets it back to what prefect.yaml says.
+What this is given goes to `prefect deploy --all`; without `--prefect-file` it deploys albat's own,
+from any folder. What a person has set on the pages stays: Prefect sets it back to what prefect.yaml
+says.
 """
 
 import asyncio
@@ -43,12 +44,20 @@ async def put_back(kept: list[Kept]) -> None:
         for deployment, disabled in kept:
             now = await client.read_deployment(deployment.id)
             if (wanted := _schedules(deployment)) != _schedules(now):
+                print(f"{deployment.name}: its schedules stay as they are on the server")
                 for schedule in now.schedules:
                     await client.delete_deployment_schedule(now.id, schedule.id)
                 if wanted:
                     await client.create_deployment_schedules(now.id, wanted)
-            if (settings := _settings(deployment)) != _settings(now):
+            settings, given = _settings(deployment), _settings(now)
+            if settings["concurrency_options"] and given["concurrency_options"]:  # some may be new
+                settings["concurrency_options"] = (
+                    given["concurrency_options"] | settings["concurrency_options"]
+                )
+            if settings != given:
                 await client.update_deployment(now.id, DeploymentUpdate(**settings))
+                told = [f"{n}: {v}" for n, v in settings.items() if v != given[n]]
+                print(f"{deployment.name}: stays as it is on the server, {', '.join(told)}")
             if more := _more(deployment, now):
                 await client.update_deployment(now.id, DeploymentUpdate(**more))
             if deployment.parameters != now.parameters:
@@ -76,11 +85,11 @@ def _schedules(deployment: DeploymentResponse) -> list[DeploymentScheduleCreate]
 
 
 def _settings(deployment: DeploymentResponse) -> dict[str, Any]:
-    limit = deployment.global_concurrency_limit
+    limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
     return {
         "paused": deployment.paused,
         "concurrency_limit": limit.limit if limit is not None else None,
-        "concurrency_options": deployment.concurrency_options,
+        "concurrency_options": options.model_dump(exclude_none=True) if options else None,
     }
 
 
@@ -112,7 +121,10 @@ async def _put_parameters_back(client: PrefectClient, deployment: DeploymentResp
 
 if __name__ == "__main__":
     there = asyncio.run(before())
-    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", *sys.argv[1:]]
+    given = sys.argv[1:]
+    named = any(each.startswith("--prefect-file") for each in given)
+    file = [] if named else ["--prefect-file", str(deploying.DEPLOYMENTS)]
+    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", *file, *given]
     try:
         runpy.run_module("prefect", run_name="__main__", alter_sys=True)
     finally:

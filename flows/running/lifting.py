@@ -5,7 +5,11 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow, flow
+from prefect.events import emit_event
+from prefect.events.related import tags_as_related_resources
+from prefect.exceptions import Pause
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from albat_core.errors import AlbatError
 from flows.running.own_process import own_answer_to_sigterm
@@ -33,7 +37,16 @@ def as_flow(
         except AlbatError as error:
             get_run_logger().error(str(error))
             return failed(error)
+        except Pause:
+            _say_last_word()
+            raise
 
     name = function.__name__
     made: Flow[Given, Result] = flow(name=name, flow_run_name=run_name, persist_result=False)(run)
     return made
+
+
+def _say_last_word() -> None:
+    """Tell the server that a paused run's process ends: unsaid, its silence would be a crash."""
+    resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+    emit_event("prefect.flow-run.left", resource, related=tags_as_related_resources(flow_run.tags))

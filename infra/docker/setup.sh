@@ -5,10 +5,13 @@ set -eu
 : "${PREFECT_API_URL:?is the address of the API}"
 
 prefect server status --wait --timeout 120
-prefect work-pool inspect albat > /dev/null 2>&1 \
-    || prefect --no-prompt work-pool create albat --type process
 # A run wants the whole machine; what exceeds the limit waits in the queue.
-prefect work-pool set-concurrency-limit albat "${ALBAT_RUNS_AT_ONCE:-1}"
+if ! prefect work-pool inspect albat > /dev/null 2>&1; then
+    prefect --no-prompt work-pool create albat --type process
+    prefect work-pool set-concurrency-limit albat "${ALBAT_RUNS_AT_ONCE:-1}"
+elif [ -n "${ALBAT_RUNS_AT_ONCE:-}" ]; then
+    prefect work-pool set-concurrency-limit albat "$ALBAT_RUNS_AT_ONCE"
+fi
 if [ -n "${ALBAT_BUCKET:-}" ]; then
     python -c 'import os, s3fs; s3fs.S3FileSystem().makedirs(os.environ["ALBAT_BUCKET"], exist_ok=True)'
 fi

@@ -14,6 +14,7 @@ from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import FlowRunContext
 from prefect.events.related import tags_as_related_resources
+from prefect.events.schemas.automations import AutomationCore
 from prefect.server.database import provide_database_interface
 from prefect.server.events import triggers
 from prefect.server.events.schemas.automations import Automation, EventTrigger
@@ -30,14 +31,15 @@ pytestmark = pytest.mark.end_to_end
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 BEAT = "heartbeat"
-WITHIN = deploying.crashed_runs().model_dump(mode="json")["trigger"]["within"]
+SILENT, LOST = deploying.crashed_runs()
+WITHIN = SILENT.model_dump(mode="json")["trigger"]["within"]
 
 
 @asynccontextmanager
 async def watching(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, monkeypatch: pytest.MonkeyPatch, wanted: AutomationCore = SILENT
 ) -> AsyncIterator[tuple[EventTrigger, list[str]]]:
-    """Load the automation in this process, with a database of its own; gives what it acts on."""
+    """Load an automation in this process, with a database of its own; gives what it acts on."""
     acted_on: list[str] = []
 
     async def fire(_: object, firing: Any) -> None:
@@ -51,7 +53,7 @@ async def watching(
     url = f"sqlite+aiosqlite:///{home / 'prefect.db'}"
     with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: url}):
         db = provide_database_interface()
-        automation = Automation.model_validate(deploying.crashed_runs().model_dump(mode="json"))
+        automation = Automation.model_validate(wanted.model_dump(mode="json"))
         async with db.session_context(begin_transaction=True) as session:
             session.add(db.Automation(**automation.model_dump()))
         triggers.load_automation(automation)
@@ -100,8 +102,26 @@ def test_only_a_run_that_fell_silent_has_crashed(
     asyncio.run(follow())
 
 
+def test_a_run_that_never_began_has_crashed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    within = LOST.model_dump(mode="json")["trigger"]["within"]
+
+    async def follow() -> None:
+        async with watching(home, monkeypatch, LOST) as (trigger, acted_on):
+            for run in ("lost", "begun", "back"):
+                await tell(run, "Pending", 0)
+            await tell("another's", "Pending", 0, tag="backup")
+            await tell("begun", "Running", 30)
+            await tell("back", "Scheduled", 30)
+            await tell("begun", BEAT, 60)
+            for second in (within - 1, within + 1):
+                await triggers.proactive_evaluation(trigger, BEGAN + timedelta(seconds=second))
+                assert acted_on == (["lost"] if second > within else [])
+
+    asyncio.run(follow())
+
+
 def test_an_automation_is_written_only_where_it_differs(prefect_server: str) -> None:
-    wanted = deploying.crashed_runs()
+    wanted = SILENT
 
     async def automate() -> None:
         async with get_client() as client:

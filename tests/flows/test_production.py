@@ -27,9 +27,9 @@ from albat_core.store.stage import StageConfig
 from flows.albat import albat as whole_chain
 from flows.config import load_config
 from flows.local import production
-from flows.local.deploying import POOL, UPDATED, WATCH
+from flows.local.deploying import DEPLOYMENTS, POOL, UPDATED, WATCH
 from flows.local.processes import StartError, carries, listen, marked, start, stop, wait_until
-from flows.local.production import DEPLOYMENTS, Up
+from flows.local.production import Up
 from flows.places import placed
 from flows.running.own_process import PROCESS_SETTINGS
 from tests.flows.conftest import Albat

@@ -345,7 +345,7 @@ def test_one_pool_is_meant_everywhere() -> None:
     assert f'"--pool", "{POOL}"]' in DOCKERFILE
     assert WORKER["worker"]["config"]["workPool"] == POOL
     setup = (DOCKER / "setup.sh").read_text()
-    assert re.findall(r"work-pool (?:create|set-concurrency-limit) (\S+)", setup) == [POOL, POOL]
+    assert {*re.findall(r"work-pool (?:create|set-concurrency-limit) (\S+)", setup)} == {POOL}
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -454,8 +454,15 @@ def test_names_of_settings_that_come_with_other_packages() -> None:
 
 
 def test_prefect_takes_the_automation_and_it_is_of_deployed_runs_alone() -> None:
-    trigger, setup = crashed_runs().trigger, (DOCKER / "setup.sh").read_text()
+    setup, (trigger, pending) = (
+        (DOCKER / "setup.sh").read_text(),
+        (automation.trigger for automation in crashed_runs()),
+    )
     assert isinstance(trigger, EventTrigger)
+    assert isinstance(pending, EventTrigger)
+    starts = TEMPLATE["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+    assert pending.within.total_seconds() > starts
+    assert pending.match_related == trigger.match_related
     deployed = read_yaml(PREFECT_YAML)
     pool = deployed["definitions"]["work_pool"]
     heartbeat = float(pool["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
