@@ -33,6 +33,7 @@ from flows.running.lifting import as_flow
 
 RESELECT = "reselect/reselect"
 _ROOTS = "albat_watched_roots"  # of the server's variables
+_GONE = f"; a root that is gone for good is taken out of the Prefect variable {_ROOTS}"
 _MOST_FAILURES = 5  # at one state of the data, before a person has to look
 _REST = timedelta(hours=6)  # after so many, between one try and the next
 _SILENT = timedelta(minutes=10)  # runs tell every half minute that they are alive
@@ -59,7 +60,7 @@ def watch_adaptation(root: str | None = None, config: RunConfig | None = None) -
     started: list[str] = []
     failed: list[str] = []
     for place in [root] if root else _remembered():
-        with _others_go_on(place, failed):
+        with _others_go_on(place, failed, _GONE):
             watches = Watches(place)
             for name in watches.names():
                 with _others_go_on(name, failed):
@@ -98,13 +99,13 @@ def _stand_for_those_due() -> None:
 
 
 @contextmanager
-def _others_go_on(name: str, failed: list[str]) -> Iterator[None]:
+def _others_go_on(name: str, failed: list[str], remedy: str = "") -> Iterator[None]:
     """Note the trouble of one run, or of one place, so that the others are looked at too."""
     try:
         yield
     except Exception as error:  # whatever it is, it is this one's
         said = str(error) if isinstance(error, AlbatError) else f"{type(error).__name__}: {error}"
-        said = redacted(f"{name}: {said}")
+        said = redacted(f"{name}: {said}{remedy}")
         get_run_logger().error("%s", said)
         failed.append(said)
 

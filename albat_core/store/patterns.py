@@ -86,6 +86,9 @@ def _check_listed(pattern: str) -> None:
 def _refuse_unlisted(error: OSError) -> None:
     if isinstance(error, FileNotFoundError | NotADirectoryError):  # removed meanwhile, or no folder
         return
+    name = str(error.filename).rstrip("/").rpartition("/")[2]
+    if name.startswith(".") or name == "lost+found":  # a system's own, with nobody's rows
+        return
     raise InputError(
         f"expected a folder that can be listed ({error.strerror or type(error).__name__})",
         where=str(error.filename),
