@@ -15,17 +15,17 @@ from albat_core.errors import AlbatError, InputError
 from albat_core.progress import track_long
 from albat_core.redaction import redacted
 from albat_core.sources.config import SourceConfig
+from albat_core.sources.contents import contents_of, state_of, tells_by_tag
 from albat_core.sources.endings import formats_of
 from albat_core.sources.formats import COMPRESSED, FORMATS, base_name, format_of
 from albat_core.sources.formats.arrow import Arrow
-from albat_core.sources.formats.base import Advance
 from albat_core.sources.formats.images import Images
 from albat_core.sources.formats.text import Text
 from albat_core.sources.hub import data_files
 from albat_core.sources.picture_folders import Beside, row_of, without_descriptions
 from albat_core.sources.picture_paths import paths_fingerprint
 from albat_core.sources.readers import readable, stream_rows
-from albat_core.store import fingerprints, missing, storage
+from albat_core.store import missing, storage
 from albat_core.store.patterns import above_glob, braced, is_pattern
 from albat_core.store.stage import canonical_json
 
@@ -57,6 +57,9 @@ class InputFile(BaseModel):
     """Source of its rows where no column gives one."""
     states: tuple[str, ...] = ()
     """What changes when one of the files is written to, before its content was looked at."""
+    holds_pictures: bool = False
+    """Whether the first pictures of a table are in it: files that others named are in no
+    fingerprint."""
     beside: tuple[Beside, ...] = ()
     """What describes each picture of a folder."""
 
@@ -83,40 +86,20 @@ def find_files(source: SourceConfig) -> list[InputFile]:
         InputError: a path is missing, holds nothing to read or files of unknown format.
     """
     found = distinct([file for path in source.paths for file in locate(path, source)])
-    states = {file.uri: _state(file.uri) for file in found}
+    states = {file.uri: state_of(file.uri) for file in found}
     prints = _fingerprints(found)
-    states |= {uri: prints[uri] for uri in filter(_tells_by_tag, states)}
+    states |= {uri: prints[uri] for uri in filter(tells_by_tag, states)}
+    named = {file.uri: _pictures_named(file, source) for file in found}
     return [
-        as_input(group, source, _digest(group, source, prints), [states[f.uri] for f in group])
+        as_input(
+            group,
+            source,
+            _digest(group, source, prints, named),
+            [states[file.uri] for file in group],
+            holds_pictures=_names_pictures(group[0], source) and named[group[0].uri] is None,
+        )
         for group in grouped(found)
     ]
-
-
-def refuse_changed(file: InputFile) -> None:
-    """Raise InputError if a file was written to since it was found."""
-    now = {uri: _state(uri) for uri in file.uris}
-    now |= _contents(list(filter(_tells_by_tag, file.uris)))
-    for uri, before in zip(file.uris, file.states, strict=False):
-        if now[uri] != before:
-            raise InputError(
-                "expected a file that stays as it was found, it changed while the run was reading",
-                where=uri,
-                remedy="let nobody write to it meanwhile, and run the same command again",
-            )
-
-
-def _state(uri: str) -> str:
-    """Return what changes when a local file is written to, "" of a remote one."""
-    if storage.is_remote(uri):
-        return ""
-    with readable(uri), storage.explained(uri):
-        its = Path(storage.absolute(uri)).stat()
-    return f"{its.st_size} {its.st_mtime_ns}"
-
-
-def _tells_by_tag(uri: str) -> bool:
-    """Tell whether a listing says that a file has changed; of the web all may have to be read."""
-    return storage.is_remote(uri) and not uri.startswith("http")
 
 
 def as_input(
@@ -124,6 +107,8 @@ def as_input(
     source: SourceConfig,
     fingerprint: str = "",
     states: Sequence[str] = (),
+    *,
+    holds_pictures: bool = False,
 ) -> InputFile:
     """Return files of one format and label as one thing to read."""
     prefix = f"{source.name}/" if source.name else ""
@@ -139,6 +124,7 @@ def as_input(
         format=form,
         label=group[0].label,
         states=tuple(states),
+        holds_pictures=holds_pictures,
         beside=tuple(file.beside for file in group) if form == Images.name else (),
     )
 
@@ -148,28 +134,21 @@ def _fingerprints(found: Sequence[Found]) -> dict[str, str]:
     captions = [file.beside.caption for file in found if file.beside.caption]
     uris = [file.uri for file in found] + captions
     with track_long("look at input files", len(uris), "files", _MANY) as advance:
-        return _contents(uris, advance)
+        return contents_of(uris, advance)
 
 
-def _contents(uris: Sequence[str], advance: Advance = lambda _: None) -> dict[str, str]:
-    prints = {}
-    for uri, content in zip(uris, fingerprints.fingerprints(uris), strict=True):
-        prints[uri] = content
-        advance(1)
-    for uri, content in prints.items():
-        if not content:
-            with readable(uri):
-                prints[uri] = fingerprints.fingerprint(uri)
-    return prints
-
-
-def _digest(group: Sequence[Found], source: SourceConfig, prints: dict[str, str]) -> str:
+def _digest(
+    group: Sequence[Found],
+    source: SourceConfig,
+    prints: dict[str, str],
+    named: dict[str, str | None],
+) -> str:
     contents = []
     for file in group:
         content = [file.name, prints[file.uri]]
         if file.format == Images.name:
             content += [prints.get(file.beside.caption or "", ""), row_of(file.beside)]
-        elif paths := _pictures_named(file, source):
+        elif paths := named[file.uri]:
             content.append(paths)
         contents.append(content)
     identity = canonical_json([group[0].format, group[0].label, contents])
@@ -179,11 +158,16 @@ def _digest(group: Sequence[Found], source: SourceConfig, prints: dict[str, str]
 def _pictures_named(file: Found, source: SourceConfig) -> str | None:
     """Return what changes with the pictures that a table names by their paths, if it does."""
     column = source.image_column
-    if column is None or FORMATS[file.format].pictures:
+    if column is None or not _names_pictures(file, source):
         return None
     wanted = {column: "image_column"}
     rows = stream_rows(file.uri, file.format, wanted, lambda _: None)
     return paths_fingerprint((row[column] for row in rows), file.uri, source)
+
+
+def _names_pictures(file: Found, source: SourceConfig) -> bool:
+    """Tell whether a file may name pictures by their paths."""
+    return source.image_column is not None and not FORMATS[file.format].pictures
 
 
 def locate(path: str, source: SourceConfig) -> list[Found]:

@@ -96,6 +96,12 @@ def placed_rows(file: InputFile, advance: Advance) -> Iterator[PlacedRow]:
             names = (f"{name}:{number}", document, file.label)
             example = as_example(row, config, *names, where, filled=form.filled)
             picture = picture_of(row[column], uri, where, config) if column else None
+            if file.holds_pictures and isinstance(picture, str):
+                raise InputError(
+                    "expected a picture in the table, as its first rows have them, got a path",
+                    where=where,
+                    remedy="keep rows that name their pictures in a file of their own",
+                )
             used = bool(example.text or example.messages)
             blank = _blank_columns(row, config, fields, used=used)
             if column and picture is None:

@@ -23,7 +23,8 @@ from albat_core.records.shards import Part, parts_of
 from albat_core.records.tables import read_table, write_table
 from albat_core.sources.checks import no_rows, null_row
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile, amount_of, refuse_changed
+from albat_core.sources.contents import refuse_changed
+from albat_core.sources.files import InputFile, amount_of
 from albat_core.sources.filters import judge, library_versions
 from albat_core.sources.rows import PlacedRow, document_hash, in_share, placed_rows, untold
 from albat_core.store.artifacts import ArtifactRef, ArtifactStore, Built, artifact_ref

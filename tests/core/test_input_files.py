@@ -12,7 +12,8 @@ import pytest
 from albat_core.records.examples import Example
 from albat_core.sources import files as input_files
 from albat_core.sources.config import SourceConfig
-from albat_core.sources.files import InputFile, find_files, find_problems, refuse_changed
+from albat_core.sources.contents import refuse_changed
+from albat_core.sources.files import InputFile, find_files, find_problems
 from albat_core.store import storage
 from tests.core.row_files import (
     ROWS,

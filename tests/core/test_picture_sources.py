@@ -492,6 +492,18 @@ def test_webdataset_errors(tmp_path: Path) -> None:
     assert "did you mean 'licence'" in said
 
 
+def test_a_path_among_pictures_of_a_table_is_told(tmp_path: Path) -> None:
+    """What a path names is in the fingerprint only where the first rows have paths."""
+    inside = [{"image": {"bytes": PICTURES[0], "path": None}} for _ in range(20)]
+    (tmp_path / "a.png").write_bytes(PICTURES[1])
+    beside = {"image": {"bytes": None, "path": "a.png"}}
+    mixed = write_parquet(tmp_path / "mixed.parquet", [*inside, beside])
+    said = refused(lambda: rows_of(mixed, image_column="image", template="a"))
+    assert f"{mixed}:20: expected a picture in the table, as its first rows have them" in said
+    named = write_parquet(tmp_path / "named.parquet", [beside, *inside])
+    assert len(rows_of(named, image_column="image", template="a")) == 21
+
+
 def test_a_column_that_was_added_behind_makes_no_rows(tmp_path: Path) -> None:
     members = {f"{n}.{end}": end.encode() for n in range(3) for end in ("jpg", "txt")}
     late = {f"{n}.cls": b"7" for n in range(3)}
