@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from albat_core.errors import InputError
 from albat_core.sources.formats.base import Advance
 from albat_core.sources.readers import readable
 from albat_core.store import fingerprints, storage
-
-if TYPE_CHECKING:  # which has these in it
-    from albat_core.sources.files import InputFile
 
 
 def contents_of(uris: Sequence[str], advance: Advance = lambda _: None) -> dict[str, str]:
@@ -34,11 +30,19 @@ def contents_of(uris: Sequence[str], advance: Advance = lambda _: None) -> dict[
     return prints
 
 
-def refuse_changed(file: "InputFile") -> None:
-    """Raise InputError if a file was written to since it was found."""
-    now = {uri: state_of(uri) for uri in file.uris}
-    now |= contents_of(list(filter(tells_by_tag, file.uris)))
-    for uri, before in zip(file.uris, file.states, strict=False):
+def refuse_changed(uris: Sequence[str], states: Sequence[str]) -> None:
+    """Check that files are as they were found.
+
+    Args:
+        uris: of the files.
+        states: what ``state_of`` or ``contents_of`` said of them then; none: nothing is known.
+
+    Raises:
+        InputError: one was written to since.
+    """
+    now = {uri: state_of(uri) for uri in uris}
+    now |= contents_of(list(filter(tells_by_tag, uris)))
+    for uri, before in zip(uris, states, strict=False):
         if now[uri] != before:
             raise InputError(
                 "expected a file that stays as it was found, it changed while the run was reading",

@@ -70,7 +70,7 @@ def make_shards(
         shards = _Shards(folder, config.rows)
         facts = _cut(file, open_splitter(backbone_config), backbone_config, shards)
         shards.close()
-        refuse_changed(file)
+        refuse_changed(file.uris, file.states)
         if (repeated := shards.repeated_id()) is not None:
             raise _repeated_within(file, repeated)
         facts |= {"parts": shards.parts, "sources": dict(sorted(shards.sources.items()))}

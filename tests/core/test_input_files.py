@@ -99,10 +99,10 @@ def test_a_file_that_is_written_to_after_it_was_found_is_told(tmp_path: Path) ->
         uri = f"{root}/a.jsonl"
         storage.write_bytes(uri, b'{"text": "t"}\n')
         file = only(SourceConfig(path=uri))
-        refuse_changed(file)
+        refuse_changed(file.uris, file.states)
         storage.write_bytes(uri, b'{"text": "u", "more": 1}\n')
         assert f"{uri}: expected a file that stays as it was found" in refused(
-            lambda: refuse_changed(file)  # noqa: B023
+            lambda: refuse_changed(file.uris, file.states)  # noqa: B023
         )
 
 
