@@ -150,7 +150,7 @@ def test_a_tracker_is_one_file_and_one_line(
             for step in steps:
                 followed.log({"train/loss": float(step)}, step)
     points = [json.loads(line) for line in (tmp_path / "key.jsonl").read_text().splitlines()]
-    assert [point["step"] for point in points] == [0, 1, 2, 2, 3, 4]
+    assert [point["step"] for point in points] == [0, 1, 2, 3, 4]
     assert all(point["train/loss"] == point["step"] for point in points)
     with pytest.raises(ValueError, match=", lines"):
         Tracking(to=("line",))
