@@ -97,7 +97,7 @@ def _fetched(path: str) -> Path:
         came = {}
     if wrong := [name for name, digest in there.items() if came.get(name, digest) != digest]:
         logger.warning("%s is not what was fetched: it is fetched again", folder / wrong[0])
-        transfer.download(path, place, again=wrong)
+        transfer.download(path, place, only=wrong)
         there |= {name: storage.digest(folder / name) for name in wrong}
     if there != came:
         storage.write_bytes(str(noted), json.dumps(there).encode())

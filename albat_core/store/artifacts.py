@@ -300,7 +300,7 @@ class ArtifactStore:
         folder = self._local_folder(manifest)
         wrong = verification.wrong_files(folder, wanted)
         if wrong and storage.is_remote(self.root):
-            transfer.download(place, folder, again=wrong, only=wrong)
+            transfer.download(place, folder, only=wrong)
             wrong = verification.wrong_files(folder, wanted, again=wrong)
         if not wrong:
             if storage.is_remote(self.root):

@@ -129,16 +129,14 @@ def _replace_files(fs: Any, local: Path, uri: str, path: str) -> None:
         _put(fs, local, path, [name])
 
 
-def download(
-    uri: str, folder: Path, again: Collection[str] = (), only: Collection[str] | None = None
-) -> Path:
+def download(uri: str, folder: Path, only: Collection[str] | None = None) -> Path:
     """Return a local folder with what lies under ``uri``; local ones are returned as they are.
 
     Args:
         uri: of a folder.
-        folder: for what is remote; files of the right size that lie there are not fetched.
-        again: files that are fetched all the same.
-        only: files that are wanted; None: all.
+        folder: for what is remote.
+        only: files that are fetched, whatever lies there; None: all that do not lie there in the
+            right size.
 
     Raises:
         InputError: what is listed there would be written outside of the folder.
@@ -158,9 +156,11 @@ def download(
         wanted = {
             name: length
             for name, length in listed.items()
-            if (only is None or name in only)
-            if name in again
-            or not ((there := folder / name).exists() and there.stat().st_size == length)
+            if (
+                name in only
+                if only is not None
+                else not ((there := folder / name).exists() and there.stat().st_size == length)
+            )
         }
         for some in _batches(wanted):
             # several threads may want the same file
