@@ -27,7 +27,7 @@ from albat_core.backbones.kind import Kind, RowLimit, Splitter
 from albat_core.backbones.language.kind import LanguageKind
 from albat_core.devices import computes_bfloat16, lent_device, resolve_device
 from albat_core.errors import BackboneError, ConfigError
-from albat_core.records.examples import Example
+from albat_core.records.examples import Example, rows_beside
 from albat_core.store.stage import Runtime, canonical_json
 
 if TYPE_CHECKING:
@@ -133,9 +133,7 @@ Trained by albat on {facts["adaptation_rows"]} adaptation rows{_beside(facts)}; 
 def _beside(facts: Mapping[str, Any]) -> str:
     """Return which rows an adapter was trained on beside those of the adaptation set."""
     rows, made = facts["backbone_rows"], facts["generated_rows"]
-    read = f"{rows - made} rows of the backbone's own corpus" if rows > made else ""
-    written = f"{made} rows that the backbone generated" if made else ""
-    others = ", ".join(filter(None, (read, written)))
+    others = ", ".join(rows_beside(rows, made, "of the backbone's own corpus"))
     return f", {others} (alpha = {facts['alpha']:.3f})" if others else " alone"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from albat_core.errors import AlbatError, ConfigError, InputError
+from albat_core.records.examples import rows_beside
 from albat_core.records.mixtures import described_rows, generated_rows
 from albat_core.redaction import redacted
 from albat_core.report.content import ReportContent
@@ -140,8 +141,7 @@ def _named(path: str, *, on_hub: bool) -> str:
 def _mixture(store: ArtifactStore, entry: Entry) -> str:
     """Return what was trained on, by source."""
     made = generated_rows(store, entry.mixture)
-    beside = [(entry.backbone_rows - made, "of the corpus"), (made, "that the backbone generated")]
-    rows = [f"{count} rows {which}" for count, which in beside if count]
+    rows = rows_beside(entry.backbone_rows, made, "of the corpus")
     said = (
         " and ".join([f"{entry.adaptation_rows} adaptation rows", *rows])
         + ("" if rows else " alone")

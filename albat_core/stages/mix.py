@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from albat_core.records.examples import GENERATED, Example, examples_to_table
+from albat_core.records.examples import GENERATED, Example, examples_to_table, rows_beside
 from albat_core.records.mixtures import (
     ADAPTATION,
     BACKBONE,
@@ -269,10 +269,8 @@ def _card(table: pa.Table, facts: dict[str, float], layouts: Sequence[str]) -> s
         for name, folder in folders.items()
     )
     made = sum(r["weight_count"] for r in rows if r["source"] == GENERATED)
-    beside = [(facts["backbone_rows"] - made, "rows selected from the backbone's corpus")]
-    beside += [(made, "rows that the backbone generated")]
-    counts = [(facts["adaptation_rows"], "adaptation rows"), *(each for each in beside if each[0])]
-    said = " and ".join(f"{count} {which}" for count, which in counts)
+    beside = rows_beside(int(facts["backbone_rows"]), made, "selected from the backbone's corpus")
+    said = " and ".join([f"{facts['adaptation_rows']} adaptation rows", *beside])
     said = fill(f"Made by albat: {said}, alpha = {facts['alpha']:.3f}.", 100)
     shown = "\n".join(_LAYOUTS[name] for name in layouts)
     recipe, place = "", ""
